@@ -1,0 +1,1 @@
+"""Complete YAML configurations, one per experiment: ``importlib.resources.files("visynth.configs")``."""

@@ -1,0 +1,47 @@
+"""Rank helpers that work without torchrun: a single process is rank 0 of 1.
+
+Example:
+    >>> rank(), world_size(), is_main()
+    (0, 1, True)
+    >>> mine([10, 11, 12], rank=1, world=2)
+    [11]
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """This process's rank: from torch.distributed where it runs, else from torchrun's environment, else 0."""
+    group = _group()
+    return group.get_rank() if group else int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """Processes in the job: from torch.distributed where it runs, else from torchrun's environment, else 1."""
+    group = _group()
+    return group.get_world_size() if group else int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_main() -> bool:
+    """True on the one process that may write shared files."""
+    return rank() == 0
+
+
+def mine(items: Sequence[T], *, rank: int, world: int) -> list[T]:
+    """The items of one rank: a strided share, so that every rank meets every part of the list."""
+    return list(items[rank::world])
+
+
+def _group() -> Any:
+    """torch.distributed where it runs, else None; torch is not imported just to ask."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return None
+    return torch.distributed
