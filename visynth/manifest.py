@@ -1,0 +1,169 @@
+"""The renders folder: class folders of images, and ``metadata.jsonl`` with one line an image, sorted by file name.
+
+``metadata.jsonl`` is written last, so a folder without it is unfinished and is refused. Beside it lie ``plan.json`` (what was
+to be rendered), ``members.jsonl`` (the real images behind the generator) and nothing else, so that torchvision's
+``ImageFolder`` and Hugging Face's ``imagefolder`` read the folder as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visynth import members as members_file
+from visynth.errors import IntegrityError, listing
+from visynth.files import canonical_json, hash_file, write_text
+from visynth.members import Member
+
+SCHEMA = "visynth.renders/1"
+METADATA, PLAN, MEMBERS = "metadata.jsonl", "plan.json", "members.jsonl"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One rendered image.
+
+    Attributes:
+        file_name: path below the folder, with forward slashes.
+        label: class name.
+        seed: what ``sample`` was called with.
+        generator: the generator's digest.
+        options: sampler options.
+        parents: names of the real images that it was made from.
+        mask: run lengths of the labelled region, see :func:`encode_mask`, or None.
+        boxes: (x1, y1, x2, y2) in pixels, ends exclusive.
+        height: in pixels.
+        width: in pixels.
+        sha256: of the file.
+    """
+
+    file_name: str
+    label: str
+    seed: int
+    generator: str
+    options: Mapping[str, Any]
+    parents: tuple[str, ...]
+    mask: Mapping[str, Any] | None
+    boxes: tuple[tuple[float, ...], ...]
+    height: int
+    width: int
+    sha256: str
+
+    def to_line(self) -> str:
+        return canonical_json(asdict(self))
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Record:
+        known = {name: values[name] for name in cls.__dataclass_fields__}
+        known["parents"] = tuple(known["parents"])
+        known["boxes"] = tuple(tuple(box) for box in known["boxes"])
+        return cls(**known)
+
+
+@dataclass(frozen=True)
+class Renders:
+    """A finished renders folder."""
+
+    folder: Path
+    plan: Mapping[str, Any]
+    records: tuple[Record, ...]
+    members: tuple[Member, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the generator's order."""
+        return tuple(self.plan["classes"])
+
+    def counts(self) -> dict[str, int]:
+        counter = Counter(record.label for record in self.records)
+        return {name: counter[name] for name in self.classes}
+
+    def root(self) -> str:
+        """Hex sha256 over every file's name and content: equal roots are equal sets, byte for byte."""
+        return root_hash(self.records)
+
+
+def root_hash(records: Iterable[Record]) -> str:
+    digest = sha256()
+    for record in sorted(records, key=lambda r: r.file_name):
+        digest.update(f"{record.file_name} {record.sha256}\n".encode())
+    return digest.hexdigest()
+
+
+def write_records(folder: Path, records: Iterable[Record]) -> None:
+    """Write ``metadata.jsonl``: with it the folder is finished."""
+    ordered = sorted(records, key=lambda r: r.file_name)
+    write_text(folder / METADATA, "".join(record.to_line() + "\n" for record in ordered))
+
+
+def read_renders(folder: str | Path, *, verify: bool = False) -> Renders:
+    """Read a finished renders folder and check that every image of the manifest is there.
+
+    Args:
+        folder: what ``visynth render`` wrote.
+        verify: also compare every file's sha256.
+
+    Raises:
+        IntegrityError: unfinished, of another schema, a torn line, missing or altered files (all told).
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise IntegrityError(f"there is no renders folder {folder}. Make one with 'visynth render'.")
+    if not (folder / METADATA).is_file():
+        raise IntegrityError(
+            f"{folder} has no {METADATA}: it is not a renders folder, or its rendering did not finish. "
+            "Run the same 'visynth render' command again to finish it."
+        )
+    plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+    if plan.get("schema") != SCHEMA:
+        raise IntegrityError(
+            f"{folder / PLAN} has schema {plan.get('schema')!r}; this version reads {SCHEMA!r}: render the set again."
+        )
+    records = []
+    for number, line in enumerate((folder / METADATA).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            records.append(Record.from_json(json.loads(line)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise IntegrityError(f"{folder / METADATA} line {number} is not an image record ({error!r}).") from error
+    problems = [f"{r.file_name} is missing" for r in records if not (folder / r.file_name).is_file()]
+    if verify and not problems:
+        problems = [f"{r.file_name} was altered" for r in records if hash_file(folder / r.file_name) != r.sha256]
+    if problems:
+        raise IntegrityError(
+            f"{folder} does not hold what its manifest says ({len(problems)} files):\n{listing(problems)}"
+        )
+    members = members_file.read(folder / MEMBERS) if (folder / MEMBERS).is_file() else []
+    return Renders(folder, plan, tuple(records), tuple(members))
+
+
+def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """COCO's uncompressed run lengths: column-major, starting with the zeros.
+
+    Example:
+        >>> encode_mask(np.array([[False, True], [False, True]]))
+        {'size': [2, 2], 'counts': [2, 2]}
+    """
+    flat = mask.ravel(order="F")
+    changes = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff(np.concatenate([[0], changes, [len(flat)]])).tolist()
+    return {"size": list(mask.shape), "counts": ([0, *runs] if len(flat) and flat[0] else runs)}
+
+
+def decode_mask(runs: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """The mask ``[H, W]`` of run lengths.
+
+    Example:
+        >>> decode_mask({"size": [2, 2], "counts": [0, 1, 3]}).tolist()
+        [[True, False], [False, False]]
+    """
+    counts: Sequence[int] = runs["counts"]
+    flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    return flat.reshape(tuple(runs["size"]), order="F")

@@ -1,0 +1,74 @@
+"""Small picture helpers for previews and reports: display values, grids, PNG bytes. Arrays are ``[H, W, C]``."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from visynth.files import write_bytes
+
+Image = NDArray[Any]
+
+
+def to_display(image: Image) -> NDArray[np.uint8]:
+    """Any image of ours as uint8 RGB: 16 bits are scaled by their own range, channels beyond three are left out."""
+    if image.dtype == np.uint16:
+        low, high = float(image.min()), float(image.max())
+        image = ((image.astype(np.float32) - low) * (255.0 / max(high - low, 1.0))).astype(np.uint8)
+    image = image.astype(np.uint8)
+    channels = image.shape[2]
+    return np.ascontiguousarray(image[:, :, :3] if channels >= 3 else np.repeat(image[:, :, :1], 3, axis=2))
+
+
+def fit_square(image: NDArray[np.uint8], side: int, fill: int = 255) -> NDArray[np.uint8]:
+    """The whole picture, its proportions kept, centred on a square of ``side`` pixels."""
+    height, width = image.shape[:2]
+    scale = side / max(height, width)
+    shape = max(1, round(width * scale)), max(1, round(height * scale))
+    small = cv2.resize(image, shape, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
+    square = np.full((side, side, image.shape[2]), fill, np.uint8)
+    top, left = (side - shape[1]) // 2, (side - shape[0]) // 2
+    square[top : top + shape[1], left : left + shape[0]] = small
+    return square
+
+
+def grid(images: Sequence[NDArray[np.uint8]], columns: int, side: int, gap: int = 4) -> NDArray[np.uint8]:
+    """RGB images on a white sheet, ``columns`` in a row, each on a square of ``side`` pixels."""
+    rows = -(-len(images) // columns)
+    sheet = np.full((rows * (side + gap) + gap, columns * (side + gap) + gap, 3), 255, np.uint8)
+    for index, image in enumerate(images):
+        top, left = gap + index // columns * (side + gap), gap + index % columns * (side + gap)
+        sheet[top : top + side, left : left + side] = fit_square(image, side)
+    return sheet
+
+
+def outline(
+    image: NDArray[np.uint8], mask: NDArray[np.bool_], colour: tuple[int, int, int] = (255, 80, 0)
+) -> NDArray[np.uint8]:
+    """A copy of an RGB image with the border of a mask drawn one pixel outside it."""
+    grown = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
+    marked = image.copy()
+    marked[grown & ~mask] = colour
+    return marked
+
+
+def png(image: NDArray[np.uint8]) -> bytes:
+    """PNG bytes of an RGB image."""
+    done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    assert done
+    return data.tobytes()
+
+
+def write_png(path: str | Path, image: NDArray[np.uint8]) -> None:
+    write_bytes(path, png(image))
+
+
+def data_uri(image: NDArray[np.uint8]) -> str:
+    """An RGB image as a ``data:`` address, for pages that carry their pictures."""
+    return "data:image/png;base64," + base64.b64encode(png(image)).decode()
