@@ -1,0 +1,1 @@
+"""Reading, splitting, sampling and mixing images. Import from the modules: this package loads nothing by itself."""

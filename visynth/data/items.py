@@ -1,0 +1,168 @@
+"""What every reader gives: a list of labelled image files, and the set they form."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+from visynth.data.decode import DEFAULT_LIMITS, Array, Limits, decode
+from visynth.errors import DataError, UsageError, choices, listing
+from visynth.files import hash_file
+from visynth.members import Member, perceptual_hash, pixel_hash
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image file.
+
+    Attributes:
+        path: where it is.
+        name: its path relative to the set's root, with forward slashes: its key in reports and group files.
+        labels: class names; several for multi-hot data, none for a picture without any class.
+        group: images of one group (tile, patient, scene) belong to one side of every split.
+        split: ``"train"``, ``"val"``, ``"test"`` or ``""`` when the data do not say.
+        mask: file with the labelled pixels, or None.
+        boxes: (class, x1, y1, x2, y2) in pixels.
+        polygons: per polygon (class, x1, y1, x2, y2, ...) in pixels, where the annotations hold outlines.
+    """
+
+    path: Path
+    name: str
+    labels: tuple[str, ...]
+    group: str = ""
+    split: str = ""
+    mask: Path | None = None
+    boxes: tuple[tuple[str, float, float, float, float], ...] = ()
+    polygons: tuple[tuple[str, tuple[float, ...]], ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The single class; an error for multi-hot images, whose classes must be asked for one by one."""
+        if len(self.labels) != 1:
+            raise DataError(
+                f"{self.name} has {len(self.labels)} classes {self.labels}, but exactly one is needed here."
+            )
+        return self.labels[0]
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A file that could not be used, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A readable set of images: ``items`` sorted by name, ``classes`` in order, and the files left out."""
+
+    root: Path
+    items: tuple[Item, ...]
+    classes: tuple[str, ...]
+    bad: tuple[BadFile, ...] = ()
+    limits: Limits = field(default=DEFAULT_LIMITS)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def counts(self) -> dict[str, int]:
+        """Images per class; an image with several classes counts in each."""
+        counter = Counter(label for item in self.items for label in item.labels)
+        return {name: counter[name] for name in self.classes}
+
+    def groups(self) -> dict[str, int]:
+        """Groups per class."""
+        return {name: len({i.group or i.name for i in self.items if name in i.labels}) for name in self.classes}
+
+    def image(self, item: Item) -> Array:
+        """Decoded pixels ``[H, W, C]``."""
+        try:
+            return decode(item.path, self.limits)
+        except DataError as error:
+            raise DataError(f"{item.path} {error}") from error
+
+    def select(self, keep: Callable[[Item], bool]) -> ImageSet:
+        """The set with only the items that ``keep`` accepts."""
+        return replace(self, items=tuple(item for item in self.items if keep(item)))
+
+    def member(self, item: Item, split: str) -> Member:
+        """The fingerprint of one image, for ``members.jsonl``."""
+        pixels = self.image(item)
+        return Member(
+            path=item.name,
+            label=",".join(item.labels),
+            group=item.group or item.name,
+            split=split,
+            sha256=hash_file(item.path),
+            pixels=pixel_hash(pixels),
+            phash=perceptual_hash(pixels),
+        )
+
+    def members(self, split: Callable[[Item], str] | str) -> list[Member]:
+        """Fingerprints of all images; ``split`` is one split or a function of the item."""
+        which = split if callable(split) else lambda _: str(split)
+        return in_threads(lambda item: self.member(item, which(item)), self.items)
+
+
+def build(
+    root: Path,
+    items: Iterable[Item],
+    classes: Sequence[str] | None,
+    bad: Sequence[BadFile] = (),
+    limits: Limits = DEFAULT_LIMITS,
+) -> ImageSet:
+    """An ImageSet from items in any order; the classes are sorted unless an order is given."""
+    ordered = tuple(sorted(items, key=lambda item: item.name))
+    found = sorted({label for item in ordered for label in item.labels})
+    if classes is not None:
+        unknown = [name for name in found if name not in classes]
+        if unknown:
+            raise UsageError(f"the data have classes {choices(unknown)} that are not in the given {choices(classes)}.")
+    return ImageSet(Path(root), ordered, tuple(classes or found), tuple(bad), limits)
+
+
+def drop_unreadable(images: ImageSet, max_bad_fraction: float) -> ImageSet:
+    """Decode every image once and leave out those that fail, told together with counts and reasons.
+
+    Raises:
+        DataError: more than ``max_bad_fraction`` of the files are bad, or none is good.
+    """
+
+    def reason(item: Item) -> str | None:
+        try:
+            decode(item.path, images.limits)
+        except DataError as error:
+            return str(error)
+        return None
+
+    reasons = in_threads(reason, images.items)
+    bad = [BadFile(item.name, why) for item, why in zip(images.items, reasons, strict=True) if why]
+    good = tuple(item for item, why in zip(images.items, reasons, strict=True) if why is None)
+    checked = replace(images, items=good, bad=(*images.bad, *bad))
+    check_bad_fraction(checked, max_bad_fraction)
+    return checked
+
+
+def check_bad_fraction(images: ImageSet, max_bad_fraction: float) -> None:
+    """Refuse a set with too many unusable files, all of them told."""
+    total = len(images.items) + len(images.bad)
+    if not images.items or len(images.bad) > max_bad_fraction * total:
+        listed = listing([f"{b.name} {b.reason}" for b in images.bad])
+        raise DataError(
+            f"{images.root}: {len(images.bad)} of {total} images cannot be used "
+            f"(allowed: {max_bad_fraction:.0%}; raise --max-bad-fraction or mend them):\n{listed}"
+        )
+
+
+def in_threads(work: Callable[[A], B], values: Sequence[A]) -> list[B]:
+    """``[work(v) for v in values]`` in a few threads: decoding and hashing release the interpreter."""
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        return list(pool.map(work, values))

@@ -1,0 +1,123 @@
+"""The leak guard: no validation or test image may be among those that the generator was fitted on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import ConcatDataset, DataLoader, Subset
+
+from visynth import members as members_file
+from visynth.data.decode import EXTENSIONS, Array, decode
+from visynth.data.items import in_threads
+from visynth.errors import DataError, listing
+from visynth.files import hash_file
+from visynth.members import Member, perceptual_hash, pixel_hash
+
+
+def check_leaks(members: Sequence[Member], held_out: Mapping[str, Any]) -> None:
+    """Compare held-out images with the members that the generator was fitted on.
+
+    Images are found by their paths (``samples``, ``imgs``, ``files``, ``paths``, ... of the datasets), else as raw 8-bit pictures
+    (``data``). Where a dataset shows neither, a warning says that it could not be checked.
+
+    Args:
+        members: of the rendered set.
+        held_out: ``{"val": loaders, "test": loaders}``.
+
+    Raises:
+        DataError: images that meet, all listed, with how they meet.
+    """
+    trained = [m for m in members if m.split == "train"]
+    if not trained:
+        return
+    problems = []
+    for split, loaders in held_out.items():
+        for dataset in datasets_of(loaders):
+            candidates = fingerprints(dataset, split)
+            if candidates is None:
+                warnings.warn(
+                    f"the leak guard cannot see the files behind the {split} dataset {type(dataset).__name__}: check yourself that the "
+                    "generator was not fitted on them, or pass leak_guard=False to silence this.",
+                    stacklevel=4,
+                )
+                continue
+            problems += [f"{split}: {overlap}" for overlap in members_file.overlaps(candidates, trained)]
+    if problems:
+        raise DataError(
+            f"the generator was fitted on {len(problems)} held-out images, so validation would be too good. Fit it on the training "
+            f"part only (a split column, or train/ val/ test/ folders):\n{listing(problems)}"
+        )
+
+
+def datasets_of(loaders: Any) -> list[Any]:
+    """The datasets behind a loader, or behind lists and dicts of loaders."""
+    if loaders is None:
+        return []
+    if isinstance(loaders, DataLoader):
+        return [loaders.dataset]
+    if isinstance(loaders, Mapping):
+        return [d for loader in loaders.values() for d in datasets_of(loader)]
+    if isinstance(loaders, Iterable) and not hasattr(loaders, "dataset"):
+        return [d for loader in loaders for d in datasets_of(loader)]
+    return [getattr(loaders, "dataset", loaders)]
+
+
+def fingerprints(dataset: Any, split: str) -> list[Member] | None:
+    """Members of a dataset's images, or None where neither paths nor raw pictures can be found."""
+    paths = file_paths(dataset)
+    if paths is not None:
+        return in_threads(lambda path: _of_file(path, split), paths)
+    pictures = _pictures(dataset)
+    if pictures is None:
+        return None
+    return [_of_array(f"sample {place}", picture, split) for place, picture in enumerate(pictures)]
+
+
+def file_paths(dataset: Any) -> list[Path] | None:
+    """Paths of a dataset's images, through Subset and ConcatDataset."""
+    if isinstance(dataset, Subset):
+        inner = file_paths(dataset.dataset)
+        return None if inner is None else [inner[i] for i in dataset.indices]
+    if isinstance(dataset, ConcatDataset):
+        parts = [file_paths(part) for part in dataset.datasets]
+        return None if any(part is None for part in parts) else [path for part in parts for path in part or []]
+    for name in ("samples", "imgs", "files", "paths", "image_paths", "img_paths", "filenames", "images", "items"):
+        values = getattr(dataset, name, None)
+        if not isinstance(values, (list, tuple)) or len(values) != len(dataset) or not len(values):
+            continue
+        first = [value[0] if isinstance(value, (list, tuple)) else value for value in values]
+        if all(isinstance(value, (str, Path)) and str(value).lower().endswith(EXTENSIONS) for value in first):
+            return [Path(value) for value in first]
+    return None
+
+
+def _pictures(dataset: Any) -> list[Array] | None:
+    """Raw 8-bit pictures held in memory: ``data`` of torchvision's small sets, or samples before any transform."""
+    if isinstance(dataset, Subset):
+        inner = _pictures(dataset.dataset)
+        return None if inner is None else [inner[i] for i in dataset.indices]
+    data = getattr(dataset, "data", None)
+    if isinstance(data, torch.Tensor):
+        data = data.numpy()
+    if isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim in (3, 4) and len(data) == len(dataset):
+        return [picture[:, :, None] if picture.ndim == 2 else picture for picture in data]
+    return None
+
+
+def _of_file(path: Path, split: str) -> Member:
+    try:
+        return _of_array(str(path), decode(path), split, hash_file(path))
+    except (DataError, OSError):  # unreadable: it cannot be validated on either; the user's own loader will say so
+        return Member(str(path), "", "", split, "", "", "0" * 16)
+
+
+def _of_array(name: str, picture: Any, split: str, digest: str = "") -> Member:
+    array = np.asarray(picture) if isinstance(picture, Image.Image) else picture
+    array = array[:, :, None] if array.ndim == 2 else array
+    return Member(name, "", "", split, digest, pixel_hash(array), perceptual_hash(array))

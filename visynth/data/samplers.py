@@ -1,0 +1,68 @@
+"""A tempered class-balanced sampler: seeded, sharded by rank, exact about its epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+from visynth import seeds as seeding
+from visynth.errors import UsageError
+
+
+class TemperedSampler(Sampler[int]):
+    """Draws classes with probability proportional to ``n ** temper`` and images evenly within a class.
+
+    ``temper=1`` keeps the natural imbalance, ``0`` balances fully, ``0.5`` is the usual middle. Every rank draws the
+    same list and takes its share, so ranks never meet the same draw and Lightning may wrap the sampler for DDP.
+
+    Args:
+        labels: the class of each image.
+        temper: the exponent a of q ~ n^a.
+        seed: of the draws; epoch k of one seed is always the same list.
+        length: draws per epoch, by default one per image.
+
+    Raises:
+        UsageError: no labels, or a temper outside [0, 1].
+
+    Example:
+        >>> sampler = TemperedSampler([0] * 90 + [1] * 10, temper=0.0, seed=1)
+        >>> 35 < sum(index >= 90 for index in sampler) < 65
+        True
+    """
+
+    def __init__(
+        self, labels: Sequence[int | str], *, temper: float = 0.5, seed: int = 0, length: int | None = None
+    ) -> None:
+        if not len(labels):
+            raise UsageError("TemperedSampler needs at least one label.")
+        if not 0 <= temper <= 1:
+            raise UsageError(f"temper must be in [0, 1] (1: natural, 0: balanced), but got {temper}.")
+        self.probabilities = class_probabilities(labels, temper)
+        self.seed, self.epoch = seed, 0
+        self.length = len(labels) if length is None else length
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        generator = seeding.rng(seeding.derive("sampler", self.seed, self.epoch), "draws")
+        yield from (int(i) for i in generator.choice(len(self.probabilities), size=self.length, p=self.probabilities))
+
+
+def class_probabilities(labels: Sequence[int | str], temper: float) -> NDArray[np.float64]:
+    """Probability of each image under q(class) ~ n^temper, even within a class.
+
+    Example:
+        >>> class_probabilities(["a", "a", "a", "b"], 0.0).round(3).tolist()
+        [0.167, 0.167, 0.167, 0.5]
+    """
+    _, inverse, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+    weights = (counts.astype(np.float64) ** temper / counts)[inverse]
+    return np.asarray(weights / weights.sum(), dtype=np.float64)
