@@ -1,0 +1,263 @@
+"""The composition generator: real defect pixels on defect-free images, with exact masks, boxes and parents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from visynth import seeds as seeding
+from visynth.compose import blend as blending
+from visynth.compose import noise
+from visynth.compose.placement import foreground, place
+from visynth.compose.settings import Settings
+from visynth.errors import DataError
+from visynth.generator import Generator, Samples, Spec
+
+Array = NDArray[Any]
+Mask = NDArray[np.bool_]
+ATTEMPTS = 20  # backgrounds tried for one image before the last resort, its defect unscaled at any place
+
+
+@dataclass(frozen=True)
+class Background:
+    """A defect-free image ``[H, W, C]`` and where on it defects may stand."""
+
+    name: str
+    group: str
+    image: Array
+
+
+@dataclass(frozen=True)
+class Defect:
+    """Pixels to cut from: a window of a real image, the mask in it, and where the window lies in the image.
+
+    ``home`` is the relative position of the mask's centre in the whole image. A defect without a mask (``mask`` is
+    all True) is a whole image, for the methods that cut random regions.
+    """
+
+    name: str
+    group: str
+    label: int
+    image: Array
+    mask: Mask
+    home: tuple[float, float]
+
+
+class Composition(Generator):
+    """Cuts real defects by mask and sets them into defect-free images of the training split. No training.
+
+    Each image takes one defect and one background, drawn evenly over groups and then over images, so that a tile
+    shot twelve times counts no more than one shot twice. The defect is mirrored, scaled and shifted as its class's
+    :class:`Settings` allow, brought to the brightness of its new surroundings, and blended in. The mask is exact:
+    it is the placed mask, not a guess from the result.
+    """
+
+    options: ClassVar = {
+        "poisson_limit": 40_000
+    }  # masks with more pixels are feathered: the sparse solve would take seconds
+
+    def __init__(
+        self,
+        spec: Spec,
+        defects: Sequence[Defect],
+        backgrounds: Sequence[Background],
+        settings: Sequence[Settings],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(spec, **kwargs)
+        self.defects, self.backgrounds, self.settings = tuple(defects), tuple(backgrounds), tuple(settings)
+        self._by_label = [_by_group([d for d in defects if d.label == label]) for label in range(len(spec.classes))]
+        self._all_defects = _by_group(defects)
+        self._grounds = _by_group(backgrounds)
+        self._foregrounds: dict[str, Mask] = {}
+
+    # -- contract ------------------------------------------------------------------------------------------------
+
+    def _sample(self, seeds: Sequence[int], labels: Sequence[int], **options: Any) -> Samples:
+        height, width = self.spec.size
+        made = [self.compose(seed, label, **options) for seed, label in zip(seeds, labels, strict=True)]
+        images = np.zeros((len(made), self.spec.channels, height, width), self.spec.dtype)
+        masks = np.zeros((len(made), height, width), bool)
+        for row, (image, mask, _) in enumerate(made):
+            images[row, :, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
+            masks[row, : mask.shape[0], : mask.shape[1]] = mask
+        return Samples(
+            images=torch.from_numpy(images),
+            masks=torch.from_numpy(masks),
+            boxes=[torch.tensor(box(mask), dtype=torch.float32).reshape(-1, 4) for _, mask, _ in made],
+            parents=[parents for _, _, parents in made],
+            sizes=torch.tensor([image.shape[:2] for image, _, _ in made], dtype=torch.int64),
+        )
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        tensors = {f"background.{i}": torch.from_numpy(b.image.copy()) for i, b in enumerate(self.backgrounds)}
+        for i, defect in enumerate(self.defects):
+            tensors[f"defect.{i}.image"] = torch.from_numpy(defect.image.copy())
+            tensors[f"defect.{i}.mask"] = torch.from_numpy(defect.mask.astype(np.uint8))
+        return tensors
+
+    @classmethod
+    def build(cls, spec: Spec, weights: dict[str, torch.Tensor], device: str | torch.device) -> Composition:
+        """From spec and weights. Composition is numpy work on the CPU; ``device`` changes nothing."""
+        told = spec.arguments
+        defects = [
+            Defect(
+                d["name"],
+                d["group"],
+                d["label"],
+                weights[f"defect.{i}.image"].numpy(),
+                weights[f"defect.{i}.mask"].numpy().astype(bool),
+                (d["home"][0], d["home"][1]),
+            )
+            for i, d in enumerate(told["defects"])
+        ]
+        backgrounds = [
+            Background(b["name"], b["group"], weights[f"background.{i}"].numpy())
+            for i, b in enumerate(told["backgrounds"])
+        ]
+        return cls(spec, defects, backgrounds, [Settings.from_json(s) for s in told["settings"]])
+
+    # -- one image -----------------------------------------------------------------------------------------------
+
+    def compose(self, seed: int, label: int, poisson_limit: int) -> tuple[Array, Mask, tuple[str, ...]]:
+        """One image ``[h, w, C]``, its mask ``[h, w]`` and the names of the images it was made from."""
+        generator = seeding.rng(seed, f"compose/{label}")
+        control = self.settings[label].method == "control"
+        for attempt in range(ATTEMPTS):
+            ground = _draw(self._grounds, generator)
+            source = _draw(self._all_defects if control else self._by_label[label], generator)
+            settings = self.settings[source.label]  # a control copies the seams of the defect that it stands in for
+            patch, mask = self._cut(source, ground, settings, generator, scaled=attempt < ATTEMPTS // 2)
+            where = place(
+                mask,
+                source.home,
+                self._foreground(ground),
+                settings.shift if attempt < ATTEMPTS // 2 else 10**6,
+                generator,
+            )
+            if where is not None:
+                break
+        else:
+            raise DataError(
+                f"no place for a {self.classes[label]} defect was found on {ATTEMPTS} backgrounds: "
+                "the defects are larger than the defect-free images. Leave this class out or give larger images."
+            )
+        if control:
+            other = _draw(self._grounds, generator)
+            patch = _same_place(other.image, where, patch.shape[:2])
+            image = _set_in(patch, mask, ground.image, where, settings, poisson_limit)
+            return image, np.zeros(image.shape[:2], bool), (ground.name, other.name)
+        image = _set_in(patch, mask, ground.image, where, settings, poisson_limit)
+        full = np.zeros(image.shape[:2], bool)
+        full[where[0] : where[0] + mask.shape[0], where[1] : where[1] + mask.shape[1]] = mask
+        return image, full, (ground.name, source.name)
+
+    def _cut(
+        self, source: Defect, ground: Background, settings: Settings, generator: np.random.Generator, scaled: bool
+    ) -> tuple[Array, Mask]:
+        """The pixels and the mask to paste, mirrored and scaled, no larger than they must be."""
+        image, mask = source.image, source.mask
+        if settings.method in ("nsa", "perlin"):
+            mask = _random_region(image.shape[:2], settings.method, generator)
+        if settings.flip:
+            if generator.random() < 0.5:
+                image, mask = image[:, ::-1], mask[:, ::-1]
+            if generator.random() < 0.5:
+                image, mask = image[::-1], mask[::-1]
+        factor = generator.uniform(*settings.scale)
+        if scaled and abs(factor - 1) > 0.01:
+            side = max(2, round(image.shape[1] * factor)), max(2, round(image.shape[0] * factor))
+            bigger = cv2.resize(mask.astype(np.float32), side, interpolation=cv2.INTER_LINEAR) >= 0.5
+            if bigger.any():  # a one-pixel defect may vanish when it shrinks: then it keeps its size
+                resized = cv2.resize(
+                    np.ascontiguousarray(image), side, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+                )
+                image, mask = resized.reshape(side[1], side[0], -1), bigger
+        return _trim(image, mask, round(settings.ring + settings.feather))
+
+    def _foreground(self, ground: Background) -> Mask:
+        if ground.name not in self._foregrounds:
+            self._foregrounds[ground.name] = foreground(ground.image)
+        return self._foregrounds[ground.name]
+
+
+def box(mask: Mask) -> list[float]:
+    """(x1, y1, x2, y2) around a mask, ends exclusive, or an empty list.
+
+    Example:
+        >>> area = np.zeros((8, 8), bool); area[2:4, 3:7] = True
+        >>> box(area)
+        [3.0, 2.0, 7.0, 4.0]
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return []
+    return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
+
+
+def _set_in(
+    patch: Array, mask: Mask, ground: Array, where: tuple[int, int], settings: Settings, poisson_limit: int
+) -> Array:
+    """The whole background with the patch in it; pixels beyond mask and feather are the background's own."""
+    top, left = where
+    tall, wide = mask.shape
+    # Work on the patch's window alone: large images cost no more than small ones.
+    part = np.s_[top : top + tall, left : left + wide]
+    target = ground[part].astype(np.float32)
+    around = blending.ring(mask, settings.ring)
+    matched = blending.match_ring(patch.astype(np.float32), around, target, around)
+    if settings.blend == "feather" or mask.sum() > poisson_limit:
+        mixed = blending.feather(matched, target, mask, settings.feather)
+    else:
+        region = blending.grow(mask, round(settings.feather))
+        mixed = blending.poisson(matched, target, region, mixed=settings.blend == "mixed")
+    image = ground.copy()
+    top_value = np.iinfo(ground.dtype).max
+    image[part] = np.clip(np.rint(mixed), 0, top_value).astype(ground.dtype)
+    return image
+
+
+def _trim(image: Array, mask: Mask, margin: int) -> tuple[Array, Mask]:
+    x1, y1, x2, y2 = (int(v) for v in box(mask))
+    rows = slice(max(y1 - margin, 0), y2 + margin)
+    columns = slice(max(x1 - margin, 0), x2 + margin)
+    return image[rows, columns], np.ascontiguousarray(mask[rows, columns])
+
+
+def _same_place(image: Array, where: tuple[int, int], shape: tuple[int, int]) -> Array:
+    """A window of ``shape`` at ``where``, moved inside and reflected where the image is smaller."""
+    rows = np.abs(np.arange(where[0], where[0] + shape[0]))
+    columns = np.abs(np.arange(where[1], where[1] + shape[1]))
+    fold = [
+        np.where(i % (2 * n) >= n, 2 * n - 1 - i % (2 * n), i % (2 * n))
+        for i, n in ((rows, image.shape[0]), (columns, image.shape[1]))
+    ]
+    return np.asarray(image[fold[0]][:, fold[1]])
+
+
+def _random_region(shape: tuple[int, int], method: str, generator: np.random.Generator) -> Mask:
+    if method == "perlin":
+        return noise.perlin_mask(shape, generator)
+    tall, wide = noise.nsa_side(shape[0], generator), noise.nsa_side(shape[1], generator)
+    top, left = int(generator.integers(0, shape[0] - tall + 1)), int(generator.integers(0, shape[1] - wide + 1))
+    mask = np.zeros(shape, bool)
+    mask[top : top + tall, left : left + wide] = True
+    return mask
+
+
+def _by_group(items: Sequence[Any]) -> list[list[Any]]:
+    groups: dict[str, list[Any]] = {}
+    for item in items:
+        groups.setdefault(item.group, []).append(item)
+    return [groups[name] for name in sorted(groups)]
+
+
+def _draw(groups: list[list[Any]], generator: np.random.Generator) -> Any:
+    group = groups[int(generator.integers(len(groups)))]
+    return group[int(generator.integers(len(group)))]
