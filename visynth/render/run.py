@@ -1,0 +1,324 @@
+"""The render loop: planned shards minus committed shards, each made apart and committed by one rename.
+
+All work in progress lies in ``DIR.work/``, on the same filesystem: ``plan.json`` and one folder a shard. A shard is
+made in ``tmp.<shard>.<pid>`` and renamed to ``shard.<number>`` with its records inside, so that a shard either is
+there whole or is not there. When all are, their images move to ``DIR/<class>/`` and ``metadata.jsonl`` is written last.
+Killed at any moment, the same command goes on where it stopped and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from visynth import balance as balancing
+from visynth import members as members_file
+from visynth.balance import Balance
+from visynth.errors import ConflictError, OutputError, UsageError, VisynthError, choices
+from visynth.files import ensure_writable, sync_folder, write_json
+from visynth.manifest import MEMBERS, METADATA, PLAN, Record, Renders, encode_mask, read_renders, write_records
+from visynth.render.plan import SHARD, Plan, Planned
+from visynth.render.writers import start_worker, write_image
+
+if TYPE_CHECKING:
+    from visynth.generator import Generator
+
+Progress = Callable[[Mapping[str, Any]], None]
+
+
+def make_plan(
+    generator: Generator,
+    *,
+    balance: Balance = "not majority",
+    to: int | None = None,
+    per_class: int | Mapping[str, int] | None = None,
+    classes: Sequence[str] | None = None,
+    counts: Mapping[str, int] | None = None,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+    encoding: str | None = None,
+    threads: int = 1,
+    shard_size: int = SHARD,
+) -> Plan:
+    """What to render.
+
+    Args:
+        generator: decides every pixel.
+        balance: a word, dict, callable or float, see :func:`visynth.balance.targets`.
+        to: fill classes up to this many images, counting their reals.
+        per_class: exactly this many synthetic images of each class, or of each class named; overrules ``balance``.
+        classes: only these; by default all that the generator makes.
+        counts: real images per class; by default those of the generator's training members.
+        seed: of the whole set; other seeds give other images.
+        options: sampler options.
+        encoding: ``"png"`` or ``"tiff"``; by default PNG where it can hold the channels.
+        threads: torch threads while sampling; part of what the bytes depend on.
+        shard_size: images committed together.
+
+    Raises:
+        UsageError: unknown classes or encoding, or nothing to render.
+    """
+    chosen = list(classes) if classes is not None else list(generator.classes)
+    unknown = [name for name in chosen if name not in generator.classes]
+    if unknown:
+        raise UsageError(f"classes {choices(unknown)} are not in the generator; it makes {choices(generator.classes)}.")
+    if per_class is not None:
+        wanted = dict(per_class) if isinstance(per_class, Mapping) else dict.fromkeys(chosen, per_class)
+        targets = balancing.targets(wanted, dict.fromkeys(generator.classes, 0))
+    else:
+        reals = dict(counts) if counts is not None else real_counts(generator)
+        targets = {name: n for name, n in balancing.targets(balance, reals, to=to).items() if name in chosen}
+    own = ("png" if generator.spec.channels in (1, 3, 4) else "tiff") if encoding is None else encoding
+    if own not in ("png", "tiff"):
+        raise UsageError(f"encoding must be 'png' or 'tiff', but got {own!r}.")
+    if own == "png" and generator.spec.channels not in (1, 3, 4):
+        raise UsageError(f"PNG holds 1, 3 or 4 channels, the generator makes {generator.spec.channels}: use tiff.")
+    return Plan(
+        generator=generator.digest,
+        kind=generator.spec.kind,
+        classes=generator.classes,
+        targets={name: int(targets.get(name, 0)) for name in generator.classes},
+        seed=seed,
+        options=dict(options or {}),
+        encoding=own,
+        micro_batch=generator.spec.micro_batch,
+        threads=threads,
+        shard_size=shard_size,
+    )
+
+
+def real_counts(generator: Generator) -> dict[str, int]:
+    """Training images per class, from the generator's members; classes that it cannot make count for the majority."""
+    labels = [m.label for m in generator.members if m.split == "train"]
+    return {name: labels.count(name) for name in sorted({*labels, *generator.classes})}
+
+
+def render_set(
+    generator: Generator,
+    plan: Plan,
+    out: str | Path,
+    *,
+    workers: int = 2,
+    queue: int = 4,
+    progress: Progress | None = None,
+) -> Renders:
+    """Render a plan into ``out``, or finish it there.
+
+    Args:
+        generator: must be the plan's.
+        plan: from :func:`make_plan`.
+        out: the folder; it must not hold anything else.
+        workers: encoding processes; 0 encodes in this one. They do not change a byte.
+        queue: micro-batches sampled ahead of the encoders. It does not change a byte.
+        progress: called after each shard with done, total, images per second, seconds left and counts.
+
+    Raises:
+        ConflictError: the folder holds another plan's work, or files that are not ours.
+        OutputError: it cannot be written.
+    """
+    out = Path(out)
+    work = out.with_name(out.name + ".work")
+    if plan.generator != generator.digest:
+        raise UsageError("the plan belongs to another generator: make a plan with this one.")
+    if (out / METADATA).is_file():
+        found = read_renders(out)
+        _same_plan(found.plan, plan, out)
+        shutil.rmtree(work, ignore_errors=True)
+        return found
+    _claim(out, work, plan)
+    _sweep(work)
+    try:
+        _render_shards(generator, plan, work, workers, queue, progress)
+        return _finish(generator, plan, out, work)
+    except OSError as error:
+        if isinstance(error, VisynthError):
+            raise
+        raise OutputError(
+            f"cannot write {out}: {error.strerror or error}. What is committed is kept: run the same command again."
+        ) from error
+
+
+def _claim(out: Path, work: Path, plan: Plan) -> None:
+    """Both folders exist and belong to this plan."""
+    ensure_writable(out.parent)
+    stranger = [p.name for p in out.iterdir()] if out.is_dir() else []
+    if stranger and not (work / PLAN).is_file():
+        raise ConflictError(
+            f"{out} holds {len(stranger)} other files ({choices(sorted(stranger)[:3])}): choose an empty folder."
+        )
+    ensure_writable(work)
+    ensure_writable(out)
+    if (work / PLAN).is_file():
+        _same_plan(json.loads((work / PLAN).read_text(encoding="utf-8")), plan, out)
+    else:
+        write_json(work / PLAN, plan.to_json())
+
+
+def _same_plan(found: Mapping[str, Any], plan: Plan, out: Path) -> None:
+    ours = plan.to_json()
+    if found == ours:
+        return
+    differ = [
+        f"{key}: {found.get(key)!r} there, {ours.get(key)!r} here"
+        for key in sorted({*found, *ours})
+        if found.get(key) != ours.get(key)
+    ]
+    raise ConflictError(
+        f"{out} holds another plan's images ({'; '.join(differ)}). Choose another folder, or delete this one."
+    )
+
+
+def _sweep(work: Path) -> None:
+    """Remove unfinished shards of processes that are no more."""
+    for folder in work.glob("tmp.*"):
+        pid = int(folder.name.rsplit(".", 1)[1])
+        if pid == os.getpid() or not _alive(pid):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _render_shards(
+    generator: Generator, plan: Plan, work: Path, workers: int, queue: int, progress: Progress | None
+) -> None:
+    import torch
+
+    pending = [s for s in range(plan.shards) if not _shard(work, s).is_dir()]
+    if not pending:
+        return
+    before, started, made = torch.get_num_threads(), time.monotonic(), 0
+    torch.set_num_threads(plan.threads)
+    pool = (
+        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=start_worker)
+        if workers
+        else None
+    )
+    try:
+        for shard in pending:
+            _render_shard(generator, plan, work, shard, pool, queue)
+            made += len(plan.shard(shard))
+            if progress:
+                rate = made / max(time.monotonic() - started, 1e-9)
+                left = sum(len(plan.shard(s)) for s in pending) - made
+                progress(
+                    {
+                        "done": plan.total - left,
+                        "total": plan.total,
+                        "images/s": rate,
+                        "seconds left": left / rate,
+                        "counts": dict(plan.targets),
+                    }
+                )
+    except BrokenProcessPool as error:
+        raise OutputError(
+            "an encoding process died (out of memory, or killed). What is committed is kept: run the same command again."
+        ) from error
+    finally:
+        torch.set_num_threads(before)
+        if pool:
+            pool.shutdown(cancel_futures=True)
+
+
+def _render_shard(
+    generator: Generator, plan: Plan, work: Path, number: int, pool: ProcessPoolExecutor | None, queue: int
+) -> None:
+    images = plan.shard(number)
+    folder = work / f"tmp.{number:06d}.{os.getpid()}"
+    folder.mkdir()
+    hashes: dict[int, Any] = {}
+    rows: list[dict[str, Any]] = []
+    for start in range(0, len(images), plan.micro_batch):
+        batch = images[start : start + plan.micro_batch]
+        samples = generator.sample([i.seed for i in batch], [i.label for i in batch], **plan.options)
+        for place, image in enumerate(batch):
+            pixels = samples.crop(place).permute(1, 2, 0).numpy()
+            target = str(folder / file_name(plan, image))
+            if pool is None:
+                hashes[image.index] = write_image(target, pixels, plan.encoding, plan.kind)
+            else:
+                hashes[image.index] = pool.submit(write_image, target, pixels.copy(), plan.encoding, plan.kind)
+            rows.append(_row(plan, image, samples, place, pixels.shape))
+        if pool is not None and start >= queue * plan.micro_batch:
+            earlier = images[start - queue * plan.micro_batch]
+            hashes[earlier.index].result()  # keeps at most ``queue`` micro-batches in memory
+    lines = [
+        Record(**row, sha256=h if isinstance(h := hashes[image.index], str) else h.result()).to_line()
+        for row, image in zip(rows, images, strict=True)
+    ]
+    with open(folder / "records.jsonl", "w", encoding="utf-8") as stream:
+        stream.write("\n".join(lines) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    for inner in [*(p for p in folder.iterdir() if p.is_dir()), folder]:
+        sync_folder(inner)
+    try:
+        os.rename(folder, _shard(work, number))  # the commit: it fails if another process was first
+    except OSError:
+        if not _shard(work, number).is_dir():
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+    sync_folder(work)
+
+
+def file_name(plan: Plan, image: Planned) -> str:
+    """``<class>/<index>.<ending>``; the index counts over the whole set."""
+    return f"{plan.classes[image.label]}/{image.index:08d}.{'png' if plan.encoding == 'png' else 'tif'}"
+
+
+def _row(plan: Plan, image: Planned, samples: Any, place: int, shape: tuple[int, ...]) -> dict[str, Any]:
+    height, width = shape[:2]
+    mask = None if samples.masks is None else samples.masks[place, :height, :width].numpy()
+    boxes = [] if samples.boxes is None else samples.boxes[place].tolist()
+    return {
+        "file_name": file_name(plan, image),
+        "label": plan.classes[image.label],
+        "seed": image.seed,
+        "generator": plan.generator,
+        "options": dict(plan.options),
+        "parents": () if samples.parents is None else tuple(samples.parents[place]),
+        "mask": None if mask is None or not mask.any() else encode_mask(mask),
+        "boxes": tuple(tuple(box) for box in boxes),
+        "height": height,
+        "width": width,
+    }
+
+
+def _finish(generator: Generator, plan: Plan, out: Path, work: Path) -> Renders:
+    """Move the shards' images to their class folders, then write the manifest, then clear the work away."""
+    records = []
+    for number in range(plan.shards):
+        shard = _shard(work, number)
+        for line in (shard / "records.jsonl").read_text(encoding="utf-8").splitlines():
+            record = Record.from_json(json.loads(line))
+            source, target = shard / record.file_name, out / record.file_name
+            if source.is_file():  # else an earlier run moved it and was stopped after that
+                target.parent.mkdir(exist_ok=True)
+                os.replace(source, target)
+            records.append(record)
+    for folder in [p for p in out.iterdir() if p.is_dir()]:
+        sync_folder(folder)
+    write_json(out / PLAN, plan.to_json())
+    members_file.write(out / MEMBERS, generator.members)
+    write_records(out, records)
+    shutil.rmtree(work, ignore_errors=True)
+    return read_renders(out)
+
+
+def _shard(work: Path, number: int) -> Path:
+    return work / f"shard.{number:06d}"
