@@ -1,0 +1,1 @@
+"""Lightning modules that train image models. Import as ``visynth.lightning_modules``."""

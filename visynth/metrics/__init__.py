@@ -1,0 +1,1 @@
+"""Features, ranking metrics, learners and statistics. Import from the modules: this package loads nothing by itself."""

@@ -1,0 +1,141 @@
+"""The arms of an honest comparison: same learner, same real images, same total weight, other positives.
+
+A *cell* is one draw of training groups and one fold of test groups, for one class against the rest. Its arms:
+
+==================  ================================================================================================
+real                the real images as they are
+duplicate           the class's real images repeated to the count that synthesis reaches (the size control)
+balanced            the class and the rest at equal weight, as a balanced sampler gives
+logit_adjusted      trained as "real", scores moved by the log prior (Menon et al., ICLR 2021, eq. 9): for one class against
+                    the rest this moves every score alike, so it changes decisions (macro-F1) but no ranking
+smote               balanced, with points between real images of the class in feature space (Chawla et al., JAIR 2002)
+augment/<name>      balanced, with classic augmentations of the class's real images
+synthetic           balanced, with synthetic images of the class
+synthetic+control   as synthetic, with defect-free images under the same seams among the rest
+oracle              balanced, with all real training images of the class: what synthesis tries to stand in for
+==================  ================================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visynth import seeds as seeding
+from visynth.metrics.learning import Floats, Ints, Items
+
+BASELINES = ("real", "duplicate", "balanced", "logit_adjusted", "smote", "augment")
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Made images: bank rows, and per image the groups of the real images behind it."""
+
+    rows: Ints
+    parents: Sequence[frozenset[str]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One comparison. ``train`` is what the arms see, ``more`` what only the oracle adds; all are rows of real images."""
+
+    draw: int
+    fold: int
+    train: Ints
+    more: Ints
+    test: Ints
+    positive: NDArray[np.bool_]  # by row of the bank, for real images
+    groups: Sequence[str]  # by row of the bank, for real images
+    extras: Mapping[str, Extra] = field(default_factory=dict)
+
+    def test_truth(self) -> NDArray[np.bool_]:
+        return self.positive[self.test]
+
+    def test_groups(self) -> list[str]:
+        return [self.groups[row] for row in self.test]
+
+
+def build_arms(cell: Cell, seed: int) -> dict[str, Items]:
+    """Every arm's training items. The sum of weights is the number of real training images in each."""
+    extras = cell.extras
+    count = len(extras["synthetic"].rows) if "synthetic" in extras else 0
+    positives = int(cell.positive[cell.train].sum())
+    real = _items(cell, cell.train)
+    arms = {"real": _weighted(real, None), "balanced": _weighted(real, 1.0), "logit_adjusted": _weighted(real, None)}
+    arms["duplicate"] = _weighted(real, None, repeat=(positives + count) / max(positives, 1))
+    if count and positives > 1:
+        arms["smote"] = _weighted(_smote(cell, real, count, seed), 1.0)
+    for name, extra in extras.items():
+        if name.startswith("augment/"):
+            arms[name] = _weighted(_joined(real, extra, True), 1.0)
+    if count:
+        mixed = _joined(real, extras["synthetic"], True)
+        arms["synthetic"] = _weighted(mixed, 1.0)
+        if "control" in extras:
+            arms["synthetic+control"] = _weighted(_joined(mixed, extras["control"], False), 1.0)
+    if len(cell.more):
+        arms["oracle"] = _weighted(_items(cell, np.concatenate([cell.train, cell.more])), 1.0, total=len(cell.train))
+    return arms
+
+
+def adjust(scores: Floats, items: Items) -> Floats:
+    """Post-hoc logit adjustment of one-against-rest scores: minus the log odds of the training prior (eq. 9, tau = 1)."""
+    prior = float(items.positive.mean())
+    return np.asarray(scores - np.log(prior / (1 - prior)))
+
+
+def _items(cell: Cell, rows: Ints) -> Items:
+    return Items(
+        rows=rows,
+        positive=cell.positive[rows],
+        weights=np.ones(len(rows)),
+        parents=[frozenset({cell.groups[row]}) for row in rows],
+        real=np.ones(len(rows), bool),
+    )
+
+
+def _joined(items: Items, extra: Extra, positive: bool) -> Items:
+    count = len(extra.rows)
+    return Items(
+        rows=np.concatenate([items.rows, extra.rows]),
+        positive=np.concatenate([items.positive, np.full(count, positive)]),
+        weights=np.ones(len(items) + count),
+        parents=[*items.parents, *extra.parents],
+        real=np.concatenate([items.real, np.zeros(count, bool)]),
+    )
+
+
+def _smote(cell: Cell, items: Items, count: int, seed: int, neighbours: int = 5) -> Items:
+    """Points between a real image of the class and another; with few images any other one is a neighbour."""
+    generator = seeding.rng(seeding.derive("smote", seed, cell.draw, cell.fold), "pairs")
+    own = items.rows[items.positive]
+    first = generator.integers(0, len(own), count)
+    second = (first + generator.integers(1, min(neighbours, len(own) - 1) + 1, count)) % len(own)
+    joined = _joined(
+        items,
+        Extra(
+            own[first],
+            [frozenset({cell.groups[own[a]], cell.groups[own[b]]}) for a, b in zip(first, second, strict=True)],
+        ),
+        True,
+    )
+    zeros = np.zeros(len(items))
+    return Items(
+        **{name: getattr(joined, name) for name in ("rows", "positive", "weights", "parents", "real")},
+        partners=np.concatenate([items.rows, own[second]]),
+        mix=np.concatenate([zeros, generator.random(count)]),
+    )
+
+
+def _weighted(items: Items, balance: float | None, *, repeat: float = 1.0, total: int | None = None) -> Items:
+    """Weights that sum to the number of real items (or ``total``); ``balance`` is the weight of class to rest."""
+    weights = np.where(items.positive, repeat, 1.0)
+    if balance is not None:
+        share = balance / (1 + balance)
+        sums = {kind: weights[items.positive == kind].sum() for kind in (True, False)}
+        weights = np.where(items.positive, share / max(sums[True], 1e-12), (1 - share) / max(sums[False], 1e-12))
+    weights = weights * ((int(items.real.sum()) if total is None else total) / weights.sum())
+    return Items(items.rows, items.positive, weights, items.parents, items.real, items.partners, items.mix)
