@@ -1,0 +1,233 @@
+"""Renders + real data -> report: did this rendered set help, on real test images that its generator never saw?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from visynth import members as members_file
+from visynth import plugins
+from visynth import seeds as seeding
+from visynth.comparison import Results, arms_block, class_verdict, macro_f1_table, run_cells, summarise
+from visynth.data.decode import decode
+from visynth.data.items import ImageSet
+from visynth.data.transforms import CANDIDATES, augment, backend
+from visynth.errors import DataError, UsageError, choices, listing
+from visynth.files import ensure_writable
+from visynth.manifest import Renders, read_renders
+from visynth.members import Member
+from visynth.metrics.arms import Cell, Extra
+from visynth.metrics.features import FeatureBank, cache_folder, extractor
+from visynth.report import ClassVerdict, Report, bullets, environment, table
+
+COPIES = 4
+
+
+def evaluate_renders(
+    images: ImageSet,
+    renders: str | Path | Renders,
+    out: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    count: int | None = None,
+    seeds: int = 5,
+    learner: str = "frozen",
+    workers: int = 2,
+    cache: bool = True,
+    say: Callable[[str], None] = lambda words: None,
+) -> Report:
+    """Measure a rendered set per class and write ``report.json`` and ``report.html`` to ``out``.
+
+    Args:
+        images: real images. Those that the generator was fitted on train the arms; the others test them. A split of
+            the data's own decides where it is given, but no image that the generator was fitted on may be tested on.
+        renders: the rendered set.
+        out: folder of the report.
+        classes: which to measure; by default every rendered class that has real training and test images.
+        count: synthetic images per class, by default all there are.
+        seeds: paired repetitions with other synthetic subsets, augmentations and inner folds.
+        learner: registered name.
+        workers: processes for fitting.
+        cache: keep features of real images on disk.
+        say: receives progress lines.
+
+    Raises:
+        DataError: test images that the generator was fitted on, or nothing held out to test on.
+    """
+    started = time.monotonic()
+    out = ensure_writable(out)
+    renders = renders if isinstance(renders, Renders) else read_renders(renders)
+    say("fingerprints of the real images")
+    images = assign_splits(images, renders.members)
+    if any(not item.group for item in images.items):
+        images = replace(images, items=tuple(replace(item, group=item.group or item.name) for item in images.items))
+    by_split = {split: images.select(lambda item, split=split: item.split == split) for split in ("train", "test")}  # type: ignore[misc]
+    _check_sides(by_split["train"], by_split["test"], renders)
+
+    counts = {split: part.counts() for split, part in by_split.items()}
+    possible = [name for name in images.classes if counts["train"][name] and counts["test"][name]]
+    rendered = renders.counts()
+    wanted = (
+        list(classes)
+        if classes is not None
+        else [name for name in possible if rendered.get(name) and name != _control(renders)]
+    )
+    unknown = [name for name in wanted if name not in possible or not rendered.get(name)]
+    if unknown or not wanted:
+        raise UsageError(
+            f"classes {choices(unknown or wanted)} cannot be measured: rendered are {rendered}, "
+            f"real training images {counts['train']}, real test images {counts['test']}."
+        )
+
+    kept = [item for item in images.items if item.split in ("train", "test")]
+    bank = FeatureBank(
+        extractor(),
+        cache=cache_folder() / "features" if cache else None,
+        trunk=getattr(plugins.load("learners", learner), "trunk", 0),
+    )
+    say(f"features of {len(kept)} real and {len(renders.records)} synthetic images")
+    pictures = [images.image(item) for item in kept]
+    bank.add(pictures)
+    rows_of = {
+        name: bank.add([decode(renders.folder / r.file_name) for r in renders.records if r.label == name])
+        for name in renders.classes
+    }
+    group_of = {item.name: item.group for item in kept}
+    train = np.array([row for row, item in enumerate(kept) if item.split == "train"], dtype=np.int64)
+    test = np.array([row for row, item in enumerate(kept) if item.split == "test"], dtype=np.int64)
+    groups = [item.group for item in kept]
+
+    def made(name: str, seed: int, limit: int | None) -> Extra:
+        records = [r for r in renders.records if r.label == name]
+        order = seeding.rng(seeding.derive("subset", seed, name), "evaluate").permutation(len(records))[:limit]
+        parents = [frozenset(group_of.get(p, p) for p in records[i].parents) for i in order]
+        return Extra(rows_of[name][order], parents)
+
+    results: dict[str, Results] = {}
+    report = Report("utility", renders.folder.name)
+    for name in images.classes:
+        if not counts["train"][name]:
+            continue
+        positive = np.array([name in item.labels for item in kept])
+        limit = min(count or rendered.get(name, 0), rendered.get(name, 0))
+        copies = {c: _copies(bank, pictures, train, positive, c) for c in CANDIDATES} if name in wanted else {}
+        cells = []
+        for seed in range(seeds):
+            extras: dict[str, Extra] = {}
+            if name in wanted:
+                extras["synthetic"] = made(name, seed, limit)
+                control = _control(renders)
+                if control and rendered.get(control):
+                    extras["control"] = made(control, seed, max(1, limit // 3))
+                for candidate, pool in copies.items():
+                    order = seeding.rng(seeding.derive("augmented", seed), candidate).permutation(len(pool))[:limit]
+                    extras[f"augment/{candidate}"] = Extra(
+                        np.array([pool[i][0] for i in order]), [frozenset({groups[pool[i][1]]}) for i in order]
+                    )
+            cells.append(Cell(seed, 0, train, np.zeros(0, np.int64), test, positive, groups, extras))
+        say(f"{name}: {seeds} seeds")
+        results[name] = run_cells(name, cells, bank.tables(), learner=learner, workers=workers)
+
+    blocks = []
+    f1 = macro_f1_table(
+        results, [images.classes.index(i.labels[0]) if len(i.labels) == 1 else -1 for i in kept], images.classes
+    )
+    for name in wanted:
+        summary = summarise(results[name])
+        report.verdicts.append(class_verdict(results[name], summary, masks=False, macro_f1=f1.get(name, {})))
+        blocks += arms_block(results[name], summary, learner, f1.get(name, {}))
+    for name in images.classes:
+        if name not in wanted and name != _control(renders):
+            report.verdicts.append(
+                ClassVerdict(name, "not measured", "it was not rendered, or has no real images on one side")
+            )
+    rows = [[name, counts["train"][name], counts["test"][name], rendered.get(name, 0)] for name in images.classes]
+    report.section("Images", table(["class", "real, training", "real, test", "synthetic"], rows))
+    report.section("Arms", *blocks)
+    report.section(
+        "Reading this",
+        bullets(
+            [
+                "The test images are real and were never seen by the generator: their fingerprints were compared with its members."
+            ]
+        ),
+    )
+    report.conditions |= {
+        "seeds": seeds,
+        "features": ", ".join(bank.name(r) for r in bank.resolutions),
+        "classic augmentation": f"{backend()}: {', '.join(CANDIDATES)}",
+        "generator": renders.plan["generator"],
+        "seconds": round(time.monotonic() - started),
+        **environment(),
+    }
+    report.write(out)
+    say(f"done in {time.monotonic() - started:.0f} s: {out / 'report.html'}")
+    return report
+
+
+def assign_splits(images: ImageSet, members: Sequence[Member]) -> ImageSet:
+    """Each image's split: the data's own, else that of the same member, else test, because the generator never saw it.
+
+    Raises:
+        DataError: images that the data call test or validation, but that the generator was fitted on (all listed).
+    """
+    candidates = images.members("test")
+    met = {
+        overlap.candidate: overlap.member
+        for overlap in members_file.overlaps(candidates, members)
+        if overlap.how != "near-duplicate"
+    }
+    leaked = [
+        f"{item.name} ({item.split}) was the training image {met[item.name].path}"
+        for item in images.items
+        if item.split in ("val", "test") and item.name in met and met[item.name].split == "train"
+    ]
+    if leaked:
+        raise DataError(
+            f"{len(leaked)} test images were used to fit the generator, so they cannot test it:\n{listing(leaked)}"
+        )
+    return replace(
+        images,
+        items=tuple(
+            replace(item, split=item.split or (met[item.name].split if item.name in met else "test"))
+            for item in images.items
+        ),
+    )
+
+
+def _check_sides(train: ImageSet, test: ImageSet, renders: Renders) -> None:
+    if not len(test):
+        raise DataError(
+            f"the generator of {renders.folder} was fitted on all {len(train)} images, so there is nothing to test on. Hold images out "
+            "before 'visynth fit' (a split column, or train/ and test/ folders), or use 'visynth trial', which cross-validates."
+        )
+    if not len(train):
+        raise DataError(
+            f"none of the images was used to fit the generator of {renders.folder}: give the data that it was fitted on, with the held-out images."
+        )
+
+
+def _control(renders: Renders) -> str | None:
+    """The class that is rendered without any box: defect-free images under the same seams."""
+    empty = [
+        name
+        for name in renders.classes
+        if renders.counts()[name] and not any(r.boxes for r in renders.records if r.label == name)
+    ]
+    return empty[0] if len(empty) == 1 and renders.plan["kind"] == "composite" else None
+
+
+def _copies(
+    bank: FeatureBank, pictures: Sequence[np.ndarray], train: np.ndarray, positive: np.ndarray, candidate: str
+) -> list[tuple[int, int]]:
+    """(bank row, real row) of augmented copies of a class's training images."""
+    pairs = [(int(row), copy) for row in train if positive[row] for copy in range(COPIES)]
+    rows = bank.add(
+        [augment(pictures[row], candidate, seeding.derive("augment", row, copy, candidate))[0] for row, copy in pairs],
+        cache=False,
+    )
+    return [(int(place), row) for place, (row, _) in zip(rows, pairs, strict=True)]

@@ -1,0 +1,201 @@
+"""Preflight: what can be said about a set within a minute, before anything is synthesised.
+
+Readable and unreadable files, images and groups per class, near-duplicates and what a random split would leak, headroom
+(the baseline against an oracle with all reals), the smallest effect that the test can see, and which synthesizer suits.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visynth.compose.fit import guess_good
+from visynth.data import groups as grouping
+from visynth.data.items import ImageSet
+from visynth.data.masks import judge, load_mask
+from visynth.data.reading import with_groups
+from visynth.errors import DataError, UsageError, choices
+from visynth.files import write_text
+from visynth.report import bullets, table
+
+LEARNED_GROUPS = 20  # groups of a class from which on a learned generator has something to learn from
+MIN_GROUPS = 3  # groups of the rare class without which nothing can be held out and chosen on
+
+
+@dataclass
+class Preflight:
+    """What was found. ``images`` has groups for every image, given or proposed."""
+
+    images: ImageSet
+    rare: tuple[str, ...]
+    good: str | None
+    masked: dict[str, int]
+    repeated: float
+    random_leak: float
+    proposal: grouping.Proposal | None
+    crossing: int
+    crossing_share: float
+    group_source: str
+    suits: dict[str, str]
+    warnings: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def blocks(self) -> list[dict[str, Any]]:
+        """For the report."""
+        counts, group_counts = self.images.counts(), self.images.groups()
+        rows = [
+            [name, counts[name], group_counts[name], self.masked.get(name, 0), self.suits.get(name, "")]
+            for name in self.images.classes
+        ]
+        reasons: dict[str, int] = {}
+        for bad in self.images.bad:
+            reasons[bad.reason] = reasons.get(bad.reason, 0) + 1
+        lines = [
+            f"{len(self.images)} readable images, {len(self.images.bad)} unreadable"
+            + (": " + "; ".join(f"{n} {why}" for why, n in reasons.items()) if reasons else "")
+        ]
+        lines += self.leak_lines() + self.warnings
+        return [bullets(lines), table(["class", "images", "groups", "with masks", "synthesizer that suits"], rows)]
+
+    def leak_lines(self) -> list[str]:
+        """What repeats, what a random split would do, and what the groups leave."""
+        lines = [f"{self.repeated:.0%} of the images have a near-duplicate in the set"]
+        if self.repeated >= grouping.LEAKS:
+            lines.append(
+                f"a random split leaks: it would leave a near-duplicate of {self.random_leak:.0%} of the test images in training, so scores from it are too good"
+            )
+        if self.proposal is not None:
+            lines.append(
+                f"groups found in the data: {len(set(self.proposal.groups))}, by {self.proposal.rule}; they hold {self.proposal.holds:.0%} of the near-duplicates together"
+            )
+        lines.append(
+            f"groups used: {self.group_source}; {self.crossing_share:.1%} of the images have a near-duplicate in another group ({self.crossing} pairs)"
+        )
+        return lines
+
+
+def preflight(images: ImageSet, rare: Sequence[str], *, good: str | None = None, grouped: bool = False) -> Preflight:
+    """Look at a set.
+
+    Args:
+        images: read and checked.
+        rare: the classes that matter.
+        good: the defect-free class; guessed when None.
+        grouped: whether the images' groups were given; otherwise groups are proposed where the set repeats itself,
+            and else every image is its own group.
+
+    Raises:
+        UsageError: a rare or good class that does not exist.
+        DataError: fewer than two classes, or a rare class that is too small to measure anything.
+    """
+    _check(images, rare, good)
+    found = grouping.find_neighbours(images)
+    names = [item.name for item in images.items]
+    proposal = grouping.propose_groups(names, found)
+    notes: list[str] = []
+    if grouped:
+        source = "as given"
+    elif proposal is not None:
+        source = f"as proposed, by {proposal.rule} (written to groups.csv: check them, then give them with --groups)"
+        images = with_groups(images, dict(zip(names, proposal.groups, strict=True)), "proposal")
+    else:
+        source = "every image on its own (nothing repeats; give --groups if images share a part, a scene or a patient)"
+        images = replace(images, items=tuple(replace(item, group=item.name) for item in images.items))
+    crossing = grouping.across_groups(found, [item.group for item in images.items])
+    touched = {index for pair in crossing for index in pair}
+
+    masks = {item.name for item in images.items if (mask := load_mask(images, item)) is not None and mask.any()}
+    masked = {name: sum(item.name in masks for item in images.items if name in item.labels) for name in images.classes}
+    good = good or guess_good(images.classes, masked, images.counts())
+    group_counts = images.groups()
+    for name in rare:
+        if group_counts[name] < MIN_GROUPS:
+            raise DataError(
+                f"{name} has {images.counts()[name]} images in {group_counts[name]} group(s): at least {MIN_GROUPS} groups are needed "
+                "to train on some and test on others. Collect more, or give finer groups if these are too coarse."
+            )
+    shapes = {
+        (image.shape[2], image.dtype.name) for image in map(images.image, images.items[:: max(1, len(images) // 50)])
+    }
+    if len(shapes) > 1:
+        told = ", ".join(f"{channels} channel(s) of {dtype}" for channels, dtype in sorted(shapes))
+        notes.append(f"the images are of several kinds ({told}): composition uses those of the most frequent kind")
+    return Preflight(
+        images=images,
+        rare=tuple(rare),
+        good=good,
+        masked=masked,
+        repeated=found.repeated,
+        random_leak=grouping.random_split_leak(found),
+        proposal=proposal,
+        crossing=len(crossing),
+        crossing_share=len(touched) / len(images),
+        group_source=source,
+        suits={name: _suits(images, name, good, masked, group_counts) for name in images.classes},
+        warnings=notes,
+    )
+
+
+def _check(images: ImageSet, rare: Sequence[str], good: str | None) -> None:
+    if not rare:
+        raise UsageError(f"name the class that matters with --rare; the classes are {choices(images.classes)}.")
+    unknown = [name for name in [*rare, *([good] if good else [])] if name not in images.classes]
+    if unknown:
+        raise UsageError(
+            f"there is no class {choices(unknown)} in {images.root}; the classes are {choices(images.classes)}."
+        )
+    if len(images.classes) < 2:
+        raise DataError(
+            f"{images.root} has one class only ({images.classes[0]!r}): there is nothing to tell it from. Add the other classes."
+        )
+
+
+def _suits(images: ImageSet, name: str, good: str | None, masked: dict[str, int], groups: dict[str, int]) -> str:
+    """Which synthesizer suits a class, in a few words with the reason."""
+    if name == good:
+        return "seam controls only (defect-free)"
+    if masked[name] and good:
+        reasons = [
+            judge(images.image(item), mask)
+            for item in images.items
+            if name in item.labels and (mask := load_mask(images, item, name)) is not None
+        ]
+        bad = sum(reason is not None for reason in reasons)
+        if bad <= len(reasons) / 2:
+            return "composition by mask" + (f" ({bad} of {len(reasons)} masks unreliable, left out)" if bad else "")
+        return f"none: {bad} of {len(reasons)} masks are unreliable" + (
+            ", and too few groups to learn from" if groups[name] < LEARNED_GROUPS else "; a learned generator may"
+        )
+    if groups[name] >= LEARNED_GROUPS:
+        return "a learned generator (no masks, but enough groups)"
+    return f"none: no masks, and {groups[name]} groups are too few to learn from"
+
+
+def headroom_note(base: float, oracle: float, seen: float) -> str:
+    """One sentence on whether a trial can find anything.
+
+    Example:
+        >>> headroom_note(0.90, 0.91, 0.08)
+        'headroom 0.01 AP is below the smallest effect that the test can see (0.08): expect "cannot tell"'
+    """
+    room = oracle - base
+    if not np.isfinite(room):
+        return "headroom is unknown: there are no more real groups to compare with"
+    if room < seen:
+        return f'headroom {room:.2f} AP is below the smallest effect that the test can see ({seen:.2f}): expect "cannot tell"'
+    return f"headroom {room:.2f} AP, the test sees effects from {seen:.2f} on"
+
+
+def write_groups(path: Path, images: ImageSet) -> None:
+    """Write ``groups.csv`` with the groups in use, to be checked and given back with ``--groups``."""
+    stream = io.StringIO()
+    csv.writer(stream).writerows(
+        [("file", "class", "group"), *((i.name, ";".join(i.labels), i.group) for i in images.items)]
+    )
+    write_text(path, stream.getvalue())

@@ -1,0 +1,37 @@
+"""The main job on an embedded set: a trial on :mod:`visynth.data.samples`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from visynth.data.reading import read_images
+from visynth.data.samples import write_samples
+from visynth.files import ensure_writable
+from visynth.report import Report
+from visynth.trial import Say, TrialOptions, run_trial
+
+RARE = "spot"
+
+
+def quickstart(out: str | Path = "quickstart", *, minutes: float = 4.0, say: Say = lambda words: None) -> Report:
+    """Write the samples to ``out/data`` and run a trial on them into ``out``.
+
+    Args:
+        out: folder for data and results.
+        minutes: budget of the trial.
+        say: receives progress lines.
+    """
+    out = ensure_writable(out)
+    data = write_samples(out / "data")
+    say(f"samples written to {data} (semi-synthetic: real textures, simulated defects)")
+    images = read_images(data / "images", masks=data / "masks", groups=data / "groups.csv")
+    options = TrialOptions(minutes=minutes, synthetic=48)
+    return run_trial(
+        images,
+        [RARE],
+        out,
+        options=options,
+        grouped=True,
+        subject="the built-in texture samples (semi-synthetic)",
+        say=say,
+    )
