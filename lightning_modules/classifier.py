@@ -98,7 +98,7 @@ class FinetuneLearner:
         assert source.tail is not None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeding.derive("finetune", seed))
-            tail = copy.deepcopy(source.tail).requires_grad_(True)
+            tail = copy.deepcopy(source.tail).requires_grad_(True).train()
             model = Classifier(tail, source.width)
             data = TensorDataset(torch.from_numpy(values), torch.from_numpy(positive.astype(np.float32)))
             draws = torch.Generator().manual_seed(seeding.derive("draws", seed))

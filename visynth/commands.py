@@ -29,6 +29,7 @@ def trial(
     workers: int = 2,
     learner: str = "frozen",
     others: bool = True,
+    dense: bool = True,
     cache: bool = True,
     max_bad_fraction: float = 0.05,
     json: bool = False,
@@ -54,6 +55,7 @@ def trial(
         workers: processes for fitting.
         learner: frozen or finetune.
         others: also give verdicts for the classes that were not named.
+        dense: also measure a dense head taught by the masks, as a rival.
         cache: keep features of real images on disk ($VISYNTH_CACHE, else the user's cache folder).
         max_bad_fraction: share of unusable files up to which they are left out.
         json: print the verdicts as JSON.
@@ -65,7 +67,7 @@ def trial(
     images = read_images(
         data, masks=masks, groups=groups, group_pattern=group_pattern, max_bad_fraction=max_bad_fraction
     )
-    options = TrialOptions(rare_groups, draws, folds, synthetic, minutes, seed, workers, learner, others, cache)
+    options = TrialOptions(rare_groups, draws, folds, synthetic, minutes, seed, workers, learner, others, dense, cache)
     grouped = groups is not None or group_pattern is not None or any(item.group for item in images.items)
     report = run_trial(
         images,

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from visynth import plugins
 from visynth.metrics import arms as arming
 from visynth.metrics.arms import Cell
+from visynth.metrics.dense import DenseHead
 from visynth.metrics.learning import inner_folds
 from visynth.metrics.ranking import macro_f1
 from visynth.metrics.verdict import (
@@ -29,7 +30,7 @@ from visynth.metrics.verdict import (
     HELPS,
     Bootstrap,
     Interval,
-    Tested,
+    Scored,
     Verdict,
     compare,
     decide,
@@ -49,7 +50,7 @@ class Results:
     """Every arm on every cell of one class: test scores, inner validation scores and choices."""
 
     label: str
-    tested: dict[str, list[Tested]] = field(default_factory=dict)
+    tested: dict[str, list[Scored]] = field(default_factory=dict)
     inner: dict[str, list[float]] = field(default_factory=dict)
     chosen: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     decisions: dict[str, list[NDArray[np.float64]]] = field(default_factory=dict)  # as tested, after logit adjustment
@@ -65,7 +66,7 @@ class Results:
         chosen: dict[str, Any],
         decision: NDArray[np.float64],
     ) -> None:
-        self.tested.setdefault(name, []).append(Tested(cell.draw, cell.test_truth(), scores, cell.test_groups()))
+        self.tested.setdefault(name, []).append(Scored(cell.draw, cell.test_truth(), scores, cell.test_groups()))
         self.inner.setdefault(name, []).append(inner)
         self.chosen.setdefault(name, []).append(chosen)
         self.decisions.setdefault(name, []).append(decision)
@@ -154,6 +155,15 @@ def _run_cell(cell: Cell, tables: Tables, learner: str, seed: int) -> Outcomes:
     return outcomes
 
 
+def add_dense(results: Results, cells: Sequence[Cell], head: DenseHead, seed: int = 0) -> None:
+    """The arm "dense": the mask-supervised head on each cell's real images."""
+    for cell in cells:
+        items = arming.build_arms(cell, seed)["real"]
+        folds = inner_folds(items, sorted({cell.groups[row] for row in cell.train}), INNER_FOLDS, cell.draw)
+        outcome = head.fit(items, cell.test, folds, seed)
+        results.add(cell, "dense", outcome.scores, outcome.inner, outcome.chosen, outcome.scores)
+
+
 def _choose_augmentation(results: Results) -> None:
     """The arm "augment": in each cell the candidate with the best inner score."""
     candidates = [name for name in results.tested if name.startswith("augment/")]
@@ -240,7 +250,7 @@ def class_verdict(results: Results, summary: Summary, *, masks: bool, macro_f1: 
     """The verdict with its numbers and with what to do next."""
     answer = summary.verdict.answer
     reason = summary.verdict.reason
-    if summary.gap is not None:
+    if summary.gap is not None and summary.gap.mean > 0:
         reason += f"; {summary.gap.mean:.0%} of the gap to all real images is closed"
     if answer == HELPS:
         following = "mix renders/ into your training with WithSynthetic, and keep your own validation as it is"

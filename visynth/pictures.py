@@ -26,6 +26,23 @@ def to_display(image: Image) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image[:, :, :3] if channels >= 3 else np.repeat(image[:, :, :1], 3, axis=2))
 
 
+def resize(image: Image, size: tuple[int, int]) -> Image:
+    """``[H, W, C]`` resized to (height, width), any number of channels: area averaging to shrink, linear to grow.
+
+    Example:
+        >>> resize(np.zeros((8, 8, 6), np.uint16), (4, 2)).shape
+        (4, 2, 6)
+    """
+    if image.shape[:2] == size:
+        return image
+    way = cv2.INTER_AREA if image.shape[0] * image.shape[1] > size[0] * size[1] else cv2.INTER_LINEAR
+    parts = [
+        image[:, :, first : first + 4] for first in range(0, image.shape[2], 4)
+    ]  # OpenCV takes up to four channels
+    small = [cv2.resize(np.ascontiguousarray(part), (size[1], size[0]), interpolation=way) for part in parts]
+    return np.concatenate([part.reshape(*size, -1) for part in small], axis=2)
+
+
 def fit_square(image: NDArray[np.uint8], side: int, fill: int = 255) -> NDArray[np.uint8]:
     """The whole picture, its proportions kept, centred on a square of ``side`` pixels."""
     height, width = image.shape[:2]

@@ -19,7 +19,7 @@ import numpy as np
 
 from visynth import plugins
 from visynth import seeds as seeding
-from visynth.comparison import Results, arms_block, class_verdict, macro_f1_table, run_cells, summarise
+from visynth.comparison import Results, add_dense, arms_block, class_verdict, macro_f1_table, run_cells, summarise
 from visynth.compose.fit import Fitted, Source, fit_composition
 from visynth.data.items import ImageSet, Item
 from visynth.data.masks import judge, load_mask
@@ -27,6 +27,7 @@ from visynth.data.splits import group_folds, pick_groups
 from visynth.data.transforms import CANDIDATES, augment, backend
 from visynth.files import ensure_writable
 from visynth.metrics.arms import Cell, Extra
+from visynth.metrics.dense import DenseHead, coverage
 from visynth.metrics.features import FeatureBank, cache_folder, extractor
 from visynth.preflight import Preflight, headroom_note, preflight, write_groups
 from visynth.report import ClassVerdict, Report, bullets, environment, table, text
@@ -51,6 +52,7 @@ class TrialOptions:
         workers: processes for fitting the arms.
         learner: registered name.
         others: also give a verdict for the other classes that can be composed.
+        dense: also measure a dense head taught by the masks, as a rival.
         cache: keep features of real images on disk.
     """
 
@@ -63,6 +65,7 @@ class TrialOptions:
     workers: int = 2
     learner: str = "frozen"
     others: bool = True
+    dense: bool = True
     cache: bool = True
 
 
@@ -121,7 +124,8 @@ def run_trial(
     for line in flight.leak_lines():
         say(f"  {line}")
 
-    report = Report("trial", subject or images.root.name)
+    scarcity = f", with {options.rare_groups} training groups of {', '.join(rare)}" if options.rare_groups else ""
+    report = Report("trial", (subject or images.root.name) + scarcity)
     composable = [name for name in flight.images.classes if flight.suits[name].startswith("composition")]
     asked = [name for name in rare if name in composable]
     others = [name for name in composable if name not in rare] if options.others else []
@@ -189,6 +193,7 @@ def _measure(
     room = _headroom(flight, bench, layout, options, say)
     deadline = started + 60 * options.minutes
     costs: list[float] = []
+    head: DenseHead | None = None
     for name in [*asked, *others]:
         begun = time.monotonic()
         if costs and begun + 1.3 * costs[-1] > deadline:  # a class is measured whole or not at all
@@ -201,6 +206,9 @@ def _measure(
         results[name] = run_cells(
             name, cells, bench.bank.tables(), learner=options.learner, workers=options.workers, seed=options.seed
         )
+        if options.dense and flight.masked.get(name):
+            head = head or _dense_head(bench, say)
+            add_dense(results[name], cells, head, options.seed)
         costs.append(time.monotonic() - begun)
     # The classes without synthesis, for the macro-F1 of the whole decision.
     for name in flight.images.classes:
@@ -340,6 +348,12 @@ def _synthesise(bench: Workbench, fitted: Fitted, options: TrialOptions, draw: i
     return {"synthetic": Extra(rows[:count], parents[:count]), "control": Extra(rows[count:], parents[count:])}
 
 
+def _dense_head(bench: Workbench, say: Say) -> DenseHead:
+    say("dense head: features of every place")
+    places = bench.bank.places([s.image for s in bench.sources])
+    return DenseHead(places, [None if s.mask is None else coverage(s.mask) for s in bench.sources])
+
+
 def _augment(bench: Workbench, name: str, options: TrialOptions) -> None:
     """Augmented copies of every real image of a class, made once: a cell uses those of its own training images."""
     own = np.flatnonzero(bench.positive[name]).tolist()
@@ -443,22 +457,33 @@ def _write_outputs(
     options: TrialOptions,
     say: Say,
 ) -> None:
+    """The generator makes every class that can be composed; rendered are those that help, so that mixing is safe."""
     from visynth.render.run import make_plan, render_set
     from visynth.trial_pictures import galleries
 
     generator = fitted.generator
     generator.save(out / "generator")
-    say(f"rendering {count} images of each class that can be composed")
-    plan = make_plan(generator, per_class=count, seed=options.seed)
-    renders = render_set(generator, plan, _fresh(out / "renders"), workers=0)
-    report.section("Composites, their parents and the nearest real images", *galleries(renders, bench))
-    if fitted.left_out or fitted.bad_masks:
-        rows = [["class", name, why] for name, why in fitted.left_out.items()] + [
-            ["mask", name, why] for name, why in sorted(fitted.bad_masks.items())[:20]
-        ]
-        report.section(
-            "Left out of composition", table(["what", "name", "why"], rows, f"{len(fitted.bad_masks)} masks in all.")
+    helped = [v.label for v in report.verdicts if v.answer == "helps"]
+    chosen = [name for name in helped or flight.rare if name in generator.classes]
+    if chosen:
+        control = [str(flight.good)] if flight.good in generator.classes else []
+        say(f"rendering {count} images of each of {', '.join(chosen)}")
+        plan = make_plan(generator, per_class=count, classes=chosen + control, seed=options.seed)
+        render_set(generator, plan, _fresh(out / "renders"), workers=0)
+        use = (
+            "It holds only classes that help, and defect-free controls: it can be mixed into a training as it is."
+            if helped
+            else "No class was shown to help, so it is for looking at, not for training."
         )
+        report.section(
+            "What was written", text(f"renders/ has {count} images each of {', '.join(chosen + control)}. {use}")
+        )
+    report.section("Composites, their parents and the nearest real images", *galleries(generator, bench, options.seed))
+    if fitted.left_out or fitted.bad_masks:
+        rows = [["class", name, why] for name, why in fitted.left_out.items()]
+        rows += [["mask", name, why] for name, why in sorted(fitted.bad_masks.items())[:20]]
+        note = f"{len(fitted.bad_masks)} masks in all."
+        report.section("Left out of composition", table(["what", "name", "why"], rows, note))
 
 
 def _fresh(folder: Path) -> Path:

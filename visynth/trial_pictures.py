@@ -6,60 +6,48 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from visynth.data.decode import decode
-from visynth.manifest import Record, Renders, decode_mask
+from visynth import seeds as seeding
 from visynth.pictures import outline, to_display
 from visynth.report import gallery, text
 
 if TYPE_CHECKING:
+    from visynth.generator import Generator
     from visynth.trial import Workbench
 
 SHOWN = 3  # composites of each class
+EXPLAINED = (
+    "Each row: the composite, its exact mask, the real image that the defect was cut from, the defect-free image that it "
+    "was set into, and the two real images nearest to it in feature space. Look for seams, for defects where none can be, "
+    "and for copies."
+)
 
 
-def galleries(renders: Renders, bench: Workbench) -> list[dict[str, Any]]:
-    """One gallery per composed class: rows of composite, its mask, defect parent, background, nearest and second nearest real."""
-    blocks: list[dict[str, Any]] = [
-        text(
-            "Each row: the composite, its exact mask, the real image that the defect was cut from, the defect-free image that it was "
-            "set into, and the two real images nearest to it in feature space. Look for seams, for defects where none can be, and for copies."
-        )
-    ]
+def galleries(generator: Generator, bench: Workbench, seed: int) -> list[dict[str, Any]]:
+    """One gallery per class: rows of composite, its mask, defect parent, background, nearest and second nearest real."""
+    blocks: list[dict[str, Any]] = [text(EXPLAINED)]
     resolution = bench.bank.resolutions[0]
-    for label in renders.classes:
-        chosen = [r for r in renders.records if r.label == label][:SHOWN]
-        pictures = [decode(renders.folder / r.file_name) for r in chosen]
+    for label, name in enumerate(generator.classes):
+        samples = generator.sample([seeding.derive("gallery", seed, name, k) for k in range(SHOWN)], [label] * SHOWN)
+        pictures = [samples.crop(k).permute(1, 2, 0).numpy() for k in range(SHOWN)]
         rows = bench.bank.add(pictures, cache=False)
         features = bench.bank.get(resolution, "max")
         unit = features / np.linalg.norm(features, axis=1, keepdims=True)
         captions: list[str] = []
         shown: list[Any] = []
-        for record, picture, row in zip(chosen, pictures, rows, strict=True):
+        for k, (picture, row) in enumerate(zip(pictures, rows, strict=True)):
             likeness = unit[: len(bench.items)] @ unit[row]
-            first, second = (int(i) for i in np.argsort(-likeness)[:2])
-            shown += [
-                to_display(picture),
-                _marked(record, to_display(picture)),
-                *(_parent(bench, name) for name in _parents(record)),
-            ]
-            shown += [to_display(bench.sources[i].image) for i in (first, second)]
-            captions += [f"{label}, composite", "its mask", *(f"parent: {name}" for name in _parents(record))]
-            captions += [
-                f"{word} real: {bench.sources[i].name} (cosine {likeness[i]:.3f})"
-                for word, i in (("nearest", first), ("second", second))
-            ]
+            near = [int(i) for i in np.argsort(-likeness)[:2]]
+            parents = (
+                list(samples.parents[k])[::-1] if samples.parents else []
+            )  # the defect's first, then the background
+            mask = None if samples.masks is None else samples.masks[k, : picture.shape[0], : picture.shape[1]].numpy()
+            shown += [to_display(picture), to_display(picture) if mask is None else outline(to_display(picture), mask)]
+            shown += [_real(bench, parent) for parent in parents] + [to_display(bench.sources[i].image) for i in near]
+            captions += [f"{name}, composite", "its mask", *(f"parent: {parent}" for parent in parents)]
+            captions += [f"nearest real: {bench.sources[i].name} (cosine {likeness[i]:.3f})" for i in near]
         blocks.append(gallery(captions, shown, columns=6))
     return blocks
 
 
-def _parents(record: Record) -> list[str]:
-    """Defect first, then background."""
-    return [record.parents[1], record.parents[0]]
-
-
-def _parent(bench: Workbench, name: str) -> Any:
+def _real(bench: Workbench, name: str) -> Any:
     return to_display(bench.images.image(next(i for i in bench.images.items if i.name == name)))
-
-
-def _marked(record: Record, picture: Any) -> Any:
-    return picture if record.mask is None else outline(picture, decode_mask(record.mask))

@@ -18,6 +18,7 @@ from visynth.compose.placement import foreground, place
 from visynth.compose.settings import Settings
 from visynth.errors import DataError
 from visynth.generator import Generator, Samples, Spec
+from visynth.pictures import resize
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -175,10 +176,7 @@ class Composition(Generator):
             side = max(2, round(image.shape[1] * factor)), max(2, round(image.shape[0] * factor))
             bigger = cv2.resize(mask.astype(np.float32), side, interpolation=cv2.INTER_LINEAR) >= 0.5
             if bigger.any():  # a one-pixel defect may vanish when it shrinks: then it keeps its size
-                resized = cv2.resize(
-                    np.ascontiguousarray(image), side, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-                )
-                image, mask = resized.reshape(side[1], side[0], -1), bigger
+                image, mask = resize(image, (side[1], side[0])), bigger
         return _trim(image, mask, round(settings.ring + settings.feather))
 
     def _foreground(self, ground: Background) -> Mask:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from visynth.data.canvas import resize_to
 from visynth.data.decode import Array
 from visynth.data.synthetic import as_picture
 from visynth.errors import UsageError, choices
+from visynth.pictures import resize
 
 IMAGE_KEYS = ("image", "img", "x", "pixel_values", "input")
 LABEL_KEYS = ("label", "target", "y", "class", "labels")
@@ -96,7 +96,8 @@ class Adapter:
         first = image.ndim == 3 and (tensor or image.shape[0] <= 8 < image.shape[2])
         height, width = values.shape[-2:] if first or image.ndim == 2 else values.shape[:2]
         channels = 1 if image.ndim == 2 else int(values.shape[0] if first else values.shape[2])
-        low, high = float(values.min()), float(values.max())
+        flat = np.asarray(image if not tensor else values.cpu())  # torch cannot compare its 16-bit values
+        low, high = float(flat.min()), float(flat.max())
         if values.dtype.is_floating_point:
             if low < 0:
                 raise UsageError(
@@ -149,7 +150,7 @@ class Adapter:
                 f"rendered images are {values.shape[0]}x{values.shape[1]}, the dataset's samples {self.size[0]}x{self.size[1]}: "
                 "that would squash them. Give transform= that crops or resizes as your own does."
             )
-        return resize_to(values, self.size)
+        return resize(values, self.size)
 
 
 def _channels(picture: Array, wanted: int) -> Array:

@@ -8,7 +8,10 @@ RGB(A), EXIF rotation is applied, alpha is kept as the last channel.
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,8 @@ from PIL import Image, ImageOps
 
 from visynth.errors import DataError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+TIFF_MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 MODES = {
     "1": "L",
@@ -74,6 +78,8 @@ def decode_bytes(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Array:
         >>> decode_bytes(encode_png(np.full((4, 6, 1), 9, np.uint8))).shape
         (4, 6, 1)
     """
+    if data[:4] in TIFF_MAGIC:  # Pillow knows few kinds of TIFF
+        return _checked(lambda: _tiff(data, limits))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -81,12 +87,17 @@ def decode_bytes(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Array:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"has too many pixels, the limit is {limits.max_pixels:,}") from error
     except Exception as error:
-        raise DataError(f"is not a readable {'/'.join(FORMATS)} image") from error
+        raise DataError(f"is not a readable {'/'.join(FORMATS)}/TIFF image") from error
     if image.width * image.height > limits.max_pixels:
         raise DataError(f"has {image.width}x{image.height} pixels, the limit is {limits.max_pixels:,}")
 
+    return _checked(lambda: _pixels(image, data))
+
+
+def _checked(read: Callable[[], Array]) -> Array:
+    """What ``read`` gives, as ``[H, W, C]``, if it is what an image may be."""
     try:
-        array = _pixels(image, data)
+        array = read()
     except DataError:
         raise
     except Exception as error:  # decoders raise many kinds for damaged files
@@ -101,8 +112,6 @@ def decode_bytes(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Array:
 
 
 def _pixels(image: Image.Image, data: bytes) -> Array:
-    if image.format == "TIFF":
-        return _tiff(data)
     if image.format == "PNG" and data[24] == 16:  # IHDR bit depth; Pillow would cut 16-bit colour to 8
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if array is None:
@@ -115,13 +124,16 @@ def _pixels(image: Image.Image, data: bytes) -> Array:
     return np.asarray(upright.convert(MODES.get(upright.mode, upright.mode)))
 
 
-def _tiff(data: bytes) -> Array:
+def _tiff(data: bytes, limits: Limits) -> Array:
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         if len(file.pages) > 1 and len(file.series) > 1:
             raise DataError(f"is a TIFF with {len(file.series)} images; give single images")
-        page, array = file.pages[0], file.asarray()
+        page = file.pages[0]
+        if page.imagelength * page.imagewidth > limits.max_pixels:
+            raise DataError(f"has {page.imagewidth}x{page.imagelength} pixels, the limit is {limits.max_pixels:,}")
+        array = file.asarray()
     if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
         array = (np.moveaxis(page.colormap, 0, -1)[array] >> 8).astype(np.uint8)
     # Planar files hold [C, H, W]; ours is [H, W, C].
@@ -140,15 +152,21 @@ def encode_png(image: Array, xmp: bytes | None = None) -> bytes:
         raise DataError(f"PNG holds 1, 3 or 4 channels, but the image has {image.shape[2]}: use TIFF")
     ordered = image if image.shape[2] == 1 else image[:, :, [2, 1, 0, *range(3, image.shape[2])]]
     ordered = np.ascontiguousarray(ordered)
-    if xmp is None:
-        done, data = cv2.imencode(".png", ordered)
-    else:
-        # OpenCV reads the packet as a C string: without the final zero it writes what lies behind it in memory, too.
-        kinds, packets = [int(cv2.IMAGE_METADATA_XMP)], [np.frombuffer(xmp + b"\0", np.uint8)]
-        done, data = cv2.imencodeWithMetadata(".png", ordered, kinds, packets)
+    done, data = cv2.imencode(".png", ordered)
     if not done:
         raise DataError(f"OpenCV cannot encode {image.shape} {image.dtype} as PNG")
-    return data.tobytes()
+    return data.tobytes() if xmp is None else _with_xmp(data.tobytes(), xmp)
+
+
+def _with_xmp(png: bytes, xmp: bytes) -> bytes:
+    """A PNG file with an XMP packet where its specification wants it: in an iTXt chunk, here right after the header.
+
+    OpenCV's own writer puts XMP into a tEXt chunk, which Pillow and others do not take for XMP, and reads the packet as
+    a C string, so that without a final zero equal images got unequal bytes.
+    """
+    body = b"iTXt" + b"XML:com.adobe.xmp" + 5 * b"\0" + xmp
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    return png[:33] + chunk + png[33:]
 
 
 def encode_tiff(image: Array, xmp: bytes | None = None) -> bytes:

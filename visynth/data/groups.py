@@ -98,9 +98,10 @@ def propose_groups(names: Sequence[str], found: Neighbours) -> Proposal | None:
     """Groups that keep near-duplicates together, or None when the set does not repeat itself.
 
     File names are tried first (a shared prefix; runs of the last number with small gaps), because a camera that
-    shoots a part six times names the shots in a row even where the pictures differ. Of all rules, the one with the
-    largest sum of (share of near-duplicate neighbours held together) + (groups per image) wins: the second term is
-    what makes one big group a bad answer. Where no rule of names holds four fifths, clusters of near-duplicates do.
+    shoots a part six times names the shots in a row even where the pictures differ. A rule *gains* the share of
+    near-duplicate neighbours that it holds together beyond what groups of its sizes hold by chance (one big group
+    gains nothing). Of all rules, the one with the largest sum of gain and groups per image wins. Where no rule of
+    names gains three quarters, clusters of near-duplicates do.
     """
     if found.repeated < LEAKS:
         return None
@@ -109,10 +110,13 @@ def propose_groups(names: Sequence[str], found: Neighbours) -> Proposal | None:
     def holds(groups: NDArray[np.int64]) -> float:
         return float((groups[found.nearest[repeated]] == groups[repeated]).mean())
 
+    def gain(groups: NDArray[np.int64]) -> float:
+        return holds(groups) - float(((np.bincount(groups) / len(groups)) ** 2).sum())
+
     rules = {rule: groups for rule, groups in _name_rules(names) if 1 < groups.max() + 1 < len(names)}
-    scored = {rule: holds(groups) + (groups.max() + 1) / len(names) for rule, groups in rules.items()}
+    scored = {rule: gain(groups) + (groups.max() + 1) / len(names) for rule, groups in rules.items()}
     best = max(scored, key=lambda rule: scored[rule], default="")
-    if not best or holds(rules[best]) < 0.8:
+    if not best or gain(rules[best]) < 0.75:
         best, rules[""] = "", _clusters(len(names), found.pairs)
     rule = best or f"pictures that look alike (likeness of at least {ALIKE})"
     return Proposal(rule, tuple(str(g) for g in rules[best]), holds(rules[best]))

@@ -16,7 +16,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from visynth import plugins
 from visynth.errors import DataError, MissingExtra, UsageError
 from visynth.files import write_bytes
 from visynth.members import pixel_hash
+from visynth.pictures import resize
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
@@ -143,8 +143,7 @@ def prepare(image: Array, resolution: int) -> Floats:
     values: Array = channels.astype(np.float32) / top
     if scale != 1.0:
         side = max(1, round(width * scale)), max(1, round(height * scale))
-        values = cv2.resize(values, side, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-        values = values[:, :, None] if values.ndim == 2 else values
+        values = resize(values, (side[1], side[0]))
     bottom, right = (-length % STRIDE for length in values.shape[:2])
     # Reflected by index, so that it works in a picture smaller than its padding, too.
     rows, columns = (
@@ -224,6 +223,20 @@ class FeatureBank:
         if key not in self._stacked:
             self._stacked[key] = np.stack([row[POOLS.index(pool)] for row in self._rows[resolution]])
         return self._stacked[key]
+
+    def places(self, images: Sequence[Array]) -> list[NDArray[np.float16]]:
+        """Features at every place of pictures at native scale, ``[P, D]`` each; computed anew, kept nowhere."""
+        found: dict[int, NDArray[np.float16]] = {}
+        shapes: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, image in enumerate(images):
+            shapes[prepare(image, 0).shape].append(index)
+        for indices in shapes.values():
+            for first in range(0, len(indices), self.batch):
+                some = indices[first : first + self.batch]
+                maps = self.extractor.maps([prepare(images[i], 0) for i in some])
+                for i, places in zip(some, maps.flatten(2).transpose(1, 2).numpy(), strict=True):
+                    found[i] = places.astype(np.float16)
+        return [found[i] for i in range(len(images))]
 
     def tables(self) -> dict[tuple[int, str], Floats]:
         """All there is, by (resolution, pooling), and trunk activations under (side, "trunk")."""

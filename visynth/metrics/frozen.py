@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,14 +63,14 @@ class FrozenLearner:
             for penalty in self.penalties if parts else ():
                 scores = []
                 for train, held in parts:
-                    coefficients, bias = _logistic(values[train], items.positive[train], items.weights[train], penalty)
+                    coefficients, bias = logistic(values[train], items.positive[train], items.weights[train], penalty)
                     scores.append(average_precision(items.positive[held], values[held] @ coefficients + bias))
                 score = float(np.mean(scores))
                 if score > best[0]:
                     best = (score, key, penalty)
         inner, key, penalty = best
         values, test_values = spaces[key]
-        coefficients, bias = _logistic(values, items.positive, items.weights, penalty)
+        coefficients, bias = logistic(values, items.positive, items.weights, penalty)
         chosen = {"resolution": key[0] or "native", "pooling": key[1], "C": penalty}
         return Outcome(test_values @ coefficients + bias, inner if parts else float("nan"), chosen)
 
@@ -83,12 +84,19 @@ def _rotate(train: Table, test: Table) -> tuple[Floats, Floats]:
     centre = train.mean(axis=0)
     shifted = (train - centre).astype(np.float64)
     scale = np.sqrt(1280 / max(float((shifted**2).sum(axis=1).mean()), 1e-12))
-    _, sizes, basis = np.linalg.svd(shifted, full_matrices=False)
-    basis = basis[sizes > 1e-6 * sizes[0]] if sizes.size and sizes[0] > 0 else basis[:1]
-    return shifted @ basis.T * scale, (test - centre).astype(np.float64) @ basis.T * scale
+    if shifted.shape[0] >= shifted.shape[1]:
+        return shifted * scale, (test - centre).astype(np.float64) * scale
+    # The eigenvectors of the n x n products give the same basis as an SVD of the rows, in a third of the time.
+    values, vectors = np.linalg.eigh(shifted @ shifted.T)
+    kept = values > 1e-10 * max(float(values[-1]), 1e-300)
+    basis = shifted.T @ (vectors[:, kept] / np.sqrt(values[kept]))
+    return shifted @ basis * scale, (test - centre).astype(np.float64) @ basis * scale
 
 
-def _logistic(values: Floats, positive: NDArray[np.bool_], weights: Floats, penalty: float) -> tuple[Floats, float]:
+def logistic(
+    values: NDArray[Any], positive: NDArray[np.bool_], weights: Floats, penalty: float
+) -> tuple[Floats, float]:
+    """Weights ``[D]`` and bias of an L2-regularised logistic regression with inverse strength ``penalty`` (C)."""
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=penalty, solver="lbfgs", max_iter=300, tol=1e-3)

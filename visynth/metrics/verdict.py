@@ -17,7 +17,7 @@ HELPS, DOES_NOT, CANNOT_TELL = "helps", "does not", "cannot tell"
 
 
 @dataclass(frozen=True)
-class Tested:
+class Scored:
     """One arm on one cell's test images."""
 
     draw: int
@@ -59,7 +59,7 @@ class Bootstrap:
     themselves, so that no replicate is without positives. Davison and Hinkley, "Bootstrap methods" (1997), section 3.8.
     """
 
-    def __init__(self, cells: Sequence[Tested], replicates: int = 1000, seed: int = 0) -> None:
+    def __init__(self, cells: Sequence[Scored], replicates: int = 1000, seed: int = 0) -> None:
         generator = seeding.rng(seeding.derive("bootstrap", seed), "weights")
         positive = {g for cell in cells for g, true in zip(cell.groups, cell.truth, strict=True) if true}
         names = sorted({g for cell in cells for g in cell.groups})
@@ -75,7 +75,7 @@ class Bootstrap:
             np.float64
         )
 
-    def mean(self, cells: Sequence[Tested], metric: str, fpr: float = 0.05) -> tuple[float, Floats]:
+    def mean(self, cells: Sequence[Scored], metric: str, fpr: float = 0.05) -> tuple[float, Floats]:
         """A metric's mean over cells, and its replicates ``[R]``."""
         measures: dict[str, Callable[..., Floats]] = {
             "ap": weighted_ap,
@@ -164,7 +164,7 @@ def decide(difference: Interval, baseline: str, smallest_seen: float, worth: flo
 
 
 def compare(
-    results: Mapping[str, Sequence[Tested]], first: str, second: str, bootstrap: Bootstrap, metric: str = "ap"
+    results: Mapping[str, Sequence[Scored]], first: str, second: str, bootstrap: Bootstrap, metric: str = "ap"
 ) -> tuple[Interval, Floats]:
     """Paired difference of two arms with its interval and replicates."""
     point_a, a = bootstrap.mean(results[first], metric)

@@ -1,0 +1,192 @@
+"""One suite over every registered generator: the same bytes whatever the batch, a folder that cannot be altered unseen."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from visynth import plugins
+from visynth.errors import IntegrityError, UsageError
+from visynth.generator import Generator, load_generator
+from visynth.members import merkle_root
+
+
+def make_compose(composition):
+    return composition[0]
+
+
+# How a small one of each registered generator is made; a new name must be added here to pass the discovery test.
+MAKERS = {"compose": make_compose}
+
+
+@pytest.fixture(params=plugins.names("generators"))
+def generator(request: pytest.FixtureRequest, composition) -> Generator:
+    assert request.param in MAKERS, f"add a small {request.param!r} to MAKERS"
+    return MAKERS[request.param](composition)
+
+
+@pytest.fixture
+def saved(generator: Generator, tmp_path):
+    return generator.save(tmp_path / "generator")
+
+
+def some(generator: Generator, count: int = 6) -> tuple[list[int], list[int]]:
+    return [2**62 + 11 * i for i in range(count)], [i % len(generator.classes) for i in range(count)]
+
+
+def equal(first, second) -> bool:
+    return bool(torch.equal(first.images, second.images))
+
+
+def test_an_image_depends_on_its_seed_and_label_alone(generator: Generator) -> None:
+    seeds, labels = some(generator)
+    together = generator.sample(seeds, labels)
+    order = [3, 0, 5, 1, 4, 2]
+    shuffled = generator.sample([seeds[i] for i in order], [labels[i] for i in order])
+    assert torch.equal(shuffled.images, together.images[order])
+    for i in range(len(seeds)):
+        assert torch.equal(generator.sample([seeds[i]], [labels[i]]).images[0], together.images[i])
+
+
+def test_seeds_above_32_bits_differ(generator: Generator) -> None:
+    for label in range(len(generator.classes)):
+        assert not equal(generator.sample([5], [label]), generator.sample([5 + 2**32], [label]))
+
+
+def test_global_random_state_is_left_alone(generator: Generator) -> None:
+    states = torch.random.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    generator.sample(*some(generator))
+    assert torch.equal(torch.random.get_rng_state(), states[0])
+    assert (np.random.get_state()[1] == states[1]).all()
+    assert random.getstate() == states[2]
+
+
+def test_samples_keep_the_shapes_that_the_spec_promises(generator: Generator) -> None:
+    samples = generator.sample(*some(generator))
+    spec = generator.spec
+    assert samples.images.shape == (6, spec.channels, *spec.size)
+    assert str(samples.images.dtype).endswith(spec.dtype)
+    for i in range(6):
+        height, width = samples.crop(i).shape[1:]
+        if samples.masks is not None:
+            assert samples.masks[i].shape == spec.size
+            assert not samples.masks[i, height:].any()
+            assert not samples.masks[i, :, width:].any()
+        if samples.boxes is not None and len(samples.boxes[i]):
+            x1, y1, x2, y2 = samples.boxes[i][0].tolist()
+            assert 0 <= x1 < x2 <= width
+            assert 0 <= y1 < y2 <= height
+
+
+def test_saved_and_loaded_it_gives_the_same_bytes(generator: Generator, saved) -> None:
+    again = load_generator(saved)
+    assert again.digest == generator.digest
+    assert again.spec == generator.spec
+    assert again.members == generator.members
+    assert equal(again.sample(*some(again)), generator.sample(*some(generator)))
+
+
+def test_the_folder_holds_what_the_contract_names(saved) -> None:
+    assert sorted(p.name for p in saved.iterdir()) == [
+        "README.md",
+        "generator.json",
+        "members.jsonl",
+        "model.safetensors",
+        "preview.png",
+    ]
+    said = json.loads((saved / "generator.json").read_text())
+    for key in (
+        "schema",
+        "network",
+        "arguments",
+        "classes",
+        "channels",
+        "size",
+        "value_range",
+        "sampler",
+        "micro_batch",
+    ):
+        assert key in said
+    for key in ("weights_sha256", "members_root", "digest", "versions", "card"):
+        assert key in said
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.99])
+def test_a_flipped_bit_in_the_weights_is_refused(saved, place: float) -> None:
+    file = saved / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[int(place * len(data))] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(IntegrityError, match="was altered"):
+        load_generator(saved)
+
+
+def test_a_changed_word_in_the_json_is_refused(saved) -> None:
+    file = saved / "generator.json"
+    said = json.loads(file.read_text())
+    said["classes"] = said["classes"][::-1]
+    file.write_text(json.dumps(said))
+    with pytest.raises(IntegrityError, match="does not match its own digest"):
+        load_generator(saved)
+
+
+def test_changed_members_are_refused(saved) -> None:
+    file = saved / "members.jsonl"
+    file.write_text("\n".join(file.read_text().splitlines()[1:]) + "\n")
+    with pytest.raises(IntegrityError, match="members_root"):
+        load_generator(saved)
+
+
+@pytest.mark.parametrize("name", ["generator.json", "model.safetensors", "members.jsonl"])
+def test_a_missing_file_is_named(saved, name: str) -> None:
+    (saved / name).unlink()
+    with pytest.raises(IntegrityError, match=f"{name} is missing"):
+        load_generator(saved)
+
+
+def test_another_schema_is_refused(saved) -> None:
+    file = saved / "generator.json"
+    file.write_text(file.read_text().replace("visynth.generator/1", "visynth.generator/9"))
+    with pytest.raises(IntegrityError, match="this version reads"):
+        load_generator(saved)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "labels", "told"),
+    [
+        ([], [], "seeds is empty"),
+        ([1, 2], [0], "2 seeds but 1 labels"),
+        ([1], [99], r"labels \[99\] are not in the generator"),
+        ([1], [-1], r"labels \[-1\] are not in the generator"),
+        ([-1], [0], r"must be in \[0, 2\*\*63\)"),
+        ([2**63], [0], r"must be in \[0, 2\*\*63\)"),
+        (torch.tensor([1.0]), [0], "must be an int64 tensor"),
+        (torch.tensor([[1]]), [0], "must be an int64 tensor"),
+        ([1.5], [0], "must be whole numbers"),
+    ],
+)
+def test_wrong_input_gets_a_clear_error(generator: Generator, seeds, labels, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        generator.sample(seeds, labels)
+
+
+def test_unknown_options_are_named_with_the_known(generator: Generator) -> None:
+    with pytest.raises(UsageError, match="options 'sparkle' are unknown"):
+        generator.sample([1], [0], sparkle=True)
+
+
+def test_several_problems_are_told_at_once(generator: Generator) -> None:
+    with pytest.raises(UsageError, match=r"2 seeds but 1 labels.*labels \[50\]"):
+        generator.sample([1, 2], [50])
+
+
+def test_the_digest_follows_the_weights_and_not_the_card(generator: Generator, saved, tmp_path) -> None:
+    again = load_generator(saved)
+    again.card = {"task": "something else"}
+    again.save(tmp_path / "other")
+    assert load_generator(tmp_path / "other").digest == generator.digest
+    assert merkle_root(again.members) == merkle_root(reversed(again.members))

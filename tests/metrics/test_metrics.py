@@ -1,0 +1,380 @@
+"""Ranking against scikit-learn, bootstrap and verdicts in closed forms, features, learners, arms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, f1_score, roc_curve
+from torch import nn
+
+from visynth.errors import UsageError
+from visynth.metrics import arms, verdict
+from visynth.metrics.dense import DenseHead, coverage
+from visynth.metrics.features import Extractor, FeatureBank, efficientnet_lite0, extractor, prepare, prepare_square
+from visynth.metrics.frozen import FrozenLearner, _rotate, logistic
+from visynth.metrics.learning import Items, inner_folds, split_parts
+from visynth.metrics.ranking import average_precision, macro_f1, recall_at_fpr
+from visynth.metrics.verdict import Bootstrap, Interval, Scored, compare, decide, weighted_ap, weighted_recall
+
+
+def case(seed: int, count: int = 60, rounded: bool = False):
+    rng = np.random.default_rng(seed)
+    truth = rng.random(count) < 0.3
+    truth[0], truth[1] = True, False
+    scores = rng.normal(size=count) + truth
+    return (
+        truth,
+        scores.round(1) if rounded else scores,
+        rng.integers(0, 4, count).astype(float) + (np.arange(count) < 2),
+    )
+
+
+class TestRanking:
+    @pytest.mark.parametrize("seed", range(5))
+    @pytest.mark.parametrize("rounded", [False, True])
+    def test_average_precision_is_scikit_learns(self, seed: int, rounded: bool) -> None:
+        truth, scores, weights = case(seed, rounded=rounded)
+        assert average_precision(truth, scores) == pytest.approx(average_precision_score(truth, scores))
+        assert average_precision(truth, scores, weights) == pytest.approx(
+            average_precision_score(truth, scores, sample_weight=weights)
+        )
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_weighted_rows_are_single_calls(self, seed: int) -> None:
+        truth, scores, weights = case(seed)
+        rows = np.stack([weights, np.ones(60)])
+        assert weighted_ap(truth, scores, rows).tolist() == pytest.approx(
+            [average_precision(truth, scores, w) for w in rows]
+        )
+        assert weighted_recall(truth, scores, rows, 0.1).tolist() == pytest.approx(
+            [recall_at_fpr(truth, scores, 0.1, w) for w in rows]
+        )
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_recall_is_the_roc_curve_at_its_rate(self, seed: int) -> None:
+        truth, scores, _ = case(seed)
+        fpr, tpr, _ = roc_curve(truth, scores, drop_intermediate=False)
+        assert recall_at_fpr(truth, scores, 0.05) == pytest.approx(tpr[fpr <= 0.05].max())
+
+    def test_macro_f1_is_scikit_learns(self) -> None:
+        rng = np.random.default_rng(0)
+        truth, guess = rng.integers(0, 4, 100), rng.integers(0, 4, 100)
+        assert macro_f1(truth.tolist(), guess.tolist(), range(4)) == pytest.approx(
+            f1_score(truth, guess, average="macro")
+        )
+
+    def test_without_positives_there_is_no_number(self) -> None:
+        assert np.isnan(average_precision(np.array([False, False]), np.array([1.0, 2.0])))
+        assert np.isnan(recall_at_fpr(np.array([True]), np.array([1.0])))
+
+
+class TestVerdict:
+    def make(self, shift: float, draws: int = 4, groups: int = 12, seed: int = 0) -> list[Scored]:
+        rng, out = np.random.default_rng(seed), []
+        for draw in range(draws):
+            truth = np.repeat(np.arange(groups) % 3 == 0, 4)
+            out.append(
+                Scored(
+                    draw,
+                    truth,
+                    rng.normal(size=len(truth)) + shift * truth,
+                    [str(g) for g in np.repeat(np.arange(groups), 4)],
+                )
+            )
+        return out
+
+    def test_equal_arms_differ_by_nothing(self) -> None:
+        same = {"a": self.make(1), "b": self.make(1)}
+        difference, replicates = compare(same, "a", "b", Bootstrap(same["a"]))
+        assert difference == Interval(0, 0, 0)
+        assert not replicates.any()
+
+    def test_a_real_difference_is_found_and_a_small_one_is_not(self) -> None:
+        results = {"weak": self.make(0.2), "strong": self.make(3), "like": self.make(0.25, seed=1)}
+        bootstrap = Bootstrap(results["weak"])
+        assert compare(results, "strong", "weak", bootstrap)[0].low > 0.2
+        assert (
+            compare(results, "like", "weak", bootstrap)[0].low < 0 < compare(results, "like", "weak", bootstrap)[0].high
+        )
+
+    def test_groups_are_resampled_whole(self) -> None:
+        cells = self.make(1, draws=1, groups=6)
+        weights = Bootstrap(cells, replicates=200).groups
+        assert weights.shape == (200, 6)
+        # Positive and negative groups among themselves: 2 and 4 in every replicate.
+        assert (weights[:, [0, 3]].sum(1) == 2).all()
+        assert (weights[:, [1, 2, 4, 5]].sum(1) == 4).all()
+
+    def test_group_interval_is_wider_than_one_over_images(self) -> None:
+        rng = np.random.default_rng(0)
+        truth = np.repeat(np.arange(20) % 2 == 0, 10)
+        scores = np.repeat(rng.normal(size=20), 10) + truth + rng.normal(size=200) * 0.1
+        grouped = Scored(0, truth, scores, [str(g) for g in np.repeat(np.arange(20), 10)])
+        single = Scored(0, truth, scores, [str(i) for i in range(200)])
+        spread = [np.nanstd(Bootstrap([t]).mean([t], "ap")[1]) for t in (grouped, single)]
+        assert spread[0] > 2 * spread[1]
+
+    @pytest.mark.parametrize(
+        ("interval", "answer"),
+        [
+            (Interval(0.1, 0.01, 0.2), "helps"),
+            (Interval(-0.1, -0.2, -0.01), "does not"),
+            (Interval(0.0, -0.01, 0.01), "does not"),
+            (Interval(-0.05, -0.3, 0.2), "does not"),
+            (Interval(0.05, -0.05, 0.15), "cannot tell"),
+            (Interval(-0.005, -0.1, 0.1), "cannot tell"),
+        ],
+    )
+    def test_three_outcomes(self, interval: Interval, answer: str) -> None:
+        assert decide(interval, "balanced", 0.1, worth=0.02).answer == answer
+
+    def test_detectable_effect_is_found_four_times_of_five(self) -> None:
+        rng = np.random.default_rng(0)
+        seen = verdict.detectable(rng.normal(0, 0.03, 4000))
+        found = rng.normal(seen, 0.03, 20_000) > 1.96 * 0.03
+        assert abs(found.mean() - 0.8) < 0.02
+
+
+class TestFrozen:
+    def items(self, seed: int = 0, count: int = 60, width: int = 300):
+        rng = np.random.default_rng(seed)
+        table = rng.normal(size=(count, width)).astype(np.float32)
+        positive = np.arange(count) < 15
+        table[positive, :8] += 1.2
+        items = Items(
+            np.arange(count),
+            positive,
+            np.ones(count),
+            [frozenset({str(i // 3)}) for i in range(count)],
+            np.ones(count, bool),
+        )
+        return table, items
+
+    def test_the_rotated_problem_has_the_same_scores(self) -> None:
+        table, items = self.items()
+        train, test = _rotate(table[:40], table[40:])
+        centred = (table - table[:40].mean(0)).astype(np.float64)
+        scale = np.sqrt(1280 / (centred[:40] ** 2).sum(1).mean())
+        for penalty in (0.001, 0.03):
+            weights, bias = logistic(train, items.positive[:40], items.weights[:40], penalty)
+            model = LogisticRegression(C=penalty, tol=1e-6, max_iter=1000).fit(
+                centred[:40] * scale, items.positive[:40]
+            )
+            np.testing.assert_allclose(test @ weights + bias, model.decision_function(centred[40:] * scale), atol=0.02)
+
+    def test_it_chooses_the_table_that_tells(self) -> None:
+        table, items = self.items()
+        noise = np.random.default_rng(9).normal(size=table.shape).astype(np.float32)
+        folds = inner_folds(items, [str(g) for g in range(20)], 3, seed=0)
+        outcome = FrozenLearner().fit({(0, "mean"): noise, (160, "max"): table}, items, np.arange(5), folds, seed=0)
+        assert (outcome.chosen["resolution"], outcome.chosen["pooling"]) == (160, "max")
+        assert outcome.inner > 0.5
+
+    def test_one_positive_group_leaves_nothing_to_choose_on(self) -> None:
+        table, items = self.items()
+        one = Items(
+            items.rows,
+            items.positive,
+            items.weights,
+            [frozenset({"p" if p else str(i)}) for i, p in enumerate(items.positive)],
+            items.real,
+        )
+        assert inner_folds(one, ["p", *map(str, range(60))], 3, 0) == []
+        assert np.isnan(FrozenLearner().fit({(0, "max"): table}, one, np.arange(5), [], 0).inner)
+
+    def test_nothing_made_from_held_out_groups_is_trained_on(self) -> None:
+        items = Items(
+            np.arange(4),
+            np.array([True] * 4),
+            np.ones(4),
+            [frozenset("a"), frozenset("b"), frozenset("ab"), frozenset("bc")],
+            np.array([True, True, False, False]),
+        )
+        train, held = split_parts(items, frozenset("a"))
+        assert train.tolist() == [False, True, False, True]
+        assert held.tolist() == [True, False, False, False]
+
+    def test_inner_folds_deal_positive_groups_evenly(self) -> None:
+        _, items = self.items()
+        folds = inner_folds(items, [str(g) for g in range(20)], 3, seed=1)
+        positive = {str(g) for g in range(5)}
+        assert sorted(len(fold & positive) for fold in folds) == [1, 2, 2]
+        assert frozenset().union(*folds) == {str(g) for g in range(20)}
+
+
+class TestArms:
+    def cell(self) -> arms.Cell:
+        positive = np.array([True] * 4 + [False] * 16 + [True] * 4)
+        groups = [f"g{i}" for i in range(24)]
+        made = arms.Extra(np.arange(30, 36), [frozenset({"g0", "g9"})] * 6)
+        extras = {
+            "synthetic": made,
+            "control": arms.Extra(np.arange(36, 38), [frozenset({"g9"})] * 2),
+            "augment/geometry": made,
+        }
+        return arms.Cell(0, 0, np.arange(20), np.arange(20, 22), np.arange(22, 24), positive, groups, extras)
+
+    def test_every_arm_has_the_same_total_weight(self) -> None:
+        built = arms.build_arms(self.cell(), seed=0)
+        assert set(built) == {
+            "real",
+            "balanced",
+            "logit_adjusted",
+            "duplicate",
+            "smote",
+            "augment/geometry",
+            "synthetic",
+            "synthetic+control",
+            "oracle",
+        }
+        for items in built.values():
+            assert items.weights.sum() == pytest.approx(20)
+
+    def test_what_each_arm_is(self) -> None:
+        built = arms.build_arms(self.cell(), seed=0)
+        real, double, balanced = built["real"], built["duplicate"], built["balanced"]
+        assert set(real.weights) == {1.0}
+        assert double.weights[0] / double.weights[5] == pytest.approx(
+            10 / 4
+        )  # 4 reals repeated to the 4 + 6 of synthesis
+        for name in ("balanced", "synthetic", "smote", "oracle", "augment/geometry", "synthetic+control"):
+            items = built[name]
+            assert items.weights[items.positive].sum() == pytest.approx(items.weights.sum() / 2)
+        assert balanced.rows.tolist() == list(range(20))
+        assert built["oracle"].rows.tolist() == list(range(22))
+        assert built["synthetic"].real.sum() == 20
+        assert not built["synthetic+control"].positive[-2:].any()
+
+    def test_smote_lies_between_two_reals_of_the_class(self) -> None:
+        table = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+        items = arms.build_arms(self.cell(), seed=0)["smote"]
+        values = items.features(table)
+        np.testing.assert_array_equal(values[:20], table[:20])
+        for k in range(20, 26):
+            a, b = table[items.rows[k]], table[items.partners[k]]
+            assert items.rows[k] != items.partners[k]
+            assert items.rows[k] < 4
+            np.testing.assert_allclose(values[k], a + items.mix[k] * (b - a), rtol=1e-5)
+            assert len(items.parents[k]) == 2
+
+    def test_logit_adjustment_moves_all_scores_by_the_log_odds(self) -> None:
+        items = arms.build_arms(self.cell(), seed=0)["real"]
+        np.testing.assert_allclose(arms.adjust(np.zeros(3), items), -np.log(0.2 / 0.8))
+
+
+class TestFeatures:
+    toy = Extractor("toy", nn.AvgPool2d(32), 3)
+
+    def test_pictures_are_whole_and_keep_their_proportions(self, picture) -> None:
+        assert prepare(picture(64, 96, 1), 0).shape == (64, 96, 1)
+        assert prepare(picture(100, 100, 3), 50).shape == (64, 64, 3)
+        assert prepare(picture(10, 10, 5, "uint16"), 0).shape == (32, 32, 3)
+        assert prepare(picture(2000, 500, 1), 0).shape == (1024, 256, 1)
+        assert prepare_square(picture(40, 80, 1), 64).shape == (64, 64, 1)
+
+    def test_depths_agree(self, picture) -> None:
+        eight = picture(40, 40, 3)
+        np.testing.assert_allclose(prepare(eight, 0), prepare(eight.astype(np.uint16) * 257, 0), atol=1e-6)
+
+    def test_features_do_not_depend_on_company_or_cache(self, picture, tmp_path) -> None:
+        images = [picture(32 + 32 * (i % 2), 40, 1, seed=i) for i in range(7)]
+        alone = [FeatureBank(self.toy, (0,)) for _ in images]
+        for bank, image in zip(alone, images, strict=True):
+            bank.add([image])
+        together = FeatureBank(self.toy, (0, 20), cache=tmp_path)
+        together.add(images)
+        np.testing.assert_allclose(together.get(0, "max"), np.concatenate([b.get(0, "max") for b in alone]), atol=1e-6)
+        again = FeatureBank(self.toy, (0, 20), cache=tmp_path)
+        again.add(images)
+        assert again.computed == 0
+        np.testing.assert_array_equal(again.get(20, "mean"), together.get(20, "mean"))
+        assert {p.name for p in tmp_path.iterdir()} == {"toy@native", "toy@20"}
+
+    def test_a_torn_cache_entry_is_computed_again(self, picture, tmp_path) -> None:
+        FeatureBank(self.toy, (0,), cache=tmp_path).add([picture(32, 32)])
+        entry = next(tmp_path.rglob("*.f32"))
+        entry.write_bytes(entry.read_bytes()[:5])
+        bank = FeatureBank(self.toy, (0,), cache=tmp_path)
+        bank.add([picture(32, 32)])
+        assert bank.computed == 1
+
+    def test_lite0_knows_a_cat(self) -> None:
+        import timm
+        from skimage import data
+
+        from visynth.metrics import features
+
+        network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=1000)
+        weights = torch.load(features._lite0_file(), weights_only=True)
+        network.load_state_dict(features._renamed(weights, network))
+        maps = efficientnet_lite0().maps([prepare(np.asarray(data.chelsea()), 224)])
+        logits = network.eval().classifier(maps.mean((2, 3)))
+        assert int(logits.argmax()) in (281, 282, 285)  # tabby, tiger cat, Egyptian cat
+
+    def test_folded_norms_and_the_parted_network_change_nothing(self) -> None:
+        import timm
+
+        from visynth.metrics import features
+
+        network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=1000).eval()
+        network.load_state_dict(features._renamed(torch.load(features._lite0_file(), weights_only=True), network))
+        batch = torch.rand(2, 3, 64, 64) * 2 - 1
+        ours = extractor()
+        with torch.inference_mode():
+            expected = network.forward_features(batch)
+            torch.testing.assert_close(ours.network(batch), expected, atol=2e-4, rtol=1e-3)
+            torch.testing.assert_close(ours.tail(ours.trunk(batch)), expected, atol=2e-4, rtol=1e-3)
+
+    def test_unknown_extractor(self) -> None:
+        with pytest.raises(UsageError, match="registered are 'efficientnet_lite0'"):
+            extractor("resnet999")
+        with pytest.raises(UsageError, match="cannot be fine-tuned"):
+            self.toy.trunk_of([])
+
+
+class TestDense:
+    def test_coverage_counts_mask_pixels_at_each_place(self) -> None:
+        mask = np.random.default_rng(0).random((70, 50)) < 0.3
+        counts = coverage(mask).reshape(3, 2)
+        assert counts.sum() == mask.sum()
+        assert counts[1, 0] == mask[32:64, :32].sum()
+
+    def test_it_finds_a_defect_at_one_place(self) -> None:
+        rng = np.random.default_rng(0)
+        places, covered = [], []
+        for row in range(60):
+            values, hit = rng.normal(size=(6, 16)), np.zeros(6, np.float32)
+            if row < 20:
+                where = rng.integers(6)
+                values[where, :4] += 3
+                hit[where] = 9
+            places.append(values.astype(np.float16))
+            covered.append(hit if row < 20 else None)
+        rows = np.arange(0, 60, 2)
+        items = Items(rows, rows < 20, np.ones(30), [frozenset({str(r)}) for r in rows], np.ones(30, bool))
+        test = np.arange(1, 60, 2)
+        outcome = DenseHead(places, covered).fit(items, test, inner_folds(items, [str(r) for r in rows], 2, 0), seed=0)
+        assert average_precision(test < 20, outcome.scores) > 0.9
+        assert outcome.inner > 0.8
+
+
+def test_the_finetuned_learner_learns_and_repeats(picture) -> None:
+    from visynth.lightning_modules.classifier import FinetuneLearner
+
+    bank = FeatureBank(extractor(), (0,), trunk=64)
+    images = [picture(64, 64, 3, seed=i) // (1 if i % 2 else 4) for i in range(24)]
+    bank.add(images)
+    tables = {(160, "trunk"): bank.tables()[(64, "trunk")]}
+    rows = np.arange(16)
+    items = Items(rows, rows % 2 == 1, np.ones(16), [frozenset({str(r)}) for r in rows], np.ones(16, bool))
+    state = torch.random.get_rng_state()
+    outcomes = [
+        FinetuneLearner(steps=12, batch=8).fit(tables, items, np.arange(16, 24), [frozenset({"0", "1"})], seed=1)
+        for _ in range(2)
+    ]
+    assert average_precision(np.arange(16, 24) % 2 == 1, outcomes[0].scores) > 0.8
+    np.testing.assert_allclose(outcomes[0].scores, outcomes[1].scores, atol=1e-5)
+    assert np.isfinite(outcomes[0].inner)
+    assert torch.equal(torch.random.get_rng_state(), state)

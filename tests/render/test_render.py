@@ -1,0 +1,368 @@
+"""Rendering: fixed plans, shards, kills at any moment, exports that read back, marks in every file."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from visynth.data.decode import decode
+from visynth.data.reading import read_images
+from visynth.errors import ConflictError, IntegrityError, OutputError, UsageError
+from visynth.manifest import Record, decode_mask, encode_mask, read_renders
+from visynth.render.exports import export, flat
+from visynth.render.plan import Plan, balanced_order
+from visynth.render.run import make_plan, render_set
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+class TestPlan:
+    def test_every_stretch_is_balanced(self) -> None:
+        order = balanced_order([60, 30, 10])
+        assert Counter(order) == {0: 60, 1: 30, 2: 10}
+        for stop in range(1, 101):
+            part = Counter(order[:stop])
+            assert all(abs(part[label] - stop * share) <= 1 for label, share in ((0, 0.6), (1, 0.3), (2, 0.1)))
+
+    def test_the_hash_names_everything_that_decides_bytes(self, composition) -> None:
+        generator, _ = composition
+        plans = [
+            make_plan(generator, per_class=4),
+            make_plan(generator, per_class=5),
+            make_plan(generator, per_class=4, seed=1),
+            make_plan(generator, per_class=4, encoding="tiff"),
+            make_plan(generator, per_class=4, options={"poisson_limit": 10}),
+            make_plan(generator, per_class=4, shard_size=3),
+        ]
+        assert len({plan.hash for plan in plans}) == len(plans)
+
+    def test_balance_counts_the_reals_of_the_members(self, composition) -> None:
+        generator, _ = composition
+        assert make_plan(generator).targets == {"scratch": 16, "spot": 16, "stain": 16, "good": 0}
+        assert make_plan(generator, balance="all", to=30).targets == {"scratch": 22, "spot": 22, "stain": 22, "good": 6}
+        assert make_plan(generator, balance="all", to=30, classes=["spot"]).targets["stain"] == 0
+
+    @pytest.mark.parametrize(
+        ("asked", "told"),
+        [
+            ({"classes": ["rust"]}, "'rust' are not in the generator; it makes 'scratch'"),
+            ({"per_class": {"rust": 3}}, "unknown classes 'rust'"),
+            ({"per_class": 0}, "nothing to render"),
+            ({"balance": "everything"}, "balance must be one of"),
+            ({"encoding": "gif"}, "must be 'png' or 'tiff'"),
+            ({"seed": -1, "per_class": 1}, "seed must be in"),
+            ({"balance": "all", "to": 0}, "to must be at least 1"),
+        ],
+    )
+    def test_wrong_plans(self, composition, asked, told: str) -> None:
+        with pytest.raises(UsageError, match=told):
+            make_plan(composition[0], **asked)
+
+
+class TestRender:
+    @pytest.mark.parametrize(("workers", "queue", "shard"), [(0, 1, 64), (2, 1, 64), (2, 8, 64)])
+    def test_workers_and_queue_do_not_change_a_byte(
+        self, composition, renders, tmp_path, workers: int, queue: int, shard: int
+    ) -> None:
+        generator, _ = composition
+        made = render_set(
+            generator,
+            make_plan(generator, per_class=12, shard_size=shard),
+            tmp_path / "r",
+            workers=workers,
+            queue=queue,
+        )
+        assert snapshot(tmp_path / "r") == snapshot(renders.folder)
+        assert made.root() == renders.root()
+
+    def test_the_folder_reads_as_an_image_folder(self, renders) -> None:
+        from torchvision.datasets import ImageFolder
+
+        dataset = ImageFolder(renders.folder)
+        assert dataset.classes == ["good", "scratch", "spot", "stain"]
+        assert len(dataset) == 48
+        assert read_images(renders.folder, max_bad_fraction=0).counts() == {
+            "good": 12,
+            "scratch": 12,
+            "spot": 12,
+            "stain": 12,
+        }
+
+    def test_records_tell_where_an_image_came_from(self, renders, composition, sample_set) -> None:
+        generator, _ = composition
+        names = {item.name for item in sample_set.items}
+        for record in renders.records[::5]:
+            again = generator.sample([record.seed], [generator.classes.index(record.label)])
+            assert (again.crop(0).permute(1, 2, 0).numpy() == decode(renders.folder / record.file_name)).all()
+            assert set(record.parents) <= names
+            assert record.generator == generator.digest
+
+    def test_every_file_is_marked_as_a_composite(self, renders) -> None:
+        for record in renders.records[::7]:
+            with Image.open(renders.folder / record.file_name) as image:
+                xmp = image.getxmp()
+            assert "compositeWithTrainedAlgorithmicMedia" in json.dumps(xmp)
+
+    def test_running_it_again_changes_nothing(self, composition, tmp_path) -> None:
+        generator, _ = composition
+        plan = make_plan(generator, per_class=3)
+        render_set(generator, plan, tmp_path / "r", workers=0)
+        before = {p: p.stat().st_mtime_ns for p in (tmp_path / "r").rglob("*")}
+        render_set(generator, plan, tmp_path / "r", workers=0)
+        assert {p: p.stat().st_mtime_ns for p in (tmp_path / "r").rglob("*")} == before
+        assert not (tmp_path / "r.work").exists()
+
+    def test_another_plan_in_the_same_folder_is_refused(self, composition, tmp_path) -> None:
+        generator, _ = composition
+        render_set(generator, make_plan(generator, per_class=3), tmp_path / "r", workers=0)
+        with pytest.raises(ConflictError, match=r"another plan's images .*targets"):
+            render_set(generator, make_plan(generator, per_class=4), tmp_path / "r", workers=0)
+
+    def test_a_folder_with_strangers_is_refused(self, composition, tmp_path) -> None:
+        (tmp_path / "r").mkdir()
+        (tmp_path / "r" / "thesis.tex").write_text("")
+        with pytest.raises(ConflictError, match=r"holds 1 other files \('thesis.tex'\)"):
+            render_set(composition[0], make_plan(composition[0], per_class=3), tmp_path / "r", workers=0)
+
+    def test_unwritable_output(self, composition, tmp_path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(OutputError):
+            render_set(composition[0], make_plan(composition[0], per_class=3), tmp_path / "file" / "r", workers=0)
+
+    def test_a_full_disk_tears_nothing_and_goes_on(self, composition, tmp_path, monkeypatch) -> None:
+        from visynth.render import run
+
+        generator, _ = composition
+        plan = make_plan(generator, per_class=6, shard_size=5)
+        calls = []
+
+        def full(*args):
+            calls.append(1)
+            if len(calls) > 12:
+                raise OSError(28, "No space left on device")
+            return real(*args)
+
+        real = run.write_image
+        monkeypatch.setattr(run, "write_image", full)
+        with pytest.raises(OutputError, match="run the same command again"):
+            render_set(generator, plan, tmp_path / "r", workers=0)
+        assert len(list((tmp_path / "r.work").glob("shard.*"))) == 2
+        monkeypatch.setattr(run, "write_image", real)
+        done = render_set(generator, plan, tmp_path / "r", workers=0)
+        reference = render_set(generator, plan, tmp_path / "q", workers=0)
+        assert done.root() == reference.root()
+
+    def test_sixteen_bits_and_many_channels_go_to_tiff(self, tmp_path) -> None:
+        from tests.compose.test_compose import sources
+        from visynth.compose.fit import fit_composition
+        from visynth.data.masks import judge
+
+        generator = fit_composition(sources(5, "uint16"), good="good", judge=judge).generator
+        made = render_set(generator, make_plan(generator, per_class=2), tmp_path / "r", workers=0)
+        image = decode(made.folder / made.records[0].file_name)
+        assert made.records[0].file_name.endswith(".tif")
+        assert image.dtype == np.uint16
+        assert image.shape[2] == 5
+        with pytest.raises(UsageError, match="use tiff"):
+            make_plan(generator, per_class=2, encoding="png")
+
+
+class TestManifest:
+    def test_unfinished_and_altered_folders_are_refused(self, renders, tmp_path) -> None:
+        folder = tmp_path / "copy"
+        shutil.copytree(renders.folder, folder)
+        victim = folder / renders.records[0].file_name
+        victim.write_bytes(victim.read_bytes() + b"x")
+        read_renders(folder)
+        with pytest.raises(IntegrityError, match="was altered"):
+            read_renders(folder, verify=True)
+        victim.unlink()
+        with pytest.raises(IntegrityError, match="is missing"):
+            read_renders(folder)
+        plan = json.loads((folder / "plan.json").read_text())
+        (folder / "plan.json").write_text(json.dumps({**plan, "schema": "visynth.renders/0"}))
+        with pytest.raises(IntegrityError, match="this version reads"):
+            read_renders(folder)
+        (folder / "metadata.jsonl").unlink()
+        with pytest.raises(IntegrityError, match="did not finish"):
+            read_renders(folder)
+
+    def test_torn_line(self, renders, tmp_path) -> None:
+        folder = tmp_path / "copy"
+        shutil.copytree(renders.folder, folder)
+        file = folder / "metadata.jsonl"
+        file.write_text(file.read_text()[:-40])
+        with pytest.raises(IntegrityError, match="line 48 is not an image record"):
+            read_renders(folder)
+
+    def test_run_lengths_are_cocos(self) -> None:
+        rng = np.random.default_rng(0)
+        for _ in range(20):
+            mask = rng.random((7, 5)) < 0.4
+            runs = encode_mask(mask)
+            assert (decode_mask(runs) == mask).all()
+            assert sum(runs["counts"]) == 35
+        assert encode_mask(np.zeros((2, 3), bool))["counts"] == [6]
+
+    def test_records_are_sorted_and_round_trip(self, renders) -> None:
+        names = [r.file_name for r in renders.records]
+        assert names == sorted(names)
+        assert Record.from_json(json.loads(renders.records[3].to_line())) == renders.records[3]
+
+
+class TestExports:
+    def test_coco_reads_back(self, renders, tmp_path) -> None:
+        folder = export(renders, "coco", tmp_path / "coco")
+        images = read_images(folder / "annotations.json", max_bad_fraction=0)
+        by_name = {flat(r): r for r in renders.records}
+        assert len(images) == 48
+        for item in images.items:
+            record = by_name[item.name]
+            assert [box[1:] for box in item.boxes] == [tuple(b) for b in record.boxes]
+        data = json.loads((folder / "annotations.json").read_text())
+        for note in data["annotations"]:
+            mask = decode_mask(note["segmentation"])
+            assert note["area"] == mask.sum()
+            x, y, w, h = note["bbox"]
+            assert mask[int(y) : int(y + h), int(x) : int(x + w)].sum() == mask.sum()
+
+    def test_yolo_reads_back(self, renders, tmp_path) -> None:
+        import yaml
+
+        folder = export(renders, "yolo", tmp_path / "yolo")
+        names = yaml.safe_load((folder / "data.yaml").read_text())["names"]
+        for record in renders.records:
+            lines = (folder / "labels" / f"{Path(flat(record)).stem}.txt").read_text().splitlines()
+            assert len(lines) == len(record.boxes)
+            for line, box in zip(lines, record.boxes, strict=True):
+                label, cx, cy, w, h = map(float, line.split())
+                back = [
+                    (cx - w / 2) * record.width,
+                    (cy - h / 2) * record.height,
+                    (cx + w / 2) * record.width,
+                    (cy + h / 2) * record.height,
+                ]
+                assert names[int(label)] == record.label
+                np.testing.assert_allclose(back, box, atol=1e-3)
+
+    def test_voc_reads_back(self, renders, tmp_path) -> None:
+        folder = export(renders, "voc", tmp_path / "voc", copy=True)
+        for record in renders.records:
+            root = ElementTree.parse(folder / "Annotations" / f"{Path(flat(record)).stem}.xml").getroot()
+            assert (folder / "images" / root.findtext("filename")).is_file()
+            for thing, box in zip(root.findall("object"), record.boxes, strict=True):
+                corners = [int(thing.findtext(f"bndbox/{tag}")) for tag in ("xmin", "ymin", "xmax", "ymax")]
+                assert [corners[0] - 1, corners[1] - 1, *corners[2:]] == list(box)
+
+    def test_wrong_export(self, renders, tmp_path) -> None:
+        with pytest.raises(UsageError, match="must be one of 'coco', 'yolo', 'voc'"):
+            export(renders, "pascal", tmp_path / "x")
+        with pytest.raises(ConflictError, match="exists already"):
+            export(renders, "coco", tmp_path)
+
+
+# -- kills -----------------------------------------------------------------------------------------------------------
+
+
+def command(generator: Path, out: Path) -> list[str]:
+    words = ["render", str(generator), "--out", str(out), "--per-class", "60", "--workers", "2", "--quiet"]
+    return [
+        sys.executable,
+        "-c",
+        "from visynth.cli import main; raise SystemExit(main())",
+        *words[:1],
+        "--generator",
+        *words[1:],
+    ]
+
+
+def kill_at_random(folder: Path, out: Path, rng: random.Random, longest: float) -> bool:
+    """Start the command and SIGKILL it (the parent alone: its workers must notice) after a random time."""
+    process = subprocess.Popen(command(folder, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        process.wait(timeout=rng.uniform(0.3, 1.0) * longest)
+    except subprocess.TimeoutExpired:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        return True
+    return False
+
+
+def survive(composition, tmp_path: Path, kills: int, seed: int) -> None:
+    _, folder = composition
+    started = time.monotonic()
+    subprocess.run(command(folder, tmp_path / "whole"), check=True, capture_output=True)
+    undisturbed = time.monotonic() - started
+    rng, killed = random.Random(seed), 0
+    for attempt in range(20 * kills):
+        if killed == kills:
+            break
+        out = tmp_path / f"killed{attempt}"
+        killed += kill_at_random(folder, out, rng, undisturbed)
+        for name in ("metadata.jsonl",):  # a finished manifest is only there with every file that it names
+            if (out / name).is_file():
+                read_renders(out, verify=True)
+        subprocess.run(command(folder, out), check=True, capture_output=True)
+        assert snapshot(out) == snapshot(tmp_path / "whole")
+        assert not out.with_name(out.name + ".work").exists()
+        shutil.rmtree(out)
+    assert killed == kills
+
+
+def test_three_random_kills_lose_and_tear_nothing(composition, tmp_path) -> None:
+    survive(composition, tmp_path, kills=3, seed=int(time.time()))
+
+
+@pytest.mark.slow
+def test_twenty_random_kills_lose_and_tear_nothing(composition, tmp_path) -> None:
+    survive(composition, tmp_path, kills=20, seed=int(time.time()))
+
+
+def test_a_finish_cut_short_is_finished(composition, tmp_path, monkeypatch) -> None:
+    from visynth.render import run
+
+    generator, _ = composition
+    plan = make_plan(generator, per_class=5, shard_size=7)
+    whole = render_set(generator, plan, tmp_path / "whole", workers=0)
+
+    class Stop(Exception):
+        pass
+
+    moved = []
+
+    def stop_after_nine(source, target):
+        if len(moved) == 9:
+            raise Stop
+        moved.append(target)
+        return real(source, target)
+
+    real = os.replace
+    monkeypatch.setattr(run.os, "replace", stop_after_nine)
+    with pytest.raises(Stop):
+        run._finish(generator, plan, tmp_path / "cut", _committed(generator, plan, tmp_path / "cut"))
+    monkeypatch.setattr(run.os, "replace", real)
+    assert render_set(generator, plan, tmp_path / "cut", workers=0).root() == whole.root()
+
+
+def _committed(generator, plan: Plan, out: Path) -> Path:
+    from visynth.render import run
+
+    work = out.with_name(out.name + ".work")
+    run._claim(out, work, plan)
+    run._render_shards(generator, plan, work, 0, 1, None)
+    return work

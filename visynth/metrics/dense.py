@@ -1,0 +1,114 @@
+"""The rival where masks exist: a dense head, one logistic regression over places, supervised by the masks.
+
+A composition uses masks to make images; this uses the same masks to teach a classifier where to look. It sees real
+images only. If it beats the synthetic arm, masks are better spent on it, and the report says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visynth import seeds as seeding
+from visynth.metrics.features import NATIVE_LIMIT, STRIDE
+from visynth.metrics.frozen import logistic
+from visynth.metrics.learning import Ints, Items, Outcome, split_parts
+from visynth.metrics.ranking import average_precision
+from visynth.pictures import resize
+
+Places = NDArray[np.float16]  # [P, D], the places of one image
+PER_IMAGE = 4  # negative places taken from each image
+SHARE = 0.25  # a place is positive from this share of the most covered place's mask pixels on
+
+
+@dataclass(frozen=True)
+class DenseHead:
+    """Scores an image by its highest-scoring place.
+
+    Attributes:
+        places: per bank row of a real image its features ``[P, D]``.
+        covered: per bank row the mask pixels at each place ``[P]``, or None without a mask.
+        penalties: C of the regression, chosen on the inner folds.
+    """
+
+    places: Sequence[Places]
+    covered: Sequence[NDArray[np.float32] | None]
+    penalties: tuple[float, ...] = (0.01, 0.1)
+
+    def fit(self, items: Items, test: Ints, folds: Sequence[frozenset[str]], seed: int) -> Outcome:
+        """Choose C on two inner folds, fit with one round of hard negatives, score the test rows."""
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(1):
+            best = (-1.0, self.penalties[0])
+            parts = [split_parts(items, held) for held in folds[:2]]
+            for penalty in self.penalties:
+                found = []
+                for train, held in parts:
+                    if items.positive[train].any() and items.positive[held].any():
+                        scores = self._scores(self._train(items, train, penalty, seed), items.rows[held])
+                        found.append(average_precision(items.positive[held], scores))
+                score = float(np.mean(found)) if found else float("nan")
+                if score > best[0]:
+                    best = (score, penalty)
+            inner, penalty = best
+            model = self._train(items, np.ones(len(items), bool), penalty, seed)
+            return Outcome(self._scores(model, test), inner if inner >= 0 else float("nan"), {"C": penalty})
+
+    def _train(self, items: Items, use: NDArray[np.bool_], penalty: float, seed: int) -> NDArray[np.float64]:
+        rows, positive = items.rows[use], items.positive[use]
+        generator = seeding.rng(seeding.derive("dense", seed), "places")
+        wanted: list[NDArray[np.float32]] = []
+        others: list[NDArray[np.float32]] = []
+        for row, is_positive in zip(rows, positive, strict=True):
+            places, covered = self.places[row].astype(np.float32), self.covered[row]
+            free = np.ones(len(places), bool)
+            if is_positive:
+                if covered is None or not covered.any():
+                    continue  # a positive without a mask does not say where
+                wanted.append(places[covered >= SHARE * covered.max()])
+                free = covered == 0
+            others.append(places[generator.permutation(np.flatnonzero(free))[:PER_IMAGE]])
+        model = _regress(wanted, others, penalty)
+        # One round of hard negatives: the place of each other image that this first model takes for a defect.
+        for row in rows[~positive]:
+            places = self.places[row].astype(np.float32)
+            others.append(places[[int(np.argmax(places @ model[:-1]))]])
+        return _regress(wanted, others, penalty)
+
+    def _scores(self, model: NDArray[np.float64], rows: Ints) -> NDArray[np.float64]:
+        return np.array([float((self.places[row].astype(np.float32) @ model[:-1] + model[-1]).max()) for row in rows])
+
+
+def _regress(
+    wanted: list[NDArray[np.float32]], others: list[NDArray[np.float32]], penalty: float
+) -> NDArray[np.float64]:
+    """Balanced logistic regression; weights ``[D]`` and the bias behind them."""
+    values = np.concatenate([*wanted, *others])
+    positive = np.arange(len(values)) < sum(map(len, wanted))
+    scale = float(np.sqrt(1280 / np.mean((values**2).sum(axis=1))))
+    weights = np.where(positive, 0.5 / positive.sum(), 0.5 / (~positive).sum()) * len(values)
+    coefficients, bias = logistic(values * scale, positive, weights, penalty)
+    return np.append(coefficients * scale, bias)
+
+
+def coverage(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Mask pixels at each place ``[P]`` of the native-scale feature map, in the map's row order.
+
+    Example:
+        >>> mask = np.zeros((40, 64), bool); mask[:4, 40:44] = True
+        >>> coverage(mask).tolist()
+        [0.0, 16.0, 0.0, 0.0]
+    """
+    height, width = mask.shape
+    scale = min(1.0, NATIVE_LIMIT / (height * width) ** 0.5)
+    small = mask.astype(np.float32)[:, :, None]
+    if scale != 1.0:
+        small = resize(small, (max(1, round(height * scale)), max(1, round(width * scale))))
+    bottom, right = (-length % STRIDE for length in small.shape[:2])
+    padded = np.pad(small[:, :, 0], ((0, bottom), (0, right)))
+    blocks = padded.reshape(padded.shape[0] // STRIDE, STRIDE, padded.shape[1] // STRIDE, STRIDE)
+    return np.asarray(blocks.sum(axis=(1, 3)).ravel(), dtype=np.float32)
