@@ -11,6 +11,7 @@ from visynth.report import Report
 from visynth.trial import Say, TrialOptions, run_trial
 
 RARE = "spot"
+RARE_GROUPS = 3  # a scarcity that can be measured: the other regions with spots serve the oracle and the test
 
 
 def quickstart(out: str | Path = "quickstart", *, minutes: float = 4.0, say: Say = lambda words: None) -> Report:
@@ -25,7 +26,7 @@ def quickstart(out: str | Path = "quickstart", *, minutes: float = 4.0, say: Say
     data = write_samples(out / "data")
     say(f"samples written to {data} (semi-synthetic: real textures, simulated defects)")
     images = read_images(data / "images", masks=data / "masks", groups=data / "groups.csv")
-    options = TrialOptions(minutes=minutes, synthetic=48)
+    options = TrialOptions(rare_groups=RARE_GROUPS, minutes=minutes, synthetic=48)
     return run_trial(
         images,
         [RARE],

@@ -2,7 +2,7 @@
 
 Real part: tiles of three texture photographs (brick, grass and gravel, CC0). Simulated part: three kinds of defect drawn
 onto some tiles, with exact masks: ``scratch`` (thin and bright), ``spot`` (small, dark and blurred) and ``stain`` (broad and soft).
-Each 80-pixel region of a photograph is a group, shot several times at other offsets and exposures, as a part on a
+Each 102-pixel region of a photograph is a group, shot several times at other offsets and exposures, as a part on a
 line is; a region carries at most one kind of defect. It is for trying the tool out: results on it are no evidence
 about real defects.
 """
@@ -24,8 +24,9 @@ from visynth.errors import UsageError, choices
 from visynth.files import new_folder, write_bytes
 
 PHOTOGRAPHS = ("brick", "grass", "gravel")
-REGION, TILE, SHOTS = 80, 64, 3
-COUNTS = {"good": 198, "spot": 48, "stain": 42, "scratch": 36}  # images; the imbalance of a line that mostly works
+REGION, TILE = 102, 80
+SHOTS = {"good": 6, "spot": 3, "stain": 3, "scratch": 3}
+COUNTS = {"good": 240, "spot": 45, "stain": 30, "scratch": 30}  # images; the imbalance of a line that mostly works
 
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -36,7 +37,7 @@ def write_samples(folder: str | Path, *, per_class: Mapping[str, int] | None = N
 
     Args:
         folder: made anew; an older one of this name is replaced.
-        per_class: images per class, by default good 198, spot 48, stain 42, scratch 36.
+        per_class: images per class, by default good 240, spot 45, stain 30, scratch 30.
         seed: of offsets, exposures and defects.
 
     Returns:
@@ -53,9 +54,9 @@ def write_samples(folder: str | Path, *, per_class: Mapping[str, int] | None = N
     with new_folder(folder) as made:
         # Defects first, each on regions of its own; the good class takes the rest and wraps around if it must.
         for name in sorted(counts, key=lambda c: (c == "good", counts[c], c)):
-            groups = -(-counts[name] // SHOTS)
+            groups = -(-counts[name] // SHOTS[name])
             for index in range(counts[name]):
-                group, shot = divmod(index, SHOTS)
+                group, shot = divmod(index, SHOTS[name])
                 region = int(order[(taken + group) % len(order)])
                 image, mask = _shot(regions[region], name, region, shot, seed)
                 file = f"{name}/region{region:02d}_shot{shot}_{index:03d}.png"
@@ -99,9 +100,9 @@ def _shot(region: NDArray[np.uint8], name: str, number: int, shot: int, seed: in
 
 
 def _scratch(picture: Floats, generator: np.random.Generator) -> tuple[Floats, Mask]:
-    angle, length = generator.uniform(0, np.pi), generator.uniform(22, 34)
+    angle, length = generator.uniform(0, np.pi), generator.uniform(26, 44)
     direction = np.array([np.cos(angle), np.sin(angle)])
-    centre = REGION / 2 + generator.uniform(-5, 5, 2)
+    centre = REGION / 2 + generator.uniform(-8, 8, 2)
     bend = generator.uniform(-4, 4) * np.array([-direction[1], direction[0]])
     steps = np.linspace(-1, 1, 24)[:, None]
     points = centre + steps * direction * length / 2 + (1 - steps**2) * bend
@@ -115,7 +116,7 @@ def _spot(picture: Floats, generator: np.random.Generator) -> tuple[Floats, Mask
     canvas = np.zeros(picture.shape, np.uint8)
     centre = REGION / 2 + generator.uniform(-8, 8, 2)
     for _ in range(3):
-        axes = tuple(int(v) for v in np.round(generator.uniform(2.5, 5.5, 2)))
+        axes = tuple(int(v) for v in np.round(generator.uniform(3, 6.5, 2)))
         middle = tuple(int(v) for v in np.round(centre + generator.uniform(-3, 3, 2)))
         cv2.ellipse(canvas, middle, axes, float(generator.uniform(0, 180)), 0, 360, 1, -1)
     opacity = cv2.GaussianBlur(canvas.astype(np.float32), (0, 0), 1.2) * generator.uniform(0.55, 0.8)
@@ -124,8 +125,8 @@ def _spot(picture: Floats, generator: np.random.Generator) -> tuple[Floats, Mask
 
 def _stain(picture: Floats, generator: np.random.Generator) -> tuple[Floats, Mask]:
     canvas = np.zeros(picture.shape, np.uint8)
-    centre = tuple(int(v) for v in np.round(REGION / 2 + generator.uniform(-5, 5, 2)))
-    axes = tuple(int(v) for v in np.round(generator.uniform(9, 15, 2)))
+    centre = tuple(int(v) for v in np.round(REGION / 2 + generator.uniform(-8, 8, 2)))
+    axes = tuple(int(v) for v in np.round(generator.uniform(11, 19, 2)))
     cv2.ellipse(canvas, centre, axes, float(generator.uniform(0, 180)), 0, 360, 1, -1)
     opacity = cv2.GaussianBlur(canvas.astype(np.float32), (0, 0), 3)
     return picture + opacity * generator.choice([-1, 1]) * generator.uniform(16, 26), canvas.astype(bool)

@@ -12,6 +12,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -80,12 +81,14 @@ def extractor(name: str = "efficientnet_lite0") -> Extractor:
     return plugins.load("features", name)()  # type: ignore[no-any-return]
 
 
+@cache
 def efficientnet_lite0() -> Extractor:
     """EfficientNet-Lite0 from its wheel through timm, batch norms folded into the convolutions; D = 1280."""
     import timm
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-    network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=1000)
+    with torch.random.fork_rng(devices=[]):  # its first weights are random and thrown away
+        network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=1000)
     network.load_state_dict(_renamed(torch.load(_lite0_file(), weights_only=True, map_location="cpu"), network))
     network.eval().requires_grad_(False)
     _fold_batch_norms(network, fuse_conv_bn_eval)

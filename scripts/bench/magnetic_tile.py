@@ -1,0 +1,101 @@
+"""What composition did on magnetic_tile at 3 training groups: one trial per class, one JSON line each.
+
+    OMP_WAIT_POLICY=PASSIVE .venv/bin/python scripts/bench/magnetic_tile.py --data ../shared/data/magnetic_tile
+
+Lines that are there already are not run again. The table in scripts/bench/README.md is printed from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from visynth.data.reading import read_images
+from visynth.trial import TrialOptions, run_trial
+
+CLASSES = ("blowhole", "crack", "break")
+SHOWN = (
+    "real",
+    "duplicate",
+    "balanced",
+    "logit adjusted",
+    "smote",
+    "augment",
+    "dense",
+    "synthetic",
+    "synthetic+control",
+    "oracle",
+)
+
+
+def run(data: Path, name: str, out: Path, options: TrialOptions) -> dict:
+    images = read_images(data / "images", masks=data / "masks", groups=data / "groups.csv")
+    started = time.monotonic()
+    report = run_trial(images, [name], out / name, options=options, grouped=True, subject="magnetic_tile", say=print)
+    verdict = report.verdicts[0]
+    numbers = dict(verdict.numbers)
+    return {
+        "class": name,
+        "answer": verdict.answer,
+        "reason": verdict.reason,
+        "seconds": round(time.monotonic() - started),
+        "rare_groups": options.rare_groups,
+        "draws": options.draws,
+        "seed": options.seed,
+        "learner": options.learner,
+        **numbers,
+    }
+
+
+def table(lines: list[dict]) -> str:
+    head = (
+        "| arm | "
+        + " | ".join(f"{line['class']} ({line['learner']})" for line in lines)
+        + " |\n|---|"
+        + "---|" * len(lines)
+        + "\n"
+    )
+    rows = ""
+    for arm in SHOWN:
+        cells = []
+        for line in lines:
+            row = line["arms"].get(arm)
+            cells.append("-" if row is None else f"{row['mean']:.3f} [{row['low']:.2f}, {row['high']:.2f}]")
+        rows += f"| {arm} | " + " | ".join(cells) + " |\n"
+    rows += "| **verdict** | " + " | ".join(f"**{line['answer']}**: {line['reason']}" for line in lines) + " |\n"
+    rows += (
+        "| recall at 5 % FPR, synthetic minus baseline | "
+        + " | ".join(
+            f"{line['recall_difference']['mean']:+.3f} [{line['recall_difference']['low']:+.2f}, {line['recall_difference']['high']:+.2f}]"
+            for line in lines
+        )
+        + " |\n"
+    )
+    return head + rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/magnetic_tile"))
+    parser.add_argument("--out", type=Path, default=Path("bench"))
+    parser.add_argument("--learner", default="frozen")
+    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--classes", nargs="*", default=list(CLASSES))
+    given = parser.parse_args()
+    file = given.out / "magnetic_tile.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    for name in given.classes:
+        if any(line["class"] == name and line["learner"] == given.learner for line in lines):
+            continue
+        options = TrialOptions(rare_groups=3, draws=given.draws, minutes=600, others=False, learner=given.learner)
+        lines.append(run(given.data, name, given.out / given.learner, options))
+        with open(file, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(lines[-1]) + "\n")
+    print(table(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,523 @@
+"""Preflight, trial, evaluate, gate, reports and the command line, on tiny sets and on the real one."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+import time
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from visynth import commands
+from visynth.cli import VERBS, main
+from visynth.comparison import macro_f1_table, run_cells, summarise
+from visynth.data.decode import encode_png
+from visynth.data.reading import read_images
+from visynth.data.samples import write_samples
+from visynth.errors import DataError, IntegrityError, UsageError
+from visynth.evaluate import assign_splits, evaluate_renders
+from visynth.fit import fit_compose
+from visynth.gate import decide
+from visynth.metrics.arms import Cell, Extra
+from visynth.preflight import preflight
+from visynth.render.run import make_plan, render_set
+from visynth.report import ClassVerdict, Report, arms, bullets, gallery, read_report, table, text
+from visynth.trial import TrialOptions, run_trial
+
+QUICK = TrialOptions(rare_groups=2, draws=2, folds=2, synthetic=12, workers=0, others=False)
+
+
+@pytest.fixture(scope="module")
+def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough groups of a rare class for two folds with an oracle."""
+    return write_samples(tmp_path_factory.mktemp("medium") / "set", per_class={"good": 48, "spot": 24, "scratch": 9})
+
+
+def read(folder: Path):
+    return read_images(folder / "images", masks=folder / "masks", groups=folder / "groups.csv")
+
+
+@pytest.fixture(scope="module")
+def finished(medium: Path, tmp_path_factory: pytest.TempPathFactory):
+    out = tmp_path_factory.mktemp("trial") / "out"
+    return run_trial(read(medium), ["spot"], out, options=QUICK, grouped=True, render=5), out
+
+
+class TestTrial:
+    def test_it_writes_what_it_promises(self, finished) -> None:
+        report, out = finished
+        assert sorted(p.name for p in out.iterdir()) == [
+            "generator",
+            "groups.csv",
+            "renders",
+            "report.html",
+            "report.json",
+        ]
+        assert [v.label for v in report.verdicts] == ["spot", "scratch"]
+        spot = report.verdicts[0]
+        assert spot.answer in ("helps", "does not", "cannot tell")
+        assert re.search(r"AP [+-]0\.\d+ \(95 % CI", spot.reason)
+        assert spot.next
+        assert report.verdicts[1].answer == "not measured"
+
+    def test_every_arm_is_there_with_its_interval(self, finished) -> None:
+        numbers = finished[0].verdicts[0].numbers
+        assert {
+            "real",
+            "duplicate",
+            "balanced",
+            "logit adjusted",
+            "smote",
+            "augment",
+            "synthetic",
+            "synthetic+control",
+            "dense",
+            "oracle",
+        } == set(numbers["arms"])
+        for row in numbers["arms"].values():
+            assert 0 <= row["low"] <= row["high"] <= 1
+        assert set(numbers["macro_f1"]) >= {"real", "balanced", "synthetic", "logit_adjusted"}
+        assert numbers["train_groups_per_cell"] == 2
+
+    def test_the_report_reads_back_and_its_page_needs_no_network(self, finished) -> None:
+        report, out = finished
+        again = read_report(out)
+        assert [v.headline for v in again.verdicts] == [v.headline for v in report.verdicts]
+        page = (out / "report.html").read_text()
+        assert not re.search(r"(src|href)=[\"']?(http|//)", page)
+        assert page.count("data:image/png") >= 18
+        assert "nearest real" in page
+        assert "parent: spot/" in page
+
+    def test_only_safe_classes_are_rendered_beside_controls(self, finished) -> None:
+        from visynth.manifest import read_renders
+
+        counts = read_renders(finished[1] / "renders", verify=True).counts()
+        assert counts == {"scratch": 0, "spot": 5, "good": 5}
+
+    def test_the_same_seed_gives_the_same_numbers(self, finished, medium, tmp_path) -> None:
+        again = run_trial(read(medium), ["spot"], tmp_path, options=QUICK, grouped=True, render=5)
+        assert again.verdicts == finished[0].verdicts
+
+    def test_groups_are_proposed_where_none_are_given(self, medium, tmp_path) -> None:
+        images = read_images(medium / "images", masks=medium / "masks")
+        found = preflight(images, ["spot"])
+        assert found.group_source.startswith("every image on its own") or "as proposed" in found.group_source
+        assert all(item.group for item in found.images.items)
+
+    def test_given_splits_are_kept(self, medium, tmp_path) -> None:
+        rows = list(csv.DictReader((medium / "groups.csv").read_text().splitlines()))
+        regions = sorted({row["group"] for row in rows})
+        with open(medium / "images" / "list.csv", "w", newline="") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["file", "label", "group", "split"])
+            for row in rows:
+                writer.writerow(
+                    [row["file"], row["class"], row["group"], "test" if regions.index(row["group"]) % 2 else "train"]
+                )
+        images = read_images(medium / "images" / "list.csv")
+        options = TrialOptions(draws=2, synthetic=6, workers=0, others=False)
+        report = run_trial(images, ["spot"], tmp_path, options=options, good="good", grouped=True)
+        # Without masks nothing can be composed, and the trial says so instead of inventing something.
+        assert report.verdicts[0].answer == "not measured"
+        assert "no masks" in report.verdicts[0].reason
+        (medium / "images" / "list.csv").unlink()
+
+    @pytest.mark.parametrize(
+        ("rare", "error", "told"),
+        [
+            ([], UsageError, "name the class that matters"),
+            (["rust"], UsageError, "no class 'rust'"),
+            (["tiny"], DataError, "at least 3 groups are needed"),
+        ],
+    )
+    def test_what_cannot_be_tried_is_told_early(self, class_folders, rare, error, told: str, tmp_path) -> None:
+        images = read_images(class_folders({"good": 8, "tiny": 1, "spot": 4}))
+        with pytest.raises(error, match=told):
+            run_trial(images, rare, tmp_path / "out")
+
+    def test_one_class_or_one_group_is_not_enough(self, class_folders, tmp_path) -> None:
+        with pytest.raises(DataError, match="one class only"):
+            run_trial(read_images(class_folders({"spot": 5})), ["spot"], tmp_path)
+        images = read_images(class_folders({"good": 5, "spot": 5}, root="two"), group_pattern=r"^(\w+)/")
+        with pytest.raises(DataError, match=r"spot has 5 images in 1 group"):
+            run_trial(images, ["spot"], tmp_path, grouped=True)
+
+    def test_mixed_modes_are_named(self, medium, tmp_path, picture) -> None:
+        images = read(medium)
+        path = images.items[0].path
+        before = path.read_bytes()
+        path.write_bytes(encode_png(picture(80, 80, 3)))
+        try:
+            found = preflight(read(medium), ["spot"], grouped=True)
+            assert any("1 channel(s) of uint8, 3 channel(s) of uint8" in warning for warning in found.warnings)
+        finally:
+            path.write_bytes(before)
+
+
+class TestComparison:
+    """The engine on made-up features, where the right answer is known."""
+
+    def results(self, quality: float, seed: int = 0):
+        rng = np.random.default_rng(seed)
+        count, width = 240, 12
+        groups = [f"g{i // 4}" for i in range(count)]
+        positive = np.arange(count) < 80
+        real = rng.normal(size=(count, width))
+        # The class lies along its own direction in each group: few groups do not show where the others are.
+        directions = {f"g{g}": rng.normal(size=width) for g in range(20)}
+        for row in np.flatnonzero(positive):
+            real[row] += 2.0 * directions[groups[row]]
+        made = rng.normal(size=(60, width)) + quality * 2.0 * np.stack(
+            [directions[f"g{rng.integers(20)}"] for _ in range(60)]
+        )
+        table = {(0, "max"): np.concatenate([real, made]).astype(np.float32)}
+        cells = []
+        for draw in range(5):
+            order = np.random.default_rng(draw).permutation(60)
+            tested = {f"g{g}" for g in order[:30]}
+            test = np.array([r for r in range(count) if groups[r] in tested])
+            train = np.array([r for r in range(count) if groups[r] not in tested])
+            few = {groups[r] for r in train if positive[r]}
+            few = set(sorted(few)[:3])
+            base = np.array([r for r in train if not positive[r] or groups[r] in few])
+            more = np.array([r for r in train if positive[r] and groups[r] not in few])
+            extra = Extra(np.arange(count, count + 60), [frozenset({sorted(few)[0]})] * 60)
+            cells.append(Cell(draw, 0, base, more, test, positive, groups, {"synthetic": extra}))
+        return run_cells("c", cells, table, workers=0)
+
+    def test_useful_images_help_and_useless_ones_do_not(self) -> None:
+        useful, useless = summarise(self.results(1.0)), summarise(self.results(-2.0))
+        assert useful.verdict.answer == "helps"
+        assert useful.headroom is not None
+        assert useful.headroom.mean > 0
+        assert (useful.gap is not None) == (
+            useful.headroom.low > 0
+        )  # a share of a gap that may be nothing is no number
+        assert useless.verdict.answer == "does not"
+
+    def test_processes_do_not_change_the_scores(self) -> None:
+        rng = np.random.default_rng(0)
+        positive = np.arange(60) < 20
+        groups = [str(i // 2) for i in range(60)]
+        table = {(0, "max"): rng.normal(size=(70, 8)).astype(np.float32)}
+        cells = [
+            Cell(
+                d,
+                0,
+                np.arange(0, 60, 2),
+                np.zeros(0, int),
+                np.arange(1, 60, 2),
+                positive,
+                groups,
+                {"synthetic": Extra(np.arange(60, 70), [frozenset({"0"})] * 10)},
+            )
+            for d in range(4)
+        ]
+        one, two = run_cells("c", cells, table, workers=0), run_cells("c", cells, table, workers=2)
+        for arm in one.tested:
+            for a, b in zip(one.tested[arm], two.tested[arm], strict=True):
+                np.testing.assert_allclose(a.scores, b.scores, atol=1e-9)
+
+    def test_macro_f1_counts_the_whole_decision(self) -> None:
+        results = self.results(1.0)
+        other = self.results(1.0)
+        for scores in other.decisions.values():
+            scores[:] = [np.full_like(s, -1e9) for s in scores]
+        labels = [0 if i < 80 else 1 for i in range(240)]
+        found = macro_f1_table({"c": results, "rest": other}, labels, ["c", "rest"])["c"]["balanced"]
+        assert found == pytest.approx(
+            np.mean([2 * p / (1 + p) / 2 for p in [np.mean([labels[r] == 0 for r in rows]) for rows in results.rows]])
+        )
+
+
+class TestEvaluate:
+    @staticmethod
+    def split_set(folder: Path):
+        """Half of the regions train, half test."""
+        images = read(folder)
+        groups = sorted({item.group for item in images.items})
+        from dataclasses import replace
+
+        return replace(
+            images,
+            items=tuple(replace(i, split="test" if groups.index(i.group) % 2 else "train") for i in images.items),
+        )
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def rendered(cls, medium, tmp_path_factory):
+        images = cls.split_set(medium)
+        folder = tmp_path_factory.mktemp("evaluate")
+        fitted = fit_compose(images, folder / "generator")
+        assert {m.split for m in fitted.generator.members} == {"train", "test"}
+        return images, render_set(
+            fitted.generator, make_plan(fitted.generator, per_class=10), folder / "renders", workers=0
+        )
+
+    def test_a_report_with_verdicts(self, rendered, tmp_path) -> None:
+        images, renders = rendered
+        report = evaluate_renders(images, renders.folder, tmp_path / "report", seeds=2, workers=0)
+        assert [v.label for v in report.verdicts] == ["scratch", "spot"]
+        assert {"real", "duplicate", "balanced", "augment", "synthetic"} <= set(report.verdicts[0].numbers["arms"])
+        assert read_report(tmp_path / "report").verdicts[0].answer == report.verdicts[0].answer
+
+    def test_splits_come_from_the_members(self, rendered, medium) -> None:
+        images, renders = rendered
+        told = {i.name: i.split for i in images.items}
+        assigned = assign_splits(read(medium), renders.members)
+        assert {i.name: i.split for i in assigned.items} == told
+
+    def test_test_images_that_were_trained_on_are_refused(self, rendered) -> None:
+        from dataclasses import replace
+
+        images, renders = rendered
+        turned = replace(images, items=tuple(replace(i, split="test") for i in images.items))
+        with pytest.raises(DataError, match=r"test images were used to fit the generator(.|\n)*was the training image"):
+            assign_splits(turned, renders.members)
+
+    def test_nothing_held_out(self, sample_set, renders, tmp_path) -> None:
+        with pytest.raises(DataError, match="fitted on all 48 images, so there is nothing to test on"):
+            evaluate_renders(sample_set, renders, tmp_path)
+
+    def test_other_data(self, renders, class_folders, tmp_path) -> None:
+        with pytest.raises(DataError, match="none of the images was used to fit"):
+            evaluate_renders(read_images(class_folders({"good": 3, "spot": 3})), renders, tmp_path)
+
+    def test_classes_that_cannot_be_measured(self, rendered, tmp_path) -> None:
+        with pytest.raises(UsageError, match="'rust' cannot be measured"):
+            evaluate_renders(*rendered, tmp_path, classes=["rust"])
+
+
+class TestReport:
+    def test_every_block_is_drawn_and_escaped(self, tmp_path, picture) -> None:
+        report = Report("trial", "<script>", [ClassVerdict("a<b", "helps", "because")], conditions={"x": {"y": 1.0}})
+        row = {"name": "real", "mean": 0.5, "low": None, "high": None, "more": {"n": 3}}
+        pixels = np.repeat(picture(20, 20, 1), 3, axis=2)
+        report.section(
+            "S",
+            text("t&t"),
+            bullets(["one"]),
+            table(["a"], [[1.23456]]),
+            arms("A", [row, {**row, "low": 0.1, "high": 0.9, "highlight": True}]),
+            gallery(["c"], [pixels], 1),
+        )
+        report.write(tmp_path)
+        page = (tmp_path / "report.html").read_text()
+        assert "<script>" not in page
+        assert "a&lt;b: yes, synthesis helps" in page
+        assert "1.235" in page
+        assert page.count("<svg") == 2
+        assert "pictures" not in (tmp_path / "report.json").read_text()
+
+    def test_a_report_of_another_schema_is_refused(self, tmp_path) -> None:
+        (tmp_path / "report.json").write_text('{"schema": "visynth.report/0"}')
+        with pytest.raises(IntegrityError, match="this version reads"):
+            read_report(tmp_path)
+        with pytest.raises(IntegrityError, match="cannot be read as a report"):
+            read_report(tmp_path / "nothing.json")
+
+    @pytest.mark.parametrize(
+        ("answers", "outcome"),
+        [
+            (["helps", "helps"], "promote"),
+            (["helps", "does not"], "reject"),
+            (["helps", "cannot tell"], "insufficient evidence"),
+            (["not measured"], "insufficient evidence"),
+        ],
+    )
+    def test_gate(self, answers, outcome: str) -> None:
+        report = Report("trial", "x", [ClassVerdict(str(i), a, "r") for i, a in enumerate(answers)])
+        assert decide(report).outcome == outcome
+        with pytest.raises(UsageError, match="no verdict on 'rust'"):
+            decide(report, ["rust"])
+
+
+class TestCommandLine:
+    def test_help_names_every_verb_and_every_verb_exists(self, capsys) -> None:
+        assert main(["--help"]) == 0
+        said = capsys.readouterr().out
+        assert all(re.search(rf"^  {verb}\s", said, re.M) for verb in VERBS)
+        assert {name.split(".")[0] for name in commands.COMMANDS} == set(VERBS)
+
+    def test_help_is_quick(self) -> None:
+        times = []
+        for _ in range(3):
+            started = time.perf_counter()
+            subprocess.run([sys.executable, "-m", "visynth", "--help"], check=True, capture_output=True)
+            times.append(time.perf_counter() - started)
+        assert min(times) < 0.5
+
+    @pytest.mark.parametrize("name", sorted(commands.COMMANDS))
+    def test_every_option_of_every_verb_is_explained(self, name: str, capsys) -> None:
+        assert main([*name.split("."), "--help"]) == 0
+        said = capsys.readouterr().out
+        assert "--print_config" in said
+        for parameter in __import__("inspect").signature(commands.COMMANDS[name]).parameters:
+            assert re.search(rf"--{parameter.replace('_', '-')} [A-Z{{\[].*\n?\s+\S", said), parameter
+
+    @pytest.mark.parametrize(
+        ("words", "code", "told"),
+        [
+            ([], 64, ""),
+            (["trail"], 64, "did you mean 'trial'"),
+            (["render"], 64, "arguments are required: generator, out"),
+            (["render", "--generator", "x", "--out", "y", "--per-clas", "3"], 64, "--per-clas"),
+            (["render", "--generator", "nothing", "--out", "y"], 65, "no generator folder"),
+            (["fit", "dream"], 64, ""),
+            (["preflight", "--data", "nothing", "--rare", "a"], 65, "there is no folder nothing"),
+            (["gate", "--report", "nothing"], 65, "cannot be read as a report"),
+            (["render", "--generator", "x", "--out", "y", "--workers", "-1"], 64, "workers at least 0"),
+        ],
+    )
+    def test_exit_codes(self, words, code: int, told: str, capsys, tmp_path, monkeypatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert main(words) == code
+        assert told in capsys.readouterr().err
+
+    def test_the_whole_way_by_command(self, medium, tmp_path, capsys, monkeypatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        masks, groups = str(medium / "masks"), str(medium / "groups.csv")
+        assert (
+            main(
+                [
+                    "preflight",
+                    "--data",
+                    str(medium / "images"),
+                    "--rare",
+                    "spot",
+                    "--rare",
+                    "scratch",
+                    "--masks",
+                    masks,
+                    "--groups",
+                    groups,
+                    "--out",
+                    "p",
+                    "--json",
+                ]
+            )
+            == 0
+        )
+        assert json.loads(capsys.readouterr().out)["suits"]["spot"].startswith("composition")
+        assert (tmp_path / "p" / "groups.csv").is_file()
+        assert (
+            main(
+                [
+                    "fit",
+                    "compose",
+                    "--data",
+                    str(medium / "images"),
+                    "--masks",
+                    masks,
+                    "--groups",
+                    groups,
+                    "--out",
+                    "g",
+                    "--settings",
+                    "{spot: {shift: 4}}",
+                ]
+            )
+            == 0
+        )
+        assert (
+            main(
+                [
+                    "render",
+                    "--generator",
+                    "g",
+                    "--out",
+                    "r",
+                    "--balance",
+                    "all",
+                    "--to",
+                    "30",
+                    "--workers",
+                    "0",
+                    "--json",
+                    "--quiet",
+                ]
+            )
+            == 0
+        )
+        root = json.loads(capsys.readouterr().out.splitlines()[-1])["root"]
+        assert (
+            main(["render", "--generator", "g", "--out", "r", "--balance", "all", "--to", "31", "--workers", "0"]) == 78
+        )
+        assert main(["renders", "verify", "--folder", "r"]) == 0
+        assert root in capsys.readouterr().out
+        assert main(["renders", "export", "--folder", "r", "--format", "coco", "--out", "coco"]) == 0
+        config = tmp_path / "render.yaml"
+        config.write_text("generator: g\nout: r2\nper_class: 2\nworkers: 0\nquiet: true\n")
+        assert main(["render", "--config", str(config)]) == 0
+        assert main(["render", "--config", str(config), "--print_config"]) == 0
+        assert "per_class: 2" in capsys.readouterr().out
+
+    def test_trial_and_gate_by_command(self, medium, tmp_path, capsys) -> None:
+        words = [
+            "trial",
+            "--data",
+            str(medium / "images"),
+            "--masks",
+            str(medium / "masks"),
+            "--groups",
+            str(medium / "groups.csv"),
+        ]
+        words += [
+            "--rare",
+            "spot",
+            "--out",
+            str(tmp_path / "t"),
+            "--draws",
+            "1",
+            "--folds",
+            "2",
+            "--synthetic",
+            "8",
+            "--render",
+            "2",
+        ]
+        assert main([*words, "--others", "false", "--dense", "false", "--workers", "0", "--json", "--quiet"]) == 0
+        verdict = json.loads(capsys.readouterr().out)[0]
+        assert verdict["class"] == "spot"
+        code = main(["gate", "--report", str(tmp_path / "t"), "--fail-on-reject"])
+        assert code == {"helps": 0, "does not": 20, "cannot tell": 21}[verdict["answer"]]
+
+
+def config_files() -> list[Path]:
+    return sorted(Path(str(resources.files("visynth.configs"))).rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", config_files(), ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_every_config_parses(path: Path, capsys) -> None:
+    verb = path.read_text().splitlines()[0].removeprefix("# visynth ").split(" --config")[0].split()
+    assert main([*verb, "--config", str(path), "--print_config"]) == 0
+
+
+def test_the_smoke_configs_run_in_order(samples, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiles").symlink_to(samples)
+    for name in ("fit", "render", "preflight"):
+        path = next(p for p in config_files() if p.parent.name == "smoke" and p.stem == name)
+        verb = path.read_text().splitlines()[0].removeprefix("# visynth ").split(" --config")[0].split()
+        assert main([*verb, "--config", str(path)]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.data
+def test_preflight_of_magnetic_tile_is_quick_and_finds_the_leak(real_data) -> None:
+    root = real_data("magnetic_tile")
+    started = time.monotonic()
+    found = preflight(read_images(root / "images", masks=root / "masks"), ["blowhole", "crack"])
+    assert time.monotonic() - started < 60
+    assert found.random_leak > 0.8
+    assert 180 <= len(set(found.proposal.groups)) <= 260
+    assert found.good == "free"
+    assert found.suits["blowhole"].startswith("composition")
+    assert found.suits["fray"].startswith("none: 17 of 32 masks are unreliable")
+    assert any("a random split leaks" in line for line in found.leak_lines())
