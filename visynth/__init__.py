@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from visynth.render.run import render_set
     from visynth.report import Report
     from visynth.trial import run_trial
+    from visynth.trial_cells import TrialOptions
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ __all__ = [
     "Samples",
     "Spec",
     "SyntheticDataset",
+    "TrialOptions",
     "WithSynthetic",
     "evaluate_renders",
     "load_generator",
@@ -48,6 +50,7 @@ _HOMES = {
     "Samples": "visynth.generator",
     "Spec": "visynth.generator",
     "SyntheticDataset": "visynth.data.synthetic",
+    "TrialOptions": "visynth.trial_cells",
     "WithSynthetic": "visynth.data.mixing",
     "evaluate_renders": "visynth.evaluate",
     "load_generator": "visynth.generator",

@@ -62,7 +62,8 @@ def trial(
         quiet: no progress.
     """
     from visynth.data.reading import read_images
-    from visynth.trial import TrialOptions, run_trial
+    from visynth.trial import run_trial
+    from visynth.trial_cells import TrialOptions
 
     images = read_images(
         data, masks=masks, groups=groups, group_pattern=group_pattern, max_bad_fraction=max_bad_fraction

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from visynth import plugins
 from visynth.metrics import arms as arming
 from visynth.metrics.arms import Cell
-from visynth.metrics.dense import DenseHead
 from visynth.metrics.learning import inner_folds
 from visynth.metrics.ranking import macro_f1
 from visynth.metrics.verdict import (
@@ -38,6 +37,9 @@ from visynth.metrics.verdict import (
     interval,
 )
 from visynth.report import ClassVerdict, arms, text
+
+if TYPE_CHECKING:
+    from visynth.metrics.dense import DenseHead  # it imports torch, which the processes that run cells do without
 
 Tables = dict[tuple[int, str], NDArray[np.float32]]
 INNER_FOLDS = 3

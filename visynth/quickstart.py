@@ -8,7 +8,8 @@ from visynth.data.reading import read_images
 from visynth.data.samples import write_samples
 from visynth.files import ensure_writable
 from visynth.report import Report
-from visynth.trial import Say, TrialOptions, run_trial
+from visynth.trial import run_trial
+from visynth.trial_cells import Say, TrialOptions
 
 RARE = "spot"
 RARE_GROUPS = 3  # a scarcity that can be measured: the other regions with spots serve the oracle and the test

@@ -12,7 +12,7 @@ from visynth.report import gallery, text
 
 if TYPE_CHECKING:
     from visynth.generator import Generator
-    from visynth.trial import Workbench
+    from visynth.trial_cells import Workbench
 
 SHOWN = 3  # composites of each class
 EXPLAINED = (

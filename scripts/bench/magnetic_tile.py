@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 from visynth.data.reading import read_images
-from visynth.trial import TrialOptions, run_trial
+from visynth.trial import run_trial
+from visynth.trial_cells import TrialOptions
 
 CLASSES = ("blowhole", "crack", "break")
 SHOWN = (

@@ -177,6 +177,7 @@ def test_every_built_in_plugin_can_be_loaded() -> None:
         "import visynth.cli; visynth.cli.main(['--help'])",
         "import visynth.render.writers",
         "import visynth.metrics.frozen",
+        "import visynth.comparison",
     ],
 )
 def test_light_modules_import_no_torch(code: str) -> None:

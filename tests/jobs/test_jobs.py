@@ -28,7 +28,8 @@ from visynth.metrics.arms import Cell, Extra
 from visynth.preflight import preflight
 from visynth.render.run import make_plan, render_set
 from visynth.report import ClassVerdict, Report, arms, bullets, gallery, read_report, table, text
-from visynth.trial import TrialOptions, run_trial
+from visynth.trial import run_trial
+from visynth.trial_cells import TrialOptions
 
 QUICK = TrialOptions(rare_groups=2, draws=2, folds=2, synthetic=12, workers=0, others=False)
 

@@ -114,12 +114,7 @@ class _Wrapper:
         options = self._visynth_options
         if options.leak_guard and options.share != 0 and stage in (None, "fit") and not self._visynth_checked:
             with _random_state_kept():
-                held_out = {
-                    name: getattr(inner, f"{name}_dataloader")()
-                    for name in ("val", "test")
-                    if _overrides(inner, f"{name}_dataloader") and _available(inner, name)
-                }
-                check_leaks(read_renders(self._visynth_source).members, held_out)
+                check_leaks(read_renders(self._visynth_source).members, _held_out(inner))
             self.__dict__["_visynth_checked"] = True
 
     def _visynth_ready(self) -> Any:
@@ -270,13 +265,16 @@ def _overrides(datamodule: Any, name: str) -> bool:
     return name in vars(datamodule) or getattr(type(datamodule), name, None) is not getattr(base, name, None)
 
 
-def _available(inner: Any, name: str) -> bool:
-    """Test loaders may need setup("test"), which has not been called in a fit: then there is nothing to check yet."""
-    try:
-        getattr(inner, f"{name}_dataloader")()
-    except Exception:
-        return False
-    return True
+def _held_out(inner: Any) -> dict[str, Any]:
+    """Validation and test loaders, where they can be had: test loaders may need setup("test"), which a fit does not call."""
+    loaders = {}
+    for name in ("val", "test"):
+        if _overrides(inner, f"{name}_dataloader"):
+            try:
+                loaders[name] = getattr(inner, f"{name}_dataloader")()
+            except Exception:  # the user's code, not set up for this stage: there is nothing to check yet
+                continue
+    return loaders
 
 
 # -- loaders ---------------------------------------------------------------------------------------------------------
