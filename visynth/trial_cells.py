@@ -50,7 +50,7 @@ class TrialOptions:
     rare_groups: int | None = None
     draws: int = 5
     folds: int = 3
-    synthetic: int = 60
+    synthetic: int = 100
     minutes: float = 10.0
     seed: int = 0
     workers: int = 2

@@ -243,6 +243,10 @@ class TestArms:
             items = built[name]
             assert items.weights[items.positive].sum() == pytest.approx(items.weights.sum() / 2)
         assert balanced.rows.tolist() == list(range(20))
+        for name in ("synthetic", "smote", "augment/geometry"):
+            items = built[name]
+            made = items.positive & ~items.real
+            assert items.weights[made].sum() == pytest.approx(items.weights[items.positive & items.real].sum())
         assert built["oracle"].rows.tolist() == list(range(22))
         assert built["synthetic"].real.sum() == 20
         assert not built["synthetic+control"].positive[-2:].any()

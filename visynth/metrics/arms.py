@@ -10,7 +10,8 @@ logit_adjusted      trained as "real", scores moved by the log prior (Menon et a
                     the rest this moves every score alike, so it changes decisions (macro-F1) but no ranking
 smote               balanced, with points between real images of the class in feature space (Chawla et al., JAIR 2002)
 augment/<name>      balanced, with classic augmentations of the class's real images
-synthetic           balanced, with synthetic images of the class
+synthetic           balanced, with synthetic images of the class (made images of any arm share the class's weight half and
+                    half with its real ones)
 synthetic+control   as synthetic, with defect-free images under the same seams among the rest
 oracle              balanced, with all real training images of the class: what synthesis tries to stand in for
 ==================  ================================================================================================
@@ -135,6 +136,11 @@ def _weighted(items: Items, balance: float | None, *, repeat: float = 1.0, total
     weights = np.where(items.positive, repeat, 1.0)
     if balance is not None:
         share = balance / (1 + balance)
+        # Within the class, made images weigh together what the real ones weigh: sixty of them must not drown ten.
+        made = items.positive & ~items.real
+        own = items.positive & items.real
+        if made.any() and own.any():
+            weights = np.where(made, own.sum() / made.sum(), weights)
         sums = {kind: weights[items.positive == kind].sum() for kind in (True, False)}
         weights = np.where(items.positive, share / max(sums[True], 1e-12), (1 - share) / max(sums[False], 1e-12))
     weights = weights * ((int(items.real.sum()) if total is None else total) / weights.sum())
