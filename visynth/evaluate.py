@@ -63,8 +63,6 @@ def evaluate_renders(
     renders = renders if isinstance(renders, Renders) else read_renders(renders)
     say("fingerprints of the real images")
     images = assign_splits(images, renders.members)
-    if any(not item.group for item in images.items):
-        images = replace(images, items=tuple(replace(item, group=item.group or item.name) for item in images.items))
     by_split = {split: images.select(lambda item, split=split: item.split == split) for split in ("train", "test")}  # type: ignore[misc]
     _check_sides(by_split["train"], by_split["test"], renders)
 
@@ -170,17 +168,17 @@ def evaluate_renders(
 
 
 def assign_splits(images: ImageSet, members: Sequence[Member]) -> ImageSet:
-    """Each image's split: the data's own, else that of the same member, else test, because the generator never saw it.
+    """Each image's split and group: the data's own, else those of the same member, else test and a group of its own.
+
+    Test images that are near-duplicates of training images are left out.
 
     Raises:
         DataError: images that the data call test or validation, but that the generator was fitted on (all listed).
     """
     candidates = images.members("test")
-    met = {
-        overlap.candidate: overlap.member
-        for overlap in members_file.overlaps(candidates, members)
-        if overlap.how != "near-duplicate"
-    }
+    overlaps = members_file.overlaps(candidates, members)
+    met = {o.candidate: o.member for o in overlaps if o.how != "near-duplicate"}
+    like = {o.candidate: o.member for o in overlaps if o.how == "near-duplicate" and o.member.split == "train"}
     leaked = [
         f"{item.name} ({item.split}) was the training image {met[item.name].path}"
         for item in images.items
@@ -190,13 +188,14 @@ def assign_splits(images: ImageSet, members: Sequence[Member]) -> ImageSet:
         raise DataError(
             f"{len(leaked)} test images were used to fit the generator, so they cannot test it:\n{listing(leaked)}"
         )
-    return replace(
-        images,
-        items=tuple(
-            replace(item, split=item.split or (met[item.name].split if item.name in met else "test"))
-            for item in images.items
-        ),
-    )
+    kept = []
+    for item in images.items:
+        member = met.get(item.name)
+        split = item.split or (member.split if member else "test")
+        if split == "test" and item.name in like:
+            continue  # a near-copy of a training image would test what was learned by heart
+        kept.append(replace(item, split=split, group=item.group or (member.group if member else item.name)))
+    return replace(images, items=tuple(kept))
 
 
 def _check_sides(train: ImageSet, test: ImageSet, renders: Renders) -> None:

@@ -66,6 +66,9 @@ class Spec:
         problems = []
         if len(set(self.classes)) != len(self.classes) or not self.classes:
             problems.append(f"classes must be distinct and at least one, but got {self.classes}")
+        unsafe = [c for c in self.classes if not c.strip() or c.startswith(".") or set(c) & set('/\\:*?"<>|\0')]
+        if unsafe:
+            problems.append(f"classes {choices(unsafe)} cannot be folder names: rename them")
         if not 1 <= self.channels <= MAX_CHANNELS:
             problems.append(f"channels must be 1 to {MAX_CHANNELS}, but got {self.channels}")
         if self.dtype not in DTYPES:

@@ -23,6 +23,7 @@ from visynth.errors import IntegrityError
 from visynth.files import canonical_json, write_text
 
 SPLITS = ("train", "val", "test")
+BLOCK = 1024  # candidates compared at a time, so that memory stays flat
 NEAR = 4  # Hamming distance up to which two perceptual hashes mean the same picture
 
 
@@ -131,15 +132,17 @@ def overlaps(candidates: Sequence[Member], members: Sequence[Member]) -> list[Ov
     """Candidates that meet a member, each with its closest way of meeting."""
     by_file = {m.sha256: m for m in members}
     by_pixels = {m.pixels: m for m in members}
-    near = distances([c.phash for c in candidates], [m.phash for m in members]) if members else None
     found = []
-    for row, candidate in enumerate(candidates):
-        if candidate.sha256 in by_file:
-            found.append(Overlap(candidate.path, by_file[candidate.sha256], "same file"))
-        elif candidate.pixels in by_pixels:
-            found.append(Overlap(candidate.path, by_pixels[candidate.pixels], "same pixels"))
-        elif near is not None and near[row].min() <= NEAR:
-            found.append(Overlap(candidate.path, members[int(near[row].argmin())], "near-duplicate"))
+    for first in range(0, len(candidates), BLOCK):
+        rows = candidates[first : first + BLOCK]
+        near = distances([c.phash for c in rows], [m.phash for m in members]) if members else None
+        for row, candidate in enumerate(rows):
+            if candidate.sha256 in by_file:
+                found.append(Overlap(candidate.path, by_file[candidate.sha256], "same file"))
+            elif candidate.pixels in by_pixels:
+                found.append(Overlap(candidate.path, by_pixels[candidate.pixels], "same pixels"))
+            elif near is not None and near[row].min() <= NEAR:
+                found.append(Overlap(candidate.path, members[int(near[row].argmin())], "near-duplicate"))
     return found
 
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from visynth.compose.fit import guess_good
 from visynth.data import groups as grouping
-from visynth.data.items import ImageSet
+from visynth.data.decode import Array
+from visynth.data.items import ImageSet, in_threads
 from visynth.data.masks import judge, load_mask
 from visynth.data.reading import with_groups
 from visynth.errors import DataError, UsageError, choices
@@ -101,6 +102,10 @@ def preflight(images: ImageSet, rare: Sequence[str], *, good: str | None = None,
     notes: list[str] = []
     if grouped:
         source = "as given"
+        lone = sum(not item.group for item in images.items)
+        if lone:
+            source += f" ({lone} images without a group stand on their own)"
+        images = replace(images, items=tuple(replace(i, group=i.group or i.name) for i in images.items))
     elif proposal is not None:
         source = f"as proposed, by {proposal.rule} (written to groups.csv: check them, then give them with --groups)"
         images = with_groups(images, dict(zip(names, proposal.groups, strict=True)), "proposal")
@@ -120,12 +125,10 @@ def preflight(images: ImageSet, rare: Sequence[str], *, good: str | None = None,
                 f"{name} has {images.counts()[name]} images in {group_counts[name]} group(s): at least {MIN_GROUPS} groups are needed "
                 "to train on some and test on others. Collect more, or give finer groups if these are too coarse."
             )
-    shapes = {
-        (image.shape[2], image.dtype.name) for image in map(images.image, images.items[:: max(1, len(images) // 50)])
-    }
+    shapes = set(in_threads(lambda item: _kind(images.image(item)), images.items))
     if len(shapes) > 1:
         told = ", ".join(f"{channels} channel(s) of {dtype}" for channels, dtype in sorted(shapes))
-        notes.append(f"the images are of several kinds ({told}): composition uses those of the most frequent kind")
+        notes.append(f"the images are of several kinds ({told}): composition takes one kind only, so convert them")
     return Preflight(
         images=images,
         rare=tuple(rare),
@@ -137,7 +140,7 @@ def preflight(images: ImageSet, rare: Sequence[str], *, good: str | None = None,
         crossing=len(crossing),
         crossing_share=len(touched) / len(images),
         group_source=source,
-        suits={name: _suits(images, name, good, masked, group_counts) for name in images.classes},
+        suits={name: _suits(images, name, good, masked, group_counts, len(shapes) > 1) for name in images.classes},
         warnings=notes,
     )
 
@@ -156,16 +159,27 @@ def _check(images: ImageSet, rare: Sequence[str], good: str | None) -> None:
         )
 
 
-def _suits(images: ImageSet, name: str, good: str | None, masked: dict[str, int], groups: dict[str, int]) -> str:
+def _kind(image: Array) -> tuple[int, str]:
+    """Channels and value type."""
+    return image.shape[2], image.dtype.name
+
+
+def _suits(
+    images: ImageSet, name: str, good: str | None, masked: dict[str, int], groups: dict[str, int], mixed: bool
+) -> str:
     """Which synthesizer suits a class, in a few words with the reason."""
     if name == good:
         return "seam controls only (defect-free)"
+    if masked[name] and good and mixed:
+        return "none: the images are of several kinds; convert them to one"
     if masked[name] and good:
         reasons = [
             judge(images.image(item), mask)
             for item in images.items
-            if name in item.labels and (mask := load_mask(images, item, name)) is not None
+            if item.labels == (name,) and (mask := load_mask(images, item, name)) is not None
         ]
+        if not reasons:
+            return "none: its images show other classes, too"
         bad = sum(reason is not None for reason in reasons)
         if bad <= len(reasons) / 2:
             return "composition by mask" + (f" ({bad} of {len(reasons)} masks unreliable, left out)" if bad else "")

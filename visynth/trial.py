@@ -19,6 +19,7 @@ from visynth.compose.fit import Fitted, Source, fit_composition
 from visynth.data.items import ImageSet
 from visynth.data.masks import judge, load_mask
 from visynth.data.transforms import CANDIDATES, backend
+from visynth.errors import DataError, UsageError
 from visynth.files import ensure_writable
 from visynth.metrics.dense import DenseHead
 from visynth.preflight import MIN_GROUPS, Preflight, preflight, write_groups
@@ -76,7 +77,7 @@ def run_trial(
     write_groups(out / "groups.csv", flight.images)
     bench = make_workbench(flight, options, say)
     flight.seconds = time.monotonic() - started
-    for line in flight.leak_lines():
+    for line in [*flight.leak_lines(), f"defect-free class: {flight.good or 'none; name it with --good'}"]:
         say(f"  {line}")
 
     scarcity = f", with {options.rare_groups} training groups of {', '.join(rare)}" if options.rare_groups else ""
@@ -91,8 +92,12 @@ def run_trial(
     _sum_up(report, flight, bench, results, notes, options)
 
     if composable:
-        fitted = _final_generator(flight, composable)
-        _write_outputs(report, flight, bench, fitted, out, render, options, say)
+        report.write(out)  # the verdicts are safe before anything more is made
+        try:
+            _write_outputs(report, flight, bench, _final_generator(flight, composable), out, render, options, say)
+        except (DataError, UsageError) as error:
+            report.section("Not written", text(f"The generator and its renders could not be made: {error}"))
+            say(f"generator/ and renders/ could not be made: {error}")
     report.conditions |= _conditions(flight, bench, options, time.monotonic() - started)
     report.write(out)
     say(f"done in {time.monotonic() - started:.0f} s: {out / 'report.html'}")
@@ -241,12 +246,13 @@ def _write_outputs(
     if chosen:
         control = [str(flight.good)] if flight.good in generator.classes else []
         say(f"rendering {count} images of each of {', '.join(chosen)}")
-        plan = make_plan(generator, per_class=count, classes=chosen + control, seed=options.seed)
+        purpose = "training" if helped else "looking"
+        plan = make_plan(generator, per_class=count, classes=chosen + control, seed=options.seed, purpose=purpose)
         render_set(generator, plan, _fresh(out / "renders"), workers=0)
         use = (
             "It holds only classes that help, and defect-free controls: it can be mixed into a training as it is."
             if helped
-            else "No class was shown to help, so it is for looking at, not for training."
+            else "No class was shown to help, so it is for looking at, and WithSynthetic refuses it."
         )
         report.section(
             "What was written", text(f"renders/ has {count} images each of {', '.join(chosen + control)}. {use}")

@@ -17,7 +17,7 @@ from visynth.data.items import ImageSet, Item
 from visynth.data.masks import judge, load_mask
 from visynth.data.splits import group_folds, pick_groups
 from visynth.data.transforms import CANDIDATES, augment
-from visynth.errors import DataError
+from visynth.errors import DataError, UsageError
 from visynth.metrics.arms import Cell, Extra
 from visynth.metrics.dense import DenseHead, coverage
 from visynth.metrics.features import FeatureBank, cache_folder, extractor
@@ -122,9 +122,11 @@ def make_layout(flight: Preflight, bench: Workbench, options: TrialOptions) -> L
     layout: Layout = []
     for draw in range(options.draws):
         if "test" in splits:
+            test_groups = {bench.groups[r] for r, s in enumerate(splits) if s == "test"}
             pairs = [
                 (
-                    np.array([r for r, s in enumerate(splits) if s != "test"]),
+                    # A group on both sides would leak, so its training images are left out.
+                    np.array([r for r, s in enumerate(splits) if s != "test" and bench.groups[r] not in test_groups]),
                     np.array([r for r, s in enumerate(splits) if s == "test"]),
                 )
             ]
@@ -156,9 +158,10 @@ def bare_cell(
     fold: int,
     more: Any = (),
     extras: Mapping[str, Extra] | None = None,
+    oracle: bool = False,
 ) -> Cell:
     own = np.array([r for r in more if bench.positive[name][r]], dtype=np.int64)
-    return Cell(draw, fold, train, own, test, bench.positive[name], bench.groups, extras or {})
+    return Cell(draw, fold, train, own, test, bench.positive[name], bench.groups, extras or {}, oracle)
 
 
 def headroom(flight: Preflight, bench: Workbench, layout: Layout, options: TrialOptions, say: Say) -> str:
@@ -173,10 +176,12 @@ def headroom(flight: Preflight, bench: Workbench, layout: Layout, options: Trial
             if not options.rare_groups:  # all groups are in use: compare half of them with all of them
                 own = [r for r in train if bench.positive[name][r]]
                 names = [bench.groups[r] for r in own]
+                if len(set(names)) < 4:
+                    continue  # half of so few is no baseline
                 half = pick_groups(names, max(2, len(set(names)) // 2), seeding.derive("half", draw, fold))
                 extra = np.array([r for r in own if bench.groups[r] not in half], dtype=np.int64)
                 rows = np.array([r for r in train if r not in set(extra.tolist())], dtype=np.int64)
-            cell = bare_cell(bench, name, rows, test, draw, fold, extra)
+            cell = bare_cell(bench, name, rows, test, draw, fold, extra, oracle=True)
             if cell.positive[cell.train].any() and cell.test_truth().any() and len(cell.more):
                 cells.append(cell)
         if not cells:
@@ -202,6 +207,7 @@ def make_cells(
     _augment(bench, name, options)
     cells: list[Cell] = []
     begun = time.monotonic()
+    restricted = {n for *_, more, _ in layout for n in flight.rare if bench.positive[n][more].any()}
     for number, (draw, fold, train, more, test) in enumerate(layout):
         spent = time.monotonic() - begun
         finished_draws = fold == 0 and number > 0
@@ -212,11 +218,12 @@ def make_cells(
         own = [bench.sources[r] for r in train if bench.sources[r].label in (name, flight.good)]
         try:
             fitted = fit_composition(own, good=str(flight.good), classes=[name], judge=judge)
-        except DataError:
-            continue  # most masks of these few groups are unreliable: nothing to compose from in this cell
-        extras = _synthesise(bench, fitted, options, draw, fold)
+            extras = _synthesise(bench, fitted, options, draw, fold)
+        except (DataError, UsageError) as error:
+            say(f"  {name}: draw {draw + 1}, fold {fold + 1} cannot be composed: {str(error).splitlines()[0]}")
+            continue
         extras |= _augmented(bench, name, train, options, draw, fold)
-        cells.append(bare_cell(bench, name, train, test, draw, fold, more, extras))
+        cells.append(bare_cell(bench, name, train, test, draw, fold, more, extras, name in restricted))
         if fold == 0:
             say(f"  {name}: draw {draw + 1} of {options.draws}, {spent:.0f} s")
     return cells

@@ -264,8 +264,16 @@ class TestComposition:
             Source("good/0", "good", "g", np.full((6, 6, 1), 100, np.uint8))
         ]
         generator = fit_composition(given, good="good", judge=judge).generator
-        with pytest.raises(DataError, match="no place for a hole defect"):
+        with pytest.raises(DataError, match="there is no place for a hole defect"):
             generator.sample([1], [0])
+
+    def test_an_image_exists_wherever_any_pair_fits(self) -> None:
+        given = [s for s in sources() if s.label == "hole"]
+        given += [Source(f"good/small{i}", "good", f"s{i}", np.full((6, 6, 1), 100, np.uint8)) for i in range(60)]
+        given += [Source("good/large", "good", "large", np.full((48, 56, 1), 100, np.uint8))]
+        generator = fit_composition(given, good="good", judge=judge).generator
+        samples = generator.sample(list(range(60)), [0] * 60)
+        assert {parents[0] for parents in samples.parents} == {"good/large"}
 
     def test_sizes_differ_as_the_backgrounds_do(self) -> None:
         given = [*sources(), Source("good/large", "good", "gl", np.full((64, 50, 1), 100, np.uint8))]
@@ -278,4 +286,6 @@ class TestComposition:
 def test_the_good_class_is_guessed_only_where_it_is_plain() -> None:
     assert guess_good(["a", "normal"], {}, {"a": 1, "normal": 9}) == "normal"
     assert guess_good(["a", "b"], {"a": 4}, {"a": 4, "b": 9}) == "b"
+    assert guess_good(["a", "b", "c"], {"a": 4}, {"a": 4, "b": 9, "c": 20}) is None
+    assert guess_good(["a", "b"], {"a": 4}, {"a": 40, "b": 9}) is None
     assert guess_good(["a", "b"], {}, {"a": 4, "b": 9}) is None

@@ -11,7 +11,7 @@ import torch
 
 from visynth import plugins
 from visynth.errors import IntegrityError, UsageError
-from visynth.generator import Generator, load_generator
+from visynth.generator import Generator, Spec, load_generator
 from visynth.members import merkle_root
 
 
@@ -153,6 +153,12 @@ def test_another_schema_is_refused(saved) -> None:
     file.write_text(file.read_text().replace("visynth.generator/1", "visynth.generator/9"))
     with pytest.raises(IntegrityError, match="this version reads"):
         load_generator(saved)
+
+
+@pytest.mark.parametrize("name", ["pit/hole", "..", ".hidden", " ", "a\\b"])
+def test_class_names_must_be_folder_names(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be folder names"):
+        Spec("compose", {}, (name,), 1, (8, 8))
 
 
 @pytest.mark.parametrize(

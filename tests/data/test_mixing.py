@@ -180,6 +180,21 @@ class TestBothPackages:
         again.fit(net(package), bare, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
         assert "load 7" in bare.calls
 
+    def test_hyperparameters_are_logged_as_before(self, package: str, train, renders) -> None:
+        base = importlib.import_module(package).LightningDataModule
+
+        class Told(base):
+            def __init__(self, width: int = 3) -> None:
+                super().__init__()
+                self.save_hyperparameters()
+
+            def train_dataloader(self):
+                return None
+
+        wrapped = visynth.WithSynthetic(Told(5), renders.folder)
+        assert wrapped._log_hyperparams is True
+        assert dict(wrapped.hparams_initial) == {"width": 5}
+
     def test_without_validation_none_appears(self, package: str, train, renders) -> None:
         wrapped = visynth.WithSynthetic(folder_module(package, train), renders.folder)
         base = importlib.import_module(package).LightningDataModule
@@ -280,7 +295,8 @@ class TestLightningCLI:
         ("package", "path"),
         [("pytorch_lightning", "visynth.WithSynthetic"), ("lightning.pytorch", "visynth.lightning.WithSynthetic")],
     )
-    def test_as_class_path_around_the_users_module(self, package: str, path: str, train, renders) -> None:
+    def test_as_class_path_around_the_users_module(self, package: str, path: str, train, renders, monkeypatch) -> None:
+        monkeypatch.setattr("sys.argv", ["train.py"])
         lightning = importlib.import_module(package)
         cli = importlib.import_module(f"{package}.cli")
         module, data = boring.classes(package)
@@ -416,9 +432,57 @@ class TestSamples:
         "label", [1, np.int64(1), torch.tensor(1), torch.tensor([0.0, 1.0, 0.0]), np.array([0, 1, 0])]
     )
     def test_labels_keep_their_type(self, label) -> None:
-        made = label_like(label, 2, 3)
+        made = label_like(label, 2)
         assert type(made) is type(label)
         assert (np.argmax(np.asarray(made)) if np.ndim(made) else int(made)) == 2
+
+
+class TestLabels:
+    def loader(self, train, renders, dataset, **options):
+        import pytorch_lightning
+
+        class Module(pytorch_lightning.LightningDataModule):
+            def train_dataloader(self):
+                return DataLoader(dataset, 4, collate_fn=list)
+
+        return visynth.WithSynthetic(Module(), renders.folder, **{**EXACT, **options}).train_dataloader()
+
+    def test_a_target_transform_is_applied_to_synthetic_labels_too(self, train, renders) -> None:
+        steps = transforms.Compose([transforms.Resize((8, 8)), transforms.ToTensor()])
+        spot = ImageFolder(train).class_to_idx["spot"]
+        dataset = ImageFolder(train, steps, target_transform=lambda label: torch.tensor([float(label == spot)]))
+        loader = self.loader(train, renders, dataset, balance={"spot": 10})
+        made = [loader.dataset[i][1] for i in loader.dataset.plan()]
+        assert all(label.shape == (1,) for label in made)
+        assert 0 < sum(float(label) for label in made) <= len(made)
+
+    def test_labels_that_do_not_agree_with_the_samples_are_refused(self, train, renders) -> None:
+        class Moved(ImageFolder):
+            def __getitem__(self, index):
+                image, label = super().__getitem__(index)
+                return image, label + 1
+
+        with pytest.raises(UsageError, match="the first training sample has the label 1, but"):
+            self.loader(train, renders, Moved(train, transforms.ToTensor()))
+
+    @pytest.mark.parametrize("label", [torch.zeros(8, 8), {"boxes": torch.zeros(1, 4)}, "crack"])
+    def test_masks_boxes_and_text_are_refused(self, label) -> None:
+        with pytest.raises(UsageError, match="makes class labels only"):
+            label_like(label, 1)
+
+    def test_samples_with_a_mask_beside_the_label_are_refused(self) -> None:
+        from visynth.data.adapter import check_extras
+
+        sample = {"image": torch.zeros(3, 8, 8), "label": 1, "mask": torch.zeros(8, 8), "id": 7}
+        with pytest.raises(UsageError, match="samples carry 'mask' beside"):
+            check_extras(sample, Shape.of(sample))
+
+    def test_ragged_targets_ask_for_labels(self, renders) -> None:
+        from visynth.data.mixed import find_labels
+
+        data = Arrays()
+        data.targets = [[0], [1, 2]] * 10
+        assert find_labels(data) is None
 
 
 def only(renders, *names: str):
@@ -492,6 +556,40 @@ class TestRefusals:
         with pytest.raises(DataError, match=r"3 held-out images(.|\n)*near-duplicate"):
             wrapped.setup("fit")
 
+    def test_the_leak_guard_finds_names_relative_to_a_root(self, train, renders) -> None:
+        from visynth.data.leaks import check_leaks, fingerprints
+
+        class Relative(Dataset):
+            def __init__(self, root) -> None:
+                self.img_dir, self.files = root, sorted(p.name for p in root.glob("*.png"))
+
+            def __len__(self) -> int:
+                return len(self.files)
+
+        with pytest.raises(DataError, match="fitted on 8 held-out images"):
+            check_leaks(renders.members, {"val": DataLoader(Relative(train / "spot"))})
+        lost = Relative(train / "spot")
+        lost.img_dir = "elsewhere"
+        assert fingerprints(lost, "val") is None
+        with pytest.warns(UserWarning, match="cannot see the files"):
+            check_leaks(renders.members, {"val": DataLoader(lost)})
+
+    def test_the_leak_guard_looks_at_what_a_subset_sampler_draws(self, train) -> None:
+        from torch.utils.data import SubsetRandomSampler
+
+        from visynth.data.leaks import datasets_of, file_paths
+
+        loader = DataLoader(ImageFolder(train), sampler=SubsetRandomSampler([3, 5]))
+        assert len(file_paths(datasets_of(loader)[0])) == 2
+
+    def test_sets_for_looking_are_refused(self, train, composition, tmp_path) -> None:
+        from visynth.render.run import make_plan, render_set
+
+        generator, _ = composition
+        made = render_set(generator, make_plan(generator, per_class=2, purpose="looking"), tmp_path / "r", workers=0)
+        with pytest.raises(UsageError, match="is for looking at: no class of it was shown to help"):
+            self.wrap(train, made.folder, leak_guard=False)
+
     def test_a_share_above_the_room_is_capped_with_a_warning(self, train, renders) -> None:
         with pytest.warns(UserWarning, match="only 24 of 48 positions"):
             loader = self.wrap(train, renders.folder, share=0.9, leak_guard=False)
@@ -521,7 +619,8 @@ class TestLoaders:
             folder_module("pytorch_lightning", train, shuffle=None, sampler=sampler), renders.folder, **EXACT
         )
         wrapped.setup("fit")
-        loader = wrapped.train_dataloader()
+        with pytest.warns(UserWarning, match="the loader draws with WeightedRandomSampler"):
+            loader = wrapped.train_dataloader()
         assert loader.sampler is sampler
         assert len(loader) == 3
         assert len(dataset) == len(loader.dataset) == 48

@@ -180,6 +180,21 @@ def test_masks_must_fit_their_images(class_folders, tmp_path) -> None:
         read_images(root, masks=tmp_path / "other")
 
 
+def test_alpha_and_jpeg_ripples_are_no_mask(class_folders, tmp_path) -> None:
+    import cv2
+
+    root = class_folders({"a": 2}, height=32, width=32)
+    (tmp_path / "masks" / "a").mkdir(parents=True)
+    area = np.zeros((32, 32), np.uint8)
+    area[8:16, 8:16] = 255
+    opaque = np.dstack([area, area, area, np.full_like(area, 255)])
+    (tmp_path / "masks" / "a" / "a_0.png").write_bytes(encode_png(opaque))
+    cv2.imwrite(str(tmp_path / "masks" / "a" / "a_1.jpg"), area, [cv2.IMWRITE_JPEG_QUALITY, 60])
+    images = read_images(root, masks=tmp_path / "masks")
+    for item in images.items:
+        assert load_mask(images, item).sum() == 64
+
+
 class TestJudge:
     image = np.random.default_rng(0).normal(100, 4, (60, 60, 1)).clip(0, 255).astype(np.uint8)
 

@@ -190,7 +190,7 @@ class TestComparison:
             base = np.array([r for r in train if not positive[r] or groups[r] in few])
             more = np.array([r for r in train if positive[r] and groups[r] not in few])
             extra = Extra(np.arange(count, count + 60), [frozenset({sorted(few)[0]})] * 60)
-            cells.append(Cell(draw, 0, base, more, test, positive, groups, {"synthetic": extra}))
+            cells.append(Cell(draw, 0, base, more, test, positive, groups, {"synthetic": extra}, has_oracle=True))
         return run_cells("c", cells, table, workers=0)
 
     def test_useful_images_help_and_useless_ones_do_not(self) -> None:

@@ -214,7 +214,9 @@ class TestArms:
             "control": arms.Extra(np.arange(36, 38), [frozenset({"g9"})] * 2),
             "augment/geometry": made,
         }
-        return arms.Cell(0, 0, np.arange(20), np.arange(20, 22), np.arange(22, 24), positive, groups, extras)
+        return arms.Cell(
+            0, 0, np.arange(20), np.arange(20, 22), np.arange(22, 24), positive, groups, extras, has_oracle=True
+        )
 
     def test_every_arm_has_the_same_total_weight(self) -> None:
         built = arms.build_arms(self.cell(), seed=0)

@@ -51,6 +51,19 @@ class TestPlan:
         ]
         assert len({plan.hash for plan in plans}) == len(plans)
 
+    def test_shards_count_what_they_hold(self, composition) -> None:
+        plan = make_plan(composition[0], per_class=5, shard_size=7)
+        assert (
+            [plan.count(s) for s in range(plan.shards)] == [len(plan.shard(s)) for s in range(plan.shards)] == [7, 7, 6]
+        )
+
+    def test_a_plan_of_a_million_images_is_quick(self, composition) -> None:
+        plan = make_plan(composition[0], per_class=250_000)
+        started = time.monotonic()
+        for shard in range(0, plan.shards, 100):
+            plan.shard(shard)
+        assert time.monotonic() - started < 20
+
     def test_balance_counts_the_reals_of_the_members(self, composition) -> None:
         generator, _ = composition
         assert make_plan(generator).targets == {"scratch": 16, "spot": 16, "stain": 16, "good": 0}

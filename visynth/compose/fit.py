@@ -56,7 +56,7 @@ class Fitted:
 
 
 def guess_good(classes: Sequence[str], masked: Mapping[str, int], counts: Mapping[str, int]) -> str | None:
-    """The defect-free class: by its name, else the largest class when it alone has no masks, else None.
+    """The defect-free class: by its name, else the only class without masks when it is the largest too, else None.
 
     Example:
         >>> guess_good(["crack", "Good"], {"crack": 5}, {"crack": 5, "Good": 50})
@@ -66,8 +66,8 @@ def guess_good(classes: Sequence[str], masked: Mapping[str, int], counts: Mappin
     if len(named) == 1:
         return named[0]
     unmasked = [name for name in classes if not masked.get(name)]
-    if any(masked.values()) and unmasked:
-        return max(unmasked, key=lambda name: counts[name])
+    if any(masked.values()) and len(unmasked) == 1 and counts[unmasked[0]] == max(counts.values()):
+        return unmasked[0]
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import cv2
@@ -134,7 +134,7 @@ class Composition(Generator):
             ground = _draw(self._grounds, generator)
             source = _draw(self._all_defects if control else self._by_label[label], generator)
             settings = self.settings[source.label]  # a control copies the seams of the defect that it stands in for
-            patch, mask = self._cut(source, ground, settings, generator, scaled=attempt < ATTEMPTS // 2)
+            patch, mask = self._cut(source, settings, generator, scaled=attempt < ATTEMPTS // 2)
             where = place(
                 mask,
                 source.home,
@@ -145,10 +145,9 @@ class Composition(Generator):
             if where is not None:
                 break
         else:
-            raise DataError(
-                f"no place for a {self.classes[label]} defect was found on {ATTEMPTS} backgrounds: "
-                "the defects are larger than the defect-free images. Leave this class out or give larger images."
-            )
+            # Luck must not decide whether an image exists: the first pair in order that fits.
+            ground, source, patch, mask, where = self._first_fit(label, control)
+            settings = self.settings[source.label]
         if control:
             other = _draw(self._grounds, generator)
             patch = _same_place(other.image, where, patch.shape[:2])
@@ -159,8 +158,23 @@ class Composition(Generator):
         full[where[0] : where[0] + mask.shape[0], where[1] : where[1] + mask.shape[1]] = mask
         return image, full, (ground.name, source.name)
 
+    def _first_fit(self, label: int, control: bool) -> tuple[Background, Defect, Array, Mask, tuple[int, int]]:
+        """The first defect and background in order that go together, unscaled, wherever there is place."""
+        still = seeding.rng(0, "first fit")
+        for source in self.defects if control else [d for d in self.defects if d.label == label]:
+            settings = replace(self.settings[source.label], flip=False)
+            for ground in self.backgrounds:
+                patch, mask = self._cut(source, settings, still, scaled=False)
+                where = place(mask, source.home, self._foreground(ground), 10**6, still)
+                if where is not None:
+                    return ground, source, patch, mask, where
+        raise DataError(
+            f"there is no place for a {self.classes[label]} defect on any background: the defects are larger than the "
+            "defect-free images. Leave this class out or give larger images."
+        )
+
     def _cut(
-        self, source: Defect, ground: Background, settings: Settings, generator: np.random.Generator, scaled: bool
+        self, source: Defect, settings: Settings, generator: np.random.Generator, scaled: bool
     ) -> tuple[Array, Mask]:
         """The pixels and the mask to paste, mirrored and scaled, no larger than they must be."""
         image, mask = source.image, source.mask

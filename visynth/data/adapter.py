@@ -166,19 +166,50 @@ def _channels(picture: Array, wanted: int) -> Array:
     )
 
 
-def label_like(real: Any, index: int, count: int) -> Any:
-    """A class index in the type of a real label: int, numpy or tensor scalar, or one-hot vector.
+def label_like(real: Any, index: int) -> Any:
+    """A class index in the type of a real label: number, numpy or tensor scalar (also of shape ``[1]``), or one-hot vector.
+
+    Raises:
+        UsageError: a label of another kind (a mask, boxes, text).
 
     Example:
-        >>> label_like(torch.tensor([0.0, 1.0, 0.0]), 2, 3)
+        >>> label_like(torch.tensor([0.0, 1.0, 0.0]), 2)
         tensor([0., 0., 1.])
+        >>> label_like(torch.tensor([0.0]), 1)
+        tensor([1.])
     """
-    if isinstance(real, torch.Tensor):
-        if real.ndim == 0:
-            return torch.tensor(index, dtype=real.dtype)
+    if isinstance(real, torch.Tensor) and real.ndim <= 1:
+        if real.numel() == 1:
+            return torch.full_like(real, index)
         made = torch.zeros_like(real)
         made[index] = 1
         return made
-    if isinstance(real, np.ndarray) and real.ndim == 1:
-        return np.eye(len(real), dtype=real.dtype)[index]
-    return type(real)(index) if isinstance(real, (int, float, np.generic)) and not isinstance(real, bool) else index
+    if isinstance(real, np.ndarray) and real.ndim <= 1:
+        return np.full_like(real, index) if real.size == 1 else np.eye(len(real), dtype=real.dtype)[index]
+    if isinstance(real, (int, float, np.generic)) and not isinstance(real, bool):
+        return type(real)(index)
+    if isinstance(real, bool):
+        return bool(index)
+    raise UsageError(
+        f"labels are {type(real).__name__}{list(getattr(real, 'shape', [])) or ''}: WithSynthetic makes class labels only, "
+        "not masks, boxes or text."
+    )
+
+
+def check_extras(sample: Any, shape: Shape) -> None:
+    """Refuse samples that carry more pictures: a synthetic sample would bring another image's mask along.
+
+    Raises:
+        UsageError: a further field with two or more dimensions, or a dict.
+    """
+    fields = sample.items() if isinstance(sample, Mapping) else enumerate(sample)
+    more = [key for key, value in fields if key not in (shape.image, shape.label) and _is_picture(value)]
+    if more:
+        raise UsageError(
+            f"samples carry {choices(more)} beside image and label: a synthetic sample cannot fill them. "
+            "Give a dataset of images and class labels to WithSynthetic."
+        )
+
+
+def _is_picture(value: Any) -> bool:
+    return isinstance(value, (dict, Image.Image)) or getattr(value, "ndim", 0) >= 2

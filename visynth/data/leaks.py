@@ -60,7 +60,8 @@ def datasets_of(loaders: Any) -> list[Any]:
     if loaders is None:
         return []
     if isinstance(loaders, DataLoader):
-        return [loaders.dataset]
+        chosen = getattr(loaders.sampler, "indices", None)  # a SubsetRandomSampler draws from these alone
+        return [loaders.dataset if chosen is None else Subset(loaders.dataset, list(chosen))]
     if isinstance(loaders, Mapping):
         return [d for loader in loaders.values() for d in datasets_of(loader)]
     if isinstance(loaders, Iterable) and not hasattr(loaders, "dataset"):
@@ -93,7 +94,20 @@ def file_paths(dataset: Any) -> list[Path] | None:
             continue
         first = [value[0] if isinstance(value, (list, tuple)) else value for value in values]
         if all(isinstance(value, (str, Path)) and str(value).lower().endswith(EXTENSIONS) for value in first):
-            return [Path(value) for value in first]
+            found = _existing(dataset, [Path(value) for value in first])
+            if found is not None:
+                return found
+    return None
+
+
+def _existing(dataset: Any, paths: list[Path]) -> list[Path] | None:
+    """The paths where they exist, as they are or below one of the folders that a dataset usually names."""
+    for name in (None, "root", "root_dir", "img_dir", "image_dir", "images_dir", "data_dir", "folder", "path"):
+        base = Path() if name is None else getattr(dataset, name, None)
+        if isinstance(base, (str, Path)):
+            tried = [Path(base) / path for path in paths]
+            if all(path.is_file() for path in tried):
+                return tried
     return None
 
 
@@ -113,8 +127,8 @@ def _pictures(dataset: Any) -> list[Array] | None:
 def _of_file(path: Path, split: str) -> Member:
     try:
         return _of_array(str(path), decode(path), split, hash_file(path))
-    except (DataError, OSError):  # unreadable: it cannot be validated on either; the user's own loader will say so
-        return Member(str(path), "", "", split, "", "", "0" * 16)
+    except (DataError, OSError) as error:
+        raise DataError(f"the leak guard cannot read the {split} image {path} ({error}).") from error
 
 
 def _of_array(name: str, picture: Any, split: str, digest: str = "") -> Member:

@@ -57,7 +57,7 @@ def read_list(path: Path) -> tuple[list[Item], list[BadFile]]:
                     path.parent / file,
                     Path(file).as_posix(),
                     labels,
-                    group=str(row.get(names.get("group", ""), "") or ""),
+                    group=_text(row.get(names.get("group", ""))),
                     split=SPLIT_WORDS.get(split, ""),
                     mask=path.parent / mask if mask else None,
                 )
@@ -94,6 +94,10 @@ def _columns(path: Path, row: dict[str, Any]) -> dict[str, str]:
                 f"{path} has columns {choices(row)}, but none for the {role}; name one of them {choices(spellings)}."
             )
     return found
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).strip()
 
 
 def _labels(value: Any) -> tuple[str, ...]:

@@ -69,7 +69,11 @@ def check_masks(images: ImageSet) -> None:
 def load_mask(images: ImageSet, item: Item, label: str | None = None) -> Mask | None:
     """The labelled pixels ``[H, W]`` of an image: its mask file, else its polygons of a class, else None."""
     if item.mask is not None:
-        return np.asarray((decode(item.mask, images.limits) != 0).any(axis=2))
+        values = decode(item.mask, images.limits)
+        colours = values[:, :, : values.shape[2] - (values.shape[2] in (2, 4))]  # without alpha
+        # JPEG leaves small ripples around a mask: half of the brightest value parts it from them.
+        floor = 0 if item.mask.suffix.lower() not in (".jpg", ".jpeg") else int(values.max()) // 2
+        return np.asarray((colours > floor).any(axis=2))
     outlines = [points for name, points in item.polygons if label in (None, name)]
     if not outlines:
         return None

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from visynth import seeds as seeding
-from visynth.data.adapter import Adapter, Shape, label_like
+from visynth.data.adapter import Adapter, Shape, check_extras, label_like
 from visynth.data.decode import decode
 from visynth.data.synthetic import as_picture, by_label
 from visynth.errors import UsageError, choices
@@ -78,7 +78,10 @@ class MixedDataset(Dataset[Any]):
             )
         sample = real[0]
         self.shape = Shape.of(sample, image_key, label_key)
+        check_extras(sample, self.shape)
         self.example = sample
+        self.target = find_attribute(real, "target_transform")
+        self._check_label(labels)
         self.convert = _converter(real, sample[self.shape.image], transform, self._any_picture())
         # Shared memory, because persistent loader workers keep their copy of the dataset for all epochs.
         self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
@@ -107,8 +110,23 @@ class MixedDataset(Dataset[Any]):
             return self.real[index]
         record = self.renders.records[row]
         image = self.convert(decode(self.renders.folder / record.file_name))
-        label = label_like(self.example[self.shape.label], self.indices[record.label], len(self.indices))
-        return self.shape.put(self.example, image, label)
+        return self.shape.put(self.example, image, self._label(self.indices[record.label]))
+
+    def _label(self, index: int) -> Any:
+        """A class index as the user's dataset gives it, through its ``target_transform`` where it has one."""
+        real = self.example[self.shape.label]
+        moved = self.target(index) if callable(self.target) else index
+        return moved if type(moved) is type(real) and not isinstance(moved, int) else label_like(real, int(moved))
+
+    def _check_label(self, labels: Sequence[int] | None) -> None:
+        """What we make of the first sample's own label must be that label."""
+        real = self.example[self.shape.label]
+        made = self._label(0 if labels is None else int(labels[0]))
+        if labels is not None and not np.array_equal(np.asarray(made), np.asarray(real)):
+            raise UsageError(
+                f"the first training sample has the label {real!r}, but its entry in the dataset's labels makes {made!r}: "
+                "give labels= to WithSynthetic as the samples carry them."
+            )
 
     def plan(self) -> dict[int, int]:
         """``{position: row of the rendered set}`` of the current epoch."""
@@ -199,7 +217,10 @@ def find_labels(dataset: Any) -> list[int] | None:
     for name in ("targets", "labels"):
         values = getattr(dataset, name, None)
         if values is not None and len(values) == len(dataset):
-            flat = np.asarray(values)
+            try:
+                flat = np.asarray(values)
+            except ValueError:  # several labels a sample, of different number
+                continue
             if flat.ndim == 1 and np.issubdtype(flat.dtype, np.integer):
                 return [int(v) for v in flat]
     samples = getattr(dataset, "samples", None)

@@ -20,7 +20,14 @@ from typing import Any, cast
 import numpy as np
 import pytorch_lightning
 import torch
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
 
 from visynth import balance as balancing
 from visynth.balance import Balance
@@ -29,6 +36,7 @@ from visynth.data.mixed import Mix, MixedDataset, find_labels, map_classes
 from visynth.errors import UsageError
 from visynth.manifest import Renders, read_renders
 
+KNOWN_SAMPLERS = (RandomSampler, SequentialSampler, DistributedSampler)  # they draw every position alike
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader", "predict_dataloader")
 HOOKS = (
     "prepare_data",
@@ -102,6 +110,14 @@ class _Wrapper:
     @property
     def hparams(self) -> Any:
         return self._visynth_inner.hparams
+
+    @property
+    def _log_hyperparams(self) -> Any:  # read by Lightning's loggers
+        return self._visynth_inner._log_hyperparams
+
+    @_log_hyperparams.setter
+    def _log_hyperparams(self, value: Any) -> None:
+        """The base class sets its default here; the wrapped one's own is what counts."""
 
     @property
     def hparams_initial(self) -> Any:
@@ -302,6 +318,17 @@ def mix_loader(loader: Any, renders: Renders, options: Options, epoch: Callable[
     labels = list(options.labels) if options.labels is not None else find_labels(loader.dataset)
     if labels is not None and len(labels) != len(loader.dataset):
         raise UsageError(f"labels has {len(labels)} entries, the training dataset {len(loader.dataset)} samples.")
+    if renders.plan.get("purpose", "training") != "training":
+        raise UsageError(
+            f"{renders.folder} is for looking at: no class of it was shown to help. Render a set of your own with 'visynth "
+            "render' if you want to train on it all the same."
+        )
+    if not isinstance(loader.sampler, KNOWN_SAMPLERS):
+        warnings.warn(
+            f"the loader draws with {type(loader.sampler).__name__}: synthetic samples replace positions of the dataset, so "
+            "their share of what is drawn follows that sampler's weights. Without class weights in the sampler it is share.",
+            stacklevel=3,
+        )
     mix, indices = plan_mix(loader.dataset, renders, options, labels)
     if not mix.slots:
         return loader

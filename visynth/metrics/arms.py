@@ -51,6 +51,7 @@ class Cell:
     positive: NDArray[np.bool_]  # by row of the bank, for real images
     groups: Sequence[str]  # by row of the bank, for real images
     extras: Mapping[str, Extra] = field(default_factory=dict)
+    has_oracle: bool = False
 
     def test_truth(self) -> NDArray[np.bool_]:
         return self.positive[self.test]
@@ -67,8 +68,8 @@ def build_arms(cell: Cell, seed: int) -> dict[str, Items]:
     real = _items(cell, cell.train)
     arms = {"real": _weighted(real, None), "balanced": _weighted(real, 1.0), "logit_adjusted": _weighted(real, None)}
     arms["duplicate"] = _weighted(real, None, repeat=(positives + count) / max(positives, 1))
-    if count and positives > 1:
-        arms["smote"] = _weighted(_smote(cell, real, count, seed), 1.0)
+    if count:
+        arms["smote"] = _weighted(_smote(cell, real, count, seed) if positives > 1 else real, 1.0)
     for name, extra in extras.items():
         if name.startswith("augment/"):
             arms[name] = _weighted(_joined(real, extra, True), 1.0)
@@ -77,7 +78,7 @@ def build_arms(cell: Cell, seed: int) -> dict[str, Items]:
         arms["synthetic"] = _weighted(mixed, 1.0)
         if "control" in extras:
             arms["synthetic+control"] = _weighted(_joined(mixed, extras["control"], False), 1.0)
-    if len(cell.more):
+    if cell.has_oracle:  # in a cell that has no more groups to give, the oracle is the balanced arm
         arms["oracle"] = _weighted(_items(cell, np.concatenate([cell.train, cell.more])), 1.0, total=len(cell.train))
     return arms
 
@@ -142,6 +143,8 @@ def _weighted(items: Items, balance: float | None, *, repeat: float = 1.0, total
         if made.any() and own.any():
             weights = np.where(made, own.sum() / made.sum(), weights)
         sums = {kind: weights[items.positive == kind].sum() for kind in (True, False)}
-        weights = np.where(items.positive, share / max(sums[True], 1e-12), (1 - share) / max(sums[False], 1e-12))
+        weights = weights * np.where(
+            items.positive, share / max(sums[True], 1e-12), (1 - share) / max(sums[False], 1e-12)
+        )
     weights = weights * ((int(items.real.sum()) if total is None else total) / weights.sum())
     return Items(items.rows, items.positive, weights, items.parents, items.real, items.partners, items.mix)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from visynth import seeds as seeding
@@ -38,6 +39,7 @@ class Plan:
         micro_batch: images computed together.
         threads: torch threads while sampling.
         shard_size: images per shard; shards never share a micro-batch.
+        purpose: ``"training"``, or ``"looking"`` for sets that WithSynthetic refuses.
     """
 
     generator: str
@@ -50,6 +52,7 @@ class Plan:
     micro_batch: int
     threads: int = 1
     shard_size: int = SHARD
+    purpose: str = "training"
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < seeding.LIMIT:
@@ -89,10 +92,14 @@ class Plan:
             >>> [sorted(image.label for image in plan.shard(s)) for s in range(plan.shards)]
             [[0, 1], [0, 1], [0, 1]]
         """
-        order = self._order()
-        span = range(number * self.shard_size, min((number + 1) * self.shard_size, self.total))
-        return [Planned(i, order[i], seeding.derive(self.generator, self.seed, i)) for i in span]
+        span = range(number * self.shard_size, number * self.shard_size + self.count(number))
+        return [Planned(i, self._order[i], seeding.derive(self.generator, self.seed, i)) for i in span]
 
+    def count(self, number: int) -> int:
+        """How many images a shard has."""
+        return min(self.shard_size, self.total - number * self.shard_size)
+
+    @cached_property
     def _order(self) -> list[int]:
         return balanced_order([self.targets.get(name, 0) for name in self.classes])
 

@@ -47,6 +47,7 @@ def make_plan(
     encoding: str | None = None,
     threads: int = 1,
     shard_size: int = SHARD,
+    purpose: str = "training",
 ) -> Plan:
     """What to render.
 
@@ -62,6 +63,7 @@ def make_plan(
         encoding: ``"png"`` or ``"tiff"``; by default PNG where it can hold the channels.
         threads: torch threads while sampling; part of what the bytes depend on.
         shard_size: images committed together.
+        purpose: ``"looking"`` for a set that WithSynthetic is to refuse.
 
     Raises:
         UsageError: unknown classes or encoding, or nothing to render.
@@ -92,6 +94,7 @@ def make_plan(
         micro_batch=generator.spec.micro_batch,
         threads=threads,
         shard_size=shard_size,
+        purpose=purpose,
     )
 
 
@@ -203,6 +206,7 @@ def _render_shards(
     if not pending:
         return
     before, started, made = torch.get_num_threads(), time.monotonic(), 0
+    waiting = sum(plan.count(s) for s in pending)
     torch.set_num_threads(plan.threads)
     pool = (
         ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=start_worker)
@@ -212,10 +216,10 @@ def _render_shards(
     try:
         for shard in pending:
             _render_shard(generator, plan, work, shard, pool, queue)
-            made += len(plan.shard(shard))
+            made += plan.count(shard)
             if progress:
                 rate = made / max(time.monotonic() - started, 1e-9)
-                left = sum(len(plan.shard(s)) for s in pending) - made
+                left = waiting - made
                 progress(
                     {
                         "done": plan.total - left,
