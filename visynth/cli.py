@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb, rest = words[0], words[1:]
     if verb not in VERBS:
         return _say(_unknown(verb), USAGE)
+    _exit_on_sigterm()
     try:
         return _run(verb, rest)
     except KeyboardInterrupt:
@@ -51,6 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, VisynthError):
             return _say(str(error), error.exit_code)
         raise
+
+
+def _exit_on_sigterm() -> None:
+    """A scheduler's SIGTERM ends the command with 143; what was committed is kept, as after any kill."""
+    import signal
+    import threading
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(_say("stopped by SIGTERM; what was committed is kept", 143)))
 
 
 def _run(verb: str, words: list[str]) -> int:

@@ -140,6 +140,27 @@ class TestRender:
         assert {p: p.stat().st_mtime_ns for p in (tmp_path / "r").rglob("*")} == before
         assert not (tmp_path / "r.work").exists()
 
+    def test_progress_counts_what_is_done(self, composition, tmp_path) -> None:
+        generator, _ = composition
+        told: list[dict] = []
+        plan = make_plan(generator, per_class=5, shard_size=7)
+        render_set(generator, plan, tmp_path / "r", workers=0, progress=lambda state: told.append(dict(state)))
+        assert [state["done"] for state in told] == [7, 14, 20]
+        assert told[-1]["counts"] == {"scratch": 5, "spot": 5, "stain": 5, "good": 5}
+        assert sum(told[0]["counts"].values()) == 7
+        assert told[-1]["seconds left"] == 0
+
+    def test_sigterm_ends_with_143_and_the_work_goes_on(self, composition, tmp_path) -> None:
+        _, folder = composition
+        out = tmp_path / "stopped"
+        process = subprocess.Popen(command(folder, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not list(out.with_name("stopped.work").glob("shard.*")) and process.poll() is None:
+            time.sleep(0.01)
+        process.terminate()
+        assert process.wait(30) in (143, 0)  # 0: it had finished before the signal came
+        subprocess.run(command(folder, out), check=True, capture_output=True)
+        assert len(read_renders(out, verify=True).records) == 240
+
     def test_another_plan_in_the_same_folder_is_refused(self, composition, tmp_path) -> None:
         generator, _ = composition
         render_set(generator, make_plan(generator, per_class=3), tmp_path / "r", workers=0)

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -207,6 +208,8 @@ def _render_shards(
         return
     before, started, made = torch.get_num_threads(), time.monotonic(), 0
     waiting = sum(plan.count(s) for s in pending)
+    left = set(pending)
+    done = Counter(plan.classes[i.label] for s in range(plan.shards) if s not in left for i in plan.shard(s))
     torch.set_num_threads(plan.threads)
     pool = (
         ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=start_worker)
@@ -217,16 +220,16 @@ def _render_shards(
         for shard in pending:
             _render_shard(generator, plan, work, shard, pool, queue)
             made += plan.count(shard)
+            done.update(plan.classes[image.label] for image in plan.shard(shard))
             if progress:
                 rate = made / max(time.monotonic() - started, 1e-9)
-                left = waiting - made
                 progress(
                     {
-                        "done": plan.total - left,
+                        "done": sum(done.values()),
                         "total": plan.total,
                         "images/s": rate,
-                        "seconds left": left / rate,
-                        "counts": dict(plan.targets),
+                        "seconds left": (waiting - made) / rate,
+                        "counts": {name: done[name] for name in plan.classes if plan.targets[name]},
                     }
                 )
     except BrokenProcessPool as error:
