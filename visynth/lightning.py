@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,13 @@ class WithSynthetic(LightningDataModule):
         spread: float = 0.1,
         seed: int = 0,
         classes: dict[str, int] | list[str] | None = None,
-        **more: Any,
+        transform: Callable[[Any], Any] | None = None,
+        labels: list[int] | None = None,
+        image_key: str | None = None,
+        label_key: str | None = None,
+        leak_guard: bool = True,
     ) -> Any:
-        return mixing.wrap(datamodule, source, mixing.Options(balance, share, to, spread, seed, classes, **more))
-
-    def __init__(
-        self,
-        datamodule: LightningDataModule,
-        source: str | Path,
-        balance: str | float | dict[str, int] = "not majority",
-        share: float | None = None,
-        to: int | None = None,
-        spread: float = 0.1,
-        seed: int = 0,
-        classes: dict[str, int] | list[str] | None = None,
-    ) -> None:
-        super().__init__()
+        options = mixing.Options(
+            balance, share, to, spread, seed, classes, transform, labels, image_key, label_key, leak_guard
+        )
+        return mixing.wrap(datamodule, source, options)

@@ -188,3 +188,19 @@ def test_light_modules_import_no_torch(code: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_both_wrappers_take_the_same_arguments() -> None:
+    import inspect
+    from dataclasses import fields
+
+    import visynth.lightning
+    from visynth.data import mixing
+
+    ours, theirs = (inspect.signature(c.__new__) for c in (mixing.WithSynthetic, visynth.lightning.WithSynthetic))
+    assert [(p.name, p.default) for p in ours.parameters.values()] == [
+        (p.name, p.default) for p in theirs.parameters.values()
+    ]
+    assert [(p.name, p.default) for p in ours.parameters.values()][3:] == [
+        (f.name, f.default) for f in fields(mixing.Options)
+    ]

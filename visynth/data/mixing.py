@@ -196,30 +196,10 @@ class WithSynthetic(pytorch_lightning.LightningDataModule):
         label_key: str | None = None,
         leak_guard: bool = True,
     ) -> Any:
-        return wrap(
-            datamodule,
-            source,
-            Options(balance, share, to, spread, seed, classes, transform, labels, image_key, label_key, leak_guard),
+        options = Options(
+            balance, share, to, spread, seed, classes, transform, labels, image_key, label_key, leak_guard
         )
-
-    # The same arguments again, for tools that read __init__ (LightningCLI does); never run, as __new__ gives another class.
-    def __init__(
-        self,
-        datamodule: pytorch_lightning.LightningDataModule,
-        source: str | Path,
-        balance: str | float | dict[str, int] = "not majority",
-        share: float | None = None,
-        to: int | None = None,
-        spread: float = 0.1,
-        seed: int = 0,
-        classes: dict[str, int] | list[str] | None = None,
-        transform: Callable[[Any], Any] | None = None,
-        labels: list[int] | None = None,
-        image_key: str | None = None,
-        label_key: str | None = None,
-        leak_guard: bool = True,
-    ) -> None:
-        super().__init__()
+        return wrap(datamodule, source, options)
 
 
 def wrap(inner: Any, source: str | Path, options: Options) -> Any:
