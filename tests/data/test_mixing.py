@@ -657,6 +657,16 @@ class TestLoaders:
         assert len(loader.dataset) == 24
         assert all(images.shape[1:] == (3, 8, 8) for images, _ in loader)
 
+    def test_the_quick_way_gives_the_same_pictures(self, train, renders) -> None:
+        from visynth.data.decode import decode
+
+        dataset = ImageFolder(train, transforms.Compose([transforms.Resize((16, 16)), transforms.ToTensor()]))
+        mixed = MixedDataset(dataset, renders, dataset.targets, dataset.class_to_idx, Mix({"spot": 5}, 5, 0.0, 0))
+        assert mixed.quick
+        for index, row in mixed.plan().items():
+            slow = mixed.convert(decode(renders.folder / renders.records[row].file_name))
+            assert torch.equal(mixed[index][0], slow)
+
     def test_mixed_datasets_pickle(self, train, renders) -> None:
         wrapped = visynth.WithSynthetic(folder_module("pytorch_lightning", train), renders.folder, **EXACT)
         wrapped.setup("fit")

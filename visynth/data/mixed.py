@@ -11,10 +11,12 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from visynth import seeds as seeding
@@ -82,7 +84,8 @@ class MixedDataset(Dataset[Any]):
         self.example = sample
         self.target = find_attribute(real, "target_transform")
         self._check_label(labels)
-        self.convert = _converter(real, sample[self.shape.image], transform, self._any_picture())
+        self.convert: Any = _converter(real, sample[self.shape.image], transform, self._any_picture())
+        self.quick = isinstance(self.convert, _Through) and self.convert.reads(self._any_picture())
         # Shared memory, because persistent loader workers keep their copy of the dataset for all epochs.
         self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self.epoch_of: Callable[[], int | None] | None = None
@@ -109,7 +112,9 @@ class MixedDataset(Dataset[Any]):
         if row is None:
             return self.real[index]
         record = self.renders.records[row]
-        image = self.convert(decode(self.renders.folder / record.file_name))
+        path = self.renders.folder / record.file_name
+        # Our own 8-bit PNG files need no safe decoder: read as torchvision reads a user's, they cost what a real one costs.
+        image = self.convert.from_file(path) if self.quick else self.convert(decode(path))
         return self.shape.put(self.example, image, self._label(self.indices[record.label]))
 
     def _label(self, index: int) -> Any:
@@ -316,6 +321,15 @@ class _Through:
 
     transform: Callable[[Any], Any]
     given: str
+
+    def reads(self, picture: Any) -> bool:
+        """Whether pictures of this kind can go from their file to the transform without an array between."""
+        return self.given != "array" and isinstance(as_picture(picture), Image.Image)
+
+    def from_file(self, path: Path) -> Any:
+        with Image.open(path) as image:
+            image.load()
+            return self.transform(image.convert("RGB") if self.given == "RGB" else image)
 
     def __call__(self, picture: Any) -> Any:
         if self.given == "array":
