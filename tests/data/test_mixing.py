@@ -682,3 +682,25 @@ def test_synthetic_dataset(renders) -> None:
     assert renders.classes[label] == dataset.record(0).label
     with pytest.raises(UsageError, match="must give a label to"):
         visynth.SyntheticDataset(renders.folder, classes={"spot": 0})
+
+
+def test_the_readmes_drop_in_example_runs(train, renders, tmp_path, monkeypatch) -> None:
+    import re
+    import shutil
+
+    readme = Path(__file__).resolve().parents[2] / "README.md"
+    (example,) = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+    shutil.copytree(renders.folder, tmp_path / "trial" / "renders")
+    monkeypatch.chdir(tmp_path)
+    import pytorch_lightning
+
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    names = {
+        "visynth": visynth,
+        "MyDataModule": lambda: folder_module("pytorch_lightning", train),
+        "my_model": net("pytorch_lightning"),
+        "trainer": pytorch_lightning.Trainer(max_epochs=1, accelerator="cpu", **quiet),
+    }
+    exec(example, names)
+    assert len(names["my_model"].losses) == 12
+    assert len(names["trainer"].train_dataloader.dataset.plan()) == 14
