@@ -7,7 +7,10 @@ trunk's activations are computed once per image; only the last blocks and a line
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +99,7 @@ class FinetuneLearner:
     ) -> Classifier:
         source = extractor()
         assert source.tail is not None
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _quiet_trainer():
             torch.manual_seed(seeding.derive("finetune", seed))
             tail = copy.deepcopy(source.tail).requires_grad_(True).train()
             model = Classifier(tail, source.width)
@@ -113,6 +116,20 @@ class FinetuneLearner:
             )
             trainer.fit(model, DataLoader(data, self.batch, sampler=sampler))
         return model.eval()
+
+
+@contextmanager
+def _quiet_trainer() -> Iterator[None]:
+    """Lightning greets and advises at every fit; here there are hundreds of short ones."""
+    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers")
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def _scores(model: Classifier, values: NDArray[np.float32]) -> Floats:

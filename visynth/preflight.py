@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from visynth.compose.fit import guess_good
+from visynth.compose.fit import LARGE, guess_good
 from visynth.data import groups as grouping
 from visynth.data.decode import Array
 from visynth.data.items import ImageSet, in_threads
@@ -23,6 +23,7 @@ from visynth.data.masks import judge, load_mask
 from visynth.data.reading import with_groups
 from visynth.errors import DataError, UsageError, choices
 from visynth.files import write_text
+from visynth.metrics.features import NATIVE_LIMIT
 from visynth.report import bullets, table
 
 LEARNED_GROUPS = 20  # groups of a class from which on a learned generator has something to learn from
@@ -125,7 +126,9 @@ def preflight(images: ImageSet, rare: Sequence[str], *, good: str | None = None,
                 f"{name} has {images.counts()[name]} images in {group_counts[name]} group(s): at least {MIN_GROUPS} groups are needed "
                 "to train on some and test on others. Collect more, or give finer groups if these are too coarse."
             )
-    shapes = set(in_threads(lambda item: _kind(images.image(item)), images.items))
+    looks = in_threads(lambda item: _look(images.image(item)), images.items)
+    shapes = {(channels, dtype) for channels, dtype, _ in looks}
+    notes += _size_notes([side for _, _, side in looks])
     if len(shapes) > 1:
         told = ", ".join(f"{channels} channel(s) of {dtype}" for channels, dtype in sorted(shapes))
         notes.append(f"the images are of several kinds ({told}): composition takes one kind only, so convert them")
@@ -159,9 +162,25 @@ def _check(images: ImageSet, rare: Sequence[str], good: str | None) -> None:
         )
 
 
-def _kind(image: Array) -> tuple[int, str]:
-    """Channels and value type."""
-    return image.shape[2], image.dtype.name
+def _look(image: Array) -> tuple[int, str, tuple[int, int]]:
+    """Channels, value type and size."""
+    return image.shape[2], image.dtype.name, image.shape[:2]
+
+
+def _size_notes(sizes: Sequence[tuple[int, int]]) -> list[str]:
+    """What is done to large images: nothing is shrunk or cropped without being told."""
+    shrunk = sum(height * width > NATIVE_LIMIT**2 for height, width in sizes)
+    cut = sum(max(size) > LARGE for size in sizes)
+    notes = []
+    if shrunk:
+        notes.append(
+            f"{shrunk} images are larger than {NATIVE_LIMIT}x{NATIVE_LIMIT}: the features see them shrunk to that area, proportions kept"
+        )
+    if cut:
+        notes.append(
+            f"{cut} images are longer than {LARGE} pixels: composition works on windows of them at native scale, so cut tiles of your own if a whole image is what you train on"
+        )
+    return notes
 
 
 def _suits(

@@ -150,6 +150,12 @@ class TestTrial:
         with pytest.raises(DataError, match=r"spot has 5 images in 1 group"):
             run_trial(images, ["spot"], tmp_path, grouped=True)
 
+    def test_large_images_are_told_what_is_done_to_them(self, class_folders) -> None:
+        images = read_images(class_folders({"good": 3, "spot": 3}, height=1100, width=300))
+        notes = preflight(images, ["spot"]).warnings
+        assert any("6 images are larger than 512x512" in note for note in notes)
+        assert any("6 images are longer than 1024 pixels" in note for note in notes)
+
     def test_mixed_modes_are_named(self, medium, tmp_path, picture) -> None:
         images = read(medium)
         path = images.items[0].path
