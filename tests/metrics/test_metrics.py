@@ -265,6 +265,11 @@ class TestArms:
             np.testing.assert_allclose(values[k], a + items.mix[k] * (b - a), rtol=1e-5)
             assert len(items.parents[k]) == 2
 
+    def test_smote_mixes_activation_maps_too(self) -> None:
+        table = np.random.default_rng(0).normal(size=(40, 3, 2, 2)).astype(np.float16)
+        items = arms.build_arms(self.cell(), seed=0)["smote"]
+        assert items.features(table).shape == (26, 3, 2, 2)
+
     def test_logit_adjustment_moves_all_scores_by_the_log_odds(self) -> None:
         items = arms.build_arms(self.cell(), seed=0)["real"]
         np.testing.assert_allclose(arms.adjust(np.zeros(3), items), -np.log(0.2 / 0.8))

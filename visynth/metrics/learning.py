@@ -39,11 +39,14 @@ class Items:
         return len(self.rows)
 
     def features(self, table: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The items' features from a table ``[bank rows, D]``."""
+        """The items' features from a table ``[bank rows, ...]``."""
         values = table[self.rows]
         if self.partners is None or self.mix is None:
             return values
-        return np.asarray(values + self.mix[:, None].astype(np.float32) * (table[self.partners] - values))
+        mix = self.mix.astype(np.float32).reshape(
+            -1, *[1] * (values.ndim - 1)
+        )  # tables may hold maps, not only vectors
+        return np.asarray(values + mix * (table[self.partners] - values))
 
 
 @dataclass(frozen=True)
