@@ -137,7 +137,7 @@ def fit_composition(
         raise DataError(f"no class can be composed ({reasons}). Give masks with --masks, or --without-masks nsa.")
 
     kept = _spread([s for s in sources if s.label == good], max_backgrounds)
-    backgrounds = [Background(s.name, s.group, _window(s.image, window, None)[0]) for s in kept]
+    backgrounds = [Background(s.name, s.group, _window(s.image, window)) for s in kept]
     if control:
         chosen.append((good, [], Settings(method="control")))
     return Fitted(_assemble(chosen, backgrounds, members, card), left_out, bad_masks)
@@ -193,7 +193,7 @@ def _usable(
 
 def _defect(source: Source, label: int, rule: Settings, side: int) -> Defect:
     if source.mask is None or rule.method != "mask":
-        image, _ = _window(source.image, side, None)
+        image = _window(source.image, side)
         return Defect(source.name, source.group, label, image, np.ones(image.shape[:2], bool), (0.5, 0.5))
     x1, y1, x2, y2 = box(source.mask)
     height, width = source.mask.shape
@@ -207,15 +207,14 @@ def _defect(source: Source, label: int, rule: Settings, side: int) -> Defect:
     )
 
 
-def _window(image: Array, side: int, centre: tuple[int, int] | None) -> tuple[Array, tuple[int, int]]:
-    """Whole images up to 1024 pixels, else the window of ``side`` around ``centre`` at native scale."""
+def _window(image: Array, side: int) -> Array:
+    """Whole images up to 1024 pixels, else their middle window of ``side`` at native scale."""
     height, width = image.shape[:2]
     if max(height, width) <= LARGE:
-        return image, (0, 0)
-    row, column = centre or (height // 2, width // 2)
-    top = min(max(row - side // 2, 0), max(height - side, 0))
-    left = min(max(column - side // 2, 0), max(width - side, 0))
-    return image[top : top + side, left : left + side].copy(), (top, left)
+        return image
+    top = min(max(height // 2 - side // 2, 0), max(height - side, 0))
+    left = min(max(width // 2 - side // 2, 0), max(width - side, 0))
+    return image[top : top + side, left : left + side].copy()
 
 
 def _spread(images: Sequence[Source], count: int) -> list[Source]:

@@ -296,7 +296,7 @@ def _converter(
     for given in ("RGB", "picture", "array") if callable(own) else ():
         candidate = _Through(own, given)
         # Trying a transform draws random numbers: the user's own stream must not notice.
-        with torch.random.fork_rng(devices=[]), _numpy_and_python_state():
+        with random_state_kept():
             try:
                 if _alike(candidate(picture), real_image):
                     return candidate
@@ -306,13 +306,15 @@ def _converter(
 
 
 @contextmanager
-def _numpy_and_python_state() -> Iterator[None]:
+def random_state_kept() -> Iterator[None]:
+    """Leaves the global random states of torch, numpy and Python as they were."""
     ours, theirs = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(ours)
-        np.random.set_state(theirs)
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(ours)
+            np.random.set_state(theirs)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning
-import torch
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -32,7 +30,7 @@ from torch.utils.data import (
 from visynth import balance as balancing
 from visynth.balance import Balance
 from visynth.data.leaks import check_leaks
-from visynth.data.mixed import Mix, MixedDataset, find_labels, map_classes
+from visynth.data.mixed import Mix, MixedDataset, find_labels, map_classes, random_state_kept
 from visynth.errors import UsageError
 from visynth.manifest import Renders, read_renders
 
@@ -129,7 +127,7 @@ class _Wrapper:
         inner.setup(stage=stage)
         options = self._visynth_options
         if options.leak_guard and options.share != 0 and stage in (None, "fit") and not self._visynth_checked:
-            with _random_state_kept():
+            with random_state_kept():
                 check_leaks(read_renders(self._visynth_source).members, _held_out(inner))
             self.__dict__["_visynth_checked"] = True
 
@@ -312,7 +310,7 @@ def mix_loader(loader: Any, renders: Renders, options: Options, epoch: Callable[
     mix, indices = plan_mix(loader.dataset, renders, options, labels)
     if not mix.slots:
         return loader
-    with _random_state_kept():  # one real sample is read to see what samples look like
+    with random_state_kept():  # one real sample is read to see what samples look like
         dataset = MixedDataset(
             loader.dataset, renders, labels, indices, mix, options.transform, options.image_key, options.label_key
         )
@@ -422,15 +420,3 @@ def start_epoch(dataset: MixedDataset) -> None:
     told = dataset.epoch_of() if dataset.epoch_of else None
     dataset.epoch.fill_(dataset.starts if told is None else told)
     dataset.starts += 1
-
-
-class _random_state_kept:  # noqa: N801  # used like a function
-    """Leaves the global random states of torch, numpy and Python as they were."""
-
-    def __enter__(self) -> None:
-        self.states = torch.random.get_rng_state(), np.random.get_state(), random.getstate()
-
-    def __exit__(self, *_: Any) -> None:
-        torch.random.set_rng_state(self.states[0])
-        np.random.set_state(self.states[1])
-        random.setstate(self.states[2])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -54,11 +53,3 @@ def pick_groups(groups: Sequence[str], count: int, seed: int) -> set[str]:
         raise DataError(f"{count} groups were asked for, but there are {len(names)}.")
     order = seeding.rng(seeding.derive("groups", seed), "pick").permutation(len(names))
     return {names[i] for i in order[:count]}
-
-
-def split_sizes(labels: Sequence[str], splits: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Images per split and class."""
-    table: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for label, split in zip(labels, splits, strict=True):
-        table[split][label] += 1
-    return {split: dict(row) for split, row in table.items()}
