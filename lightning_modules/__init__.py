@@ -1,1 +1,21 @@
-"""Lightning modules that train image models. Import as ``visynth.lightning_modules``."""
+"""Lightning modules that train image models. Import as ``visynth.lightning_modules``; names load on first use."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from visynth.lightning_modules.crops import DefectCrops
+    from visynth.lightning_modules.diffusion import Diffusion
+    from visynth.lightning_modules.inpainting import Inpainting
+
+__all__ = ["DefectCrops", "Diffusion", "Inpainting"]
+
+_HOMES = {"DefectCrops": "crops", "Diffusion": "diffusion", "Inpainting": "inpainting"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"visynth.lightning_modules.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'visynth.lightning_modules' has no attribute {name!r}")

@@ -369,7 +369,8 @@ def doctor() -> int:
     import os
 
     from visynth.data.transforms import backend
-    from visynth.metrics.features import cache_folder, efficientnet_lite0
+    from visynth.files import cache_folder
+    from visynth.metrics.features import efficientnet_lite0
     from visynth.report import environment
 
     for name, value in environment().items():

@@ -17,11 +17,11 @@ from visynth.data.decode import decode
 from visynth.data.items import ImageSet
 from visynth.data.transforms import CANDIDATES, augment, backend
 from visynth.errors import DataError, UsageError, choices, listing
-from visynth.files import ensure_writable
+from visynth.files import cache_folder, ensure_writable
 from visynth.manifest import Renders, read_renders
 from visynth.members import Member
 from visynth.metrics.arms import Cell, Extra
-from visynth.metrics.features import FeatureBank, cache_folder, extractor
+from visynth.metrics.features import FeatureBank, extractor
 from visynth.report import ClassVerdict, Report, bullets, environment, table
 
 COPIES = 4

@@ -126,3 +126,11 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def cache_folder() -> Path:
+    """Where things that can be made again are kept (features, unpacked sets): ``$VISYNTH_CACHE``, else ``visynth`` in the user's cache folder."""
+    base = os.environ.get("VISYNTH_CACHE")
+    if base:
+        return Path(base)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "visynth"

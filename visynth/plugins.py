@@ -16,6 +16,8 @@ from visynth.errors import UsageError, choices
 BUILT_IN: dict[str, dict[str, str]] = {
     "generators": {
         "compose": "visynth.compose.generator:Composition",
+        "diffusion": "visynth.networks.diffusion:Diffusion",
+        "inpaint": "visynth.compose.inpainting:Inpainting",
     },
     "features": {
         "efficientnet_lite0": "visynth.metrics.features:efficientnet_lite0",

@@ -18,9 +18,10 @@ from visynth.data.masks import judge, load_mask
 from visynth.data.splits import group_folds, pick_groups
 from visynth.data.transforms import CANDIDATES, augment
 from visynth.errors import DataError, UsageError
+from visynth.files import cache_folder
 from visynth.metrics.arms import Cell, Extra
 from visynth.metrics.dense import DenseHead, coverage
-from visynth.metrics.features import FeatureBank, cache_folder, extractor
+from visynth.metrics.features import FeatureBank, extractor
 from visynth.preflight import Preflight, headroom_note
 
 Say = Callable[[str], None]

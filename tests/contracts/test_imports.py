@@ -29,7 +29,7 @@ CORE = {
     "pictures",
 }
 PARTS = {"networks", "data", "metrics", "render", "compose", "privacy", "callbacks"}
-ALLOWED = {"render": {"data"}, "callbacks": {"metrics"}}
+ALLOWED = {"render": {"data"}, "callbacks": {"metrics", "data"}, "compose": {"networks"}}
 DOOR = {"cli", "commands", "__main__", "__init__", "lightning"}
 
 

@@ -50,6 +50,37 @@ class Defect:
     home: tuple[float, float]
 
 
+@dataclass(frozen=True)
+class Arrangement:
+    """A defect in its place: ``mask [h, w]`` with its top left corner at ``where`` of the background.
+
+    ``control`` is the background whose defect-free pixels take the defect's place, for seam controls.
+    """
+
+    ground: Background
+    source: Defect
+    patch: Array
+    mask: Mask
+    where: tuple[int, int]
+    settings: Settings
+    control: Background | None = None
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        return self.ground.name, (self.source if self.control is None else self.control).name
+
+    def placed(self) -> Mask:
+        """The mask on the whole background."""
+        full = np.zeros(self.ground.image.shape[:2], bool)
+        top, left = self.where
+        full[top : top + self.mask.shape[0], left : left + self.mask.shape[1]] = self.mask
+        return full
+
+    def labelled(self) -> Mask:
+        """The defect's pixels: none where defect-free pixels take its place."""
+        return self.placed() if self.control is None else np.zeros(self.ground.image.shape[:2], bool)
+
+
 class Composition(Generator):
     """Cuts real defects by mask and sets them into defect-free images of the training split. No training.
 
@@ -81,8 +112,11 @@ class Composition(Generator):
     # -- contract ------------------------------------------------------------------------------------------------
 
     def _sample(self, seeds: Sequence[int], labels: Sequence[int], **options: Any) -> Samples:
+        return self._gather([self.compose(seed, label, **options) for seed, label in zip(seeds, labels, strict=True)])
+
+    def _gather(self, made: Sequence[tuple[Array, Mask, tuple[str, ...]]]) -> Samples:
+        """Images of their own sizes on one canvas, with masks, boxes and parents."""
         height, width = self.spec.size
-        made = [self.compose(seed, label, **options) for seed, label in zip(seeds, labels, strict=True)]
         images = np.zeros((len(made), self.spec.channels, height, width), self.spec.dtype)
         masks = np.zeros((len(made), height, width), bool)
         for row, (image, mask, _) in enumerate(made):
@@ -106,28 +140,21 @@ class Composition(Generator):
     @classmethod
     def build(cls, spec: Spec, weights: dict[str, torch.Tensor], device: str | torch.device) -> Composition:
         """From spec and weights. Composition is numpy work on the CPU; ``device`` changes nothing."""
-        told = spec.arguments
-        defects = [
-            Defect(
-                d["name"],
-                d["group"],
-                d["label"],
-                weights[f"defect.{i}.image"].numpy(),
-                weights[f"defect.{i}.mask"].numpy().astype(bool),
-                (d["home"][0], d["home"][1]),
-            )
-            for i, d in enumerate(told["defects"])
-        ]
-        backgrounds = [
-            Background(b["name"], b["group"], weights[f"background.{i}"].numpy())
-            for i, b in enumerate(told["backgrounds"])
-        ]
-        return cls(spec, defects, backgrounds, [Settings.from_json(s) for s in told["settings"]])
+        return cls(spec, *parts(spec, weights))
 
     # -- one image -----------------------------------------------------------------------------------------------
 
     def compose(self, seed: int, label: int, poisson_limit: int) -> tuple[Array, Mask, tuple[str, ...]]:
         """One image ``[h, w, C]``, its mask ``[h, w]`` and the names of the images it was made from."""
+        plan = self.arrange(seed, label)
+        patch = plan.patch
+        if plan.control is not None:
+            patch = _same_place(plan.control.image, plan.where, patch.shape[:2])
+        image = _set_in(patch, plan.mask, plan.ground.image, plan.where, plan.settings, poisson_limit)
+        return image, plan.labelled(), plan.parents
+
+    def arrange(self, seed: int, label: int) -> Arrangement:
+        """What goes where for one seed: a background, a defect and its place. It draws no pixel."""
         generator = seeding.rng(seed, f"compose/{label}")
         control = self.settings[label].method == "control"
         for attempt in range(ATTEMPTS):
@@ -148,15 +175,8 @@ class Composition(Generator):
             # Luck must not decide whether an image exists: the first pair in order that fits.
             ground, source, patch, mask, where = self._first_fit(label, control)
             settings = self.settings[source.label]
-        if control:
-            other = _draw(self._grounds, generator)
-            patch = _same_place(other.image, where, patch.shape[:2])
-            image = _set_in(patch, mask, ground.image, where, settings, poisson_limit)
-            return image, np.zeros(image.shape[:2], bool), (ground.name, other.name)
-        image = _set_in(patch, mask, ground.image, where, settings, poisson_limit)
-        full = np.zeros(image.shape[:2], bool)
-        full[where[0] : where[0] + mask.shape[0], where[1] : where[1] + mask.shape[1]] = mask
-        return image, full, (ground.name, source.name)
+        other = _draw(self._grounds, generator) if control else None
+        return Arrangement(ground, source, patch, mask, where, settings, other)
 
     def _first_fit(self, label: int, control: bool) -> tuple[Background, Defect, Array, Mask, tuple[int, int]]:
         """The first defect and background in order that go together, unscaled, wherever there is place."""
@@ -197,6 +217,26 @@ class Composition(Generator):
         if ground.name not in self._foregrounds:
             self._foregrounds[ground.name] = foreground(ground.image)
         return self._foregrounds[ground.name]
+
+
+def parts(spec: Spec, weights: dict[str, torch.Tensor]) -> tuple[list[Defect], list[Background], list[Settings]]:
+    """Defects, backgrounds and settings again, from spec and weights."""
+    told = spec.arguments
+    defects = [
+        Defect(
+            d["name"],
+            d["group"],
+            d["label"],
+            weights[f"defect.{i}.image"].numpy(),
+            weights[f"defect.{i}.mask"].numpy().astype(bool),
+            (d["home"][0], d["home"][1]),
+        )
+        for i, d in enumerate(told["defects"])
+    ]
+    backgrounds = [
+        Background(b["name"], b["group"], weights[f"background.{i}"].numpy()) for i, b in enumerate(told["backgrounds"])
+    ]
+    return defects, backgrounds, [Settings.from_json(s) for s in told["settings"]]
 
 
 def box(mask: Mask) -> list[float]:

@@ -12,6 +12,7 @@ from visynth.data.folder import read_folder
 from visynth.data.items import ImageSet, build, drop_unreadable
 from visynth.data.lists import read_list
 from visynth.data.masks import attach_masks
+from visynth.data.unpack import is_packed, unpack
 from visynth.errors import DataError, UsageError, listing, raise_all
 
 
@@ -28,7 +29,8 @@ def read_images(
     """Read a labelled image set and check every file in it.
 
     Args:
-        data: class folders (``root/<class>/*`` or ``root/<split>/<class>/*``), a ``.csv`` or ``.jsonl`` list, or a COCO ``.json``.
+        data: class folders (``root/<class>/*`` or ``root/<split>/<class>/*``), a ``.csv`` or ``.jsonl`` list, a COCO ``.json``, a
+            MedMNIST ``.npz``, or ``"sklearn:digits"``.
         masks: folder that mirrors the images' layout and holds masks (0 = sound, anything else = defect).
         groups: CSV with columns ``file,group``; images of one group stay on one side of every split.
         group_pattern: regular expression searched in each image's name; its first group (or the match) is the group.
@@ -49,7 +51,7 @@ def read_images(
     """
     if groups is not None and group_pattern is not None:
         raise UsageError("give either groups or group_pattern, not both.")
-    path = Path(data)
+    path = unpack(data) if is_packed(data) else Path(data)
     order: list[str] | None = classes
     if path.suffix.lower() in (".csv", ".jsonl"):
         items, bad = read_list(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,3 +66,61 @@ def class_probabilities(labels: Sequence[int | str], temper: float) -> NDArray[n
     _, inverse, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
     weights = (counts.astype(np.float64) ** temper / counts)[inverse]
     return np.asarray(weights / weights.sum(), dtype=np.float64)
+
+
+class Stream(Sampler[int]):
+    """Positions of an endless, seeded stream of draws, from wherever training stands.
+
+    A position is a number; which image it means is :meth:`StreamOrder.index`'s business, and what noise it gets the
+    training module's. So a run that is resumed, split over ranks or given other batches meets the same draws.
+
+    Args:
+        start: gives the first position of the next pass; it is asked at each pass.
+        length: positions in a pass (an epoch).
+
+    Example:
+        >>> list(Stream(lambda: 7, 3))
+        [7, 8, 9]
+    """
+
+    def __init__(self, start: Callable[[], int], length: int) -> None:
+        if length < 1:
+            raise UsageError(f"an epoch needs at least one image, but got {length}.")
+        self.start, self.length = start, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        first = self.start()
+        yield from range(first, first + self.length)
+
+
+class StreamOrder:
+    """Which image stands at a position of the stream: independent draws with q(class) ~ n^temper.
+
+    Example:
+        >>> order = StreamOrder([0] * 9 + [1], temper=0.0, seed=3)
+        >>> [order.index(p) for p in (5, 10**9)] == [order.index(p) for p in (5, 10**9)]
+        True
+    """
+
+    block = 4096  # draws made together
+
+    def __init__(self, labels: Sequence[int | str], *, temper: float = 0.5, seed: int = 0) -> None:
+        if not 0 <= temper <= 1:
+            raise UsageError(f"temper must be in [0, 1] (1: natural, 0: balanced), but got {temper}.")
+        self.probabilities = class_probabilities(labels, temper)
+        self.seed = seed
+        self._blocks: dict[int, NDArray[np.int64]] = {}
+
+    def index(self, position: int) -> int:
+        """Row of the image at a position."""
+        number, place = divmod(int(position), self.block)
+        if number not in self._blocks:
+            if len(self._blocks) > 3:  # training walks on: only the latest blocks are asked again
+                self._blocks.clear()
+            generator = seeding.rng(seeding.derive("stream", self.seed, number), "draws")
+            count = len(self.probabilities)
+            self._blocks[number] = generator.choice(count, size=self.block, p=self.probabilities)
+        return int(self._blocks[number][place])

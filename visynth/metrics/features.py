@@ -8,7 +8,6 @@ fully convolutional network needs neither cropping nor squashing.
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -285,11 +284,3 @@ class FeatureBank:
             return None
         key = pixel_hash(image)
         return self.cache / self.name(resolution) / key[:2] / f"{key}.f32"
-
-
-def cache_folder() -> Path:
-    """Where features are kept: ``$VISYNTH_CACHE``, else ``visynth`` in the user's cache folder."""
-    base = os.environ.get("VISYNTH_CACHE")
-    if base:
-        return Path(base)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "visynth"

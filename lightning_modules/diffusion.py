@@ -1,0 +1,403 @@
+"""Training a class-conditional diffusion generator with Lightning's automatic optimisation.
+
+One optimiser, one loss: DDP, gradient accumulation, clipping, bf16 and ``ckpt_path="last"`` work as they do for any
+LightningModule. All randomness is a function of (run seed, position in the stream), see :mod:`visynth.lightning_modules.draws`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning
+import torch
+from torch import Tensor, nn
+from visynth.lightning_modules import snapshots as snapshot_ladder
+from visynth.lightning_modules.draws import Draws, draw, dropout_of, use_position_dropout
+from visynth.lightning_modules.losses import WEIGHTINGS, denoising
+
+from visynth import distributed
+from visynth.data.training import FEW, Facts
+from visynth.errors import Diverged, UsageError, choices
+from visynth.generator import Generator, Spec
+from visynth.networks import augment, edm
+from visynth.networks.diffusion import OPTIONS, check_options, to_values
+from visynth.networks.diffusion import Diffusion as DiffusionGenerator
+from visynth.networks.ema import gamma_of, power_beta
+from visynth.networks.unet import Denoiser, recipe
+
+
+class Diffusion(pytorch_lightning.LightningModule):
+    """EDM training of a :class:`visynth.networks.unet.Denoiser` on few and unbalanced images.
+
+    The network is built from the data: with :class:`visynth.data.training.GeneratorData` nothing need be said; with a datamodule of
+    your own that gives ``(image, label)`` or ``{"image", "label"}``, name ``classes``, ``channels`` and ``size``.
+
+    Args:
+        width: channels at full resolution.
+        multipliers: of ``width`` per level; by default as :func:`visynth.networks.unet.recipe` says for the size.
+        blocks: residual blocks a level.
+        attention: heights with self-attention; by default the two lowest levels.
+        dropout: by default chosen by the number of training images, :func:`dropout_for`.
+        lr: Adam's learning rate.
+        betas: Adam's.
+        warmup: images over which the learning rate rises from 0.
+        label_drop: share of images trained without their class, each on its own.
+        augment: probability of each kind of labelled augmentation; 0 turns it off.
+        augment_kinds: those that may happen; leave out what would change a class.
+        weighting: ``"edm"`` or ``"min_snr"``.
+        cbdm: weight tau of the class-balancing term (twice the cost); 0 turns it off.
+        ema: relative width of the weight average that is sampled from and exported.
+        snapshots: keep averages on disk, so that any other width can be made after training.
+        sampler: defaults of the exported generator, for instance ``{"steps": 18, "solver": "heun"}``.
+        micro_batch: images that the exported generator computes together.
+        seed: of everything random in training.
+        classes: class names, if the datamodule does not say.
+        channels: of the images, likewise.
+        size: height and width, likewise.
+        sigma_data: standard deviation of the centred images, likewise.
+        value_range: of float images that the datamodule gives, likewise.
+
+    Raises:
+        UsageError: options that cannot be right; a size that the levels cannot halve.
+
+    Example:
+        >>> module = Diffusion(width=8, classes=["a", "b"], channels=1, size=[8, 8])
+        >>> module.setup("fit")
+        >>> tuple(module.sample([1, 2, 3], [0, 1, 1], steps=2).images.shape)
+        (3, 1, 8, 8)
+    """
+
+    def __init__(
+        self,
+        width: int = 32,
+        multipliers: list[int] | None = None,
+        blocks: int = 1,
+        attention: list[int] | None = None,
+        dropout: float | None = None,
+        lr: float = 1e-3,
+        betas: list[float] = [0.9, 0.99],  # noqa: B006, never changed, and jsonargparse wants a list
+        warmup: int = 5_000,
+        label_drop: float = 0.1,
+        augment: float = 0.15,
+        augment_kinds: list[str] | None = None,
+        weighting: str = "edm",
+        cbdm: float = 0.0,
+        ema: float = 0.10,
+        snapshots: bool = True,
+        sampler: dict[str, Any] | None = None,
+        micro_batch: int = 16,
+        seed: int = 0,
+        classes: list[str] | None = None,
+        channels: int | None = None,
+        size: list[int] | None = None,
+        sigma_data: float = 0.5,
+        value_range: list[float] = [-1.0, 1.0],  # noqa: B006
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        _check(self.hparams)
+        self.network: Denoiser | None = None
+        self.averages = nn.ModuleList()
+        self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("averaged_at", torch.zeros((), dtype=torch.int64))
+        self.stds = sorted({*snapshot_ladder.STDS, float(ema)})
+        self.facts: Facts | None = None
+
+    # -- building ------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        if self.network is None:
+            self.build(self._facts_of_data())
+
+    def build(self, facts: Facts) -> None:
+        """Make the network for some data; random weights come from the run seed, not from the global generator."""
+        told = self.hparams
+        self.facts = facts
+        auto = recipe(facts.size)
+        dropout = told.dropout if told.dropout is not None else dropout_for(sum(facts.counts))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(told.seed)
+            self.network = Denoiser(
+                facts.channels,
+                len(facts.classes),
+                facts.size,
+                width=told.width,
+                multipliers=told.multipliers or auto["multipliers"],
+                blocks=told.blocks,
+                attention=auto["attention"] if told.attention is None else told.attention,
+                dropout=dropout,
+                conditions=self.conditions(facts),
+                sigma_data=facts.sigma_data,
+                mean=facts.mean,
+            )
+        averages = [copy.deepcopy(self.network).requires_grad_(False).eval() for _ in self.stds]
+        self.averages = nn.ModuleList(averages)
+        use_position_dropout(self.network)
+
+    def conditions(self, facts: Facts) -> int:
+        """Input channels beyond the noisy image; inpainting has some."""
+        return 0
+
+    def _facts_of_data(self) -> Facts:
+        told = self.hparams
+        data = getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
+        if hasattr(data, "facts"):
+            facts: Facts = data.facts
+            few = [f"{n} ({c})" for n, c in zip(facts.classes, facts.counts, strict=True) if c < FEW]
+            if few and distributed.is_main():
+                self.print(
+                    f"few images: {', '.join(few)}. A generator trained from scratch on so little rarely helps a classifier; "
+                    "composition or inpainting (masks), or a foundation model's image-to-image, may. 'visynth trial' measures it."
+                )
+            return facts
+        if told.classes is None or told.channels is None or told.size is None:
+            raise UsageError(
+                "the datamodule does not say what its images are: use visynth.data.training.GeneratorData, or give the module classes=, channels= and size=."
+            )
+        count = len(told.classes)
+        return Facts(
+            tuple(told.classes),
+            (0,) * count,
+            told.channels,
+            (told.size[0], told.size[1]),
+            "uint8",
+            (0.0,) * told.channels,
+            told.sigma_data,
+        )
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        images, labels, positions = self._unpack(batch)
+        clean, labels, extra = self.prepare(batch, images, labels, positions)
+        assert self.network is not None
+        with dropout_of(self.network, self.hparams.seed, positions):
+            losses = denoising(self.network, clean, labels=labels, weighting=self.hparams.weighting, **extra)
+        loss = losses.mean()
+        self._stop_if(not bool(torch.isfinite(loss)), "the loss")
+        self.log("loss", loss.detach(), prog_bar=True, batch_size=len(images))
+        self.images_seen += len(images) * distributed.world_size()
+        return loss
+
+    def prepare(
+        self, batch: Any, images: Tensor, labels: Tensor, positions: Sequence[int]
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Centred clean images, labels with some dropped, and the other arguments of the loss."""
+        assert self.network is not None
+        told = self.hparams
+        draws = draw(told.seed, positions, images.shape[1:])
+        clean = self._values(images) - self.network.mean
+        extra: dict[str, Any] = {}
+        if told.augment > 0:
+            kinds = augment.KINDS if told.augment_kinds is None else told.augment_kinds
+            theta, known = augment.parameters(draws.uniform[:, :9], draws.normal[:, :4], told.augment, kinds)
+            clean, extra["augmentation"] = augment.warp(clean, theta.to(clean.device)), known.to(clean.device)
+        labels, others = self._dropped(labels, draws)
+        if told.cbdm > 0:
+            extra["balance"] = (told.cbdm, others)
+        return clean, labels, extra | self._noise(draws, clean.device)
+
+    def _noise(self, draws: Draws, device: torch.device) -> dict[str, Tensor]:
+        assert self.network is not None
+        normal = torch.from_numpy(draws.normal[:, 4]).float().to(device)
+        return {"noise": draws.noise.to(device), "sigma": edm.draw_sigma(normal, self.network.sigma_data)}
+
+    def _dropped(self, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Labels with "no class" for some, and other labels drawn from the training prior."""
+        assert self.network is not None
+        assert self.facts is not None
+        dropped = torch.from_numpy(draws.uniform[:, 9] < self.hparams.label_drop).to(labels.device)
+        counts = np.array(self.facts.counts, dtype=np.float64)
+        prior = np.cumsum(counts if counts.sum() else np.ones(len(counts)))
+        others = np.searchsorted(prior / prior[-1], draws.uniform[:, 10], side="right").clip(max=len(counts) - 1)
+        nothing = torch.full_like(labels, self.network.classes)
+        return torch.where(dropped, nothing, labels), torch.from_numpy(others).to(labels.device)
+
+    def _values(self, images: Tensor) -> Tensor:
+        if not images.dtype.is_floating_point:
+            return to_values(images)
+        low, high = self.hparams.value_range
+        return (images.float() - low) * (2 / (high - low)) - 1
+
+    def _unpack(self, batch: Any) -> tuple[Tensor, Tensor, list[int]]:
+        if isinstance(batch, Mapping):
+            images, labels = batch["image"], batch["label"]
+        else:
+            images, labels = batch[0], batch[1]
+        if isinstance(batch, Mapping) and "position" in batch:
+            return images, labels, batch["position"].tolist()
+        world, rank = distributed.world_size(), distributed.rank()
+        first = int(self.images_seen)
+        return images, labels, [first + rank + world * i for i in range(len(images))]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        assert self.network is not None
+        b1, b2 = self.hparams.betas
+        return torch.optim.Adam(self.network.parameters(), lr=self.hparams.lr, betas=(b1, b2))
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        seen = int(self.images_seen)
+        for group in optimizer.param_groups:
+            group["lr"] = self.hparams.lr * min(1.0, seen / max(self.hparams.warmup, 1))
+        # GradScaler looks for infinities itself and skips such steps; everywhere else they would destroy the weights.
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            norms = [p.grad.norm() for p in self.network.parameters() if p.grad is not None]  # type: ignore[union-attr]
+            self._stop_if(not bool(torch.isfinite(torch.stack(norms)).all()), "a gradient")
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        # Here and not in a later hook: a checkpoint written at the end of the batch must hold this step's average.
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self._average()
+
+    def _average(self) -> None:
+        assert self.network is not None
+        now, before = int(self.images_seen), int(self.averaged_at)
+        with torch.no_grad():
+            for std, average in zip(self.stds, self.averages, strict=True):
+                beta = power_beta(now, now - before, gamma_of(std))
+                theirs, ours = list(average.parameters()), list(self.network.parameters())
+                torch._foreach_lerp_(theirs, ours, 1 - beta)
+        self.averaged_at.fill_(now)
+        folder = self._snapshot_folder()
+        first = 4 * self.hparams.warmup
+        if folder is not None and snapshot_ladder.rung(now, first) > snapshot_ladder.rung(before, first):
+            for std, average in zip(self.stds, self.averages, strict=True):
+                if std in snapshot_ladder.STDS and self.trainer.is_global_zero:
+                    snapshot_ladder.write(folder, now, std, dict(average.named_parameters()))  # type: ignore[arg-type]
+
+    def _snapshot_folder(self) -> Path | None:
+        return (
+            Path(self.trainer.default_root_dir) / "ema"
+            if self.hparams.snapshots and self.trainer.checkpoint_callback
+            else None
+        )
+
+    def _stop_if(self, bad: bool, what: str) -> None:
+        """Every rank stops together, before a step that would spoil the weights."""
+        if distributed.world_size() > 1:
+            flag = torch.tensor(float(bad), device=self.device)
+            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+            bad = bool(flag)
+        if bad:
+            raise Diverged(
+                f"{what} became infinite or not a number after {int(self.images_seen)} images. The weights are still those of the last finite step, "
+                f"and checkpoints hold them. Lower the learning rate (now {self.hparams.lr:g}) or clip gradients (trainer.gradient_clip_val: 1.0), and run the same command again."
+            )
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        assert self.facts is not None
+        checkpoint["visynth_facts"] = self.facts.to_json()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.network is None:
+            self.build(Facts.from_json(checkpoint["visynth_facts"]))
+
+    # -- what it makes -------------------------------------------------------------------------------------------
+
+    def generator(self, ema: float | None = None, **kwargs: Any) -> Generator:
+        """The generator as it stands.
+
+        Args:
+            ema: relative width of the weight average; other widths than those held need snapshots.
+            kwargs: ``members`` and ``card``.
+        """
+        facts, std = self.facts, float(self.hparams.ema if ema is None else ema)
+        if facts is None:
+            raise UsageError("there is no network yet: fit the module, or load a checkpoint.")
+        if std in self.stds:
+            network = self.averages[self.stds.index(std)]
+        else:
+            network = copy.deepcopy(self.averages[0])
+            folder = Path(self.trainer.default_root_dir) / "ema"
+            now = {s: dict(a.named_parameters()) for s, a in zip(self.stds, self.averages, strict=True)}
+            held = {s: w for s, w in now.items() if s in snapshot_ladder.STDS}
+            found = snapshot_ladder.reconstruct(folder, int(self.averaged_at), std, held)  # type: ignore[arg-type]
+            network.load_state_dict(found, strict=False)
+        return self.make_generator(self.make_spec(facts), network, **kwargs)
+
+    def make_spec(self, facts: Facts) -> Spec:
+        told = self.hparams
+        return Spec(
+            network="diffusion",
+            arguments=dict(self.averages[0].arguments),  # type: ignore[arg-type]
+            classes=facts.classes,
+            channels=facts.channels,
+            size=facts.size,
+            dtype=facts.dtype,
+            sampler=told.sampler,
+            micro_batch=told.micro_batch,
+            kind="trained",
+        )
+
+    def make_generator(self, spec: Spec, network: Any, **kwargs: Any) -> Generator:
+        return DiffusionGenerator(spec, network, **kwargs)
+
+    def sample(self, seeds: Tensor | Sequence[int], labels: Tensor | Sequence[int], **options: Any) -> Any:
+        """Samples of the weight average, as :meth:`visynth.generator.Generator.sample` gives them."""
+        return self.generator().sample(seeds, labels, **options)
+
+    def export(self, folder: str | Path, ema: float | None = None) -> Path:
+        """Write the generator folder, with the members that the datamodule knows and a card of the training."""
+        data = getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
+        members = data.members() if hasattr(data, "members") else ()
+        generator = self.generator(ema, members=members, card=self.card())
+        return generator.save(folder)
+
+    def card(self) -> dict[str, Any]:
+        assert self.facts is not None
+        return {
+            "task": "class-conditional diffusion (EDM)",
+            "training images": sum(self.facts.counts),
+            "images per class": ", ".join(
+                f"{n} {c}" for n, c in zip(self.facts.classes, self.facts.counts, strict=True)
+            ),
+            "images seen in training": int(self.images_seen),
+            "parameters": sum(p.numel() for p in self.averages[0].parameters()),
+            "weight average": self.hparams.ema,
+            "licence": "as the images that it was trained on",
+            "made by": "visynth fit",
+        }
+
+
+def dropout_for(images: int) -> float:
+    """Dropout by the number of training images: the smaller the set, the more (EDM's settings for 16,000 to 70,000 images).
+
+    Example:
+        >>> dropout_for(500), dropout_for(50_000), dropout_for(10**6)
+        (0.25, 0.13, 0.05)
+    """
+    return 0.25 if images < 20_000 else 0.13 if images < 60_000 else 0.05
+
+
+def _check(told: Any) -> None:
+    problems = []
+    if told.weighting not in WEIGHTINGS:
+        problems.append(f"weighting must be one of {choices(WEIGHTINGS)}, but got {told.weighting!r}")
+    for name in ("label_drop", "augment"):
+        if not 0 <= getattr(told, name) <= 1:
+            problems.append(f"{name} must be in [0, 1], but got {getattr(told, name)}")
+    if told.dropout is not None and not 0 <= told.dropout < 1:
+        problems.append(f"dropout must be in [0, 1), but got {told.dropout}")
+    if not 0 < told.ema <= 0.28:
+        problems.append(f"ema is a relative width in (0, 0.28], but got {told.ema}")
+    if told.lr <= 0 or told.cbdm < 0 or told.width < 1 or told.blocks < 1:
+        problems.append(
+            f"lr must be above 0, cbdm at least 0, width and blocks at least 1, but got {told.lr}, {told.cbdm}, {told.width}, {told.blocks}"
+        )
+    unknown = [kind for kind in told.augment_kinds or [] if kind not in augment.KINDS]
+    if unknown:
+        problems.append(f"augment_kinds {choices(unknown)} are unknown; there are {choices(augment.KINDS)}")
+    unknown = [name for name in told.sampler or {} if name not in OPTIONS]
+    if unknown:
+        problems.append(f"sampler options {choices(unknown)} are unknown; there are {choices(OPTIONS)}")
+    if problems:
+        raise UsageError("Diffusion: " + "; ".join(problems) + ".")
+    check_options({**OPTIONS, **(told.sampler or {})})

@@ -1,0 +1,344 @@
+"""What a generator trains on: every image once in memory at one size, met in an endless seeded stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytorch_lightning
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from visynth.data.items import ImageSet, Item, in_threads
+from visynth.data.reading import read_images
+from visynth.data.samplers import Stream, StreamOrder
+from visynth.data.splits import group_folds
+from visynth.errors import DataError, UsageError, choices
+from visynth.members import Member
+from visynth.pictures import resize
+
+Array = NDArray[Any]
+FITS = ("crop", "pad", "squash")
+FEW = 50  # images in a class below which a generator from scratch rarely helps
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a network must know of its data.
+
+    Attributes:
+        classes: names, in label order.
+        counts: training images per class.
+        channels: 1 to 4.
+        size: (height, width).
+        dtype: ``"uint8"`` or ``"uint16"``.
+        mean: per channel, of values in [-1, 1].
+        sigma_data: standard deviation around the mean, over all channels; measured, not assumed.
+    """
+
+    classes: tuple[str, ...]
+    counts: tuple[int, ...]
+    channels: int
+    size: tuple[int, int]
+    dtype: str
+    mean: tuple[float, ...]
+    sigma_data: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Facts:
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Images of one size in memory: ``[N, C, H, W]`` uint8 or uint16, labels ``[N]``."""
+
+    images: Array
+    labels: NDArray[np.int64]
+
+
+class StreamImages(Dataset[dict[str, Tensor]]):
+    """A pool seen through stream positions; a list of positions gives a whole batch at once."""
+
+    def __init__(self, pool: Pool, order: StreamOrder) -> None:
+        self.pool, self.order = pool, order
+
+    def __getitems__(self, positions: Sequence[int]) -> dict[str, Tensor]:
+        rows = [self.order.index(p) for p in positions]
+        return {
+            "image": torch.from_numpy(self.pool.images[rows]),
+            "label": torch.from_numpy(self.pool.labels[rows]),
+            "position": torch.tensor(list(positions), dtype=torch.int64),
+        }
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        return {name: values[0] for name, values in self.__getitems__([position]).items()}
+
+
+class GeneratorData(pytorch_lightning.LightningDataModule):
+    """The images that a generator is trained on, from a folder or list of yours.
+
+    A batch is a dict of ``image`` (uint8 or uint16 ``[N, C, H, W]``), ``label`` and ``position`` (int64 ``[N]``), the place of each draw
+    in an endless stream. The stream starts at the module's ``images_seen``, so a resumed run goes on where it stopped.
+
+    Args:
+        data: as :func:`visynth.read_images` takes it.
+        size: height and width, or one number for both.
+        batch_size: per process.
+        channels: 1 (grey), 3 (RGB), 2 or 4 (with alpha); by default 1 if every image is grey, else 3.
+        fit: how other proportions become ``size``: ``"crop"`` the middle, ``"pad"`` by reflection, or ``"squash"``.
+        temper: classes are drawn with q ~ n^temper (1: natural, 0: balanced).
+        classes: names in label order; by default all, sorted.
+        masks: folder of masks, for modules that need them.
+        groups: CSV with columns file,group.
+        group_pattern: regular expression on image names whose first group is the group.
+        held_out: share of the images, by group, that are not trained on but kept for ``visynth evaluate``.
+        epoch_images: draws in one epoch over all ranks; it decides nothing but how often epochs end.
+        seed: of the draws and the held-out images.
+        num_workers: of the loader.
+        max_bad_fraction: share of unusable files up to which they are left out.
+        one_class: allow a single class (an unconditional generator).
+
+    Raises:
+        DataError: one class only, a class without images, images of several value types.
+        UsageError: a size or way of fitting that does not exist.
+    """
+
+    def __init__(
+        self,
+        data: str,
+        size: int | list[int],
+        batch_size: int = 64,
+        channels: int | None = None,
+        fit: str = "crop",
+        temper: float = 0.5,
+        classes: list[str] | None = None,
+        masks: str | None = None,
+        groups: str | None = None,
+        group_pattern: str | None = None,
+        held_out: float = 0.0,
+        epoch_images: int = 20_000,
+        seed: int = 0,
+        num_workers: int = 0,
+        max_bad_fraction: float = 0.05,
+        one_class: bool = False,
+    ) -> None:
+        super().__init__()
+        sides = [size, size] if isinstance(size, int) else list(size)
+        if len(sides) != 2 or min(sides) < 4:
+            raise UsageError(f"size must be one number or [height, width] of at least 4, but got {size}.")
+        if fit not in FITS:
+            raise UsageError(f"fit must be one of {choices(FITS)}, but got {fit!r}.")
+        if not 0 <= held_out < 0.9 or batch_size < 1 or channels not in (None, 1, 2, 3, 4):
+            raise UsageError(
+                f"held_out must be in [0, 0.9), batch_size at least 1 and channels 1 to 4, but got {held_out}, {batch_size}, {channels}."
+            )
+        self.data, self.size, self.batch_size, self.channels, self.fit = (
+            data,
+            (sides[0], sides[1]),
+            batch_size,
+            channels,
+            fit,
+        )
+        self.temper, self.classes, self.masks, self.groups = temper, classes, masks, groups
+        self.group_pattern, self.held_out, self.epoch_images, self.seed = group_pattern, held_out, epoch_images, seed
+        self.num_workers, self.max_bad_fraction, self.one_class = num_workers, max_bad_fraction, one_class
+        self.images: ImageSet | None = None
+        self.pool: Pool | None = None
+        self._facts: Facts | None = None
+
+    @classmethod
+    def of(cls, images: ImageSet, size: int | list[int], **kwargs: Any) -> GeneratorData:
+        """The same, of a set that is read already; its splits decide what is trained on."""
+        made = cls(str(images.root), size, **kwargs)
+        made.images = images
+        return made
+
+    # -- Lightning -----------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.pool is not None:
+            return
+        if self.images is None:
+            self.images = read_images(
+                self.data,
+                masks=self.masks,
+                groups=self.groups,
+                group_pattern=self.group_pattern,
+                classes=self.classes,
+                max_bad_fraction=self.max_bad_fraction,
+            )
+        self.images = hold_out(self.images, self.held_out, self.seed)
+        check_classes(self.images, self.one_class)
+        self.pool = self.make_pool([item for item in self.images.items if item.split in ("", "train")])
+        self._facts = measure(self.pool, self.images.classes)
+
+    def make_pool(self, items: Sequence[Item]) -> Pool:
+        """The training images in memory."""
+        assert self.images is not None
+        images = self.images
+        decoded = in_threads(lambda item: images.image(item), items)
+        dtypes = sorted({image.dtype.name for image in decoded})
+        if len(dtypes) > 1:
+            raise DataError(f"{images.root} mixes images of {choices(dtypes)}: convert them to one value type.")
+        channels = self.channels or (1 if all(image.shape[2] == 1 for image in decoded) else 3)
+        fitted = [fit_to(to_channels(image, channels), self.size, self.fit) for image in decoded]
+        labels = np.array([images.classes.index(item.label) for item in items], dtype=np.int64)
+        return Pool(np.ascontiguousarray(np.stack(fitted).transpose(0, 3, 1, 2)), labels)
+
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        assert self.pool is not None
+        dataset = StreamImages(self.pool, StreamOrder(self.pool.labels.tolist(), temper=self.temper, seed=self.seed))
+        return stream_loader(dataset, self)
+
+    def images_seen(self) -> int:
+        """Where the stream stands: what the module has counted, or 0 without one."""
+        module = getattr(self.trainer, "lightning_module", None)
+        return int(getattr(module, "images_seen", 0))
+
+    # -- what modules and callbacks ask for ----------------------------------------------------------------------
+
+    @property
+    def facts(self) -> Facts:
+        self.setup()
+        assert self._facts is not None
+        return self._facts
+
+    def members(self) -> list[Member]:
+        """Fingerprints of every image that was trained on or held out."""
+        assert self.images is not None
+        return self.images.members(lambda item: item.split or "train")
+
+    def reference(self) -> tuple[Array, NDArray[np.int64], tuple[str, ...]]:
+        """The training images ``[N, C, H, W]``, their labels ``[N]`` and the class names: what quality is measured against."""
+        self.setup()
+        assert self.pool is not None
+        assert self.images is not None
+        return self.pool.images, self.pool.labels, self.images.classes
+
+
+def stream_loader(dataset: Dataset[dict[str, Tensor]], data: Any) -> DataLoader[dict[str, Tensor]]:
+    """A loader of an endless stream for a module of ``data``'s kind."""
+    stream = Stream(data.images_seen, data.epoch_images)
+    return DataLoader(
+        dataset,
+        data.batch_size,
+        sampler=stream,
+        collate_fn=_as_it_is,
+        num_workers=data.num_workers,
+        drop_last=True,  # every batch is whole, so images_seen moves in equal steps on every rank
+        persistent_workers=data.num_workers > 0,
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def hold_out(images: ImageSet, share: float, seed: int) -> ImageSet:
+    """Single-label images, with ``share`` of them marked "test" by group where the data have no splits of their own."""
+    images = images.select(lambda item: len(item.labels) == 1)
+    if not len(images):
+        raise DataError(
+            f"{images.root} has no image with exactly one class, and a class-conditional generator needs them."
+        )
+    if share <= 0 or any(item.split for item in images.items):
+        return images
+    groups = [item.group or item.name for item in images.items]
+    _, test = group_folds([item.label for item in images.items], groups, max(2, round(1 / share)), seed)[0]
+    rows = set(test.tolist())
+    return replace(
+        images,
+        items=tuple(replace(item, split="test" if row in rows else "train") for row, item in enumerate(images.items)),
+    )
+
+
+def check_classes(images: ImageSet, one_class: bool) -> None:
+    """Refuse one-class data and classes without training images."""
+    counts = images.select(lambda item: item.split in ("", "train")).counts()
+    empty = [name for name, count in counts.items() if not count]
+    if empty:
+        raise DataError(
+            f"classes {choices(empty)} have no training images ({images.root}); there are {counts}. Add images, or name only the others in 'classes'."
+        )
+    if len(counts) < 2 and not one_class:
+        raise DataError(
+            f"{images.root} has one class only ({choices(counts)}): a class-conditional generator learns a rare class from what it shares "
+            "with others. Add the other classes (defect-free images are one), or set one_class: true."
+        )
+
+
+def measure(pool: Pool, classes: Sequence[str]) -> Facts:
+    """Facts of a pool; mean and deviation are those of values in [-1, 1].
+
+    Raises:
+        DataError: all images are the same plain picture.
+    """
+    top = np.iinfo(pool.images.dtype).max
+    values = pool.images.astype(np.float64) * (2 / top) - 1
+    mean = values.mean(axis=(0, 2, 3))
+    deviation = float(np.sqrt(((values - mean[None, :, None, None]) ** 2).mean()))
+    if deviation < 1e-4:
+        raise DataError("the training images are all one plain colour: there is nothing to learn.")
+    counts = np.bincount(pool.labels, minlength=len(classes))
+    return Facts(
+        tuple(classes),
+        tuple(int(c) for c in counts),
+        pool.images.shape[1],
+        (pool.images.shape[2], pool.images.shape[3]),
+        pool.images.dtype.name,
+        tuple(round(float(m), 6) for m in mean),
+        round(deviation, 6),
+    )
+
+
+def to_channels(image: Array, channels: int) -> Array:
+    """``[H, W, C]`` with the wanted channels: grey is repeated, colour is weighed (ITU-R BT.601), alpha is opaque where there is none.
+
+    Example:
+        >>> to_channels(np.full((2, 2, 1), 9, np.uint8), 3).shape
+        (2, 2, 3)
+    """
+    alpha = image.shape[2] in (2, 4)
+    colour = image[:, :, :-1] if alpha else image
+    if colour.shape[2] > 3:
+        raise DataError(f"an image has {image.shape[2]} channels: the trained generators take 1 to 4.")
+    if channels in (1, 2) and colour.shape[2] == 3:
+        top = np.iinfo(image.dtype).max
+        grey = colour.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+        colour = np.clip(np.rint(grey), 0, top).astype(image.dtype)[:, :, None]
+    elif channels in (3, 4) and colour.shape[2] == 1:
+        colour = np.repeat(colour, 3, axis=2)
+    if channels in (1, 3):
+        return colour
+    opacity = image[:, :, -1:] if alpha else np.full_like(image[:, :, :1], np.iinfo(image.dtype).max)
+    return np.concatenate([colour, opacity], axis=2)
+
+
+def fit_to(image: Array, size: tuple[int, int], way: str) -> Array:
+    """``[H, W, C]`` at (height, width): the middle cropped, padded by reflection, or squashed.
+
+    Example:
+        >>> fit_to(np.zeros((10, 20, 1), np.uint8), (8, 8), "crop").shape
+        (8, 8, 1)
+    """
+    height, width = image.shape[:2]
+    if way == "squash" or height * size[1] == width * size[0]:
+        return resize(image, size)
+    factor = (max if way == "crop" else min)(size[0] / height, size[1] / width)
+    image = resize(image, (max(1, round(height * factor)), max(1, round(width * factor))))
+    height, width = image.shape[:2]
+    if way == "crop":
+        top, left = (height - size[0]) // 2, (width - size[1]) // 2
+        return image[top : top + size[0], left : left + size[1]]
+    more = size[0] - height, size[1] - width
+    edges = (more[0] // 2, more[0] - more[0] // 2, more[1] // 2, more[1] - more[1] // 2)
+    return np.asarray(cv2.copyMakeBorder(image, *edges, cv2.BORDER_REFLECT)).reshape(*size, -1)

@@ -1,0 +1,1 @@
+"""Networks and their maths, readable one file at a time. Import from the modules: this package loads nothing by itself."""
