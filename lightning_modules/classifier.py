@@ -99,7 +99,7 @@ class FinetuneLearner:
     ) -> Classifier:
         source = extractor()
         assert source.tail is not None
-        with torch.random.fork_rng(devices=[]), _quiet_trainer():
+        with torch.random.fork_rng(devices=[]), quiet_trainer():
             torch.manual_seed(seeding.derive("finetune", seed))
             tail = copy.deepcopy(source.tail).requires_grad_(True).train()
             model = Classifier(tail, source.width)
@@ -119,8 +119,8 @@ class FinetuneLearner:
 
 
 @contextmanager
-def _quiet_trainer() -> Iterator[None]:
-    """Lightning greets and advises at every fit; here there are hundreds of short ones."""
+def quiet_trainer() -> Iterator[None]:
+    """Lightning greets and advises at every fit; a trial has many short ones."""
     logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
     before = logger.level
     logger.setLevel(logging.ERROR)

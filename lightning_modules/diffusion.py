@@ -147,12 +147,7 @@ class Diffusion(pytorch_lightning.LightningModule):
         data = getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
         if hasattr(data, "facts"):
             facts: Facts = data.facts
-            few = [f"{n} ({c})" for n, c in zip(facts.classes, facts.counts, strict=True) if c < FEW]
-            if few and distributed.is_main():
-                self.print(
-                    f"few images: {', '.join(few)}. A generator trained from scratch on so little rarely helps a classifier; "
-                    "composition or inpainting (masks), or a foundation model's image-to-image, may. 'visynth trial' measures it."
-                )
+            self.warn_if_few(facts, data)
             return facts
         if told.classes is None or told.channels is None or told.size is None:
             raise UsageError(
@@ -168,6 +163,15 @@ class Diffusion(pytorch_lightning.LightningModule):
             (0.0,) * told.channels,
             told.sigma_data,
         )
+
+    def warn_if_few(self, facts: Facts, data: Any) -> None:
+        """Say what else there is for classes that are too small to learn from; images in memory are a trial's, which measures it."""
+        few = [f"{n} ({c})" for n, c in zip(facts.classes, facts.counts, strict=True) if c < FEW]
+        if few and getattr(data, "images", None) is not None:
+            self.print(
+                f"few images: {', '.join(few)}. A generator trained from scratch on so little rarely helps a classifier; composition or "
+                "inpainting (masks), or a foundation model's image-to-image, may. 'visynth trial' measures it."
+            )
 
     # -- training ------------------------------------------------------------------------------------------------
 

@@ -32,6 +32,9 @@ class Inpainting(Diffusion):
         if augment:
             raise UsageError("Inpainting mirrors and shifts its crops itself: leave augment at 0.")
 
+    def warn_if_few(self, facts: Facts, data: Any) -> None:
+        """Inpainting is what few images are advised to use."""
+
     def conditions(self, facts: Facts) -> int:
         return facts.channels + 1
 

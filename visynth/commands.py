@@ -31,6 +31,8 @@ def trial(
     others: bool = True,
     dense: bool = True,
     cache: bool = True,
+    learned: str = "auto",
+    learn_size: int = 0,
     max_bad_fraction: float = 0.05,
     json: bool = False,
     quiet: bool = False,
@@ -50,13 +52,15 @@ def trial(
         folds: test folds per draw.
         synthetic: synthetic images of a class in each comparison.
         render: synthetic images of each class in renders/.
-        minutes: time budget.
+        minutes: time budget; what composition leaves of it trains a learned generator in each cell, if that is 2 minutes for each.
         seed: of everything.
         workers: processes for fitting.
         learner: frozen or finetune.
         others: also give verdicts for the classes that were not named.
         dense: also measure a dense head taught by the masks, as a rival.
         cache: keep features of real images on disk ($VISYNTH_CACHE, else the user's cache folder).
+        learned: auto, none, inpaint (masks) or diffusion (whole images): the generator to train beside composition.
+        learn_size: pixels that the learned generator works on; 0 chooses.
         max_bad_fraction: share of unusable files up to which they are left out.
         json: print the verdicts as JSON.
         quiet: no progress.
@@ -68,7 +72,9 @@ def trial(
     images = read_images(
         data, masks=masks, groups=groups, group_pattern=group_pattern, max_bad_fraction=max_bad_fraction
     )
-    options = TrialOptions(rare_groups, draws, folds, synthetic, minutes, seed, workers, learner, others, dense, cache)
+    options = TrialOptions(
+        rare_groups, draws, folds, synthetic, minutes, seed, workers, learner, others, dense, cache, learned, learn_size
+    )
     grouped = groups is not None or group_pattern is not None or any(item.group for item in images.items)
     report = run_trial(
         images,

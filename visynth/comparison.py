@@ -58,6 +58,8 @@ class Results:
     decisions: dict[str, list[NDArray[np.float64]]] = field(default_factory=dict)  # as tested, after logit adjustment
     rows: list[NDArray[np.int64]] = field(default_factory=list)  # the test rows of each cell
     counts: dict[str, float] = field(default_factory=dict)
+    synthesizer: str = "synthesis"  # what made the arm "synthetic"
+    rivals: list[str] = field(default_factory=list)  # arms of other synthesizers, judged beside it
 
     def add(
         self,
@@ -83,6 +85,7 @@ def run_cells(
     workers: int = 2,
     seed: int = 0,
     progress: Callable[[], None] | None = None,
+    only: Sequence[str] | None = None,
 ) -> Results:
     """Fit every arm of every cell.
 
@@ -94,6 +97,7 @@ def run_cells(
         workers: processes for learners that run on one thread; 0 stays in this one.
         seed: of everything random in the arms.
         progress: called after each cell.
+        only: these arms alone.
     """
     results = Results(label)
     results.rows = [cell.test for cell in cells]
@@ -101,7 +105,7 @@ def run_cells(
     if not parallel:
         outcomes = []
         for cell in cells:
-            outcomes.append(_run_cell(cell, tables, learner, seed))
+            outcomes.append(_run_cell(cell, tables, learner, seed, only))
             if progress:
                 progress()
     else:
@@ -111,7 +115,7 @@ def run_cells(
                 paths[key] = str(Path(folder) / f"{number}.npy")
                 np.save(paths[key], table)
             with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-                futures = [pool.submit(_run_stored, cell, paths, learner, seed) for cell in cells]
+                futures = [pool.submit(_run_stored, cell, paths, learner, seed, only) for cell in cells]
                 outcomes = []
                 for future in futures:
                     outcomes.append(future.result())
@@ -138,20 +142,24 @@ def run_cells(
 Outcomes = dict[str, tuple[NDArray[np.float64], float, dict[str, Any], NDArray[np.float64]]]
 
 
-def _run_stored(cell: Cell, paths: Mapping[tuple[int, str], str], learner: str, seed: int) -> Outcomes:
-    return _run_cell(cell, {key: np.load(path, mmap_mode="r") for key, path in paths.items()}, learner, seed)
+def _run_stored(
+    cell: Cell, paths: Mapping[tuple[int, str], str], learner: str, seed: int, only: Sequence[str] | None
+) -> Outcomes:
+    return _run_cell(cell, {key: np.load(path, mmap_mode="r") for key, path in paths.items()}, learner, seed, only)
 
 
-def _run_cell(cell: Cell, tables: Tables, learner: str, seed: int) -> Outcomes:
+def _run_cell(cell: Cell, tables: Tables, learner: str, seed: int, only: Sequence[str] | None = None) -> Outcomes:
     fitter = plugins.load("learners", learner)()
     items = arming.build_arms(cell, seed)
     folds = inner_folds(items["real"], sorted({cell.groups[row] for row in cell.train}), INNER_FOLDS, cell.draw)
     outcomes: Outcomes = {}
     for name, arm in items.items():
-        if name == "logit_adjusted":
+        if name == "logit_adjusted" or (only is not None and name not in only):
             continue
         outcome = fitter.fit(tables, arm, cell.test, folds, seed)
         outcomes[name] = (outcome.scores, outcome.inner, outcome.chosen, outcome.scores)
+    if only is not None:
+        return outcomes
     scores, inner, chosen, _ = outcomes["real"]
     outcomes["logit_adjusted"] = (scores, inner, chosen, arming.adjust(scores, items["real"]))
     return outcomes
@@ -164,6 +172,17 @@ def add_dense(results: Results, cells: Sequence[Cell], head: DenseHead, seed: in
         folds = inner_folds(items, sorted({cell.groups[row] for row in cell.train}), INNER_FOLDS, cell.draw)
         outcome = head.fit(items, cell.test, folds, seed)
         results.add(cell, "dense", outcome.scores, outcome.inner, outcome.chosen, outcome.scores)
+
+
+def add_rival(results: Results, cells: Sequence[Cell], tables: Tables, name: str, **options: Any) -> None:
+    """Another synthesizer's arm ``name``, on the same cells: its images stand as "synthetic" in the cells given here."""
+    found = run_cells(results.label, cells, tables, only=("synthetic",), **options)
+    for cell, scored in enumerate(found.tested["synthetic"]):
+        results.tested.setdefault(name, []).append(scored)
+        results.inner.setdefault(name, []).append(found.inner["synthetic"][cell])
+        results.chosen.setdefault(name, []).append(found.chosen["synthetic"][cell])
+        results.decisions.setdefault(name, []).append(found.decisions["synthetic"][cell])
+    results.rivals.append(name)
 
 
 def _choose_augmentation(results: Results) -> None:
@@ -184,7 +203,7 @@ def _choose_augmentation(results: Results) -> None:
 
 @dataclass(frozen=True)
 class Summary:
-    """What the results of one class come to."""
+    """What the results of one class come to; ``verdict`` is that of the synthesizer ``candidate``."""
 
     verdict: Verdict
     rows: list[dict[str, Any]]
@@ -192,15 +211,52 @@ class Summary:
     headroom: Interval | None
     detectable: float
     recall: Interval
+    candidate: str = "synthetic"
+    others: Mapping[str, Verdict] = field(default_factory=dict)
+    duel: Interval | None = None  # the rival against the arm "synthetic"
 
 
 def summarise(results: Results, *, candidate: str = "synthetic", worth: float = WORTH, seed: int = 0) -> Summary:
     """Arms with intervals, the baseline to beat, the verdict, the share of the gap closed.
 
     The baseline to beat is the best on validation or the best on the test, whichever leaves synthesis less: choosing
-    among baselines on few validation groups is noisy, and a weak rival would make an easy "helps".
+    among baselines on few validation groups is noisy, and a weak rival would make an easy "helps". Where several synthesizers
+    are judged, the error is shared among them (Bonferroni: two intervals of 97.5 %), and the class has the best of their verdicts.
     """
     bootstrap = Bootstrap(results.tested["real"], seed=seed)
+    baseline = _baseline(results, bootstrap)
+    candidates = [candidate, *results.rivals]
+    level = 1 - 0.05 / len(candidates)
+    verdicts: dict[str, Verdict] = {}
+    for name in candidates:
+        difference, replicates = compare(results.tested, name, baseline, bootstrap, level=level)
+        verdicts[name] = decide(difference, baseline.replace("_", " "), detectable(replicates), worth, level)
+    order = {HELPS: 2, CANNOT_TELL: 1}
+    best = max(candidates, key=lambda name: (order.get(verdicts[name].answer, 0), verdicts[name].difference.mean))
+    difference, replicates = compare(results.tested, best, baseline, bootstrap, level=level)
+    recalls, _ = compare(results.tested, best, baseline, bootstrap, "recall")
+    headroom = gap = duel = None
+    if "oracle" in results.tested:
+        headroom, room = compare(results.tested, "oracle", baseline, bootstrap)
+        if headroom.low > 0:  # a share of a gap that may be nothing is no number
+            shares = np.where(room > 0, replicates / np.where(room > 0, room, 1), np.nan)
+            gap = interval(difference.mean / headroom.mean, shares)
+    if results.rivals:
+        duel, _ = compare(results.tested, results.rivals[0], candidate, bootstrap)
+    return Summary(
+        verdicts[best],
+        _arm_rows(results, bootstrap, baseline, candidates),
+        gap,
+        headroom,
+        detectable(replicates),
+        recalls,
+        best,
+        {name: v for name, v in verdicts.items() if name != best},
+        duel,
+    )
+
+
+def _baseline(results: Results, bootstrap: Bootstrap) -> str:
     baselines = [name for name in arming.BASELINES if name in results.tested]
     validated = {
         name: float(np.nanmean(results.inner[name])) if not np.all(np.isnan(results.inner[name])) else -1.0
@@ -208,14 +264,13 @@ def summarise(results: Results, *, candidate: str = "synthetic", worth: float = 
     }
     # Without inner folds (one group) nothing can be chosen on validation: then the balanced sampler is the rival.
     chosen = max(validated, key=lambda name: validated[name]) if max(validated.values()) >= 0 else "balanced"
-    baseline = max(
-        {chosen, *baselines}, key=lambda name: (bootstrap.mean(results.tested[name], "ap")[0], name == chosen)
-    )
+    return max({chosen, *baselines}, key=lambda name: (bootstrap.mean(results.tested[name], "ap")[0], name == chosen))
+
+
+def _arm_rows(results: Results, bootstrap: Bootstrap, baseline: str, candidates: Sequence[str]) -> list[dict[str, Any]]:
     rows = []
-    for name in [
-        *baselines,
-        *(n for n in ("synthetic", "synthetic+control", "dense", "oracle") if n in results.tested),
-    ]:
+    shown = [*arming.BASELINES, "synthetic", *results.rivals, "synthetic+control", "dense", "oracle"]
+    for name in [n for n in shown if n in results.tested]:
         mean, replicates = bootstrap.mean(results.tested[name], "ap")
         recall, _ = bootstrap.mean(results.tested[name], "recall", FPR)
         estimate = interval(mean, replicates)
@@ -224,7 +279,7 @@ def summarise(results: Results, *, candidate: str = "synthetic", worth: float = 
             {
                 "name": name.replace("_", " "),
                 **estimate.to_json(),
-                "highlight": name == candidate,
+                "highlight": name in candidates,
                 "more": {
                     f"recall at {FPR:.0%} FPR": round(recall, 3),
                     "validation AP": round(float(np.nanmean(results.inner[name])), 3)
@@ -236,22 +291,23 @@ def summarise(results: Results, *, candidate: str = "synthetic", worth: float = 
                 },
             }
         )
-    difference, replicates = compare(results.tested, candidate, baseline, bootstrap)
-    recalls, _ = compare(results.tested, candidate, baseline, bootstrap, "recall")
-    seen = detectable(replicates)
-    headroom = gap = None
-    if "oracle" in results.tested:
-        headroom, room = compare(results.tested, "oracle", baseline, bootstrap)
-        if headroom.low > 0:  # a share of a gap that may be nothing is no number
-            shares = np.where(room > 0, replicates / np.where(room > 0, room, 1), np.nan)
-            gap = interval(difference.mean / headroom.mean, shares)
-    return Summary(decide(difference, baseline.replace("_", " "), seen, worth), rows, gap, headroom, seen, recalls)
+    return rows
 
 
 def class_verdict(results: Results, summary: Summary, *, masks: bool, macro_f1: Mapping[str, float]) -> ClassVerdict:
     """The verdict with its numbers and with what to do next."""
     answer = summary.verdict.answer
     reason = summary.verdict.reason
+    if results.rivals:
+        names = {"synthetic": results.synthesizer}
+        reason = f"{names.get(summary.candidate, summary.candidate)}: {reason}"
+        for name, other in summary.others.items():
+            reason += f"; {names.get(name, name)}: {other.answer} ({other.difference.mean:+.3f})"
+        if summary.duel is not None:
+            reason += (
+                f"; {results.rivals[0]} against {results.synthesizer} {summary.duel.mean:+.3f} "
+                f"[{summary.duel.low:+.3f}, {summary.duel.high:+.3f}]"
+            )
     if summary.gap is not None and summary.gap.mean > 0:
         reason += f"; {summary.gap.mean:.0%} of the gap to all real images is closed"
     if answer == HELPS:
@@ -269,6 +325,9 @@ def class_verdict(results: Results, summary: Summary, *, masks: bool, macro_f1: 
     numbers = {
         **summary.verdict.to_json(),
         "recall_difference": summary.recall.to_json(),
+        "synthesizer": results.synthesizer if summary.candidate == "synthetic" else summary.candidate,
+        "others": {name: v.to_json() for name, v in summary.others.items()},
+        "duel": summary.duel.to_json() if summary.duel else None,
         "gap_closed": summary.gap.to_json() if summary.gap else None,
         "headroom": summary.headroom.to_json() if summary.headroom else None,
         "arms": {row["name"]: {k: row[k] for k in ("mean", "low", "high")} for row in summary.rows},
@@ -293,7 +352,7 @@ def arms_block(results: Results, summary: Summary, learner: str, macro_f1: Mappi
     ]
     title = (
         f"{results.label}: {len(results.rows)} cells, on average {counts['train']:.0f} training images of {counts['train groups']:.0f} groups, "
-        f"{counts['synthetic']:.0f} synthetic, {counts['test']:.0f} test images ({learner} learner)"
+        f"{counts['synthetic']:.0f} synthetic by {results.synthesizer}, {counts['test']:.0f} test images ({learner} learner)"
     )
     note = f"Compared with {summary.verdict.baseline}, the baseline that leaves synthesis least. "
     if summary.headroom is not None:

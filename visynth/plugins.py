@@ -1,7 +1,7 @@
 """Registered names -> classes: the only place where visynth imports by string.
 
 A name comes from the built-in table or from another package's entry point in the groups
-``visynth.generators``, ``visynth.features``, ``visynth.learners`` and ``visynth.commands``. Folders of ours store
+``visynth.generators``, ``visynth.features``, ``visynth.learners``, ``visynth.trainers`` and ``visynth.commands``. Folders of ours store
 the *name*, never an import path, so loading a generator runs only code that was installed on purpose.
 """
 
@@ -25,6 +25,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "learners": {
         "frozen": "visynth.metrics.frozen:FrozenLearner",
         "finetune": "visynth.lightning_modules.classifier:FinetuneLearner",
+    },
+    "trainers": {
+        "diffusion": "visynth.lightning_modules.fitting:train_diffusion",
+        "inpaint": "visynth.lightning_modules.fitting:train_inpainting",
     },
     "commands": {},
 }

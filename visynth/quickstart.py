@@ -27,7 +27,7 @@ def quickstart(out: str | Path = "quickstart", *, minutes: float = 4.0, say: Say
     data = write_samples(out / "data")
     say(f"samples written to {data} (semi-synthetic: real textures, simulated defects)")
     images = read_images(data / "images", masks=data / "masks", groups=data / "groups.csv")
-    options = TrialOptions(rare_groups=RARE_GROUPS, minutes=minutes, synthetic=48)
+    options = TrialOptions(rare_groups=RARE_GROUPS, minutes=minutes, synthetic=48, learned="none")
     return run_trial(
         images,
         [RARE],

@@ -14,18 +14,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from visynth.comparison import Results, add_dense, arms_block, class_verdict, macro_f1_table, run_cells, summarise
+from visynth.comparison import (
+    Results,
+    add_dense,
+    add_rival,
+    arms_block,
+    class_verdict,
+    macro_f1_table,
+    run_cells,
+    summarise,
+)
 from visynth.compose.fit import Fitted, Source, fit_composition
 from visynth.data.items import ImageSet
 from visynth.data.masks import judge, load_mask
 from visynth.data.transforms import CANDIDATES, backend
 from visynth.errors import DataError, UsageError
 from visynth.files import ensure_writable
+from visynth.generator import Generator
+from visynth.metrics.arms import Cell
 from visynth.metrics.dense import DenseHead
 from visynth.preflight import MIN_GROUPS, Preflight, preflight, write_groups
+from visynth.render.run import make_plan, render_set
 from visynth.report import ClassVerdict, Report, bullets, environment, table, text
 from visynth.trial_cells import (
     KEPT_PER_GROUP,
+    Layout,
     Say,
     TrialOptions,
     Workbench,
@@ -36,6 +49,8 @@ from visynth.trial_cells import (
     make_layout,
     make_workbench,
 )
+from visynth.trial_learned import Studio, learned_cells, open_studio
+from visynth.trial_pictures import galleries
 
 
 def run_trial(
@@ -86,18 +101,17 @@ def run_trial(
     asked = [name for name in rare if name in composable]
     groups = flight.images.groups()
     others = [n for n in composable if n not in rare and groups[n] >= MIN_GROUPS] if options.others else []
-    results, notes, headroom = _measure(flight, bench, asked, others, options, started, say)
+    results, notes, headroom, studio = _measure(flight, bench, asked, others, options, started, say)
     flight.warnings.append(headroom)
     report.section("Preflight", *flight.blocks(), text(f"Preflight took {flight.seconds:.0f} s."))
     _sum_up(report, flight, bench, results, notes, options)
 
-    if composable:
-        report.write(out)  # the verdicts are safe before anything more is made
-        try:
-            _write_outputs(report, flight, bench, _final_generator(flight, composable), out, render, options, say)
-        except (DataError, UsageError) as error:
-            report.section("Not written", text(f"The generator and its renders could not be made: {error}"))
-            say(f"generator/ and renders/ could not be made: {error}")
+    report.write(out)  # the verdicts are safe before anything more is made
+    try:
+        _write_outputs(report, flight, bench, composable, studio, out, render, options, say)
+    except (DataError, UsageError) as error:
+        report.section("Not written", text(f"The generator and its renders could not be made: {error}"))
+        say(f"generator/ and renders/ could not be made: {error}")
     report.conditions |= _conditions(flight, bench, options, time.monotonic() - started)
     report.write(out)
     say(f"done in {time.monotonic() - started:.0f} s: {out / 'report.html'}")
@@ -115,8 +129,8 @@ def _measure(
     options: TrialOptions,
     started: float,
     say: Say,
-) -> tuple[dict[str, Results], list[str], str]:
-    """Results per class: first those asked for, then the others while time is left."""
+) -> tuple[dict[str, Results], list[str], str, Studio | None]:
+    """Results per class: first those asked for, then the others while time is left, then those of a learned generator."""
     layout = make_layout(flight, bench, options)
     notes: list[str] = []
     results: dict[str, Results] = {}
@@ -124,6 +138,7 @@ def _measure(
     deadline = started + 60 * options.minutes
     costs: list[float] = []
     head: DenseHead | None = None
+    kept: dict[str, list[Cell]] = {}
     for name in [*asked, *others]:
         begun = time.monotonic()
         if costs and begun + 1.3 * costs[-1] > deadline:  # a class is measured whole or not at all
@@ -138,13 +153,22 @@ def _measure(
             )
         if not cells:
             continue
+        kept[name] = cells
         results[name] = run_cells(
             name, cells, bench.bank.tables(), learner=options.learner, workers=options.workers, seed=options.seed
         )
+        results[name].synthesizer = "composition"
         if options.dense and flight.masked.get(name):
             head = head or make_dense_head(bench, say)
             add_dense(results[name], cells, head, options.seed)
         costs.append(time.monotonic() - begun)
+    budget = deadline - time.monotonic()
+    studio, why = open_studio(
+        flight, bench, options.learned, options.learn_size, len(layout), budget, options.seed, say
+    )
+    notes += [why] if why else []
+    if studio is not None:
+        _measure_learned(flight, bench, studio, layout, kept, results, options, deadline, say)
     # The classes without synthesis, for the macro-F1 of the whole decision.
     for name in flight.images.classes:
         if name not in results and results:
@@ -163,7 +187,32 @@ def _measure(
                     workers=options.workers,
                     seed=options.seed,
                 )
-    return results, notes, room
+    return results, notes, room, studio
+
+
+def _measure_learned(
+    flight: Preflight,
+    bench: Workbench,
+    studio: Studio,
+    layout: Layout,
+    kept: Mapping[str, list[Cell]],
+    results: dict[str, Results],
+    options: TrialOptions,
+    deadline: float,
+    say: Say,
+) -> None:
+    """The learned generator: beside composition on the same cells where there is one, else as the synthesis of the class."""
+    engine = {"learner": options.learner, "workers": options.workers, "seed": options.seed}
+    for name in [n for n in flight.rare if n in studio.classes]:
+        if name in kept:
+            made, seconds = learned_cells(studio, bench, name, kept[name], options.synthetic, options.seed)
+            say(f"  {name}: {studio.name} took {seconds:.0f} s, training included")
+            add_rival(results[name], made, bench.bank.tables(), studio.name, **engine)
+            continue
+        cells = make_cells(flight, bench, name, layout, options, deadline, say, studio)
+        if cells:
+            results[name] = run_cells(name, cells, bench.bank.tables(), **engine)  # type: ignore[arg-type]
+            results[name].synthesizer = studio.name
 
 
 # -- outputs ---------------------------------------------------------------------------------------------------------
@@ -229,40 +278,74 @@ def _write_outputs(
     report: Report,
     flight: Preflight,
     bench: Workbench,
-    fitted: Fitted,
+    composable: Sequence[str],
+    studio: Studio | None,
     out: Path,
     count: int,
     options: TrialOptions,
     say: Say,
 ) -> None:
-    """The generator makes every class that can be composed; rendered are those that help, so that mixing is safe."""
-    from visynth.render.run import make_plan, render_set
-    from visynth.trial_pictures import galleries
+    """A generator for every synthesizer that helps a class, or the composition to look at; rendered is what helps.
 
-    generator = fitted.generator
-    generator.save(out / "generator")
-    helped = [v.label for v in report.verdicts if v.answer == "helps"]
-    chosen = [name for name in helped or flight.rare if name in generator.classes]
-    if chosen:
-        control = [str(flight.good)] if flight.good in generator.classes else []
-        say(f"rendering {count} images of each of {', '.join(chosen)}")
-        purpose = "training" if helped else "looking"
-        plan = make_plan(generator, per_class=count, classes=chosen + control, seed=options.seed, purpose=purpose)
-        render_set(generator, plan, _fresh(out / "renders"), workers=0)
-        use = (
-            "It holds only classes that help, and defect-free controls: it can be mixed into a training as it is."
-            if helped
-            else "No class was shown to help, so it is for looking at, and WithSynthetic refuses it."
-        )
+    The first goes to ``generator/`` and ``renders/``; should two synthesizers help, the second goes to folders with its name.
+    """
+    helped: dict[str, list[str]] = {}
+    for verdict in report.verdicts:
+        if verdict.answer == "helps":
+            helped.setdefault(verdict.numbers["synthesizer"], []).append(verdict.label)
+    kinds = list(helped) or (["composition"] if composable else [])
+    if not kinds:
+        report.section("Not written", text("No class was shown to help, so no generator was made."))
+    for number, kind in enumerate(kinds):
+        ending = "" if number == 0 else f"-{kind}"
+        fitted = None
+        if kind == "composition":
+            fitted = _final_generator(flight, composable)
+            generator: Generator = fitted.generator
+        else:
+            assert studio is not None
+            generator = _final_learned(flight, studio, say)
+        generator.save(out / f"generator{ending}")
+        chosen = [name for name in helped.get(kind, flight.rare) if name in generator.classes]
+        if chosen:
+            control = [str(flight.good)] if kind != "diffusion" and flight.good in generator.classes else []
+            say(f"rendering {count} images of each of {', '.join(chosen)}")
+            purpose = "training" if helped else "looking"
+            plan = make_plan(generator, per_class=count, classes=chosen + control, seed=options.seed, purpose=purpose)
+            render_set(generator, plan, _fresh(out / f"renders{ending}"), workers=0)
+            use = (
+                "It holds only classes that help, and defect-free controls: it can be mixed into a training as it is."
+                if helped
+                else "No class was shown to help, so it is for looking at, and WithSynthetic refuses it."
+            )
+            names = ", ".join(chosen + control)
+            report.section(
+                "What was written", text(f"renders{ending}/ has {count} images each of {names}, by {kind}. {use}")
+            )
         report.section(
-            "What was written", text(f"renders/ has {count} images each of {', '.join(chosen + control)}. {use}")
+            f"Made by {kind}, with parents and the nearest real images", *galleries(generator, bench, options.seed)
         )
-    report.section("Composites, their parents and the nearest real images", *galleries(generator, bench, options.seed))
-    if fitted.left_out or fitted.bad_masks:
-        rows = [["class", name, why] for name, why in fitted.left_out.items()]
-        rows += [["mask", name, why] for name, why in sorted(fitted.bad_masks.items())[:20]]
-        note = f"{len(fitted.bad_masks)} masks in all."
-        report.section("Left out of composition", table(["what", "name", "why"], rows, note))
+        if fitted is not None and (fitted.left_out or fitted.bad_masks):
+            rows = [["class", name, why] for name, why in fitted.left_out.items()]
+            rows += [["mask", name, why] for name, why in sorted(fitted.bad_masks.items())[:20]]
+            note = f"{len(fitted.bad_masks)} masks in all."
+            report.section("Left out of composition", table(["what", "name", "why"], rows, note))
+
+
+def _final_learned(flight: Preflight, studio: Studio, say: Say) -> Generator:
+    """The learned generator on every training image, for as long as each of the cells' was trained."""
+    images = flight.images
+    train = images.select(lambda item: item.split in ("", "train"))
+    say(f"training the final {studio.name} generator for {studio.minutes:.1f} min on {len(train)} images")
+    sources = [
+        Source(i.name, i.labels[0], i.group, images.image(i), load_mask(images, i))
+        for i in train.items
+        if len(i.labels) == 1
+    ]
+    generator = studio.train(sources, studio.seed)
+    generator.members = tuple(images.members(lambda item: item.split or "train"))
+    generator.card |= {"task": studio.name, "training images": len(train), "made by": "visynth trial"}
+    return generator
 
 
 def _fresh(folder: Path) -> Path:

@@ -23,6 +23,7 @@ from visynth.metrics.arms import Cell, Extra
 from visynth.metrics.dense import DenseHead, coverage
 from visynth.metrics.features import FeatureBank, extractor
 from visynth.preflight import Preflight, headroom_note
+from visynth.trial_learned import Studio, learned_extra
 
 Say = Callable[[str], None]
 COPIES = 4  # augmented copies of each real image, per candidate
@@ -46,6 +47,9 @@ class TrialOptions:
         others: also give a verdict for the other classes that can be composed.
         dense: also measure a dense head taught by the masks, as a rival.
         cache: keep features of real images on disk.
+        learned: also train a generator in each cell: ``"auto"`` where preflight says it suits and the minutes allow it, ``"none"``,
+            ``"inpaint"`` or ``"diffusion"``.
+        learn_size: pixels that the learned generator works on; 0 chooses.
     """
 
     rare_groups: int | None = None
@@ -59,6 +63,8 @@ class TrialOptions:
     others: bool = True
     dense: bool = True
     cache: bool = True
+    learned: str = "auto"
+    learn_size: int = 0
 
 
 @dataclass
@@ -202,9 +208,19 @@ def headroom(flight: Preflight, bench: Workbench, layout: Layout, options: Trial
 
 
 def make_cells(
-    flight: Preflight, bench: Workbench, name: str, layout: Layout, options: TrialOptions, deadline: float, say: Say
+    flight: Preflight,
+    bench: Workbench,
+    name: str,
+    layout: Layout,
+    options: TrialOptions,
+    deadline: float,
+    say: Say,
+    studio: Studio | None = None,
 ) -> list[Cell]:
-    """Synthesise for every draw and fold from its own training side, and gather the rows."""
+    """Synthesise for every draw and fold from its own training side, and gather the rows.
+
+    Composition synthesises, or the ``studio``'s generators where one is given.
+    """
     _augment(bench, name, options)
     cells: list[Cell] = []
     begun = time.monotonic()
@@ -212,16 +228,23 @@ def make_cells(
     for number, (draw, fold, train, more, test) in enumerate(layout):
         spent = time.monotonic() - begun
         finished_draws = fold == 0 and number > 0
-        if finished_draws and time.monotonic() + 3 * options.folds * spent / number > deadline:
+        if studio is None and finished_draws and time.monotonic() + 3 * options.folds * spent / number > deadline:
             break
         if not bench.positive[name][train].any() or not bench.positive[name][test].any():
             continue  # a class with fewer groups than folds is missing on one side of some
         own = [bench.sources[r] for r in train if bench.sources[r].label in (name, flight.good)]
         try:
-            fitted = fit_composition(own, good=str(flight.good), classes=[name], judge=judge)
-            extras = _synthesise(bench, fitted, options, draw, fold)
+            if studio is not None:
+                extras = {
+                    "synthetic": learned_extra(
+                        studio, bench, name, train.tolist(), options.synthetic, draw, fold, options.seed
+                    )
+                }
+            else:
+                fitted = fit_composition(own, good=str(flight.good), classes=[name], judge=judge)
+                extras = _synthesise(bench, fitted, options, draw, fold)
         except (DataError, UsageError) as error:
-            say(f"  {name}: draw {draw + 1}, fold {fold + 1} cannot be composed: {str(error).splitlines()[0]}")
+            say(f"  {name}: draw {draw + 1}, fold {fold + 1} has no synthesis: {str(error).splitlines()[0]}")
             continue
         extras |= _augmented(bench, name, train, options, draw, fold)
         cells.append(bare_cell(bench, name, train, test, draw, fold, more, extras, name in restricted))

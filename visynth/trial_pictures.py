@@ -1,4 +1,4 @@
-"""The pictures of a trial's report: composites beside what they were made from and the nearest real images."""
+"""The pictures of a trial's report: made images beside what they were made from and the nearest real images."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from visynth.generator import Generator
     from visynth.trial_cells import Workbench
 
-SHOWN = 3  # composites of each class
+SHOWN = 3  # images of each class
 EXPLAINED = (
-    "Each row: the composite, its exact mask, the real image that the defect was cut from, the defect-free image that it "
-    "was set into, and the two real images nearest to it in feature space. Look for seams, for defects where none can be, "
-    "and for copies."
+    "Each row: the made image; where it has one its exact mask, the real image that the defect (or its shape) was taken from and "
+    "the defect-free image that it was set into; and the two real images nearest to it in feature space. Look for seams, for "
+    "defects where none can be, and for copies."
 )
 
 
 def galleries(generator: Generator, bench: Workbench, seed: int) -> list[dict[str, Any]]:
-    """One gallery per class: rows of composite, its mask, defect parent, background, nearest and second nearest real."""
+    """One gallery per class: rows of made image, its mask, defect parent, background, nearest and second nearest real."""
     blocks: list[dict[str, Any]] = [text(EXPLAINED)]
     resolution = bench.bank.resolutions[0]
     for label, name in enumerate(generator.classes):
@@ -41,11 +41,15 @@ def galleries(generator: Generator, bench: Workbench, seed: int) -> list[dict[st
                 list(samples.parents[k])[::-1] if samples.parents else []
             )  # the defect's first, then the background
             mask = None if samples.masks is None else samples.masks[k, : picture.shape[0], : picture.shape[1]].numpy()
-            shown += [to_display(picture), to_display(picture) if mask is None else outline(to_display(picture), mask)]
+            shown += [to_display(picture)] + ([] if mask is None else [outline(to_display(picture), mask)])
             shown += [_real(bench, parent) for parent in parents] + [to_display(bench.sources[i].image) for i in near]
-            captions += [f"{name}, composite", "its mask", *(f"parent: {parent}" for parent in parents)]
+            captions += [
+                f"{name}, made",
+                *([] if mask is None else ["its mask"]),
+                *(f"parent: {parent}" for parent in parents),
+            ]
             captions += [f"nearest real: {bench.sources[i].name} (cosine {likeness[i]:.3f})" for i in near]
-        blocks.append(gallery(captions, shown, columns=6))
+        blocks.append(gallery(captions, shown, columns=len(shown) // SHOWN))
     return blocks
 
 

@@ -162,6 +162,13 @@ class GeneratorData(pytorch_lightning.LightningDataModule):
         made.images = images
         return made
 
+    @classmethod
+    def of_pool(cls, pool: Pool, facts: Facts, **kwargs: Any) -> GeneratorData:
+        """The same, of images in memory that were measured already."""
+        made = cls("", list(facts.size), **kwargs)
+        made.pool, made._facts = pool, facts
+        return made
+
     # -- Lightning -----------------------------------------------------------------------------------------------
 
     def setup(self, stage: str | None = None) -> None:
@@ -213,16 +220,14 @@ class GeneratorData(pytorch_lightning.LightningDataModule):
         return self._facts
 
     def members(self) -> list[Member]:
-        """Fingerprints of every image that was trained on or held out."""
-        assert self.images is not None
-        return self.images.members(lambda item: item.split or "train")
+        """Fingerprints of every image that was trained on or held out (none for images in memory)."""
+        return [] if self.images is None else self.images.members(lambda item: item.split or "train")
 
-    def reference(self) -> tuple[Array, NDArray[np.int64], tuple[str, ...]]:
-        """The training images ``[N, C, H, W]``, their labels ``[N]`` and the class names: what quality is measured against."""
-        self.setup()
+    def reference(self) -> tuple[list[Array], NDArray[np.int64], tuple[str, ...]]:
+        """The training images ``[H, W, C]``, their labels ``[N]`` and the class names: what quality is measured against."""
+        classes = self.facts.classes
         assert self.pool is not None
-        assert self.images is not None
-        return self.pool.images, self.pool.labels, self.images.classes
+        return [image.transpose(1, 2, 0) for image in self.pool.images], self.pool.labels, classes
 
 
 def stream_loader(dataset: Dataset[dict[str, Tensor]], data: Any) -> DataLoader[dict[str, Tensor]]:

@@ -122,12 +122,13 @@ def weighted_recall(truth: NDArray[np.bool_], scores: Floats, weights: Floats, f
         return np.asarray((hits * allowed).max(axis=1) / hits[:, -1])
 
 
-def interval(point: float, replicates: Floats) -> Interval:
-    """Percentile interval; NaN limits where no replicate is finite."""
+def interval(point: float, replicates: Floats, level: float = 0.95) -> Interval:
+    """Percentile interval of a confidence level; NaN limits where no replicate is finite."""
     finite = replicates[np.isfinite(replicates)]
     if not len(finite):
         return Interval(point, float("nan"), float("nan"))
-    low, high = np.percentile(finite, [2.5, 97.5])
+    tail = 50 * (1 - level)
+    low, high = np.percentile(finite, [tail, 100 - tail])
     return Interval(point, float(low), float(high))
 
 
@@ -136,7 +137,7 @@ def detectable(replicates: Floats) -> float:
     return 2.8 * float(np.nanstd(replicates))
 
 
-def decide(difference: Interval, baseline: str, smallest_seen: float, worth: float) -> Verdict:
+def decide(difference: Interval, baseline: str, smallest_seen: float, worth: float, level: float = 0.95) -> Verdict:
     """The three outcomes.
 
     *helps*: the whole interval is above 0. *does not*: even its upper end is below the gain that would be ``worth``
@@ -148,7 +149,7 @@ def decide(difference: Interval, baseline: str, smallest_seen: float, worth: flo
         >>> decide(Interval(-0.1, -0.3, 0.05), "balanced", 0.2, worth=0.02).answer
         'does not'
     """
-    told = f"AP {difference.mean:+.3f} (95 % CI {difference.low:+.3f} to {difference.high:+.3f}) against {baseline}"
+    told = f"AP {difference.mean:+.3f} ({100 * level:g} % CI {difference.low:+.3f} to {difference.high:+.3f}) against {baseline}"
     if difference.low > 0:
         answer, reason = HELPS, f"{told}: the whole interval is above 0"
     elif difference.high < worth:
@@ -164,9 +165,14 @@ def decide(difference: Interval, baseline: str, smallest_seen: float, worth: flo
 
 
 def compare(
-    results: Mapping[str, Sequence[Scored]], first: str, second: str, bootstrap: Bootstrap, metric: str = "ap"
+    results: Mapping[str, Sequence[Scored]],
+    first: str,
+    second: str,
+    bootstrap: Bootstrap,
+    metric: str = "ap",
+    level: float = 0.95,
 ) -> tuple[Interval, Floats]:
     """Paired difference of two arms with its interval and replicates."""
     point_a, a = bootstrap.mean(results[first], metric)
     point_b, b = bootstrap.mean(results[second], metric)
-    return interval(point_a - point_b, a - b), a - b
+    return interval(point_a - point_b, a - b, level), a - b

@@ -1,0 +1,92 @@
+"""A generator from images in memory in a given time: what a trial trains in each of its cells, by registered name."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytorch_lightning
+from visynth.lightning_modules.classifier import quiet_trainer
+from visynth.lightning_modules.crops import DefectCrops
+from visynth.lightning_modules.diffusion import Diffusion
+from visynth.lightning_modules.inpainting import Inpainting
+
+from visynth.compose.fit import Source
+from visynth.data.training import GeneratorData, Pool, fit_to, measure, to_channels
+from visynth.errors import DataError
+from visynth.generator import Generator
+
+Say = Callable[[str], None]
+
+
+def train_inpainting(
+    sources: Sequence[Source],
+    classes: Sequence[str],
+    good: str | None,
+    *,
+    minutes: float,
+    seed: int = 0,
+    size: int = 64,
+    say: Say = lambda words: None,
+) -> Generator:
+    """An inpainting generator of training images with masks; ``size`` is the side of its windows.
+
+    Raises:
+        DataError: no defect-free class, or no class with reliable masks.
+    """
+    if good is None:
+        raise DataError("inpainting needs a defect-free class: name it with --good.")
+    data = DefectCrops.of(sources, good, classes=list(classes), window=size, seed=seed)
+    module = Inpainting(seed=seed, snapshots=False)
+    return _train(module, data, minutes, say)
+
+
+def train_diffusion(
+    sources: Sequence[Source],
+    classes: Sequence[str],
+    good: str | None,
+    *,
+    minutes: float,
+    seed: int = 0,
+    size: int = 64,
+    say: Say = lambda words: None,
+) -> Generator:
+    """A diffusion generator of whole images at ``size`` pixels; other classes lend what they share.
+
+    Raises:
+        DataError: one class only.
+    """
+    names = sorted({s.label for s in sources})
+    if len(names) < 2:
+        raise DataError("a class-conditional generator needs at least two classes to train on.")
+    channels = 1 if all(s.image.shape[2] == 1 for s in sources) else 3
+    images = np.stack([fit_to(to_channels(s.image, channels), (size, size), "squash") for s in sources])
+    labels = np.array([names.index(s.label) for s in sources], dtype=np.int64)
+    pool = Pool(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels)
+    data = GeneratorData.of_pool(pool, measure(pool, names), batch_size=64 if size <= 32 else 32, seed=seed)
+    return _train(Diffusion(seed=seed, snapshots=False, width=32 if size <= 32 else 24), data, minutes, say)
+
+
+def _train(module: Diffusion, data: Any, minutes: float, say: Say) -> Generator:
+    with tempfile.TemporaryDirectory(prefix="visynth.") as root, quiet_trainer():
+        trainer = pytorch_lightning.Trainer(
+            max_time={"seconds": max(1, round(60 * minutes))},
+            max_epochs=-1,
+            default_root_dir=root,
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            gradient_clip_val=1.0,
+        )
+        started = time.monotonic()
+        trainer.fit(module, data)
+        seen, seconds = int(module.images_seen), time.monotonic() - started
+        say(
+            f"    {seen} images in {seconds:.0f} s ({seen / seconds:.0f} images/s), loss {float(trainer.callback_metrics['loss']):.3f}"
+        )
+        return module.generator()
