@@ -15,7 +15,7 @@ VERBS = {
     "trial": "from a folder with a rare class to a verdict per class: does synthesis help?",
     "quickstart": "a trial on a small built-in set, in a few minutes",
     "preflight": "look at a set: files, groups, leakage, which synthesizer suits",
-    "fit": "make a generator from training images ('visynth fit compose ...')",
+    "fit": "make a generator: 'fit -c config.yaml' trains one, 'fit compose' needs no training",
     "render": "render a class-balanced image set from a generator, resumable",
     "renders": "verify or export a rendered set (COCO, YOLO, VOC)",
     "evaluate": "measure a rendered set on real test images, per class, against honest baselines",
@@ -68,6 +68,10 @@ def _run(verb: str, words: list[str]) -> int:
 
     # Idle threads that spin take the core from the ones that work: on two busy cores 25 times.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if verb == "fit" and words and words[0].startswith("-") and words[0] not in ("-h", "--help"):
+        from visynth.training import fit
+
+        return fit(words)
     from visynth import commands
 
     words, nested = _nested(verb, words, commands.NESTED)
@@ -84,8 +88,12 @@ def _nested(verb: str, words: list[str], nested: dict[str, tuple[str, ...]]) -> 
         return words, verb
     if words and words[0] in nested[verb]:
         return words[1:], f"{verb}.{words[0]}"
-    lines = "\n".join(f"  visynth {verb} {word} --help" for word in nested[verb])
-    print(f"usage: visynth {verb} {{{'|'.join(nested[verb])}}} ...\n{lines}")
+    lines = [f"  visynth {verb} {word} --help" for word in nested[verb]]
+    if verb == "fit":
+        lines.append(
+            "  visynth fit -c configs/....yaml     train a generator (LightningCLI: --print_config, --trainer.max_steps N, ...)"
+        )
+    print("\n".join([f"usage: visynth {verb} {{{'|'.join(nested[verb])}}} ...", *lines]))
     raise SystemExit(0 if words[:1] in (["-h"], ["--help"]) else USAGE)
 
 

@@ -214,6 +214,20 @@ def fit_compose(
     return 0
 
 
+def fit_export(run: str, out: str, ema: float | None = None) -> int:
+    """The generator of a run at its last checkpoint, with any width of the weight average.
+
+    Args:
+        run: folder of 'visynth fit -c ...' (trainer.default_root_dir).
+        out: the generator folder.
+        ema: relative width of the average, in (0, 0.28]: small follows the latest weights, large smooths; by default as configured.
+    """
+    from visynth.training import export
+
+    print(export(run, out, ema))
+    return 0
+
+
 def render(
     generator: str,
     out: str,
@@ -393,6 +407,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "quickstart": quickstart,
     "preflight": preflight,
     "fit.compose": fit_compose,
+    "fit.export": fit_export,
     "render": render,
     "renders.verify": renders_verify,
     "renders.export": renders_export,
@@ -400,7 +415,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "gate": gate,
     "doctor": doctor,
 }
-NESTED = {"fit": ("compose",), "renders": ("verify", "export")}
+NESTED = {"fit": ("compose", "export"), "renders": ("verify", "export")}
 
 
 def _say(quiet: bool) -> Callable[[str], None]:

@@ -21,6 +21,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "features": {
         "efficientnet_lite0": "visynth.metrics.features:efficientnet_lite0",
+        "inception_v3": "visynth.metrics.extractors:inception_v3",
+        "dinov2": "visynth.metrics.extractors:dinov2",
     },
     "learners": {
         "frozen": "visynth.metrics.frozen:FrozenLearner",

