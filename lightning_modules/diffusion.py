@@ -112,6 +112,7 @@ class Diffusion(pytorch_lightning.LightningModule):
     def setup(self, stage: str) -> None:
         if self.network is None:
             self.build(self._facts_of_data())
+        self.averages.train()  # sampling puts them into eval mode, of which Lightning would warn at the next fit
 
     def build(self, facts: Facts) -> None:
         """Make the network for some data; random weights come from the run seed, not from the global generator."""
@@ -134,7 +135,7 @@ class Diffusion(pytorch_lightning.LightningModule):
                 sigma_data=facts.sigma_data,
                 mean=facts.mean,
             )
-        averages = [copy.deepcopy(self.network).requires_grad_(False).eval() for _ in self.stds]
+        averages = [copy.deepcopy(self.network).requires_grad_(False) for _ in self.stds]
         self.averages = nn.ModuleList(averages)
         use_position_dropout(self.network)
 
@@ -194,12 +195,13 @@ class Diffusion(pytorch_lightning.LightningModule):
         assert self.network is not None
         told = self.hparams
         draws = draw(told.seed, positions, images.shape[1:])
-        clean = self._values(images) - self.network.mean
+        values = self._values(images)
         extra: dict[str, Any] = {}
         if told.augment > 0:
             kinds = augment.KINDS if told.augment_kinds is None else told.augment_kinds
             theta, known = augment.parameters(draws.uniform[:, :9], draws.normal[:, :4], told.augment, kinds)
-            clean, extra["augmentation"] = augment.warp(clean, theta.to(clean.device)), known.to(clean.device)
+            values, extra["augmentation"] = augment.warp(values, theta.to(values.device)), known.to(values.device)
+        clean = values - self.network.mean
         labels, others = self._dropped(labels, draws)
         if told.cbdm > 0:
             extra["balance"] = (told.cbdm, others)

@@ -62,7 +62,7 @@ class Inpainting(Diffusion):
                 "window": facts.size[0],
             },
             size=composition.spec.size,
-            kind="composite",
+            kind="inpainted",
         )
 
     def make_generator(self, spec: Spec, network: Any, **kwargs: Any) -> Generator:

@@ -14,7 +14,7 @@ from visynth import plugins
 from visynth import seeds as seeding
 from visynth.comparison import Results, arms_block, class_verdict, macro_f1_table, run_cells, summarise
 from visynth.data.decode import decode
-from visynth.data.items import ImageSet
+from visynth.data.items import ImageSet, Item
 from visynth.data.transforms import CANDIDATES, augment, backend
 from visynth.errors import DataError, UsageError, choices, listing
 from visynth.files import cache_folder, ensure_writable
@@ -22,7 +22,9 @@ from visynth.manifest import Renders, read_renders
 from visynth.members import Member
 from visynth.metrics.arms import Cell, Extra
 from visynth.metrics.features import FeatureBank, extractor
-from visynth.report import ClassVerdict, Report, bullets, environment, table
+from visynth.metrics.memorization import copies
+from visynth.metrics.quality import per_class, table_rows
+from visynth.report import ClassVerdict, Report, bullets, environment, table, text
 
 COPIES = 4
 
@@ -98,10 +100,15 @@ def evaluate_renders(
     train = np.array([row for row, item in enumerate(kept) if item.split == "train"], dtype=np.int64)
     test = np.array([row for row, item in enumerate(kept) if item.split == "test"], dtype=np.int64)
     groups = [item.group for item in kept]
+    learned = renders.plan["kind"] != "composite"
 
     def made(name: str, seed: int, limit: int | None) -> Extra:
         records = [r for r in renders.records if r.label == name]
         order = seeding.rng(seeding.derive("subset", seed, name), "evaluate").permutation(len(records))[:limit]
+        if learned:
+            # The network saw every training group of the class: none of its images may help to choose on any of them.
+            seen = frozenset(group_of[i.name] for i in by_split["train"].items if name in i.labels)
+            return Extra(rows_of[name][order], [seen] * len(order))
         parents = [frozenset(group_of.get(p, p) for p in records[i].parents) for i in order]
         return Extra(rows_of[name][order], parents)
 
@@ -146,6 +153,7 @@ def evaluate_renders(
     rows = [[name, counts["train"][name], counts["test"][name], rendered.get(name, 0)] for name in images.classes]
     report.section("Images", table(["class", "real, training", "real, test", "synthetic"], rows))
     report.section("Arms", *blocks)
+    report.section("Likeness and copies", *_quality(bank, rows_of, renders, kept, train, test))
     report.section(
         "Reading this",
         bullets(
@@ -165,6 +173,49 @@ def evaluate_renders(
     report.write(out)
     say(f"done in {time.monotonic() - started:.0f} s: {out / 'report.html'}")
     return report
+
+
+def _quality(
+    bank: FeatureBank,
+    rows_of: dict[str, np.ndarray],
+    renders: Renders,
+    kept: Sequence[Item],
+    train: np.ndarray,
+    test: np.ndarray,
+) -> list[dict[str, object]]:
+    """KID with its null against the held-out images, and copies of the training images, per class."""
+    resolution = bank.resolutions[0]
+    features = bank.get(resolution, "mean")
+
+    def real(rows: np.ndarray, name: str) -> np.ndarray:
+        return features[[int(r) for r in rows if name in kept[int(r)].labels]]
+
+    names = [n for n in renders.classes if len(rows_of[n])]
+    made = {name: features[rows_of[name]] for name in names}
+    against = per_class({n: real(np.concatenate([train, test]), n) for n in names}, made, bank.name(resolution))
+    fresh = {n: copies(real(train, n), real(test, n)) for n in names if len(real(train, n)) > 2 and len(real(test, n))}
+    own = {n: copies(real(train, n), made[n]) for n in names if len(real(train, n)) > 2}
+    columns, rows = table_rows(against)
+    rates = [
+        [n, f"{own[n].share:.0%}", f"{fresh[n].share:.0%}" if n in fresh else "-", f"{own[n].ratio:.2f}"] for n in own
+    ]
+    return [
+        text(
+            f"Features: {bank.name(resolution)}, so distances are not FID. KID near or below that of real halves means that the sets cannot be told apart at this size."
+        ),
+        table(columns, rows, "Real: training and held-out images."),
+        table(
+            [
+                "class",
+                "copies among the made",
+                "the same among held-out real images",
+                "distance to training over distance within it",
+            ],
+            rates,
+            "A copy lies closer to a training image than 95 % of training images lie to each other. More copies than held-out real images have mean memorising. "
+            "Composites and inpainted images keep a real background, so they lie near it by design.",
+        ),
+    ]
 
 
 def assign_splits(images: ImageSet, members: Sequence[Member]) -> ImageSet:
@@ -217,7 +268,7 @@ def _control(renders: Renders) -> str | None:
         for name in renders.classes
         if renders.counts()[name] and not any(r.boxes for r in renders.records if r.label == name)
     ]
-    return empty[0] if len(empty) == 1 and renders.plan["kind"] == "composite" else None
+    return empty[0] if len(empty) == 1 and renders.plan["kind"] in ("composite", "inpainted") else None
 
 
 def _copies(

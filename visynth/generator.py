@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 SCHEMA = "visynth.generator/1"
 DTYPES = {"uint8": torch.uint8, "uint16": torch.uint16}
 MAX_CHANNELS = 8
+KINDS = ("composite", "inpainted", "trained")
 WEIGHTS, SPEC, MEMBERS = "model.safetensors", "generator.json", "members.jsonl"
 
 
@@ -49,7 +50,8 @@ class Spec:
         dtype: ``"uint8"`` or ``"uint16"``.
         sampler: default options of ``sample``.
         micro_batch: images computed together, always, so that pixels do not depend on the batch.
-        kind: ``"composite"`` (edits of real images) or ``"trained"`` (made by a trained model).
+        kind: ``"composite"`` (edits of real images), ``"inpainted"`` (real images with parts made by a trained model) or
+            ``"trained"`` (made by a trained model).
     """
 
     network: str
@@ -75,8 +77,8 @@ class Spec:
             problems.append(f"dtype must be one of {choices(DTYPES)}, but got {self.dtype!r}")
         if min(self.size) < 1 or self.micro_batch < 1:
             problems.append(f"size {self.size} and micro_batch {self.micro_batch} must be positive")
-        if self.kind not in ("composite", "trained"):
-            problems.append(f"kind must be 'composite' or 'trained', but got {self.kind!r}")
+        if self.kind not in KINDS:
+            problems.append(f"kind must be one of {choices(KINDS)}, but got {self.kind!r}")
         if problems:
             raise UsageError("generator spec: " + "; ".join(problems))
 

@@ -152,7 +152,7 @@ def _parsed(words: Sequence[str], logger: bool = True) -> Any:
 
 
 def _silence() -> None:
-    """Lightning's hints that do not fit here: averages are in eval mode on purpose, images lie in memory and not behind workers, and the stream goes on where images_seen says."""
+    """Lightning's hints that do not fit here: images lie in memory, not behind workers."""
     for words in (
         "Found .* in eval mode",
         "You.re resuming from a checkpoint that ended before the epoch",

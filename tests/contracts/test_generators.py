@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,8 +20,58 @@ def make_compose(composition):
     return composition[0]
 
 
+def make_diffusion(composition):
+    from visynth.networks.diffusion import Diffusion
+
+    spec = Spec(
+        network="diffusion",
+        arguments={},
+        classes=("a", "b"),
+        channels=3,
+        size=(8, 16),
+        sampler={"steps": 3},
+        micro_batch=4,
+    )
+    network = random_denoiser(3, 2, (8, 16))
+    return Diffusion(replace(spec, arguments=network.arguments), network, members=composition[0].members)
+
+
+def make_inpaint(composition):
+    from visynth.compose.inpainting import Inpainting
+
+    base = composition[0]
+    classes = len(base.classes)
+    network = random_denoiser(base.spec.channels, classes, (32, 32), conditions=base.spec.channels + 1)
+    arguments = {**base.spec.arguments, "network": network.arguments, "window": 32}
+    spec = replace(
+        base.spec, network="inpaint", arguments=arguments, sampler={"steps": 2}, micro_batch=2, kind="inpainted"
+    )
+    return Inpainting(spec, base.defects, base.backgrounds, base.settings, network, members=base.members)
+
+
+def random_denoiser(channels, classes, size, **kwargs):
+    """A network whose output layer is not zero, so that seeds, labels and batches could show in its images."""
+    from visynth.networks.unet import Denoiser
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Denoiser(
+            channels,
+            classes,
+            size,
+            width=8,
+            multipliers=(1, 2),
+            blocks=1,
+            attention=(4,),
+            mean=[0.1] * channels,
+            **kwargs,
+        )
+        torch.nn.init.normal_(network.unet.conv_out.weight, std=0.05)
+    return network
+
+
 # How a small one of each registered generator is made; a new name must be added here to pass the discovery test.
-MAKERS = {"compose": make_compose}
+MAKERS = {"compose": make_compose, "diffusion": make_diffusion, "inpaint": make_inpaint}
 
 
 @pytest.fixture(params=plugins.names("generators"))

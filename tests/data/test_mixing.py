@@ -17,6 +17,7 @@ from torchvision.datasets import ImageFolder
 
 import tests.data.boring as boring
 import visynth
+from tests.ranks import DDP, run_ranks
 from visynth.data.adapter import Adapter, Shape, label_like
 from visynth.data.mixed import Mix, MixedDataset, deal, plan_epoch, replaceable
 from visynth.errors import DataError, IntegrityError, UsageError
@@ -225,35 +226,16 @@ class TestBothPackages:
         assert not seen[0] & seen[1]
 
 
-def ddp_worker(rank: int, port: int, train: str, folder: str, out: str) -> None:
-    import os
-
+def ddp_worker(rank: int, train: str, folder: str, out: str) -> None:
     import pytorch_lightning
 
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "LOCAL_RANK": str(rank),
-        "NODE_RANK": "0",
-        "RANK": str(rank),
-    }
     package = "pytorch_lightning"
     data = visynth.WithSynthetic(folder_module(package, Path(train)), folder, **EXACT)
     pytorch_lightning.seed_everything(3, verbose=False)
     module = net(package)
     module.layers(torch.zeros(1, 3, 16, 16))  # lazy layers need their shapes before DDP
     module.seen = []
-    trainer = pytorch_lightning.Trainer(
-        max_epochs=2,
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    )
+    trainer = pytorch_lightning.Trainer(max_epochs=2, **DDP)
     trainer.fit(module, data)
     dataset = trainer.train_dataloader.dataset
     torch.save(
@@ -268,22 +250,7 @@ def ddp_worker(rank: int, port: int, train: str, folder: str, out: str) -> None:
 
 
 def test_under_ddp_ranks_share_the_plan_and_not_the_samples(train, renders, tmp_path) -> None:
-    import multiprocessing
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    ranks = [
-        context.Process(target=ddp_worker, args=(r, port, str(train), str(renders.folder), str(tmp_path)))
-        for r in range(2)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-    assert [process.exitcode for process in ranks] == [0, 0]
+    run_ranks(ddp_worker, str(train), str(renders.folder), str(tmp_path))
     first, second = (torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(2))
     assert first["plan"] == second["plan"] != {}
     assert first["steps"] == second["steps"] == 2 * 6

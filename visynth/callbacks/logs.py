@@ -30,7 +30,9 @@ def log_grid(trainer: Any, tag: str, sheet: NDArray[np.uint8], source: str) -> N
     """An RGB sheet ``[H, W, 3]`` as ``<log folder>/samples/<step>.png`` and to loggers that take images (TensorBoard)."""
     if not trainer.is_global_zero:
         return
-    folder = Path(trainer.log_dir or trainer.default_root_dir) / tag
+    # Not trainer.log_dir: it is a broadcast, and only the main rank is here.
+    folders = [folder for folder in (getattr(logger, "log_dir", None) for logger in trainer.loggers) if folder]
+    folder = Path(folders[0] if folders else trainer.default_root_dir) / tag
     path = folder / f"{trainer.global_step:08d}.png"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

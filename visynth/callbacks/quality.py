@@ -229,8 +229,10 @@ class QualityCallback(Callback):
         own = torch.from_numpy(self._embed(pl_module, images))
         # Ranks may have unequal shares; the reservoir is gathered whole, however many each of them filled in.
         pool = FeatureReservoir(own.shape[1], size=self.count, rank=rank).to(pl_module.device)
-        pool.update(own, torch.tensor(labels[rank::world], dtype=torch.int64))
-        features, own_labels = pool.compute()
+        pool.update(own, torch.arange(rank, self.count, world))
+        features, places = pool.compute()
+        order = places.argsort()  # as one process would have made them
+        features, own_labels = features[order], places[order] % classes
         sheet = None
         if self.grid and distributed.is_main():
             shown = [label for label in range(classes) for _ in range(self.grid)]

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Sampler
+from torch.utils.data import DistributedSampler, Sampler
 
+from visynth import distributed
 from visynth import seeds as seeding
 from visynth.errors import UsageError
 
@@ -68,15 +69,16 @@ def class_probabilities(labels: Sequence[int | str], temper: float) -> NDArray[n
     return np.asarray(weights / weights.sum(), dtype=np.float64)
 
 
-class Stream(Sampler[int]):
-    """Positions of an endless, seeded stream of draws, from wherever training stands.
+class Stream(DistributedSampler[int]):
+    """Positions of an endless, seeded stream of draws, from wherever training stands; each rank takes every world-th.
 
     A position is a number; which image it means is :meth:`StreamOrder.index`'s business, and what noise it gets the
-    training module's. So a run that is resumed, split over ranks or given other batches meets the same draws.
+    training module's. So a run that is resumed, split over ranks or given other batches meets the same draws. It is a
+    ``DistributedSampler`` because Lightning would wrap any other one under DDP, and shuffle the positions.
 
     Args:
         start: gives the first position of the next pass; it is asked at each pass.
-        length: positions in a pass (an epoch).
+        length: positions in a pass (an epoch), over all ranks.
 
     Example:
         >>> list(Stream(lambda: 7, 3))
@@ -86,14 +88,16 @@ class Stream(Sampler[int]):
     def __init__(self, start: Callable[[], int], length: int) -> None:
         if length < 1:
             raise UsageError(f"an epoch needs at least one image, but got {length}.")
-        self.start, self.length = start, length
+        self.own_rank, self.world = distributed.rank(), distributed.world_size()
+        super().__init__(range(length), num_replicas=self.world, rank=self.own_rank, shuffle=False, drop_last=True)
+        self.start = start
 
     def __len__(self) -> int:
-        return self.length
+        return max(1, len(self.dataset) // self.world)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[int]:
-        first = self.start()
-        yield from range(first, first + self.length)
+        first = self.start() + self.own_rank
+        yield from range(first, first + len(self) * self.world, self.world)
 
 
 class StreamOrder:

@@ -230,10 +230,20 @@ class GeneratorData(pytorch_lightning.LightningDataModule):
         return [image.transpose(1, 2, 0) for image in self.pool.images], self.pool.labels, classes
 
 
+class StreamLoader(DataLoader[dict[str, Tensor]]):
+    """A loader that Lightning may resume in the middle of an epoch: its stream starts where the module's count stands."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"resumes": "by images_seen"}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore: the count is in the module."""
+
+
 def stream_loader(dataset: Dataset[dict[str, Tensor]], data: Any) -> DataLoader[dict[str, Tensor]]:
     """A loader of an endless stream for a module of ``data``'s kind."""
     stream = Stream(data.images_seen, data.epoch_images)
-    return DataLoader(
+    return StreamLoader(
         dataset,
         data.batch_size,
         sampler=stream,

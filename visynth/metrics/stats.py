@@ -57,6 +57,11 @@ class FeatureStats(Metric):
         return self
 
 
+def _joined(ranks: Tensor) -> Tensor:
+    """States of all ranks ``[world, size, ...]`` one below the other; torchmetrics' "cat" would leave a tensor state stacked."""
+    return ranks.flatten(0, 1)
+
+
 class FeatureReservoir(Metric):
     """An even sample of at most ``size`` features with their labels, allocated once on every rank.
 
@@ -82,9 +87,9 @@ class FeatureReservoir(Metric):
             raise UsageError(f"a reservoir holds at least one feature, but size is {size}.")
         self.size, self.seed, self.source = size, seed, rank
         self.met = 0
-        self.add_state("features", torch.zeros(size, width), dist_reduce_fx="cat")
-        self.add_state("labels", torch.full((size,), -1, dtype=torch.int64), dist_reduce_fx="cat")
-        self.add_state("priorities", torch.full((size,), -1.0, dtype=torch.float64), dist_reduce_fx="cat")
+        self.add_state("features", torch.zeros(size, width), dist_reduce_fx=_joined)
+        self.add_state("labels", torch.full((size,), -1, dtype=torch.int64), dist_reduce_fx=_joined)
+        self.add_state("priorities", torch.full((size,), -1.0, dtype=torch.float64), dist_reduce_fx=_joined)
 
     def update(self, features: Tensor, labels: Tensor | None = None) -> None:
         count = len(features)

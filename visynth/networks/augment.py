@@ -55,8 +55,8 @@ def parameters(
     x_flip, y_flip = happens(0, "xflip", flips), happens(1, "yflip", flips)
     scale = normal[:, 0] * happens(2, "scale", probability)
     angle = (uniform[:, 6] * 2 - 1) * np.pi * happens(3, "rotate", probability)
-    stretch = normal[:, 1] * happens(4, "stretch", probability)
-    direction = (uniform[:, 7] * 2 - 1) * np.pi
+    stretched = happens(4, "stretch", probability)
+    stretch, direction = normal[:, 1] * stretched, (uniform[:, 7] * 2 - 1) * np.pi * stretched
     moved = happens(5, "translate", probability)
     across, down = normal[:, 2] * moved, normal[:, 3] * moved
 

@@ -75,6 +75,7 @@ class Denoiser(nn.Module):
             "sigma_data": float(sigma_data),
             "mean": [float(m) for m in mean],
         }
+        self.mean: Tensor
         self.register_buffer("mean", torch.tensor([float(m) for m in mean]).reshape(1, -1, 1, 1))
         widths = tuple(width * m for m in multipliers)
         groups = gcd(8, *widths)
@@ -123,17 +124,17 @@ class Denoiser(nn.Module):
         augmentation: Tensor | None = None,
         condition: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(F, c_skip, c_out), the raw network's output in float32 and what makes D of it."""
-        skip, out, scale, noise = precondition(sigma.float(), self.sigma_data)
+        """(F, c_skip, c_out), the raw network's output in full precision and what makes D of it."""
+        skip, out, scale, noise = precondition(sigma.to(self.mean.dtype), self.sigma_data)
         per_image = (-1, 1, 1, 1)
         given = x * scale.reshape(per_image)
         if condition is not None:
             given = torch.cat([given, condition.to(given.dtype)], dim=1)
         embedding = self.of_class(labels)
         if augmentation is not None:
-            embedding = embedding + self.of_augmentation(augmentation)
+            embedding = embedding + self.of_augmentation(augmentation.to(embedding.dtype))
         raw: Tensor = self.unet(given, noise, class_labels=embedding, return_dict=False)[0]
-        return raw.float(), skip.reshape(per_image), out.reshape(per_image)
+        return raw.to(self.mean.dtype), skip.reshape(per_image), out.reshape(per_image)
 
 
 def check_size(size: Sequence[int], multipliers: Sequence[int]) -> None:

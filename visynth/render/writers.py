@@ -12,7 +12,11 @@ from typing import Any
 
 from visynth.data.decode import Array, encode_png, encode_tiff
 
-SOURCE_TYPES = {"trained": "trainedAlgorithmicMedia", "composite": "compositeWithTrainedAlgorithmicMedia"}
+SOURCE_TYPES = {
+    "trained": "trainedAlgorithmicMedia",
+    "inpainted": "compositeWithTrainedAlgorithmicMedia",
+    "composite": "compositeWithTrainedAlgorithmicMedia",
+}
 XMP = """<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
 <rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"

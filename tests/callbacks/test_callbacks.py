@@ -1,0 +1,175 @@
+"""Callbacks: metrics to every logger and to disk, real features once, two uneven ranks, and a training that is left alone."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytorch_lightning
+import torch
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from torch import nn
+
+from tests.ranks import DDP, TRAINER, run_ranks
+from tests.training.test_diffusion import data, equal, module
+from visynth.callbacks import FIDCallback, KIDCallback, TimeLeft
+from visynth.errors import UsageError
+
+SMALL = {"every_n_steps": 2, "max_cost": 1.0, "count": 41, "grid": 2, "resolution": 32, "options": {"steps": 2}}
+
+
+class Means(nn.Module):
+    """Six features: fast, and enough to see differences."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return nn.functional.adaptive_avg_pool2d(images[:, :1], (2, 3)).flatten(1)
+
+
+def fit(root: Path, callbacks, steps: int = 4, **kwargs):
+    own = module()
+    trainer = pytorch_lightning.Trainer(
+        **{**TRAINER, **kwargs}, default_root_dir=root, max_steps=steps, callbacks=callbacks, log_every_n_steps=50
+    )
+    trainer.fit(own, data())
+    return own, trainer
+
+
+def test_values_and_sheets_reach_csv_tensorboard_and_png(tmp_path: Path) -> None:
+    loggers = [CSVLogger(tmp_path, name="log"), TensorBoardLogger(tmp_path, name="log", version="version_0")]
+    _, trainer = fit(tmp_path, [FIDCallback(features=Means(), **SMALL)], logger=loggers)
+    with open(tmp_path / "log" / "version_0" / "metrics.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["step"] for row in rows] == ["2", "4"]
+    for name in ("kid_Means@32", "kid_Means@32_low", "kid_Means@32_null", "fd_Means@32", "copies", "copies/bright"):
+        assert all(np.isfinite(float(row[name])) for row in rows)
+    assert not any(name.startswith("fid") for name in rows[0])
+    sheets = sorted((tmp_path / "log" / "version_0" / "samples").glob("*.png"))
+    assert [sheet.stem for sheet in sheets] == ["00000002", "00000004"]
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "log" / "version_0"))
+    events.Reload()
+    assert "samples/FIDCallback" in events.Tags()["images"]
+    assert "kid_Means@32" in events.Tags()["scalars"]
+    assert "kid_Means@32" in trainer.callback_metrics
+
+
+def test_the_training_is_left_as_it_was(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    plain, _ = fit(tmp_path / "a", [])
+    state = torch.random.get_rng_state()
+    torch.manual_seed(5)
+    watched, trainer = fit(tmp_path / "b", [KIDCallback(features=Means(), **SMALL)])
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert equal(plain, watched)
+    trainer.save_checkpoint(tmp_path / "c.ckpt")
+    kept = torch.load(tmp_path / "c.ckpt", weights_only=True)
+    assert not any("KIDCallback" in key for key in kept["callbacks"])
+    assert kept["state_dict"].keys() == plain.state_dict().keys()
+
+
+def test_real_features_are_computed_once_and_read_from_disk_later(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("VISYNTH_CACHE", str(tmp_path / "cache"))
+    calls: list[int] = []
+    before = KIDCallback._compute_reals
+    monkeypatch.setattr(KIDCallback, "_compute_reals", lambda self, m, i: calls.append(len(i)) or before(self, m, i))
+    first, second = (KIDCallback(**{**SMALL, "count": 20}) for _ in range(2))
+    fit(tmp_path / "a", [first])
+    fit(tmp_path / "b", [second])
+    assert calls == [30]
+    assert first.latest[0].real == second.latest[0].real == 20
+    assert [q.to_json() for q in first.latest] == [q.to_json() for q in second.latest]
+    assert list((tmp_path / "cache" / "quality" / "efficientnet_lite0@32").iterdir())
+
+
+def test_two_callbacks_share_what_was_sampled(tmp_path: Path, monkeypatch) -> None:
+    calls: list[int] = []
+    from visynth.callbacks import quality
+
+    before = quality._sampled
+    monkeypatch.setattr(quality, "_sampled", lambda *a: calls.append(1) or before(*a))
+    same = Means()
+    fit(tmp_path, [KIDCallback(features=same, **SMALL), FIDCallback(features=same, **SMALL)], steps=2)
+    assert len(calls) == 2  # the images and the sheet, once
+
+
+def test_evaluations_wait_until_they_are_paid_for(tmp_path: Path) -> None:
+    dear = KIDCallback(features=Means(), **{**SMALL, "max_cost": 1e-6, "every_n_steps": 1})
+    steps: list[int] = []
+    dear.evaluate = lambda trainer, pl_module, own=dear.evaluate: (
+        steps.append(trainer.global_step) or own(trainer, pl_module)
+    )
+    fit(tmp_path, [dear], steps=6)
+    assert steps == [1, 6]  # the first, and the one at the end
+
+
+def ddp_worker(rank: int, out: str) -> None:
+    own = module()
+    watch = KIDCallback(features=Means(), cache=False, **SMALL)
+    pytorch_lightning.Trainer(max_steps=2, default_root_dir=out, callbacks=[watch], **DDP).fit(own, data(4))
+    torch.save([q.to_json() for q in watch.latest], f"{out}/{rank}.pt")
+
+
+def test_two_ranks_with_uneven_shares_agree_with_one(tmp_path: Path) -> None:
+    run_ranks(ddp_worker, str(tmp_path))  # 41 images: 21 and 20
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert ranks[0] == ranks[1]
+    watch = KIDCallback(features=Means(), cache=False, **SMALL)
+    fit(tmp_path / "one", [watch], steps=2)
+    for ours, theirs in zip([q.to_json() for q in watch.latest], ranks[0], strict=True):
+        assert (ours["made"], ours["real"]) == (theirs["made"], theirs["real"])
+        if ours["kid"]:
+            assert ours["kid"]["value"] == pytest.approx(theirs["kid"]["value"], abs=1e-3)
+
+
+class Plain(pytorch_lightning.LightningModule):
+    """Somebody's own generator: a tensor of floats, no images_seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 64)
+
+    def training_step(self, batch, index):
+        return self.layer(torch.zeros(1, 4)).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+    def train_dataloader(self):
+        images = torch.rand(60, 1, 8, 8) * 2 - 1
+        return torch.utils.data.DataLoader(
+            torch.utils.data.TensorDataset(images, torch.arange(60) % 2), 10, shuffle=True
+        )
+
+    def sample(self, seeds, labels, **options):
+        return torch.tanh(self.layer(torch.randn(len(seeds), 4))).reshape(-1, 1, 8, 8)
+
+
+def test_any_module_with_sample_will_do(tmp_path: Path) -> None:
+    watch = KIDCallback(features=Means(), **{**SMALL, "options": {}})
+    pytorch_lightning.Trainer(**TRAINER, default_root_dir=tmp_path, max_steps=2, callbacks=[watch]).fit(Plain())
+    assert watch.latest[-1].kid is not None
+    assert list((tmp_path / "samples").glob("*.png"))
+
+
+def test_wrong_input_fails_before_training(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no features 'incept'"):
+        fit(tmp_path, [KIDCallback(features="incept")])
+    trainer = pytorch_lightning.Trainer(**TRAINER, default_root_dir=tmp_path, max_steps=1, callbacks=[KIDCallback()])
+    own = Plain()
+    own.sample = None
+    with pytest.raises(UsageError, match=r"has no sample\(seeds, labels\)"):
+        trainer.fit(own)
+    for wrong in ({"count": 0}, {"max_cost": 0.0}, {"every_n_steps": 0}, {"grid": -1}):
+        with pytest.raises(UsageError, match="count, max_real and every_n_steps must be at least 1"):
+            KIDCallback(**wrong)
+
+
+def test_progress_lines_say_what_is_left(tmp_path: Path, capsys) -> None:
+    fit(tmp_path, [TimeLeft(0.0)], steps=3)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "images/s" in line]
+    assert lines[-1].startswith("24 images, ")
+    assert lines[-1].endswith("0 min 00 s left")
