@@ -1,0 +1,172 @@
+"""'visynth fit': one folder a run, the same command after any stop, and every shipped configuration."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from visynth.cli import main
+from visynth.errors import ConflictError, Diverged, UsageError
+from visynth.generator import load_generator
+from visynth.training import export, fit
+
+SMALL = {
+    "trainer": {"max_steps": 6, "accelerator": "cpu", "log_every_n_steps": 1},
+    "checkpoint": {"every_n_steps": 2},
+    "model": {
+        "class_path": "visynth.lightning_modules.Diffusion",
+        "init_args": {"width": 8, "multipliers": [1, 1], "attention": [], "warmup": 8, "sampler": {"steps": 2}},
+    },
+    "data": {
+        "class_path": "visynth.data.training.GeneratorData",
+        "init_args": {"data": "sklearn:digits", "size": 8, "batch_size": 4},
+    },
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path):
+    """``config(max_steps=9)`` writes a configuration of a run in ``tmp_path/run``."""
+
+    def write(**trainer) -> str:
+        told = {**SMALL, "trainer": {**SMALL["trainer"], "default_root_dir": str(tmp_path / "run"), **trainer}}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(told))
+        return str(tmp_path / "config.yaml")
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch):
+    monkeypatch.setattr("visynth.training._silence", lambda: None)  # the filters of the test run stand
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_it_trains_exports_and_knows_when_it_is_done(config, tmp_path: Path, capsys) -> None:
+    assert main(["fit", "-c", config()]) == 0
+    run = tmp_path / "run"
+    assert {p.name for p in run.iterdir()} == {"config.yaml", "checkpoints", "ema", "generator", "log"} - {"ema"}
+    assert load_generator(run / "generator").classes == tuple("0123456789")
+    assert (run / "log" / "version_0" / "metrics.csv").read_text().count("\n") >= 6
+    before = (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    assert main(["fit", "-c", config()]) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+
+
+def test_a_longer_run_goes_on_and_equals_a_straight_one(config, tmp_path: Path) -> None:
+    fit(["-c", config(max_steps=3)])
+    fit(["-c", config(max_steps=6)])
+    fit(["-c", config(), "--trainer.default_root_dir", str(tmp_path / "straight")])
+    first, second = weights(tmp_path / "run"), weights(tmp_path / "straight")
+    assert all(torch.equal(first[name], second[name]) for name in second)
+
+
+def test_a_kill_at_any_time_is_made_good_by_the_same_command(config, tmp_path: Path) -> None:
+    path = config(max_steps=400)
+    command = [sys.executable, "-m", "visynth", "fit", "-c", path]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    until = time.monotonic() + 120
+    while not last.is_file() and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(0.7)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    reached = torch.load(last, weights_only=True)["global_step"]
+    assert 0 < reached < 400
+    config(max_steps=reached + 4)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    fit(["-c", path, "--trainer.default_root_dir", str(tmp_path / "straight")])
+    first, second = weights(tmp_path / "run"), weights(tmp_path / "straight")
+    assert all(torch.equal(first[name], second[name]) for name in second)
+
+
+def test_sigterm_saves_and_ends_with_143(config, tmp_path: Path) -> None:
+    path = config(max_steps=100_000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "visynth", "fit", "-c", path, "--checkpoint.every_n_steps", "null"],
+        stderr=subprocess.PIPE,
+    )
+    metrics = tmp_path / "run" / "log" / "version_0" / "metrics.csv"
+    until = time.monotonic() + 120
+    while not (metrics.is_file() and metrics.stat().st_size) and time.monotonic() < until:
+        time.sleep(0.05)
+    process.terminate()
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 143, told
+    assert b"the same command goes on" in told
+    assert int(weights(tmp_path / "run")["images_seen"]) > 0
+
+
+def test_another_model_or_other_data_are_a_conflict(config, tmp_path: Path, capsys) -> None:
+    fit(["-c", config()])
+    with pytest.raises(ConflictError, match=r"model.init_args.width: 8 there, 16 here"):
+        fit(["-c", config(), "--model.init_args.width", "16"])
+    assert main(["fit", "-c", config(), "--data.init_args.temper", "0"]) == 78
+    assert "data.init_args.temper: 0.5 there, 0" in capsys.readouterr().err
+    assert fit(["-c", config(max_steps=7), "--model.init_args.lr", "1e-4"]) == 0  # a rate may be lowered on the way
+
+
+def test_divergence_keeps_the_last_finite_state_and_says_what_to_do(config, tmp_path: Path, monkeypatch) -> None:
+    from visynth.lightning_modules import losses
+
+    calls = [0]
+    before = losses.denoising
+
+    def spoilt(*args, **kwargs):
+        calls[0] += 1
+        return before(*args, **kwargs) * (float("nan") if calls[0] == 4 else 1.0)
+
+    monkeypatch.setattr("visynth.lightning_modules.diffusion.denoising", spoilt)
+    with pytest.raises(Diverged, match="Lower the learning rate"):
+        fit(["-c", config(), "--checkpoint.every_n_steps", "null"])
+    assert int(weights(tmp_path / "run")["images_seen"]) == 12
+    assert all(torch.isfinite(t).all() for t in weights(tmp_path / "run").values())
+    assert not (tmp_path / "run" / "generator").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--model.init_args.width", "many"], "width"),
+        (["--model", "Nothing"], "Nothing"),
+        (["--data.init_args.size", "9"], "must be multiples of 2. Choose 8 or 10"),
+        (["--sparkle"], "sparkle"),
+    ],
+)
+def test_wrong_configurations_are_usage_errors(config, words, told: str, capsys) -> None:
+    assert main(["fit", "-c", config(), *words]) == 64
+    assert told in capsys.readouterr().err
+
+
+def test_help_and_print_config(capsys, config) -> None:
+    assert main(["fit"]) == 64
+    assert "visynth fit -c" in capsys.readouterr().out
+    assert main(["fit", "--print_config"]) == 0
+    assert "default_root_dir" in capsys.readouterr().out
+
+
+def test_export_with_another_width(config, tmp_path: Path) -> None:
+    fit(["-c", config(max_steps=40)])
+    run = tmp_path / "run"
+    same = load_generator(export(run, tmp_path / "same"))
+    assert same.digest == load_generator(run / "generator").digest
+    assert same.members == load_generator(run / "generator").members
+    assert main(["fit", "export", "--run", str(run), "--out", str(tmp_path / "wide"), "--ema", "0.2"]) == 0
+    assert load_generator(tmp_path / "wide").digest != same.digest
+    with pytest.raises(UsageError, match="holds no run with a checkpoint"):
+        export(tmp_path / "nothing", tmp_path / "x")
