@@ -71,6 +71,9 @@ class Diffusion(pytorch_lightning.LightningModule):
         (3, 1, 8, 8)
     """
 
+    images_seen: Tensor
+    averaged_at: Tensor
+
     def __init__(
         self,
         width: int = 32,
@@ -99,13 +102,23 @@ class Diffusion(pytorch_lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        _check(self.hparams)
+        _check(self.told)
         self.network: Denoiser | None = None
         self.averages = nn.ModuleList()
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("averaged_at", torch.zeros((), dtype=torch.int64))
         self.stds = sorted({*snapshot_ladder.STDS, float(ema)})
         self.facts: Facts | None = None
+
+    @property
+    def told(self) -> Any:
+        """The arguments by name."""
+        return self.hparams
+
+    @property
+    def data(self) -> Any:
+        """The datamodule that the module is trained with, or None."""
+        return None if self._trainer is None else getattr(self._trainer, "datamodule", None)
 
     # -- building ------------------------------------------------------------------------------------------------
 
@@ -116,7 +129,7 @@ class Diffusion(pytorch_lightning.LightningModule):
 
     def build(self, facts: Facts) -> None:
         """Make the network for some data; random weights come from the run seed, not from the global generator."""
-        told = self.hparams
+        told = self.told
         self.facts = facts
         auto = recipe(facts.size)
         dropout = told.dropout if told.dropout is not None else dropout_for(sum(facts.counts))
@@ -144,8 +157,8 @@ class Diffusion(pytorch_lightning.LightningModule):
         return 0
 
     def _facts_of_data(self) -> Facts:
-        told = self.hparams
-        data = getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
+        told = self.told
+        data = self.data
         if hasattr(data, "facts"):
             facts: Facts = data.facts
             self.warn_if_few(facts, data)
@@ -180,8 +193,8 @@ class Diffusion(pytorch_lightning.LightningModule):
         images, labels, positions = self._unpack(batch)
         clean, labels, extra = self.prepare(batch, images, labels, positions)
         assert self.network is not None
-        with dropout_of(self.network, self.hparams.seed, positions):
-            losses = denoising(self.network, clean, labels=labels, weighting=self.hparams.weighting, **extra)
+        with dropout_of(self.network, self.told.seed, positions):
+            losses = denoising(self.network, clean, labels=labels, weighting=self.told.weighting, **extra)
         loss = losses.mean()
         self._stop_if(not bool(torch.isfinite(loss)), "the loss")
         self.log("loss", loss.detach(), prog_bar=True, batch_size=len(images))
@@ -193,7 +206,7 @@ class Diffusion(pytorch_lightning.LightningModule):
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Centred clean images, labels with some dropped, and the other arguments of the loss."""
         assert self.network is not None
-        told = self.hparams
+        told = self.told
         draws = draw(told.seed, positions, images.shape[1:])
         values = self._values(images)
         extra: dict[str, Any] = {}
@@ -216,7 +229,7 @@ class Diffusion(pytorch_lightning.LightningModule):
         """Labels with "no class" for some, and other labels drawn from the training prior."""
         assert self.network is not None
         assert self.facts is not None
-        dropped = torch.from_numpy(draws.uniform[:, 9] < self.hparams.label_drop).to(labels.device)
+        dropped = torch.from_numpy(draws.uniform[:, 9] < self.told.label_drop).to(labels.device)
         counts = np.array(self.facts.counts, dtype=np.float64)
         prior = np.cumsum(counts if counts.sum() else np.ones(len(counts)))
         others = np.searchsorted(prior / prior[-1], draws.uniform[:, 10], side="right").clip(max=len(counts) - 1)
@@ -226,7 +239,7 @@ class Diffusion(pytorch_lightning.LightningModule):
     def _values(self, images: Tensor) -> Tensor:
         if not images.dtype.is_floating_point:
             return to_values(images)
-        low, high = self.hparams.value_range
+        low, high = (float(v) for v in self.told.value_range)
         return (images.float() - low) * (2 / (high - low)) - 1
 
     def _unpack(self, batch: Any) -> tuple[Tensor, Tensor, list[int]]:
@@ -242,13 +255,13 @@ class Diffusion(pytorch_lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         assert self.network is not None
-        b1, b2 = self.hparams.betas
-        return torch.optim.Adam(self.network.parameters(), lr=self.hparams.lr, betas=(b1, b2))
+        b1, b2 = self.told.betas
+        return torch.optim.Adam(self.network.parameters(), lr=self.told.lr, betas=(b1, b2))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         seen = int(self.images_seen)
         for group in optimizer.param_groups:
-            group["lr"] = self.hparams.lr * min(1.0, seen / max(self.hparams.warmup, 1))
+            group["lr"] = self.told.lr * min(1.0, seen / max(self.told.warmup, 1))
         # GradScaler looks for infinities itself and skips such steps; everywhere else they would destroy the weights.
         if getattr(self.trainer.precision_plugin, "scaler", None) is None:
             norms = [p.grad.norm() for p in self.network.parameters() if p.grad is not None]  # type: ignore[union-attr]
@@ -267,20 +280,21 @@ class Diffusion(pytorch_lightning.LightningModule):
         with torch.no_grad():
             for std, average in zip(self.stds, self.averages, strict=True):
                 beta = power_beta(now, now - before, gamma_of(std))
-                theirs, ours = list(average.parameters()), list(self.network.parameters())
+                theirs: list[Tensor] = list(average.parameters())
+                ours: list[Tensor] = list(self.network.parameters())
                 torch._foreach_lerp_(theirs, ours, 1 - beta)
         self.averaged_at.fill_(now)
         folder = self._snapshot_folder()
-        first = 4 * self.hparams.warmup
+        first = 4 * self.told.warmup
         if folder is not None and snapshot_ladder.rung(now, first) > snapshot_ladder.rung(before, first):
             for std, average in zip(self.stds, self.averages, strict=True):
                 if std in snapshot_ladder.STDS and self.trainer.is_global_zero:
-                    snapshot_ladder.write(folder, now, std, dict(average.named_parameters()))  # type: ignore[arg-type]
+                    snapshot_ladder.write(folder, now, std, dict(average.named_parameters()))
 
     def _snapshot_folder(self) -> Path | None:
         return (
             Path(self.trainer.default_root_dir) / "ema"
-            if self.hparams.snapshots and self.trainer.checkpoint_callback
+            if self.told.snapshots and self.trainer.checkpoint_callback
             else None
         )
 
@@ -293,7 +307,7 @@ class Diffusion(pytorch_lightning.LightningModule):
         if bad:
             raise Diverged(
                 f"{what} became infinite or not a number after {int(self.images_seen)} images. The weights are still those of the last finite step, "
-                f"and checkpoints hold them. Lower the learning rate (now {self.hparams.lr:g}) or clip gradients (trainer.gradient_clip_val: 1.0), and run the same command again."
+                f"and checkpoints hold them. Lower the learning rate (now {self.told.lr:g}) or clip gradients (trainer.gradient_clip_val: 1.0), and run the same command again."
             )
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
@@ -315,7 +329,7 @@ class Diffusion(pytorch_lightning.LightningModule):
             ema: relative width of the weight average; other widths than those held need snapshots.
             kwargs: ``members`` and ``card``.
         """
-        facts, std = self.facts, float(self.hparams.ema if ema is None else ema)
+        facts, std = self.facts, float(self.told.ema if ema is None else ema)
         if facts is None:
             raise UsageError("there is no network yet: fit the module, or load a checkpoint.")
         if std in self.stds:
@@ -330,10 +344,10 @@ class Diffusion(pytorch_lightning.LightningModule):
         return self.make_generator(self.make_spec(facts), network, **kwargs)
 
     def make_spec(self, facts: Facts) -> Spec:
-        told = self.hparams
+        told = self.told
         return Spec(
             network="diffusion",
-            arguments=dict(self.averages[0].arguments),  # type: ignore[arg-type]
+            arguments=dict(self.averages[0].arguments),
             classes=facts.classes,
             channels=facts.channels,
             size=facts.size,
@@ -352,7 +366,7 @@ class Diffusion(pytorch_lightning.LightningModule):
 
     def export(self, folder: str | Path, ema: float | None = None) -> Path:
         """Write the generator folder, with the members that the datamodule knows and a card of the training."""
-        data = getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
+        data = self.data
         members = data.members() if hasattr(data, "members") else ()
         generator = self.generator(ema, members=members, card=self.card())
         return generator.save(folder)
@@ -367,7 +381,7 @@ class Diffusion(pytorch_lightning.LightningModule):
             ),
             "images seen in training": int(self.images_seen),
             "parameters": sum(p.numel() for p in self.averages[0].parameters()),
-            "weight average": self.hparams.ema,
+            "weight average": self.told.ema,
             "licence": "as the images that it was trained on",
             "made by": "visynth fit",
         }

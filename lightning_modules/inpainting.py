@@ -27,8 +27,8 @@ class Inpainting(Diffusion):
     are those of :class:`Diffusion`; its labelled augmentation is off, because crops are drawn anew and mirrored anyway.
     """
 
-    def __init__(self, *args: Any, augment: float = 0.0, width: int = 24, **kwargs: Any) -> None:
-        super().__init__(*args, augment=augment, width=width, **kwargs)
+    def __init__(self, augment: float = 0.0, width: int = 24, **kwargs: Any) -> None:
+        super().__init__(augment=augment, width=width, **kwargs)
         if augment:
             raise UsageError("Inpainting mirrors and shifts its crops itself: leave augment at 0.")
 
@@ -43,12 +43,12 @@ class Inpainting(Diffusion):
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         known, hole = self._values(images), batch["mask"].float()
         condition, level = surroundings(known, hole)
-        draws = draw(self.hparams.seed, positions, images.shape[1:])
+        draws = draw(self.told.seed, positions, images.shape[1:])
         labels, others = self._dropped(labels, draws)
         focus = hole + OUTSIDE * (1 - hole)
         extra: dict[str, Any] = {"condition": condition, "focus": focus / focus.mean(dim=(1, 2, 3), keepdim=True)}
-        if self.hparams.cbdm > 0:
-            extra["balance"] = (self.hparams.cbdm, others)
+        if self.told.cbdm > 0:
+            extra["balance"] = (self.told.cbdm, others)
         return known - level, labels, extra | self._noise(draws, known.device)
 
     def make_spec(self, facts: Facts) -> Spec:
@@ -75,8 +75,7 @@ class Inpainting(Diffusion):
         return {**super().card(), "task": "inpainting of defects by conditional diffusion (EDM)"}
 
     def _composition(self) -> Any:
-        data = getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
-        composition = getattr(data, "composition", None)
+        composition = getattr(self.data, "composition", None)
         if composition is None:
             raise UsageError(
                 "an inpainting generator needs its backgrounds and masks: attach the DefectCrops datamodule that it was trained with."

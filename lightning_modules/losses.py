@@ -76,4 +76,5 @@ def class_balancing(raw: Tensor, other: Tensor, sigma: Tensor, sigma_data: float
     rank = torch.special.ndtr(standard)
     pull = ((raw - other.detach()) ** 2).mean(dim=(1, 2, 3))
     commit = ((raw.detach() - other) ** 2).mean(dim=(1, 2, 3))
-    return rank * (pull + commit / 4)
+    loss: Tensor = rank * (pull + commit / 4)
+    return loss

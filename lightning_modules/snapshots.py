@@ -6,7 +6,8 @@ power-function average only asks for times relative to the end.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -67,8 +68,6 @@ def reconstruct(folder: Path, images: int, std: float, now: Mapping[float, Mappi
         UsageError: an impossible width.
         DataError: a width other than those held, without any snapshot.
     """
-    from safetensors.torch import load
-
     if not 0 < std <= 0.28:
         raise UsageError(f"the relative width of a weight average must be in (0, 0.28], but got {std}.")
     if std in now:
@@ -81,9 +80,16 @@ def reconstruct(folder: Path, images: int, std: float, now: Mapping[float, Mappi
     times = [(float(t), gamma_of(s)) for t, s in found.values()] + [(float(images), gamma_of(s)) for s in now]
     factors = posthoc(times, float(images), gamma_of(std))
     total: dict[str, Tensor] = {}
-    sources = [*(lambda p=p: load(p.read_bytes()) for p in found), *(lambda w=w: w for w in now.values())]  # type: ignore[misc]
-    for factor, source in zip(factors, sources, strict=True):
-        for name, tensor in source().items():
+    readers: list[Callable[[], Mapping[str, Tensor]]] = [partial(_read, path) for path in found]
+    readers += [partial(dict, weights) for weights in now.values()]
+    for factor, read in zip(factors, readers, strict=True):
+        for name, tensor in read().items():
             part = tensor.detach().cpu().to(torch.float64) * factor
             total[name] = total[name] + part if name in total else part
     return {name: tensor.to(torch.float32) for name, tensor in total.items()}
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load
+
+    return load(path.read_bytes())

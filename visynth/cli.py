@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 VERBS = {
@@ -82,7 +82,7 @@ def _run(verb: str, words: list[str]) -> int:
     return function(**values) or 0
 
 
-def _nested(verb: str, words: list[str], nested: dict[str, tuple[str, ...]]) -> tuple[list[str], str]:
+def _nested(verb: str, words: list[str], nested: Mapping[str, tuple[str, ...]]) -> tuple[list[str], str]:
     """``fit compose ...`` and ``renders verify ...`` name a second word."""
     if verb not in nested:
         return words, verb

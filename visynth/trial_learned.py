@@ -130,7 +130,7 @@ def open_studio(
 
 def _size(bench: Workbench, kind: str) -> int:
     """64 pixels, or what the images have in multiples of 8 if that is less."""
-    smallest = min(min(s.image.shape[:2]) for s in bench.sources)
+    smallest = int(min(min(s.image.shape[:2]) for s in bench.sources))
     if kind == "inpaint":
         return 64
     return max(8, min(64, smallest // 8 * 8))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from visynth import commands
 from visynth.cli import VERBS, main
@@ -20,10 +22,12 @@ from visynth.comparison import macro_f1_table, run_cells, summarise
 from visynth.data.decode import encode_png
 from visynth.data.reading import read_images
 from visynth.data.samples import write_samples
+from visynth.data.unpack import is_packed, unpack
 from visynth.errors import DataError, IntegrityError, UsageError
 from visynth.evaluate import assign_splits, evaluate_renders
 from visynth.fit import fit_compose
 from visynth.gate import decide
+from visynth.generator import load_generator
 from visynth.metrics.arms import Cell, Extra
 from visynth.preflight import preflight
 from visynth.render.run import make_plan, render_set
@@ -31,7 +35,7 @@ from visynth.report import ClassVerdict, Report, arms, bullets, gallery, read_re
 from visynth.trial import run_trial
 from visynth.trial_cells import TrialOptions
 
-QUICK = TrialOptions(rare_groups=2, draws=2, folds=2, synthetic=12, workers=0, others=False)
+QUICK = TrialOptions(rare_groups=2, draws=2, folds=2, synthetic=12, workers=0, others=False, learned="none")
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +127,7 @@ class TestTrial:
                     [row["file"], row["class"], row["group"], "test" if regions.index(row["group"]) % 2 else "train"]
                 )
         images = read_images(medium / "images" / "list.csv")
-        options = TrialOptions(draws=2, synthetic=6, workers=0, others=False)
+        options = TrialOptions(draws=2, synthetic=6, workers=0, others=False, learned="none")
         report = run_trial(images, ["spot"], tmp_path, options=options, good="good", grouped=True)
         # Without masks nothing can be composed, and the trial says so instead of inventing something.
         assert report.verdicts[0].answer == "not measured"
@@ -490,6 +494,7 @@ class TestCommandLine:
             "--render",
             "2",
         ]
+        words += ["--learned", "none"]
         assert main([*words, "--others", "false", "--dense", "false", "--workers", "0", "--json", "--quiet"]) == 0
         verdict = json.loads(capsys.readouterr().out)[0]
         assert verdict["class"] == "spot"
@@ -501,8 +506,19 @@ def config_files() -> list[Path]:
     return sorted(Path(str(resources.files("visynth.configs"))).rglob("*.yaml"))
 
 
+def trains(path: Path) -> bool:
+    return path.read_text().startswith("# visynth fit -c ")
+
+
 @pytest.mark.parametrize("path", config_files(), ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_every_config_parses(path: Path, capsys) -> None:
+    if trains(path):
+        from visynth.training import _parsed
+
+        cli = _parsed(["-c", str(path)], logger=False)  # modules, data and callbacks are made, and refuse what is wrong
+        assert path.read_text().startswith(f"# visynth fit -c configs/{path.parent.name}/{path.name}\n")
+        assert hasattr(cli.model, "export")
+        return
     verb = path.read_text().splitlines()[0].removeprefix("# visynth ").split(" --config")[0].split()
     assert main([*verb, "--config", str(path), "--print_config"]) == 0
 
@@ -514,6 +530,34 @@ def test_the_smoke_configs_run_in_order(samples, tmp_path, monkeypatch, capsys) 
         path = next(p for p in config_files() if p.parent.name == "smoke" and p.stem == name)
         verb = path.read_text().splitlines()[0].removeprefix("# visynth ").split(" --config")[0].split()
         assert main([*verb, "--config", str(path)]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in config_files() if p.parent.name == "smoke" and trains(p)], ids=lambda p: p.stem
+)
+def test_smoke_configs_train_export_render_and_evaluate(path: Path, samples, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("visynth.training._silence", lambda: None)
+    (tmp_path / "tiles").symlink_to(samples)
+    assert main(["fit", "-c", str(path)]) == 0, capsys.readouterr().err
+    run = next(tmp_path.glob("run_*"))
+    assert list((run / "log" / "version_0" / "samples").glob("*.png"))
+    data = yaml.safe_load(path.read_text())["data"]["init_args"]
+    members = load_generator(run / "generator").members
+    classes = sorted({m.label for m in members if m.split == "test"} & {"3", "8", "scratch", "stain"})
+    root = unpack(data["data"]) if is_packed(data["data"]) else Path(data["data"])
+    for member in members:  # enough of the set to measure one class on: some images of either side
+        if member.label in (*classes, "good") and len(list(Path("some").glob(f"{member.label}/{member.split}_*"))) < 8:
+            target = Path("some", member.label, f"{member.split}_{Path(member.path).name}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / member.path, target)
+    words = f"render --generator {run}/generator --out renders --per-class 20 --workers 0 --quiet".split()
+    assert main([*words, *(w for name in classes for w in ("--classes", name))]) == 0, capsys.readouterr().err
+    words = f"evaluate --data some --renders renders --out report --seeds 2 --workers 0 --quiet --classes {classes[0]}"
+    assert main(words.split()) == 0, capsys.readouterr().err
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "Likeness and copies" in page
+    assert "held-out real images" in page
 
 
 @pytest.mark.data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,7 +90,8 @@ class Stream(DistributedSampler[int]):
         if length < 1:
             raise UsageError(f"an epoch needs at least one image, but got {length}.")
         self.own_rank, self.world = distributed.rank(), distributed.world_size()
-        super().__init__(range(length), num_replicas=self.world, rank=self.own_rank, shuffle=False, drop_last=True)
+        places: Any = range(length)  # all that is asked of it is its length
+        super().__init__(places, num_replicas=self.world, rank=self.own_rank, shuffle=False, drop_last=True)
         self.start = start
 
     def __len__(self) -> int:

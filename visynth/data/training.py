@@ -54,7 +54,8 @@ class Facts:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Facts:
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        told: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**told)
 
 
 @dataclass(frozen=True)

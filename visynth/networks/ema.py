@@ -46,7 +46,7 @@ def inner(time_a: float, gamma_a: float, time_b: float, gamma_b: float) -> float
     """
     low = min(time_a, time_b)
     scale = (low / time_a) ** (gamma_a + 1) * (low / time_b) ** (gamma_b + 1)
-    return (gamma_a + 1) * (gamma_b + 1) / ((gamma_a + gamma_b + 1) * low) * scale
+    return float((gamma_a + 1) * (gamma_b + 1) / ((gamma_a + gamma_b + 1) * low) * scale)
 
 
 def posthoc(stored: Sequence[tuple[float, float]], time: float, gamma: float) -> NDArray[np.float64]:

@@ -1,0 +1,96 @@
+"""A trial that trains: the learned generator beside composition on the same cells, or in its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from visynth import trial_learned
+from visynth.data.reading import read_images
+from visynth.errors import UsageError
+from visynth.metrics.verdict import DOES_NOT
+from visynth.trial import run_trial
+from visynth.trial_cells import TrialOptions
+
+
+@pytest.fixture
+def seconds(monkeypatch):
+    """Two seconds of training for each generator, instead of two minutes at least."""
+    monkeypatch.setattr(trial_learned, "LEAST", 0.0)
+    before = trial_learned.open_studio
+
+    def short(*args, **kwargs):
+        studio, why = before(*args, **kwargs)
+        if studio is not None:
+            studio.minutes = 2 / 60
+        return studio, why
+
+    monkeypatch.setattr("visynth.trial.open_studio", short)
+
+
+def options(**kwargs) -> TrialOptions:
+    return TrialOptions(
+        **{
+            "rare_groups": 2,
+            "draws": 1,
+            "folds": 2,
+            "synthetic": 6,
+            "workers": 0,
+            "others": False,
+            "dense": False,
+            **kwargs,
+        }
+    )
+
+
+def read(samples: Path, masks: bool = True):
+    return read_images(samples / "images", masks=samples / "masks" if masks else None, groups=samples / "groups.csv")
+
+
+def test_inpainting_stands_beside_composition_on_the_same_cells(seconds, samples: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    report = run_trial(
+        read(samples),
+        ["spot"],
+        tmp_path,
+        options=options(learned="inpaint", learn_size=32),
+        grouped=True,
+        say=said.append,
+    )
+    verdict = next(v for v in report.verdicts if v.label == "spot")
+    assert {"synthetic", "inpainting"} <= set(verdict.numbers["arms"])
+    assert "inpainting against composition" in verdict.reason
+    assert "97.5 % CI" in verdict.reason
+    assert set(verdict.numbers["others"]) | {verdict.numbers["synthesizer"]} & {"inpainting"}
+    assert verdict.numbers["duel"]["low"] <= verdict.numbers["duel"]["mean"] <= verdict.numbers["duel"]["high"]
+    assert sum("min left" in line for line in said) == 2
+    assert (tmp_path / "generator" / "generator.json").is_file()
+
+
+def test_a_class_without_masks_is_measured_with_diffusion(seconds, samples: Path, tmp_path: Path) -> None:
+    report = run_trial(
+        read(samples, masks=False),
+        ["spot"],
+        tmp_path,
+        options=options(learned="diffusion", learn_size=16),
+        grouped=True,
+    )
+    verdict = next(v for v in report.verdicts if v.label == "spot")
+    assert verdict.answer in ("helps", "does not", "cannot tell")
+    assert verdict.numbers["synthesizer"] == "diffusion"
+    assert "by diffusion" in (tmp_path / "report.html").read_text()
+    if verdict.answer == DOES_NOT:
+        assert not (tmp_path / "generator").exists()
+
+
+def test_without_time_nothing_is_trained_and_the_report_says_how_much_it_takes(samples: Path, tmp_path: Path) -> None:
+    report = run_trial(read(samples), ["spot"], tmp_path, options=options(learned="inpaint", minutes=1.0), grouped=True)
+    verdict = next(v for v in report.verdicts if v.label == "spot")
+    assert "inpainting" not in verdict.numbers["arms"]
+    assert "inpainting was not trained: 2 generators" in (tmp_path / "report.html").read_text()
+
+
+def test_a_word_that_is_no_kind_is_told(samples: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="learned must be one of 'auto', 'none', 'inpaint', 'diffusion'"):
+        run_trial(read(samples), ["spot"], tmp_path, options=options(learned="gan"), grouped=True)
