@@ -9,10 +9,11 @@ if TYPE_CHECKING:
     from visynth.lightning_modules.crops import DefectCrops
     from visynth.lightning_modules.diffusion import Diffusion
     from visynth.lightning_modules.inpainting import Inpainting
+    from visynth.lightning_modules.lora import LoRA
 
-__all__ = ["DefectCrops", "Diffusion", "Inpainting"]
+__all__ = ["DefectCrops", "Diffusion", "Inpainting", "LoRA"]
 
-_HOMES = {"DefectCrops": "crops", "Diffusion": "diffusion", "Inpainting": "inpainting"}
+_HOMES = {"DefectCrops": "crops", "Diffusion": "diffusion", "Inpainting": "inpainting", "LoRA": "lora"}
 
 
 def __getattr__(name: str) -> Any:

@@ -339,7 +339,7 @@ class Diffusion(pytorch_lightning.LightningModule):
             folder = Path(self.trainer.default_root_dir) / "ema"
             now = {s: dict(a.named_parameters()) for s, a in zip(self.stds, self.averages, strict=True)}
             held = {s: w for s, w in now.items() if s in snapshot_ladder.STDS}
-            found = snapshot_ladder.reconstruct(folder, int(self.averaged_at), std, held)  # type: ignore[arg-type]
+            found = snapshot_ladder.reconstruct(folder, int(self.averaged_at), std, held)
             network.load_state_dict(found, strict=False)
         return self.make_generator(self.make_spec(facts), network, **kwargs)
 
@@ -347,7 +347,7 @@ class Diffusion(pytorch_lightning.LightningModule):
         told = self.told
         return Spec(
             network="diffusion",
-            arguments=dict(self.averages[0].arguments),
+            arguments=self.arguments(),
             classes=facts.classes,
             channels=facts.channels,
             size=facts.size,
@@ -356,6 +356,11 @@ class Diffusion(pytorch_lightning.LightningModule):
             micro_batch=told.micro_batch,
             kind="trained",
         )
+
+    def arguments(self) -> dict[str, Any]:
+        """What the network was built with, as plain values."""
+        network: Any = self.averages[0]
+        return dict(network.arguments)
 
     def make_generator(self, spec: Spec, network: Any, **kwargs: Any) -> Generator:
         return DiffusionGenerator(spec, network, **kwargs)

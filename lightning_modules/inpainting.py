@@ -58,7 +58,7 @@ class Inpainting(Diffusion):
             network="inpaint",
             arguments={
                 **composition.spec.arguments,
-                "network": dict(self.averages[0].arguments),  # type: ignore[arg-type]
+                "network": self.arguments(),
                 "window": facts.size[0],
             },
             size=composition.spec.size,

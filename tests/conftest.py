@@ -71,6 +71,22 @@ def renders(composition, tmp_path_factory: pytest.TempPathFactory):
     )
 
 
+@pytest.fixture(scope="session")
+def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny random pipeline: ``pipelines("sdxl")``."""
+    from tests.pipelines import write
+
+    root = tmp_path_factory.mktemp("pipelines")
+    made: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name not in made:
+            made[name] = write(name, root)
+        return made[name]
+
+    return folder
+
+
 @pytest.fixture
 def picture() -> Callable[..., np.ndarray]:
     """``picture(height, width, channels, dtype, seed)``: noise that is the same every time."""

@@ -214,6 +214,59 @@ def fit_compose(
     return 0
 
 
+def fit_pipeline(
+    data: str,
+    out: str,
+    pipeline: str,
+    size: int,
+    mode: str = "image",
+    masks: str | None = None,
+    groups: str | None = None,
+    group_pattern: str | None = None,
+    classes: list[str] | None = None,
+    prompts: dict[str, str] | None = None,
+    negative_prompt: str = "",
+    sampler: dict[str, Any] | None = None,
+    max_bad_fraction: float = 0.05,
+) -> int:
+    """Make a generator of a foundation model's diffusers pipeline, starting from your training images. No training.
+
+    Args:
+        data: class folders (with train/, val/, test/ above them if held out), a .csv or .jsonl list, or a COCO .json.
+        out: the generator folder.
+        pipeline: folder that diffusers' save_pretrained wrote, or a hub id.
+        size: of the made images, in pixels.
+        mode: image (from real images of the class), inpaint (repaint masks of real images) or text.
+        masks: folder of masks that mirrors the images' layout, for inpaint.
+        groups: CSV with columns file,group.
+        group_pattern: regular expression on image names whose first group is the group.
+        classes: by default all.
+        prompts: per class, e.g. '{crack: a photo of a cracked tile}'.
+        negative_prompt: for all classes.
+        sampler: steps, guidance, strengths, e.g. '{strengths: [0.25, 0.5]}'.
+        max_bad_fraction: share of unusable files up to which they are left out.
+    """
+    from visynth.data.reading import read_images
+    from visynth.fit import fit_pipeline as run
+
+    images = read_images(
+        data, masks=masks, groups=groups, group_pattern=group_pattern, max_bad_fraction=max_bad_fraction
+    )
+    made = run(
+        images,
+        out,
+        pipeline,
+        size=size,
+        mode=mode,
+        prompts=prompts,
+        negative_prompt=negative_prompt,
+        classes=classes,
+        sampler=sampler,
+    )
+    print(f"{out}: makes {', '.join(made.classes)} from {len(made.anchors)} real images; digest {made.digest[:16]}")
+    return 0
+
+
 def fit_export(run: str, out: str, ema: float | None = None) -> int:
     """The generator of a run at its last checkpoint, with any width of the weight average.
 
@@ -408,6 +461,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "preflight": preflight,
     "fit.compose": fit_compose,
     "fit.export": fit_export,
+    "fit.pipeline": fit_pipeline,
     "render": render,
     "renders.verify": renders_verify,
     "renders.export": renders_export,
@@ -415,7 +469,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "gate": gate,
     "doctor": doctor,
 }
-NESTED = {"fit": ("compose", "export"), "renders": ("verify", "export")}
+NESTED = {"fit": ("compose", "pipeline", "export"), "renders": ("verify", "export")}
 
 
 def _say(quiet: bool) -> Callable[[str], None]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from visynth.compose.fit import Fitted, Source, fit_composition, guess_good
 from visynth.compose.settings import Settings
 from visynth.data.items import ImageSet
 from visynth.data.masks import judge, load_mask
-from visynth.errors import UsageError, choices
+from visynth.data.training import fit_to, to_channels
+from visynth.errors import DataError, UsageError, choices
 from visynth.files import ensure_writable
+from visynth.networks.foundation import Anchor, Foundation, make_foundation
 
 
 def fit_compose(
@@ -68,3 +71,83 @@ def fit_compose(
     )
     fitted.generator.save(out)
     return fitted
+
+
+def fit_pipeline(
+    images: ImageSet,
+    out: str | Path,
+    pipeline: str,
+    *,
+    size: int,
+    mode: str = "image",
+    prompts: Mapping[str, str] | None = None,
+    negative_prompt: str = "",
+    classes: Sequence[str] | None = None,
+    sampler: Mapping[str, object] | None = None,
+) -> Foundation:
+    """A generator of a foundation model's pipeline, anchored on the training images, without any training.
+
+    Args:
+        images: images with a split other than train are only recorded as held out.
+        out: the generator folder.
+        pipeline: folder that diffusers' ``save_pretrained`` wrote, or a hub id.
+        size: of the made images, in pixels.
+        mode: ``"image"``, ``"inpaint"`` (images with masks only) or ``"text"``.
+        prompts: by class; by default ``"a photo of <class>"``.
+        negative_prompt: for all classes.
+        classes: by default all.
+        sampler: steps, guidance, strengths.
+
+    Raises:
+        DataError: no pipeline there, one of another kind, or no image to start from.
+    """
+    ensure_writable(Path(out).parent)
+    names = list(classes or images.classes)
+    unknown = [name for name in names if name not in images.classes]
+    if unknown:
+        raise UsageError(f"there is no class {choices(unknown)}; the classes are {choices(images.classes)}.")
+    train = [i for i in images.items if i.split in ("", "train") and len(i.labels) == 1 and i.labels[0] in names]
+    anchors = []
+    for item in train if mode != "text" else []:
+        mask = load_mask(images, item) if mode == "inpaint" else None
+        if mode == "inpaint" and (mask is None or not mask.any()):
+            continue
+        picture = fit_to(to_channels(images.image(item), 3), (size, size), "squash")
+        if picture.dtype.name != "uint8":
+            raise DataError(
+                "foundation models work on 8 bits: convert the images, or train a diffusion generator on them."
+            )
+        shape = (
+            None
+            if mask is None
+            else fit_to(mask[:, :, None].astype("uint8") * 255, (size, size), "squash")[:, :, 0] > 127
+        )
+        anchors.append(Anchor(item.name, item.group or item.name, names.index(item.labels[0]), picture, shape))
+    if mode == "inpaint":
+        names = [name for k, name in enumerate(names) if any(a.label == k for a in anchors)]
+        anchors = [replace(a, label=names.index((classes or images.classes)[a.label])) for a in anchors]
+    if mode != "text" and not anchors:
+        raise DataError(
+            f"{images.root} has no training image to start from"
+            + (" with a mask: give --masks." if mode == "inpaint" else ".")
+        )
+    card = {
+        "task": f"{mode} by {pipeline}",
+        "training images": len(train),
+        "licence": "as the pipeline's, and as the images that it starts from",
+        "made by": "visynth fit pipeline",
+    }
+    made = make_foundation(
+        pipeline,
+        names,
+        (size, size),
+        mode=mode,
+        prompts=prompts,
+        negative_prompt=negative_prompt,
+        anchors=anchors,
+        sampler=sampler,
+        members=images.members(lambda item: item.split or "train"),
+        card=card,
+    )
+    made.save(out)
+    return made

@@ -18,6 +18,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "compose": "visynth.compose.generator:Composition",
         "diffusion": "visynth.networks.diffusion:Diffusion",
         "inpaint": "visynth.compose.inpainting:Inpainting",
+        "foundation": "visynth.networks.foundation:Foundation",
     },
     "features": {
         "efficientnet_lite0": "visynth.metrics.features:efficientnet_lite0",

@@ -49,6 +49,22 @@ def make_inpaint(composition):
     return Inpainting(spec, base.defects, base.backgrounds, base.settings, network, members=base.members)
 
 
+def make_foundation(composition, pipelines):
+    from visynth.networks import foundation
+
+    numbers = np.random.default_rng(0)
+    pictures = numbers.integers(0, 255, (4, 32, 32, 3)).astype(np.uint8)
+    anchors = [foundation.Anchor(f"{k}.png", str(k), k % 2, picture) for k, picture in enumerate(pictures)]
+    return foundation.make_foundation(
+        pipelines("stable_diffusion"),
+        ["a", "b"],
+        (32, 32),
+        anchors=anchors,
+        sampler={"steps": 3},
+        members=composition[0].members,
+    )
+
+
 def random_denoiser(channels, classes, size, **kwargs):
     """A network whose output layer is not zero, so that seeds, labels and batches could show in its images."""
     from visynth.networks.unet import Denoiser
@@ -71,13 +87,14 @@ def random_denoiser(channels, classes, size, **kwargs):
 
 
 # How a small one of each registered generator is made; a new name must be added here to pass the discovery test.
-MAKERS = {"compose": make_compose, "diffusion": make_diffusion, "inpaint": make_inpaint}
+MAKERS = {"compose": make_compose, "diffusion": make_diffusion, "inpaint": make_inpaint, "foundation": make_foundation}
 
 
 @pytest.fixture(params=plugins.names("generators"))
-def generator(request: pytest.FixtureRequest, composition) -> Generator:
+def generator(request: pytest.FixtureRequest, composition, pipelines) -> Generator:
     assert request.param in MAKERS, f"add a small {request.param!r} to MAKERS"
-    return MAKERS[request.param](composition)
+    made = MAKERS[request.param]
+    return made(composition, pipelines) if made is make_foundation else made(composition)
 
 
 @pytest.fixture

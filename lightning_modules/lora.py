@@ -1,0 +1,322 @@
+"""LoRA fine-tuning of a foundation model's U-Net or transformer through peft, on few images a class.
+
+The pipeline's own parts do the work: its text encoders read the prompts once, its VAE encodes, its scheduler says what is predicted (epsilon, v, or
+a flow). Only the low-rank weights are trained, kept in checkpoints and exported, under the names that diffusers loads.
+Sources: Hu et al., "LoRA" (ICLR 2022); Ho et al. (2020) eq. 14 for epsilon; Esser et al., "Scaling rectified flow transformers" (ICML 2024),
+eq. 13 and section 3.1 (logit-normal timesteps) for flows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning
+import torch
+from torch import Tensor
+from visynth.lightning_modules.draws import draw
+
+from visynth import distributed
+from visynth.data.training import Facts
+from visynth.errors import DataError, Diverged, MissingExtra, UsageError
+from visynth.generator import Generator
+from visynth.networks.diffusion import to_values
+from visynth.networks.foundation import Anchor, load_pipeline, make_foundation, pipeline_folder
+
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+
+
+class LoRA(pytorch_lightning.LightningModule):
+    """Low-rank fine-tuning of a diffusers pipeline; train it with :class:`visynth.data.training.GeneratorData` at the pipeline's size.
+
+    The exported generator starts from the real training images (mode ``"image"``), as few-shot evidence asks for.
+
+    Args:
+        pipeline: folder that ``save_pretrained`` wrote, or a hub id.
+        rank: of the low-rank weights; their alpha is the rank.
+        lr: AdamW's learning rate.
+        warmup: images over which it rises from 0.
+        prompts: by class; by default ``"a photo of <class>"``.
+        prompt_drop: share of images trained with an empty prompt, so that guidance keeps its meaning.
+        targets: layers that get low-rank weights.
+        mode: of the exported generator, ``"image"`` or ``"text"``.
+        sampler: defaults of the exported generator, for instance ``{"strengths": [0.25, 0.5], "steps": 30}``.
+        seed: of everything random in training.
+
+    Raises:
+        DataError: no pipeline there, or one of another kind.
+        UsageError: numbers that cannot be right.
+        MissingExtra: peft or transformers is not installed.
+    """
+
+    images_seen: Tensor
+
+    def __init__(
+        self,
+        pipeline: str,
+        rank: int = 8,
+        lr: float = 1e-4,
+        warmup: int = 200,
+        prompts: dict[str, str] | None = None,
+        prompt_drop: float = 0.1,
+        targets: list[str] | None = None,
+        mode: str = "image",
+        sampler: dict[str, Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if rank < 1 or lr <= 0 or not 0 <= prompt_drop <= 1 or mode not in ("image", "text"):
+            raise UsageError(
+                f"LoRA takes rank of at least 1, lr above 0, prompt_drop in [0, 1] and mode 'image' or 'text', but got {rank}, {lr}, {prompt_drop}, {mode!r}."
+            )
+        self.save_hyperparameters()
+        self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
+        self.strict_loading = False  # checkpoints hold the low-rank weights alone
+        self.network: Any = None
+        self.facts: Facts | None = None
+        self._parts: dict[str, Any] = {}  # frozen parts: outside of the module's own state on purpose
+
+    @property
+    def told(self) -> Any:
+        return self.hparams
+
+    @property
+    def data(self) -> Any:
+        return None if self._trainer is None else getattr(self._trainer, "datamodule", None)
+
+    # -- building ------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        if self.network is None:
+            if not hasattr(self.data, "facts"):
+                raise UsageError(
+                    "LoRA is trained with visynth.data.training.GeneratorData, which says what its classes are."
+                )
+            self.build(self.data.facts)
+
+    def build(self, facts: Facts) -> None:
+        """Load the pipeline, freeze it, add low-rank weights, and encode the prompts once."""
+        try:
+            from peft import LoraConfig
+        except ImportError as error:
+            raise MissingExtra("LoRA needs peft and transformers: pip install 'visynth[foundation]'") from error
+        self.facts = facts
+        pipe = load_pipeline(pipeline_folder(self.told.pipeline), "text")
+        self.kind = "transformer" if getattr(pipe, "transformer", None) is not None else "unet"
+        network = getattr(pipe, self.kind)
+        factor = pipe.vae_scale_factor
+        if any(side % factor for side in facts.size):
+            near = [side // factor * factor for side in facts.size]
+            raise UsageError(
+                f"size {facts.size} is not a multiple of {factor}, which the pipeline's VAE needs: choose {near}."
+            )
+        for part in (pipe.vae, network):
+            part.requires_grad_(False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.told.seed)
+            network.add_adapter(
+                LoraConfig(
+                    r=self.told.rank,
+                    lora_alpha=self.told.rank,
+                    init_lora_weights="gaussian",
+                    target_modules=self.told.targets or TARGETS,
+                )
+            )
+        self.network = network.train()  # adapters have no dropout here: train mode computes what eval mode does
+        prompts = [(self.told.prompts or {}).get(name, f"a photo of {name}") for name in facts.classes]
+        with torch.no_grad():
+            told = [self._encode(pipe, prompt) for prompt in [*prompts, ""]]
+        columns = list(zip(*told, strict=True))
+        self._parts = {
+            "vae": pipe.vae.eval(),
+            "scheduler": pipe.scheduler,
+            "text": [torch.cat(list(column)) if column[0] is not None else None for column in columns],
+        }
+
+    def _encode(self, pipe: Any, prompt: str) -> tuple[Tensor, Tensor | None]:
+        """The prompt's tokens ``[1, T, D]`` and, where the model takes one, its pooled embedding ``[1, E]``."""
+        found = pipe.encode_prompt(
+            prompt=prompt,
+            device="cpu",
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
+            **self._extra_prompts(pipe, prompt),
+        )
+        return found[0], (found[2] if len(found) == 4 else None)
+
+    @staticmethod
+    def _extra_prompts(pipe: Any, prompt: str) -> dict[str, Any]:
+        from inspect import signature
+
+        taken = signature(pipe.encode_prompt).parameters
+        return {name: prompt for name in ("prompt_2", "prompt_3") if name in taken}
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        positions = batch["position"].tolist()
+        latents = self._latents(batch["image"])
+        draws = draw(self.told.seed, positions, latents.shape[1:])
+        noise = draws.noise.to(latents)
+        dropped = torch.from_numpy(draws.uniform[:, 9] < self.told.prompt_drop).to(batch["label"].device)
+        assert self.facts is not None
+        labels = torch.where(dropped, torch.full_like(batch["label"], len(self.facts.classes)), batch["label"])
+        text = [None if part is None else part.to(latents)[labels] for part in self._parts["text"]]
+        losses = (
+            self._flow(latents, noise, draws, text) if self._is_flow() else self._denoise(latents, noise, draws, text)
+        )
+        loss = losses.mean()
+        self._stop_unless_finite(loss)
+        self.log("loss", loss.detach(), prog_bar=True, batch_size=len(latents))
+        self.images_seen += len(latents) * distributed.world_size()
+        return loss
+
+    def _latents(self, images: Tensor) -> Tensor:
+        vae = self._parts["vae"].to(images.device)
+        values = to_values(images) if not images.dtype.is_floating_point else images
+        values = values.expand(-1, 3, -1, -1) if values.shape[1] == 1 else values
+        with torch.no_grad():
+            found = vae.encode(values.to(vae.dtype)).latent_dist.mode()
+        latents: Tensor = (found - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
+        return latents
+
+    def _is_flow(self) -> bool:
+        return "FlowMatch" in type(self._parts["scheduler"]).__name__
+
+    def _flow(self, latents: Tensor, noise: Tensor, draws: Any, text: Sequence[Tensor | None]) -> Tensor:
+        """x_s = (1 - s) x + s noise, the network predicts noise - x; s is logit-normal."""
+        level = torch.sigmoid(torch.from_numpy(draws.normal[:, 4]).to(latents))
+        s = level.reshape(-1, 1, 1, 1)
+        steps = self._parts["scheduler"].config.num_train_timesteps
+        found = self.network(
+            hidden_states=(1 - s) * latents + s * noise,
+            timestep=level * steps,
+            encoder_hidden_states=text[0],
+            pooled_projections=text[1],
+            return_dict=False,
+        )[0]
+        losses: Tensor = ((found.float() - (noise - latents).float()) ** 2).mean(dim=(1, 2, 3))
+        return losses
+
+    def _denoise(self, latents: Tensor, noise: Tensor, draws: Any, text: Sequence[Tensor | None]) -> Tensor:
+        """Epsilon or v prediction, as the pipeline's scheduler says."""
+        from diffusers import DDPMScheduler
+
+        scheduler = DDPMScheduler.from_config(self._parts["scheduler"].config)
+        count = scheduler.config.num_train_timesteps
+        timesteps = torch.from_numpy((draws.uniform[:, 11] * count).astype(np.int64)).to(latents.device)
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        added = None
+        if text[1] is not None:  # SDXL is told the size of the picture and the crop
+            assert self.facts is not None
+            height, width = self.facts.size
+            ids = torch.tensor([height, width, 0, 0, height, width], device=latents.device, dtype=latents.dtype)
+            added = {"text_embeds": text[1], "time_ids": ids.repeat(len(latents), 1)}
+        found = self.network(
+            noisy, timesteps, encoder_hidden_states=text[0], added_cond_kwargs=added, return_dict=False
+        )[0]
+        kind = scheduler.config.prediction_type
+        if kind not in ("epsilon", "v_prediction"):
+            raise DataError(
+                f"the pipeline's scheduler predicts {kind!r}; epsilon, v_prediction and flows can be trained."
+            )
+        aim = noise if kind == "epsilon" else scheduler.get_velocity(latents, noise, timesteps)
+        losses: Tensor = ((found.float() - aim.float()) ** 2).mean(dim=(1, 2, 3))
+        return losses
+
+    def _stop_unless_finite(self, loss: Tensor) -> None:
+        if not bool(torch.isfinite(loss)):
+            raise Diverged(
+                f"the loss became infinite or not a number after {int(self.images_seen)} images. Lower the learning rate (now {self.told.lr:g}), and run the same command again."
+            )
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW([p for p in self.network.parameters() if p.requires_grad], lr=self.told.lr)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = self.told.lr * min(1.0, int(self.images_seen) / max(self.told.warmup, 1))
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        assert self.facts is not None
+        checkpoint["visynth_facts"] = self.facts.to_json()
+        checkpoint["state_dict"] = {
+            name: t for name, t in checkpoint["state_dict"].items() if "lora_" in name or name == "images_seen"
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.network is None:
+            self.build(Facts.from_json(checkpoint["visynth_facts"]))
+
+    # -- what it makes -------------------------------------------------------------------------------------------
+
+    def lora_weights(self) -> dict[str, Tensor]:
+        """The low-rank weights under the names that ``load_lora_weights`` of diffusers reads."""
+        from diffusers.utils import convert_state_dict_to_diffusers
+        from peft.utils import get_peft_model_state_dict
+
+        found = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.network))
+        return {f"{self.kind}.{name}": t.detach().cpu().clone() for name, t in found.items()}
+
+    def generator(self, **kwargs: Any) -> Generator:
+        """The generator as it stands: the pipeline, the low-rank weights, and the real training images to start from."""
+        if self.facts is None:
+            raise UsageError("there is no network yet: fit the module, or load a checkpoint.")
+        anchors = self._anchors() if self.told.mode == "image" else []
+        return make_foundation(
+            self.told.pipeline,
+            self.facts.classes,
+            self.facts.size,
+            mode=self.told.mode,
+            prompts=self.told.prompts,
+            anchors=anchors,
+            lora=self.lora_weights(),
+            channels=1 if self.facts.channels == 1 else 3,
+            sampler=self.told.sampler,
+            **kwargs,
+        )
+
+    def _anchors(self) -> list[Anchor]:
+        if not hasattr(self.data, "reference"):
+            raise UsageError("the generator starts from real images: attach the datamodule that it was trained with.")
+        pictures, labels, _ = self.data.reference()
+        names = [(m.path, m.group) for m in self.data.members() if m.split == "train"]
+        if len(names) != len(pictures):
+            names = [(f"image {i}", str(i)) for i in range(len(pictures))]
+        return [
+            Anchor(name, group, int(label), np.repeat(p, 3, axis=2) if p.shape[2] == 1 else p[:, :, :3])
+            for (name, group), label, p in zip(names, labels, pictures, strict=True)
+        ]
+
+    def sample(self, seeds: Tensor | Sequence[int], labels: Tensor | Sequence[int], **options: Any) -> Any:
+        """Samples of the weights as they stand."""
+        return self.generator().sample(seeds, labels, **options)
+
+    def export(self, folder: str | Path, ema: float | None = None) -> Path:
+        """Write the generator folder, and beside it ``lora/`` in diffusers' format."""
+        import diffusers
+        from safetensors.torch import save_file
+
+        from visynth.files import new_folder
+
+        if ema is not None:
+            raise UsageError("LoRA keeps no weight average: leave ema out.")
+        card = {
+            "task": f"LoRA of rank {self.told.rank} on {self.told.pipeline}",
+            "images seen in training": int(self.images_seen),
+            "licence": "as the pipeline's, and as the images that it was trained on",
+            "made by": "visynth fit",
+        }
+        members = self.data.members() if hasattr(self.data, "members") else ()
+        made = self.generator(members=members, card=card).save(folder)
+        with new_folder(made.parent / "lora") as lora:
+            save_file(
+                self.lora_weights(),
+                lora / "pytorch_lora_weights.safetensors",
+                {"format": "pt", "diffusers": diffusers.__version__},
+            )
+        return made
