@@ -13,6 +13,7 @@ from visynth.data.items import ImageSet, build, drop_unreadable
 from visynth.data.lists import read_list
 from visynth.data.masks import attach_masks
 from visynth.data.unpack import is_packed, unpack
+from visynth.data.xbd import read_xbd
 from visynth.errors import DataError, UsageError, listing, raise_all
 
 
@@ -30,7 +31,7 @@ def read_images(
 
     Args:
         data: class folders (``root/<class>/*`` or ``root/<split>/<class>/*``), a ``.csv`` or ``.jsonl`` list, a COCO ``.json``, a
-            MedMNIST ``.npz``, or ``"sklearn:digits"``.
+            MedMNIST ``.npz``, a folder of paired disaster tiles in xBD's layout, or ``"sklearn:digits"``.
         masks: folder that mirrors the images' layout and holds masks (0 = sound, anything else = defect).
         groups: CSV with columns ``file,group``; images of one group stay on one side of every split.
         group_pattern: regular expression searched in each image's name; its first group (or the match) is the group.
@@ -58,6 +59,9 @@ def read_images(
     elif path.suffix.lower() == ".json":
         items, bad, categories = read_coco(path)
         order = classes or categories
+    elif (path / "labels").is_dir() and any((path / "images").glob("*_post_disaster.*")):
+        found = read_xbd(path)
+        items, bad, order = list(found.items), [], classes or list(found.classes)
     else:
         items, bad = read_folder(path)
     images = drop_unreadable(build(path, items, order, bad, limits), max_bad_fraction)
