@@ -21,8 +21,7 @@ from visynth.compose.generator import Composition
 from visynth.compose.inpainting import GROW, pad_mask, pad_to, surroundings
 from visynth.data.items import ImageSet
 from visynth.data.masks import judge, load_mask
-from visynth.data.reading import read_images
-from visynth.data.training import Facts, hold_out, stream_loader
+from visynth.data.training import Facts, hold_out, read_for, stream_loader
 from visynth.errors import UsageError, choices
 from visynth.members import Member
 from visynth.networks.diffusion import to_values
@@ -216,17 +215,7 @@ class DefectCrops(pytorch_lightning.LightningDataModule):
         )
 
     def _read(self) -> list[Source]:
-        self.images = hold_out(
-            read_images(
-                self.data,
-                masks=self.masks,
-                groups=self.groups,
-                group_pattern=self.group_pattern,
-                max_bad_fraction=self.max_bad_fraction,
-            ),
-            self.held_out,
-            self.seed,
-        )
+        self.images = hold_out(read_for(self), self.held_out, self.seed)
         images = self.images
         sources = [
             Source(i.name, i.label, i.group or i.name, images.image(i), load_mask(images, i))

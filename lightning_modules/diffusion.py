@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning
 import torch
 from torch import Tensor, nn
 from visynth.lightning_modules import snapshots as snapshot_ladder
+from visynth.lightning_modules.base import GeneratorModule
 from visynth.lightning_modules.draws import Draws, draw, dropout_of, use_position_dropout
 from visynth.lightning_modules.losses import WEIGHTINGS, denoising
 
 from visynth import distributed
 from visynth.data.training import FEW, Facts
-from visynth.errors import Diverged, UsageError, choices
+from visynth.errors import UsageError, choices
 from visynth.generator import Generator, Spec
 from visynth.networks import augment, edm
 from visynth.networks.diffusion import OPTIONS, check_options, to_values
@@ -30,7 +30,7 @@ from visynth.networks.ema import gamma_of, power_beta
 from visynth.networks.unet import Denoiser, recipe
 
 
-class Diffusion(pytorch_lightning.LightningModule):
+class Diffusion(GeneratorModule):
     """EDM training of a :class:`visynth.networks.unet.Denoiser` on few and unbalanced images.
 
     The network is built from the data: with :class:`visynth.data.training.GeneratorData` nothing need be said; with a datamodule of
@@ -71,7 +71,6 @@ class Diffusion(pytorch_lightning.LightningModule):
         (3, 1, 8, 8)
     """
 
-    images_seen: Tensor
     averaged_at: Tensor
 
     def __init__(
@@ -105,20 +104,8 @@ class Diffusion(pytorch_lightning.LightningModule):
         _check(self.told)
         self.network: Denoiser | None = None
         self.averages = nn.ModuleList()
-        self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("averaged_at", torch.zeros((), dtype=torch.int64))
         self.stds = sorted({*snapshot_ladder.STDS, float(ema)})
-        self.facts: Facts | None = None
-
-    @property
-    def told(self) -> Any:
-        """The arguments by name."""
-        return self.hparams
-
-    @property
-    def data(self) -> Any:
-        """The datamodule that the module is trained with, or None."""
-        return None if self._trainer is None else getattr(self._trainer, "datamodule", None)
 
     # -- building ------------------------------------------------------------------------------------------------
 
@@ -195,11 +182,7 @@ class Diffusion(pytorch_lightning.LightningModule):
         assert self.network is not None
         with dropout_of(self.network, self.told.seed, positions):
             losses = denoising(self.network, clean, labels=labels, weighting=self.told.weighting, **extra)
-        loss = losses.mean()
-        self._stop_if(not bool(torch.isfinite(loss)), "the loss")
-        self.log("loss", loss.detach(), prog_bar=True, batch_size=len(images))
-        self.images_seen += len(images) * distributed.world_size()
-        return loss
+        return self.finish_step(losses.mean(), len(images))
 
     def prepare(
         self, batch: Any, images: Tensor, labels: Tensor, positions: Sequence[int]
@@ -258,15 +241,6 @@ class Diffusion(pytorch_lightning.LightningModule):
         b1, b2 = self.told.betas
         return torch.optim.Adam(self.network.parameters(), lr=self.told.lr, betas=(b1, b2))
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        seen = int(self.images_seen)
-        for group in optimizer.param_groups:
-            group["lr"] = self.told.lr * min(1.0, seen / max(self.told.warmup, 1))
-        # GradScaler looks for infinities itself and skips such steps; everywhere else they would destroy the weights.
-        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
-            norms = [p.grad.norm() for p in self.network.parameters() if p.grad is not None]  # type: ignore[union-attr]
-            self._stop_if(not bool(torch.isfinite(torch.stack(norms)).all()), "a gradient")
-
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
@@ -297,28 +271,6 @@ class Diffusion(pytorch_lightning.LightningModule):
             if self.told.snapshots and self.trainer.checkpoint_callback
             else None
         )
-
-    def _stop_if(self, bad: bool, what: str) -> None:
-        """Every rank stops together, before a step that would spoil the weights."""
-        if distributed.world_size() > 1:
-            flag = torch.tensor(float(bad), device=self.device)
-            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-            bad = bool(flag)
-        if bad:
-            raise Diverged(
-                f"{what} became infinite or not a number after {int(self.images_seen)} images. The weights are still those of the last finite step, "
-                f"and checkpoints hold them. Lower the learning rate (now {self.told.lr:g}) or clip gradients (trainer.gradient_clip_val: 1.0), and run the same command again."
-            )
-
-    # -- checkpoints ---------------------------------------------------------------------------------------------
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        assert self.facts is not None
-        checkpoint["visynth_facts"] = self.facts.to_json()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.network is None:
-            self.build(Facts.from_json(checkpoint["visynth_facts"]))
 
     # -- what it makes -------------------------------------------------------------------------------------------
 

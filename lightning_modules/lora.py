@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning
 import torch
 from torch import Tensor
+from visynth.lightning_modules.base import GeneratorModule
 from visynth.lightning_modules.draws import draw
 
-from visynth import distributed
 from visynth.data.training import Facts
-from visynth.errors import DataError, Diverged, MissingExtra, UsageError
+from visynth.errors import DataError, MissingExtra, UsageError
 from visynth.generator import Generator
 from visynth.networks.diffusion import to_values
 from visynth.networks.foundation import Anchor, load_pipeline, make_foundation, pipeline_folder
@@ -28,7 +27,7 @@ from visynth.networks.foundation import Anchor, load_pipeline, make_foundation, 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
-class LoRA(pytorch_lightning.LightningModule):
+class LoRA(GeneratorModule):
     """Low-rank fine-tuning of a diffusers pipeline; train it with :class:`visynth.data.training.GeneratorData` at the pipeline's size.
 
     The exported generator starts from the real training images (mode ``"image"``), as few-shot evidence asks for.
@@ -51,8 +50,6 @@ class LoRA(pytorch_lightning.LightningModule):
         MissingExtra: peft or transformers is not installed.
     """
 
-    images_seen: Tensor
-
     def __init__(
         self,
         pipeline: str,
@@ -72,19 +69,9 @@ class LoRA(pytorch_lightning.LightningModule):
                 f"LoRA takes rank of at least 1, lr above 0, prompt_drop in [0, 1] and mode 'image' or 'text', but got {rank}, {lr}, {prompt_drop}, {mode!r}."
             )
         self.save_hyperparameters()
-        self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
         self.strict_loading = False  # checkpoints hold the low-rank weights alone
         self.network: Any = None
-        self.facts: Facts | None = None
         self._parts: dict[str, Any] = {}  # frozen parts: outside of the module's own state on purpose
-
-    @property
-    def told(self) -> Any:
-        return self.hparams
-
-    @property
-    def data(self) -> Any:
-        return None if self._trainer is None else getattr(self._trainer, "datamodule", None)
 
     # -- building ------------------------------------------------------------------------------------------------
 
@@ -167,11 +154,7 @@ class LoRA(pytorch_lightning.LightningModule):
         losses = (
             self._flow(latents, noise, draws, text) if self._is_flow() else self._denoise(latents, noise, draws, text)
         )
-        loss = losses.mean()
-        self._stop_unless_finite(loss)
-        self.log("loss", loss.detach(), prog_bar=True, batch_size=len(latents))
-        self.images_seen += len(latents) * distributed.world_size()
-        return loss
+        return self.finish_step(losses.mean(), len(latents))
 
     def _latents(self, images: Tensor) -> Tensor:
         vae = self._parts["vae"].to(images.device)
@@ -226,31 +209,16 @@ class LoRA(pytorch_lightning.LightningModule):
         losses: Tensor = ((found.float() - aim.float()) ** 2).mean(dim=(1, 2, 3))
         return losses
 
-    def _stop_unless_finite(self, loss: Tensor) -> None:
-        if not bool(torch.isfinite(loss)):
-            raise Diverged(
-                f"the loss became infinite or not a number after {int(self.images_seen)} images. Lower the learning rate (now {self.told.lr:g}), and run the same command again."
-            )
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW([p for p in self.network.parameters() if p.requires_grad], lr=self.told.lr)
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = self.told.lr * min(1.0, int(self.images_seen) / max(self.told.warmup, 1))
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        assert self.facts is not None
-        checkpoint["visynth_facts"] = self.facts.to_json()
+        super().on_save_checkpoint(checkpoint)
         checkpoint["state_dict"] = {
             name: t for name, t in checkpoint["state_dict"].items() if "lora_" in name or name == "images_seen"
         }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.network is None:
-            self.build(Facts.from_json(checkpoint["visynth_facts"]))
 
     # -- what it makes -------------------------------------------------------------------------------------------
 

@@ -103,7 +103,11 @@ def test_evaluations_wait_until_they_are_paid_for(tmp_path: Path) -> None:
         steps.append(trainer.global_step) or own(trainer, pl_module)
     )
     fit(tmp_path, [dear], steps=6)
-    assert steps == [1, 6]  # the first, and the one at the end
+    assert steps == [1]
+    dear.every_n_steps = 100
+    dear._evaluated = -1
+    fit(tmp_path / "short", [dear], steps=3)
+    assert steps == [1, 3]  # in a run too short for any, the one at the end
 
 
 def ddp_worker(rank: int, out: str) -> None:

@@ -339,7 +339,7 @@ class TestFeatures:
             torch.testing.assert_close(ours.tail(ours.trunk(batch)), expected, atol=2e-4, rtol=1e-3)
 
     def test_unknown_extractor(self) -> None:
-        with pytest.raises(UsageError, match="registered are 'efficientnet_lite0'"):
+        with pytest.raises(UsageError, match="there are 'dinov2', 'efficientnet_lite0', 'inception_v3'"):
             extractor("resnet999")
         with pytest.raises(UsageError, match="cannot be fine-tuned"):
             self.toy.trunk_of([])

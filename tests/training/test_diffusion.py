@@ -280,3 +280,21 @@ class TestExport:
             own.generator(0.07)
         with pytest.raises(UsageError, match=r"must be in \(0, 0.28\]"):
             own.generator(0.5)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory", "ignore:Starting from v1.9.0:UserWarning")
+def test_the_readmes_example_trains(class_folders, monkeypatch) -> None:
+    readme = Path(__file__).resolve().parents[2] / "README.md"
+    example = readme.read_text().split("```python\n")[2].split("```")[0]
+    root = class_folders({"a": 4, "b": 4})
+    monkeypatch.chdir(root.parent)
+    short = {
+        "max_steps=20_000": "max_steps=2, accelerator='cpu', enable_progress_bar=False",
+        "size=32": "size=8, batch_size=4",
+    }
+    short["KIDCallback()"] = "KIDCallback(count=4, options={'steps': 2})"
+    for whole, part in short.items():
+        assert whole in example
+        example = example.replace(whole, part)
+    exec(example, {"pytorch_lightning": pytorch_lightning})
+    assert load_generator("generator").classes == ("a", "b")

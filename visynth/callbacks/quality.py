@@ -47,7 +47,8 @@ class QualityCallback(Callback):
         count: made images in an evaluation, over all classes and ranks.
         max_real: real images, at most.
         every_n_steps: optimiser steps between evaluations.
-        max_cost: an evaluation waits until all of them together take at most this share of the training time.
+        max_cost: an evaluation waits until those before it together took at most this share of the training time; the last one, at the end
+            of training, is left out for that reason, too, unless it is the only one.
         grid: images of each class on the sheet.
         resolution: side that the features see; by default 112 on a CPU and 224 on a GPU. It is part of every name.
         options: for ``sample``.
@@ -109,12 +110,18 @@ class QualityCallback(Callback):
         step = trainer.global_step
         if step == 0 or step % self.every_n_steps or step == self._evaluated:
             return
-        if _agreed(self.seconds <= self.max_cost * (time.monotonic() - self._begun)):
+        if self._affordable():
             self._log(trainer, pl_module, self.evaluate(trainer, pl_module))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.global_step and self._evaluated != trainer.global_step:
+        if not trainer.global_step or self._evaluated == trainer.global_step:
+            return
+        if self._evaluated < 0 or self._affordable():  # there is always one
             self._log(trainer, pl_module, self.evaluate(trainer, pl_module), monitor=False)
+
+    def _affordable(self) -> bool:
+        """Whether what was spent so far is within the share of the training time."""
+        return _agreed(self.seconds <= self.max_cost * (time.monotonic() - self._begun))
 
     # -- what ----------------------------------------------------------------------------------------------------
 

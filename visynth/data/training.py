@@ -175,16 +175,7 @@ class GeneratorData(pytorch_lightning.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.pool is not None:
             return
-        if self.images is None:
-            self.images = read_images(
-                self.data,
-                masks=self.masks,
-                groups=self.groups,
-                group_pattern=self.group_pattern,
-                classes=self.classes,
-                max_bad_fraction=self.max_bad_fraction,
-            )
-        self.images = hold_out(self.images, self.held_out, self.seed)
+        self.images = hold_out(self.images or read_for(self, self.classes), self.held_out, self.seed)
         check_classes(self.images, self.one_class)
         self.pool = self.make_pool([item for item in self.images.items if item.split in ("", "train")])
         self._facts = measure(self.pool, self.images.classes)
@@ -257,6 +248,18 @@ def stream_loader(dataset: Dataset[dict[str, Tensor]], data: Any) -> DataLoader[
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def read_for(data: Any, classes: list[str] | None = None) -> ImageSet:
+    """The set that a datamodule with these arguments names."""
+    return read_images(
+        data.data,
+        masks=data.masks,
+        groups=data.groups,
+        group_pattern=data.group_pattern,
+        classes=classes,
+        max_bad_fraction=data.max_bad_fraction,
+    )
 
 
 def hold_out(images: ImageSet, share: float, seed: int) -> ImageSet:

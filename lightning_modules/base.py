@@ -1,0 +1,78 @@
+"""What every module that trains a generator shares: its arguments, its data, the count of images, warm-up, and the stop before harm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning
+import torch
+from torch import Tensor
+
+from visynth import distributed
+from visynth.data.training import Facts
+from visynth.errors import Diverged
+
+
+class GeneratorModule(pytorch_lightning.LightningModule):
+    """Subclasses call ``save_hyperparameters`` with ``lr``, ``warmup`` (images) and ``seed`` among their arguments, and write ``build``."""
+
+    images_seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
+        self.facts: Facts | None = None
+
+    def build(self, facts: Facts) -> None:
+        """Make the network for some data."""
+        raise NotImplementedError
+
+    @property
+    def told(self) -> Any:
+        """The arguments by name."""
+        return self.hparams
+
+    @property
+    def data(self) -> Any:
+        """The datamodule that the module is trained with, or None."""
+        return None if self._trainer is None else getattr(self._trainer, "datamodule", None)
+
+    def finish_step(self, loss: Tensor, count: int) -> Tensor:
+        """Log a batch's loss and count its images over all ranks; a loss that is not finite stops all of them here."""
+        self.stop_if(not bool(torch.isfinite(loss)), "the loss")
+        self.log("loss", loss.detach(), prog_bar=True, batch_size=count)
+        self.images_seen += count * distributed.world_size()
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        share = min(1.0, int(self.images_seen) / max(self.told.warmup, 1))
+        for group in optimizer.param_groups:
+            group["lr"] = self.told.lr * share
+        # GradScaler looks for infinities itself and skips such steps; everywhere else they would destroy the weights.
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            norms = [p.grad.norm() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            self.stop_if(not bool(torch.isfinite(torch.stack(norms)).all()), "a gradient")
+
+    def stop_if(self, bad: bool, what: str) -> None:
+        """Every rank stops together, before a step that would spoil the weights.
+
+        Raises:
+            Diverged: on every rank, when it is bad on any.
+        """
+        if distributed.world_size() > 1:
+            flag = torch.tensor(float(bad), device=self.device)
+            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+            bad = bool(flag)
+        if bad:
+            raise Diverged(
+                f"{what} became infinite or not a number after {int(self.images_seen)} images. The weights are still those of the last finite step, "
+                f"and checkpoints hold them. Lower the learning rate (now {self.told.lr:g}) or clip gradients (trainer.gradient_clip_val: 1.0), and run the same command again."
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        assert self.facts is not None
+        checkpoint["visynth_facts"] = self.facts.to_json()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.facts is None:
+            self.build(Facts.from_json(checkpoint["visynth_facts"]))
