@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning
@@ -17,10 +18,12 @@ class GeneratorModule(pytorch_lightning.LightningModule):
     """Subclasses call ``save_hyperparameters`` with ``lr``, ``warmup`` (images) and ``seed`` among their arguments, and write ``build``."""
 
     images_seen: Tensor
+    stepped_at: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("stepped_at", torch.zeros((), dtype=torch.int64))
         self.facts: Facts | None = None
 
     def build(self, facts: Facts) -> None:
@@ -53,6 +56,17 @@ class GeneratorModule(pytorch_lightning.LightningModule):
             norms = [p.grad.norm() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             self.stop_if(not bool(torch.isfinite(torch.stack(norms)).all()), "a gradient")
 
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        # Here and not in a later hook: a checkpoint written at the end of the batch must hold all of this step.
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.after_step(int(self.images_seen), int(self.stepped_at))
+        self.stepped_at.copy_(self.images_seen)
+
+    def after_step(self, now: int, before: int) -> None:
+        """Called when the weights have moved; ``now`` and ``before`` count images at this step and the last one."""
+
     def stop_if(self, bad: bool, what: str) -> None:
         """Every rank stops together, before a step that would spoil the weights.
 
@@ -72,6 +86,8 @@ class GeneratorModule(pytorch_lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.facts is not None
         checkpoint["visynth_facts"] = self.facts.to_json()
+        # The images of a step that was not finished are met again.
+        checkpoint["state_dict"]["images_seen"] = self.stepped_at.clone()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.facts is None:

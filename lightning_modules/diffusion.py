@@ -7,7 +7,7 @@ LightningModule. All randomness is a function of (run seed, position in the stre
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,6 @@ class Diffusion(GeneratorModule):
         (3, 1, 8, 8)
     """
 
-    averaged_at: Tensor
-
     def __init__(
         self,
         width: int = 32,
@@ -104,7 +102,6 @@ class Diffusion(GeneratorModule):
         _check(self.told)
         self.network: Denoiser | None = None
         self.averages = nn.ModuleList()
-        self.register_buffer("averaged_at", torch.zeros((), dtype=torch.int64))
         self.stds = sorted({*snapshot_ladder.STDS, float(ema)})
 
     # -- building ------------------------------------------------------------------------------------------------
@@ -241,25 +238,16 @@ class Diffusion(GeneratorModule):
         b1, b2 = self.told.betas
         return torch.optim.Adam(self.network.parameters(), lr=self.told.lr, betas=(b1, b2))
 
-    def optimizer_step(
-        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
-    ) -> None:
-        # Here and not in a later hook: a checkpoint written at the end of the batch must hold this step's average.
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self._average()
-
-    def _average(self) -> None:
+    def after_step(self, now: int, before: int) -> None:
         assert self.network is not None
-        now, before = int(self.images_seen), int(self.averaged_at)
         with torch.no_grad():
             for std, average in zip(self.stds, self.averages, strict=True):
                 beta = power_beta(now, now - before, gamma_of(std))
                 theirs: list[Tensor] = list(average.parameters())
                 ours: list[Tensor] = list(self.network.parameters())
                 torch._foreach_lerp_(theirs, ours, 1 - beta)
-        self.averaged_at.fill_(now)
         folder = self._snapshot_folder()
-        first = 4 * self.told.warmup
+        first = max(4 * self.told.warmup, 64)
         if folder is not None and snapshot_ladder.rung(now, first) > snapshot_ladder.rung(before, first):
             for std, average in zip(self.stds, self.averages, strict=True):
                 if std in snapshot_ladder.STDS and self.trainer.is_global_zero:
@@ -291,7 +279,7 @@ class Diffusion(GeneratorModule):
             folder = Path(self.trainer.default_root_dir) / "ema"
             now = {s: dict(a.named_parameters()) for s, a in zip(self.stds, self.averages, strict=True)}
             held = {s: w for s, w in now.items() if s in snapshot_ladder.STDS}
-            found = snapshot_ladder.reconstruct(folder, int(self.averaged_at), std, held)
+            found = snapshot_ladder.reconstruct(folder, int(self.stepped_at), std, held)
             network.load_state_dict(found, strict=False)
         return self.make_generator(self.make_spec(facts), network, **kwargs)
 
@@ -365,6 +353,8 @@ def _check(told: Any) -> None:
         problems.append(f"dropout must be in [0, 1), but got {told.dropout}")
     if not 0 < told.ema <= 0.28:
         problems.append(f"ema is a relative width in (0, 0.28], but got {told.ema}")
+    if told.warmup < 0:
+        problems.append(f"warmup must be at least 0, but got {told.warmup}")
     if told.lr <= 0 or told.cbdm < 0 or told.width < 1 or told.blocks < 1:
         problems.append(
             f"lr must be above 0, cbdm at least 0, width and blocks at least 1, but got {told.lr}, {told.cbdm}, {told.width}, {told.blocks}"

@@ -39,7 +39,8 @@ def train_inpainting(
     """
     if good is None:
         raise DataError("inpainting needs a defect-free class: name it with --good.")
-    data = DefectCrops.of(sources, good, classes=list(classes), window=size, seed=seed)
+    present = [name for name in classes if any(s.label == name for s in sources)]
+    data = DefectCrops.of(sources, good, classes=present, window=size, seed=seed)
     module = Inpainting(seed=seed, snapshots=False)
     return _train(module, data, minutes, say)
 
@@ -63,11 +64,18 @@ def train_diffusion(
     if len(names) < 2:
         raise DataError("a class-conditional generator needs at least two classes to train on.")
     channels = 1 if all(s.image.shape[2] == 1 for s in sources) else 3
-    images = np.stack([fit_to(to_channels(s.image, channels), (size, size), "squash") for s in sources])
+    ratio = float(np.median([s.image.shape[1] / s.image.shape[0] for s in sources]))
+    shape = _near(size / max(ratio, 1.0)), _near(size * min(ratio, 1.0))  # as wide to its height as most images are
+    images = np.stack([fit_to(to_channels(s.image, channels), shape, "squash") for s in sources])
     labels = np.array([names.index(s.label) for s in sources], dtype=np.int64)
     pool = Pool(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels)
     data = GeneratorData.of_pool(pool, measure(pool, names), batch_size=64 if size <= 32 else 32, seed=seed)
     return _train(Diffusion(seed=seed, snapshots=False, width=32 if size <= 32 else 24), data, minutes, say)
+
+
+def _near(side: float) -> int:
+    """The multiple of 8 next to a side, at least 8."""
+    return max(8, round(side / 8) * 8)
 
 
 def _train(module: Diffusion, data: Any, minutes: float, say: Say) -> Generator:
@@ -89,4 +97,4 @@ def _train(module: Diffusion, data: Any, minutes: float, say: Say) -> Generator:
         say(
             f"    {seen} images in {seconds:.0f} s ({seen / seconds:.0f} images/s), loss {float(trainer.callback_metrics['loss']):.3f}"
         )
-        return module.generator()
+        return module.to(trainer.strategy.root_device).generator()  # Lightning leaves the module on the CPU

@@ -24,6 +24,7 @@ from visynth.generator import Generator
 from visynth.networks.diffusion import to_values
 from visynth.networks.foundation import Anchor, load_pipeline, make_foundation, pipeline_folder
 
+TRAINABLE = ("UNet2DConditionModel", "SD3Transformer2DModel")  # Stable Diffusion and SDXL; Stable Diffusion 3
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
@@ -64,9 +65,9 @@ class LoRA(GeneratorModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if rank < 1 or lr <= 0 or not 0 <= prompt_drop <= 1 or mode not in ("image", "text"):
+        if rank < 1 or lr <= 0 or warmup < 0 or not 0 <= prompt_drop <= 1 or mode not in ("image", "text"):
             raise UsageError(
-                f"LoRA takes rank of at least 1, lr above 0, prompt_drop in [0, 1] and mode 'image' or 'text', but got {rank}, {lr}, {prompt_drop}, {mode!r}."
+                f"LoRA takes rank of at least 1, lr above 0, warmup of at least 0, prompt_drop in [0, 1] and mode 'image' or 'text', but got {rank}, {lr}, {prompt_drop}, {mode!r}."
             )
         self.save_hyperparameters()
         self.strict_loading = False  # checkpoints hold the low-rank weights alone
@@ -93,6 +94,10 @@ class LoRA(GeneratorModule):
         pipe = load_pipeline(pipeline_folder(self.told.pipeline), "text")
         self.kind = "transformer" if getattr(pipe, "transformer", None) is not None else "unet"
         network = getattr(pipe, self.kind)
+        if type(network).__name__ not in TRAINABLE:
+            raise DataError(
+                f"LoRA trains {' and '.join(TRAINABLE)}, but the pipeline of {self.told.pipeline} has a {type(network).__name__}; it can be used as it is by 'visynth fit pipeline'."
+            )
         factor = pipe.vae_scale_factor
         if any(side % factor for side in facts.size):
             near = [side // factor * factor for side in facts.size]
@@ -160,7 +165,7 @@ class LoRA(GeneratorModule):
         vae = self._parts["vae"].to(images.device)
         values = to_values(images) if not images.dtype.is_floating_point else images
         values = values.expand(-1, 3, -1, -1) if values.shape[1] == 1 else values
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):  # SDXL's VAE overflows in 16 bits
             found = vae.encode(values.to(vae.dtype)).latent_dist.mode()
         latents: Tensor = (found - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
         return latents
@@ -217,7 +222,9 @@ class LoRA(GeneratorModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["state_dict"] = {
-            name: t for name, t in checkpoint["state_dict"].items() if "lora_" in name or name == "images_seen"
+            name: t
+            for name, t in checkpoint["state_dict"].items()
+            if "lora_" in name or name in ("images_seen", "stepped_at")
         }
 
     # -- what it makes -------------------------------------------------------------------------------------------
@@ -245,6 +252,7 @@ class LoRA(GeneratorModule):
             lora=self.lora_weights(),
             channels=1 if self.facts.channels == 1 else 3,
             sampler=self.told.sampler,
+            device=self.device,
             **kwargs,
         )
 

@@ -230,7 +230,7 @@ def summarise(results: Results, *, candidate: str = "synthetic", worth: float = 
     verdicts: dict[str, Verdict] = {}
     for name in candidates:
         difference, replicates = compare(results.tested, name, baseline, bootstrap, level=level)
-        verdicts[name] = decide(difference, baseline.replace("_", " "), detectable(replicates), worth, level)
+        verdicts[name] = decide(difference, baseline.replace("_", " "), detectable(replicates, level), worth, level)
     order = {HELPS: 2, CANNOT_TELL: 1}
     best = max(candidates, key=lambda name: (order.get(verdicts[name].answer, 0), verdicts[name].difference.mean))
     difference, replicates = compare(results.tested, best, baseline, bootstrap, level=level)
@@ -248,7 +248,7 @@ def summarise(results: Results, *, candidate: str = "synthetic", worth: float = 
         _arm_rows(results, bootstrap, baseline, candidates),
         gap,
         headroom,
-        detectable(replicates),
+        detectable(replicates, level),
         recalls,
         best,
         {name: v for name, v in verdicts.items() if name != best},

@@ -1,11 +1,12 @@
 """``visynth fit``: LightningCLI in subclass mode, one folder a run, and the same command to go on after any stop.
 
 A run folder (``trainer.default_root_dir``) holds ``config.yaml``, ``checkpoints/last.ckpt``, ``log/`` with metrics and sheets, ``ema/`` with stored weight
-averages, and at the end ``generator/``. The module and the data are named by ``class_path``, yours or visynth's.
+averages, and at the end ``generator/`` and ``finished.json``. The module and the data are named by ``class_path``, yours or visynth's.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import sys
@@ -17,17 +18,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visynth.errors import ConflictError, UsageError, VisynthError, listing
-from visynth.files import ensure_writable, write_text
+from visynth.files import ensure_writable, hash_json, write_json, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # What may change between the starts of one run; anything else would make it another one.
 FREE = {
-    "model": {"lr", "warmup", "sampler", "micro_batch", "ema", "snapshots", "weight_decay"},
+    "model": {"lr", "warmup", "sampler", "micro_batch", "snapshots"},
     "data": {"num_workers", "epoch_images"},
 }
 INTERRUPTED, STOPPED = 130, 143
+FINISHED = "finished.json"
 
 
 def fit(words: Sequence[str]) -> int:
@@ -46,12 +48,12 @@ def fit(words: Sequence[str]) -> int:
     ensure_writable(root)
     text = cli.parser.dump(cli.config, skip_none=False)
     checkpoint = _resume_from(root, text)
-    if checkpoint is not None and (root / "generator").is_dir() and (root / "config.yaml").read_text() == text:
+    if checkpoint is not None and _finished(root) == hash_json(text):
         print(f"{root / 'generator'} is finished; change the configuration or the run folder to train another.")
         return 0
     if cli.trainer.is_global_zero:
         write_text(root / "config.yaml", text)
-    with _gentle_interrupt(cli.trainer) as interrupted:
+    with _gentle_interrupt(cli.trainer.callbacks) as interrupted:
         try:
             # A local file that we wrote ourselves: plain tensors and plain values.
             cli.trainer.fit(
@@ -66,6 +68,8 @@ def fit(words: Sequence[str]) -> int:
         print(f"stopped after {cli.trainer.global_step} steps; the same command goes on", file=sys.stderr)
         return INTERRUPTED if interrupted else STOPPED
     _export(cli, root)
+    if cli.trainer.is_global_zero:
+        write_json(root / FINISHED, {"configuration": hash_json(text)})
     return 0
 
 
@@ -93,7 +97,7 @@ def export(run: str | Path, out: str | Path, ema: float | None = None) -> Path:
     cli.model._trainer = cli.trainer
     cli.trainer._data_connector.attach_datamodule(cli.model, cli.datamodule)
     cli.model.on_load_checkpoint(found)
-    cli.model.load_state_dict(found["state_dict"])
+    cli.model.load_state_dict(found["state_dict"], strict=cli.model.strict_loading)
     return Path(cli.model.export(out, ema))
 
 
@@ -184,6 +188,13 @@ def _loggers(root: str) -> list[Any]:
     return made
 
 
+def _finished(root: Path) -> str | None:
+    """The hash of the configuration that the run's generator was finished with."""
+    if not (root / FINISHED).is_file() or not (root / "generator").is_dir():
+        return None
+    return str(json.loads((root / FINISHED).read_text(encoding="utf-8"))["configuration"])
+
+
 def _resume_from(root: Path, text: str) -> Path | None:
     """The checkpoint to go on from, or None for a new run.
 
@@ -216,9 +227,11 @@ def _differences(before: Any, now: Any, path: str, free: set[str]) -> list[str]:
 
 
 @contextmanager
-def _gentle_interrupt(trainer: Any) -> Iterator[list[bool]]:
-    """The first Ctrl-C ends training after the step at hand; SIGTERM is left to Lightning, which does the same."""
+def _gentle_interrupt(callbacks: Sequence[Any]) -> Iterator[list[bool]]:
+    """The first Ctrl-C asks ``KeepLast`` to end training after the step at hand; SIGTERM is left to Lightning, which does the same."""
     said: list[bool] = []
+    from visynth.callbacks.checkpoint import KeepLast
+
     if threading.current_thread() is not threading.main_thread():
         yield said
         return
@@ -227,7 +240,9 @@ def _gentle_interrupt(trainer: Any) -> Iterator[list[bool]]:
         if said:
             raise KeyboardInterrupt
         said.append(True)
-        trainer.should_stop = True
+        for callback in callbacks:
+            if isinstance(callback, KeepLast):
+                callback.stop_requested = True
         print("stopping after this step; Ctrl-C again ends at once", file=sys.stderr)
 
     before = signal.signal(signal.SIGINT, stop), signal.signal(signal.SIGTERM, signal.SIG_DFL)

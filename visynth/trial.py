@@ -28,7 +28,7 @@ from visynth.compose.fit import Fitted, Source, fit_composition
 from visynth.data.items import ImageSet
 from visynth.data.masks import judge, load_mask
 from visynth.data.transforms import CANDIDATES, backend
-from visynth.errors import DataError, UsageError
+from visynth.errors import DataError, UsageError, VisynthError
 from visynth.files import ensure_writable
 from visynth.generator import Generator
 from visynth.metrics.arms import Cell
@@ -168,7 +168,7 @@ def _measure(
     )
     notes += [why] if why else []
     if studio is not None:
-        _measure_learned(flight, bench, studio, layout, kept, results, options, deadline, say)
+        _measure_learned(flight, bench, studio, layout, kept, results, notes, options, deadline, say)
     # The classes without synthesis, for the macro-F1 of the whole decision.
     for name in flight.images.classes:
         if name not in results and results:
@@ -197,21 +197,27 @@ def _measure_learned(
     layout: Layout,
     kept: Mapping[str, list[Cell]],
     results: dict[str, Results],
+    notes: list[str],
     options: TrialOptions,
     deadline: float,
     say: Say,
 ) -> None:
     """The learned generator: beside composition on the same cells where there is one, else as the synthesis of the class."""
-    engine = {"learner": options.learner, "workers": options.workers, "seed": options.seed}
+    engine: dict[str, Any] = {"learner": options.learner, "workers": options.workers, "seed": options.seed}
     for name in [n for n in flight.rare if n in studio.classes]:
         if name in kept:
-            made, seconds = learned_cells(studio, bench, name, kept[name], options.synthetic, options.seed)
+            try:
+                made, seconds = learned_cells(studio, bench, name, kept[name], options.synthetic, options.seed)
+            except VisynthError as error:  # what composition measured must not be lost with it
+                notes.append(f"{name}: {studio.name} could not be measured: {str(error).splitlines()[0]}")
+                say(f"  {notes[-1]}")
+                continue
             say(f"  {name}: {studio.name} took {seconds:.0f} s, training included")
             add_rival(results[name], made, bench.bank.tables(), studio.name, **engine)
             continue
         cells = make_cells(flight, bench, name, layout, options, deadline, say, studio)
         if cells:
-            results[name] = run_cells(name, cells, bench.bank.tables(), **engine)  # type: ignore[arg-type]
+            results[name] = run_cells(name, cells, bench.bank.tables(), **engine)
             results[name].synthesizer = studio.name
 
 

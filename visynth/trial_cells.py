@@ -17,7 +17,7 @@ from visynth.data.items import ImageSet, Item
 from visynth.data.masks import judge, load_mask
 from visynth.data.splits import group_folds, pick_groups
 from visynth.data.transforms import CANDIDATES, augment
-from visynth.errors import DataError, UsageError
+from visynth.errors import DataError, VisynthError
 from visynth.files import cache_folder
 from visynth.metrics.arms import Cell, Extra
 from visynth.metrics.dense import DenseHead, coverage
@@ -243,7 +243,7 @@ def make_cells(
             else:
                 fitted = fit_composition(own, good=str(flight.good), classes=[name], judge=judge)
                 extras = _synthesise(bench, fitted, options, draw, fold)
-        except (DataError, UsageError) as error:
+        except VisynthError as error:
             say(f"  {name}: draw {draw + 1}, fold {fold + 1} has no synthesis: {str(error).splitlines()[0]}")
             continue
         extras |= _augmented(bench, name, train, options, draw, fold)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from visynth import plugins
 from visynth import seeds as seeding
-from visynth.errors import UsageError, choices
+from visynth.errors import DataError, UsageError, choices
 from visynth.metrics.arms import Cell, Extra
 
 if TYPE_CHECKING:
@@ -141,6 +141,8 @@ def learned_extra(
 ) -> Extra:
     """Synthetic images of a class by a cell's generator, with the seeds that composition has in the same cell."""
     generator = studio.generator(bench, draw, fold, train)
+    if name not in generator.classes:
+        raise DataError(f"{name} has no reliable mask in the training side of draw {draw + 1}, fold {fold + 1}")
     label = generator.classes.index(name)
     made_seeds = [seeding.derive("trial", trial_seed, draw, fold, k) for k in range(count)]
     samples = generator.sample(made_seeds, [label] * count)

@@ -56,13 +56,34 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def test_it_trains_exports_and_knows_when_it_is_done(config, tmp_path: Path, capsys) -> None:
     assert main(["fit", "-c", config()]) == 0
     run = tmp_path / "run"
-    assert {p.name for p in run.iterdir()} == {"config.yaml", "checkpoints", "ema", "generator", "log"} - {"ema"}
+    assert {p.name for p in run.iterdir()} == {"config.yaml", "checkpoints", "finished.json", "generator", "log"}
     assert load_generator(run / "generator").classes == tuple("0123456789")
     assert (run / "log" / "version_0" / "metrics.csv").read_text().count("\n") >= 6
     before = (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns
     assert main(["fit", "-c", config()]) == 0
     assert "is finished" in capsys.readouterr().out
     assert (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+
+
+def test_a_longer_run_that_was_stopped_is_not_taken_for_finished(config, tmp_path: Path, capsys, monkeypatch) -> None:
+    fit(["-c", config(max_steps=3)])
+    from visynth.callbacks.checkpoint import KeepLast
+
+    started = KeepLast.on_train_start
+
+    def interrupted(self, trainer, pl_module) -> None:
+        started(self, trainer, pl_module)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(KeepLast, "on_train_start", interrupted)
+    assert fit(["-c", config(max_steps=9)]) == 130
+    monkeypatch.undo()
+    monkeypatch.setattr("visynth.training._silence", lambda: None)
+    reached = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert 3 < reached < 9
+    assert fit(["-c", config(max_steps=9)]) == 0
+    assert "is finished" not in capsys.readouterr().out
+    assert int(weights(tmp_path / "run")["images_seen"]) == 36
 
 
 def test_a_longer_run_goes_on_and_equals_a_straight_one(config, tmp_path: Path) -> None:

@@ -115,6 +115,15 @@ class TestKid:
         assert (same.real, same.fake) == (80, 60)
         assert "n = 80 and 60" in str(same)
 
+    @pytest.mark.parametrize(("n", "m"), [(60, 60), (60, 300), (200, 40)])
+    def test_equal_distributions_pass_the_null_in_95_of_100(self, n: int, m: int) -> None:
+        above = 0
+        for seed in range(200):
+            numbers = np.random.default_rng(seed)
+            found = kid(numbers.normal(size=(n, 6)), numbers.normal(size=(m, 6)), seed)
+            above += found.value > found.null_high
+        assert 2 <= above <= 28  # 10 are expected
+
     def test_fewer_than_twenty_a_side_are_too_few(self) -> None:
         with pytest.raises(DataError, match="too few images for KID: 19 real and 40 made"):
             kid(np.zeros((19, 2)), np.zeros((40, 2)))
@@ -134,6 +143,12 @@ class TestCopies:
         assert found.nearest[:30].tolist() == list(range(30))
         assert copies(train, fresh).share == pytest.approx(0.05, abs=0.05)
         assert copies(train, fresh).ratio == pytest.approx(1.0, abs=0.1)
+
+    def test_a_set_with_repeats_does_not_hide_copies(self) -> None:
+        train = np.random.default_rng(0).normal(size=(40, 8))
+        train[20:] = train[:20]
+        assert copies(train, train[:10]).share == 1.0
+        assert copies(train, np.random.default_rng(1).normal(size=(30, 8))).share < 0.3
 
     def test_too_few_are_told(self) -> None:
         with pytest.raises(DataError, match="at least 3 training images"):

@@ -48,6 +48,13 @@ def test_groups_are_held_out_whole_and_recorded(samples: Path) -> None:
     assert len(data.pool.labels) == sum(m.split == "train" for m in members)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.75])
+def test_the_share_held_out_is_the_share_asked_for(class_folders, share: float) -> None:
+    data = GeneratorData(str(class_folders({"a": 40, "b": 40})), 8, held_out=share)
+    data.setup()
+    assert np.mean([m.split == "test" for m in data.members()]) == pytest.approx(share, abs=0.06)
+
+
 def test_one_class_and_empty_classes_are_refused_with_the_way_out(class_folders) -> None:
     root = str(class_folders({"a": 4}))
     with pytest.raises(DataError, match=r"one class only.*one_class: true"):

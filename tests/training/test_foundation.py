@@ -189,7 +189,7 @@ def test_checkpoints_hold_the_low_rank_weights_alone_and_resume_exactly(
     whole = train(tmp_path / "whole", folder, data, 4)
     train(tmp_path / "parts", folder, data, 2, callbacks=[KeepLast()], **saver)
     kept = torch.load(KeepLast.path(tmp_path / "parts"), weights_only=True)
-    assert all("lora_" in key or key == "images_seen" for key in kept["state_dict"])
+    assert all("lora_" in key or key in ("images_seen", "stepped_at") for key in kept["state_dict"])
     own = LoRA(str(folder), rank=2, warmup=4, lr=1e-2, sampler={"steps": 2}, seed=1)
     pytorch_lightning.Trainer(
         max_steps=4, default_root_dir=tmp_path, **{**TRAINER, **saver, "callbacks": [KeepLast()]}
@@ -252,3 +252,5 @@ data: {{class_path: visynth.data.training.GeneratorData, init_args: {{data: "{sa
     assert main(["fit", "-c", "lora.yaml"]) == 0, capsys.readouterr().err
     assert Path("run/lora/pytorch_lora_weights.safetensors").is_file()
     assert load_generator("run/generator").lora
+    assert main(["fit", "export", "--run", "run", "--out", "again"]) == 0, capsys.readouterr().err
+    assert load_generator("again").digest == load_generator("run/generator").digest

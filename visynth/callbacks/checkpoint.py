@@ -39,7 +39,8 @@ class KeepLast(Checkpoint):
     def __init__(self, minutes: float = 5.0, every_n_steps: int | None = None) -> None:
         super().__init__()
         self.minutes, self.every_n_steps = minutes, every_n_steps
-        self._saved_at, self._saved_step = time.monotonic(), -1
+        self.stop_requested = False  # set by a signal handler; every rank stops after the same step
+        self._saved_at, self._saved_step, self._seen_step = time.monotonic(), -1, -1
 
     @staticmethod
     def path(root: str | Path) -> Path:
@@ -48,14 +49,19 @@ class KeepLast(Checkpoint):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        self._seen_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
-        if step == self._saved_step or step == 0:
+        if step == self._seen_step:  # within an accumulation: half a step must be neither saved nor stopped at
             return
-        due = self.every_n_steps is not None and step % self.every_n_steps == 0
-        if due or _main_says(time.monotonic() - self._saved_at > 60 * self.minutes, step):
+        self._seen_step = step
+        wish = 2.0 if self.stop_requested else float(time.monotonic() - self._saved_at > 60 * self.minutes)
+        wish = _strongest(wish, step)
+        if wish or (self.every_n_steps is not None and step % self.every_n_steps == 0):
             self._save(trainer)
+        if wish == 2.0:
+            trainer.should_stop = True
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.global_step != self._saved_step:
@@ -72,13 +78,13 @@ class KeepLast(Checkpoint):
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
 
-def _main_says(own: bool, step: int) -> bool:
-    """The main rank's word, asked every 20 steps: a broadcast at each step would cost what it saves."""
+def _strongest(own: float, step: int) -> float:
+    """The strongest wish of any rank, asked every 20 steps: a collective at each step would cost what it saves."""
     if distributed.world_size() == 1:
         return own
     if step % 20:
-        return False
+        return 0.0
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    flag = torch.tensor(float(own), device=device)
-    torch.distributed.broadcast(flag, 0)
-    return bool(flag)
+    wish = torch.tensor(own, device=device)
+    torch.distributed.all_reduce(wish, torch.distributed.ReduceOp.MAX)
+    return float(wish)

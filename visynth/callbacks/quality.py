@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from pytorch_lightning import Callback
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
 
 from visynth import distributed
 from visynth import seeds as seeding
@@ -183,9 +184,7 @@ class QualityCallback(Callback):
     def _real_features(self, trainer: Any, pl_module: Any) -> tuple[list[NDArray[np.float32]], tuple[str, ...]]:
         if self._reals is None:
             images, labels, classes = self._reference(trainer)
-            keep = np.sort(
-                seeding.rng(seeding.derive("reals", self.seed), "quality").permutation(len(images))[: self.max_real]
-            )
+            keep = _chosen(labels, self.max_real, self.seed)
             images, labels = [images[i] for i in keep], labels[keep]
             path = self._cache_path(pl_module, images)
             features = self._read_cache(path, len(images))
@@ -298,6 +297,8 @@ def _agreed(own: bool) -> bool:
 
 def _sampled(pl_module: Any, seeds: Sequence[int], labels: Sequence[int], options: Mapping[str, Any]) -> list[Array]:
     """Images ``[H, W, C]`` of a module, whose modes and the global random state stay as they were."""
+    if not seeds:  # a rank may have nothing to make
+        return []
     modes = {module: module.training for module in pl_module.modules()}
     devices = [pl_module.device] if pl_module.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
@@ -319,17 +320,42 @@ def _integers(image: Tensor) -> Tensor:
 
 
 def _from_loader(loader: Any, most: int) -> tuple[list[Array], NDArray[np.int64], tuple[str, ...]]:
-    """Images and labels of a training loader that gives (image, label) or dicts; floats are taken as [-1, 1]."""
+    """Images and labels of the data set behind a training loader that gives (image, label) or dicts; floats are taken as [-1, 1].
+
+    A loader of our own reads them, evenly spaced and the same on every rank: the training's iterator, its workers and its share
+    of the ranks are left alone.
+    """
+    dataset: Any = getattr(loader, "dataset", None)
+    if not isinstance(loader, DataLoader) or not hasattr(dataset, "__len__"):
+        raise DataError(
+            "the training loader has no data set of known length to read real images from: name some by real=."
+        )
+    count = len(dataset)
+    rows = np.linspace(0, count - 1, min(most, count)).astype(int).tolist()
     images: list[Array] = []
     labels: list[int] = []
-    with torch.random.fork_rng(devices=[]):  # a loader draws its shuffle from the global generator
-        batches = iter(loader)
-    for batch in batches:
-        pictures, own = (batch["image"], batch["label"]) if isinstance(batch, Mapping) else (batch[0], batch[1])
-        images += [_integers(picture).permute(1, 2, 0).cpu().numpy() for picture in pictures]
-        labels += own.tolist()
-        if len(images) >= most:
-            break
+    with torch.random.fork_rng(devices=[]):  # transforms of the user's may draw from the global generator
+        for batch in DataLoader(Subset(dataset, rows), loader.batch_size or 32, collate_fn=loader.collate_fn):
+            pictures, own = (batch["image"], batch["label"]) if isinstance(batch, Mapping) else (batch[0], batch[1])
+            images += [_integers(picture).permute(1, 2, 0).cpu().numpy() for picture in pictures]
+            labels += own.tolist()
     if not images:
-        raise DataError("the training loader gave no images to compare with: name real images by real=.")
-    return images[:most], np.array(labels[:most], dtype=np.int64), tuple(str(k) for k in range(max(labels) + 1))
+        raise DataError("the training data hold no images to compare with: name real images by real=.")
+    return images, np.array(labels, dtype=np.int64), tuple(str(k) for k in range(max(labels) + 1))
+
+
+def _chosen(labels: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
+    """Rows of up to ``most`` images, every class with an equal quota first: a rare class must not be left out by chance.
+
+    Example:
+        >>> rows = _chosen(np.array([0] * 90 + [1] * 10), 30, 0)
+        >>> len(rows), int((rows >= 90).sum())
+        (30, 10)
+    """
+    order = seeding.rng(seeding.derive("reals", seed), "quality").permutation(len(labels))
+    turns = np.zeros(len(labels), np.int64)
+    met: dict[int, int] = {}
+    for place, row in enumerate(order):
+        turns[place] = met.get(int(labels[row]), 0)
+        met[int(labels[row])] = int(turns[place]) + 1
+    return np.sort(order[np.argsort(turns, kind="stable")[:most]])

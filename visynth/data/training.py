@@ -272,8 +272,9 @@ def hold_out(images: ImageSet, share: float, seed: int) -> ImageSet:
     if share <= 0 or any(item.split for item in images.items):
         return images
     groups = [item.group or item.name for item in images.items]
-    _, test = group_folds([item.label for item in images.items], groups, max(2, round(1 / share)), seed)[0]
-    rows = set(test.tolist())
+    folds = max(2, min(20, len(set(groups))))
+    parts = group_folds([item.label for item in images.items], groups, folds, seed)[: max(1, round(share * folds))]
+    rows = {int(row) for _, test in parts for row in test}
     return replace(
         images,
         items=tuple(replace(item, split="test" if row in rows else "train") for row, item in enumerate(images.items)),

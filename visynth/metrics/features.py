@@ -64,7 +64,7 @@ class Extractor:
             raise UsageError(f"{self.name} does not say where its last blocks begin, so they cannot be fine-tuned.")
         with torch.inference_mode():
             activations: Tensor = self.trunk(self._batch(pictures))
-            return activations.float()
+            return activations.float().cpu()
 
     def maps(self, pictures: Sequence[Floats]) -> Tensor:
         """Feature maps ``[N, D, h, w]`` of pictures ``[H, W, 1 or 3]`` of one size with values in [0, 1]."""

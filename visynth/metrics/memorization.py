@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from visynth.errors import DataError
 
+SAME = 1e-4  # distance of unit vectors that is nothing but rounding
 QUANTILE = 0.05  # of real images' distances to their nearest other real one: closer than that is called a copy
 
 
@@ -52,7 +53,8 @@ def copies(train: NDArray[Any], made: NDArray[Any], quantile: float = QUANTILE) 
             f"copies need at least 3 training images and a made one, but there are {len(train)} and {len(made)}."
         )
     x, y = _unit(train), _unit(made)
-    among = _distances(x, x)
+    apart = np.unique(x.round(6), axis=0)  # images that are in the set twice would make the threshold 0
+    among = _distances(apart, apart) if len(apart) > 2 else _distances(x, x)
     np.fill_diagonal(among, np.inf)
     own = among.min(axis=1)
     across = _distances(y, x)
@@ -60,7 +62,8 @@ def copies(train: NDArray[Any], made: NDArray[Any], quantile: float = QUANTILE) 
     distances = across[np.arange(len(y)), nearest]
     threshold = float(np.quantile(own, quantile))
     ratio = float(np.median(distances) / max(float(np.median(own)), 1e-12))
-    return Copies(float((distances < threshold).mean()), threshold, ratio, nearest.astype(np.int64), distances)
+    same = distances < max(threshold, SAME)
+    return Copies(float(same.mean()), threshold, ratio, nearest.astype(np.int64), distances)
 
 
 def _unit(features: NDArray[Any]) -> NDArray[np.float64]:

@@ -84,9 +84,9 @@ def per_class(
 
 
 def even(features: Mapping[str, Features], names: Sequence[str]) -> dict[str, Features]:
-    """The same number of each class: a balanced set against an unbalanced one would measure the balance."""
+    """The same number of each class, evenly spaced: a balanced set against an unbalanced one would measure the balance."""
     fewest = min(len(features[name]) for name in names)
-    return {name: features[name][:fewest] for name in names}
+    return {name: features[name][np.linspace(0, len(features[name]) - 1, fewest).astype(int)] for name in names}
 
 
 def frechet_name(features: str, whole: bool = True) -> str:

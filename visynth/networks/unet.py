@@ -131,8 +131,9 @@ class Denoiser(nn.Module):
         if condition is not None:
             given = torch.cat([given, condition.to(given.dtype)], dim=1)
         embedding = self.of_class(labels)
-        if augmentation is not None:
-            embedding = embedding + self.of_augmentation(augmentation.to(embedding.dtype))
+        if augmentation is None:  # no augmentation adds nothing, but DDP wants every weight to take part
+            augmentation = embedding.new_zeros(len(embedding), AUGMENT_LABELS)
+        embedding = embedding + self.of_augmentation(augmentation.to(embedding.dtype))
         raw: Tensor = self.unet(given, noise, class_labels=embedding, return_dict=False)[0]
         return raw.to(self.mean.dtype), skip.reshape(per_image), out.reshape(per_image)
 
