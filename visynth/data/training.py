@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import cv2
@@ -272,8 +273,11 @@ def hold_out(images: ImageSet, share: float, seed: int) -> ImageSet:
     if share <= 0 or any(item.split for item in images.items):
         return images
     groups = [item.group or item.name for item in images.items]
-    folds = max(2, min(20, len(set(groups))))
-    parts = group_folds([item.label for item in images.items], groups, folds, seed)[: max(1, round(share * folds))]
+    part = Fraction(share).limit_denominator(
+        max(2, min(20, len(set(groups))))
+    )  # 0.25: one of four folds, which spread the classes best
+    parts = group_folds([item.label for item in images.items], groups, max(2, part.denominator), seed)
+    parts = parts[: min(max(1, part.numerator), len(parts) - 1)]
     rows = {int(row) for _, test in parts for row in test}
     return replace(
         images,
