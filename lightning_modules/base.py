@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning
@@ -12,6 +12,7 @@ from torch import Tensor
 from visynth import distributed
 from visynth.data.training import Facts
 from visynth.errors import Diverged
+from visynth.members import Member
 
 
 class GeneratorModule(pytorch_lightning.LightningModule):
@@ -39,6 +40,10 @@ class GeneratorModule(pytorch_lightning.LightningModule):
     def data(self) -> Any:
         """The datamodule that the module is trained with, or None."""
         return None if self._trainer is None else getattr(self._trainer, "datamodule", None)
+
+    def members(self) -> Sequence[Member]:
+        """Fingerprints of the images behind the module, as far as its datamodule knows them."""
+        return self.data.members() if hasattr(self.data, "members") else ()
 
     def finish_step(self, loss: Tensor, count: int) -> Tensor:
         """Log a batch's loss and count its images over all ranks; a loss that is not finite stops all of them here."""

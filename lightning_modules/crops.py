@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pytorch_lightning
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -19,18 +17,14 @@ from visynth.compose.blend import grow
 from visynth.compose.fit import Source, fit_composition, guess_good
 from visynth.compose.generator import Composition
 from visynth.compose.inpainting import GROW, pad_mask, pad_to, surroundings
-from visynth.data.items import ImageSet
 from visynth.data.masks import judge, load_mask
-from visynth.data.training import Facts, hold_out, read_for, stream_loader
+from visynth.data.training import Facts, StreamData, hold_out
 from visynth.errors import UsageError, choices
-from visynth.members import Member
 from visynth.networks.diffusion import to_values
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
-CUT = (
-    0.25  # share of defect crops whose hole leaves a part of the defect to be seen, as when windows follow one another
-)
+CUT = 0.25  # share of defect crops whose hole leaves a part of the defect to be seen, as when windows follow each other
 FREE = 0.3  # share of crops without a defect
 MEASURED = 512  # crops over which the standard deviation is measured
 
@@ -56,18 +50,13 @@ class Crops(Dataset[dict[str, Tensor]]):
         self.window, self.seed = window, seed
         self.shapes = [defect.mask for defect in composition.defects]
         usable = {defect.name for defect in composition.defects}
-        self.pictures: list[dict[str, list[Picture]]] = []
-        counts = []
+        self.pictures: list[list[list[Picture]]] = []  # by class and group
         for name in composition.classes:
             free = name == composition.classes[-1]
-            groups: dict[str, list[Picture]] = defaultdict(list)
-            for source in sources:
-                if source.label == name and (free or source.name in usable):
-                    groups[source.group].append(_picture(source, window, free))
-            self.pictures.append(dict(groups))
-            counts.append(sum(map(len, groups.values())))
-        self.counts = tuple(counts)
-        defects = np.array(counts[:-1], dtype=np.float64) ** temper
+            own = [s for s in sources if s.label == name and (free or s.name in usable)]
+            self.pictures.append([[_picture(s, window, free) for s in group] for group in seeding.by_group(own)])
+        self.counts = tuple(sum(map(len, groups)) for groups in self.pictures)
+        defects = np.array(self.counts[:-1], dtype=np.float64) ** temper
         self.shares = np.append(defects / defects.sum() * (1 - FREE), FREE)
 
     def __getitems__(self, positions: Sequence[int]) -> dict[str, Tensor]:
@@ -88,9 +77,7 @@ class Crops(Dataset[dict[str, Tensor]]):
         label = int(
             np.searchsorted(np.cumsum(self.shares), generator.random(), side="right").clip(max=len(self.shares) - 1)
         )
-        groups = self.pictures[label]
-        group = groups[sorted(groups)[int(generator.integers(len(groups)))]]
-        picture = group[int(generator.integers(len(group)))]
+        picture = seeding.draw_even(self.pictures[label], generator)
         if len(picture.where):
             anchor = picture.where[int(generator.integers(len(picture.where)))]
             top, left = (
@@ -130,7 +117,7 @@ class Crops(Dataset[dict[str, Tensor]]):
         return grow(hole, GROW)
 
 
-class DefectCrops(pytorch_lightning.LightningDataModule):
+class DefectCrops(StreamData):
     """Training crops for :class:`visynth.lightning_modules.Inpainting`.
 
     Args:
@@ -180,11 +167,9 @@ class DefectCrops(pytorch_lightning.LightningDataModule):
         self.batch_size, self.temper, self.groups, self.group_pattern = batch_size, temper, groups, group_pattern
         self.held_out, self.epoch_images, self.seed, self.num_workers = held_out, epoch_images, seed, num_workers
         self.max_bad_fraction = max_bad_fraction
-        self.images: ImageSet | None = None
         self.sources: Sequence[Source] | None = None
         self.composition: Composition | None = None
         self.crops: Crops | None = None
-        self._facts: Facts | None = None
 
     @classmethod
     def of(cls, sources: Sequence[Source], good: str, **kwargs: Any) -> DefectCrops:
@@ -196,7 +181,9 @@ class DefectCrops(pytorch_lightning.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.crops is not None:
             return
-        sources = self.sources if self.sources is not None else self._read()
+        if self.sources is None:
+            self.sources = self._read()
+        sources = self.sources
         fitted = fit_composition(sources, good=str(self.good), classes=self.classes, judge=judge)
         self.composition = fitted.generator
         self.crops = Crops(self.composition, sources, self.window, self.temper, self.seed)
@@ -215,7 +202,7 @@ class DefectCrops(pytorch_lightning.LightningDataModule):
         )
 
     def _read(self) -> list[Source]:
-        self.images = hold_out(read_for(self), self.held_out, self.seed)
+        self.images = hold_out(self.read(), self.held_out, self.seed)
         images = self.images
         sources = [
             Source(i.name, i.label, i.group or i.name, images.image(i), load_mask(images, i))
@@ -232,29 +219,15 @@ class DefectCrops(pytorch_lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         assert self.crops is not None
-        return stream_loader(self.crops, self)
-
-    def images_seen(self) -> int:
-        """Where the stream stands."""
-        return int(getattr(getattr(self.trainer, "lightning_module", None), "images_seen", 0))
-
-    @property
-    def facts(self) -> Facts:
-        self.setup()
-        assert self._facts is not None
-        return self._facts
-
-    def members(self) -> list[Member]:
-        """Fingerprints of every image that was trained on or held out (none for images in memory)."""
-        return [] if self.images is None else self.images.members(lambda item: item.split or "train")
+        return self.stream(self.crops)
 
     def reference(self) -> tuple[list[Array], NDArray[np.int64], tuple[str, ...]]:
         """The real training images ``[H, W, C]``, their labels and the class names."""
         self.setup()
         assert self.composition is not None
+        assert self.sources is not None
         classes = self.composition.classes
-        sources = self.sources if self.sources is not None else self._read()
-        own = [s for s in sources if s.label in classes]
+        own = [s for s in self.sources if s.label in classes]
         return [s.image for s in own], np.array([classes.index(s.label) for s in own], dtype=np.int64), classes
 
 

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from visynth.lightning_modules import snapshots as snapshot_ladder
-from visynth.lightning_modules.base import GeneratorModule
-from visynth.lightning_modules.draws import Draws, draw, dropout_of, use_position_dropout
-from visynth.lightning_modules.losses import WEIGHTINGS, denoising
 
 from visynth import distributed
 from visynth.data.training import FEW, Facts
 from visynth.errors import UsageError, choices
 from visynth.generator import Generator, Spec
+from visynth.lightning_modules import snapshots as snapshot_ladder
+from visynth.lightning_modules.base import GeneratorModule
+from visynth.lightning_modules.draws import Draws, draw, dropout_of, use_position_dropout
+from visynth.lightning_modules.losses import WEIGHTINGS, denoising
 from visynth.networks import augment, edm
 from visynth.networks.diffusion import OPTIONS, check_options, to_values
 from visynth.networks.diffusion import Diffusion as DiffusionGenerator
@@ -311,10 +311,7 @@ class Diffusion(GeneratorModule):
 
     def export(self, folder: str | Path, ema: float | None = None) -> Path:
         """Write the generator folder, with the members that the datamodule knows and a card of the training."""
-        data = self.data
-        members = data.members() if hasattr(data, "members") else ()
-        generator = self.generator(ema, members=members, card=self.card())
-        return generator.save(folder)
+        return self.generator(ema, members=self.members(), card=self.card()).save(folder)
 
     def card(self) -> dict[str, Any]:
         assert self.facts is not None

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning
-from visynth.lightning_modules.classifier import quiet_trainer
-from visynth.lightning_modules.crops import DefectCrops
-from visynth.lightning_modules.diffusion import Diffusion
-from visynth.lightning_modules.inpainting import Inpainting
 
 from visynth.compose.fit import Source
 from visynth.data.training import GeneratorData, Pool, fit_to, measure, to_channels
 from visynth.errors import DataError
 from visynth.generator import Generator
+from visynth.lightning_modules.classifier import quiet_trainer
+from visynth.lightning_modules.crops import DefectCrops
+from visynth.lightning_modules.diffusion import Diffusion
+from visynth.lightning_modules.inpainting import Inpainting
 
 Say = Callable[[str], None]
 

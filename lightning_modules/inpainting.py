@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from visynth.lightning_modules.diffusion import Diffusion
-from visynth.lightning_modules.draws import draw
 
 from visynth.compose.inpainting import Inpainting as InpaintingGenerator
 from visynth.compose.inpainting import surroundings
 from visynth.data.training import Facts
 from visynth.errors import UsageError
 from visynth.generator import Generator, Spec
+from visynth.lightning_modules.diffusion import Diffusion
+from visynth.lightning_modules.draws import draw
 
 OUTSIDE = 0.05  # weight of a known pixel's error against that of a pixel in the hole
 

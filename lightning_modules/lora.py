@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from visynth.lightning_modules.base import GeneratorModule
-from visynth.lightning_modules.draws import draw
 
 from visynth.data.training import Facts
 from visynth.errors import DataError, MissingExtra, UsageError
 from visynth.generator import Generator
+from visynth.lightning_modules.base import GeneratorModule
+from visynth.lightning_modules.draws import draw
 from visynth.networks.diffusion import to_values
 from visynth.networks.foundation import Anchor, load_pipeline, make_foundation, pipeline_folder
 
@@ -260,7 +260,7 @@ class LoRA(GeneratorModule):
         if not hasattr(self.data, "reference"):
             raise UsageError("the generator starts from real images: attach the datamodule that it was trained with.")
         pictures, labels, _ = self.data.reference()
-        names = [(m.path, m.group) for m in self.data.members() if m.split == "train"]
+        names = [(m.path, m.group) for m in self.members() if m.split == "train"]
         if len(names) != len(pictures):
             names = [(f"image {i}", str(i)) for i in range(len(pictures))]
         return [
@@ -287,8 +287,7 @@ class LoRA(GeneratorModule):
             "licence": "as the pipeline's, and as the images that it was trained on",
             "made by": "visynth fit",
         }
-        members = self.data.members() if hasattr(self.data, "members") else ()
-        made = self.generator(members=members, card=card).save(folder)
+        made = self.generator(members=self.members(), card=card).save(folder)
         with new_folder(made.parent / "lora") as lora:
             save_file(
                 self.lora_weights(),

@@ -177,11 +177,8 @@ def add_dense(results: Results, cells: Sequence[Cell], head: DenseHead, seed: in
 def add_rival(results: Results, cells: Sequence[Cell], tables: Tables, name: str, **options: Any) -> None:
     """Another synthesizer's arm ``name``, on the same cells: its images stand as "synthetic" in the cells given here."""
     found = run_cells(results.label, cells, tables, only=("synthetic",), **options)
-    for cell, scored in enumerate(found.tested["synthetic"]):
-        results.tested.setdefault(name, []).append(scored)
-        results.inner.setdefault(name, []).append(found.inner["synthetic"][cell])
-        results.chosen.setdefault(name, []).append(found.chosen["synthetic"][cell])
-        results.decisions.setdefault(name, []).append(found.decisions["synthetic"][cell])
+    results.tested[name], results.inner[name] = found.tested["synthetic"], found.inner["synthetic"]
+    results.chosen[name], results.decisions[name] = found.chosen["synthetic"], found.decisions["synthetic"]
     results.rivals.append(name)
 
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from visynth.compose.fit import Fitted, Source, fit_composition, guess_good
+from visynth.compose.fit import Array, Fitted, Source, fit_composition, guess_good
 from visynth.compose.settings import Settings
 from visynth.data.items import ImageSet
-from visynth.data.masks import judge, load_mask
+from visynth.data.masks import Mask, judge, load_mask
 from visynth.data.training import fit_to, to_channels
 from visynth.errors import DataError, UsageError, choices
 from visynth.files import ensure_writable
 from visynth.networks.foundation import Anchor, Foundation, make_foundation
+
+
+def sources_of(images: ImageSet, classes: Collection[str] | None = None) -> list[Source]:
+    """The training images of one class each, decoded, with their masks; ``classes`` leaves the others out."""
+    return [
+        Source(i.name, i.label, i.group or i.name, images.image(i), load_mask(images, i))
+        for i in images.items
+        if i.split in ("", "train") and len(i.labels) == 1 and (classes is None or i.label in classes)
+    ]
 
 
 def fit_compose(
@@ -42,11 +50,7 @@ def fit_compose(
     """
     ensure_writable(Path(out).parent)
     train = images.select(lambda item: item.split in ("", "train"))
-    sources = [
-        Source(i.name, i.label, i.group or i.name, images.image(i), load_mask(images, i))
-        for i in train.items
-        if len(i.labels) == 1
-    ]
+    sources = sources_of(images)
     masked = {name: sum(s.mask is not None for s in sources if s.label == name) for name in images.classes}
     good = good or guess_good(images.classes, masked, images.counts())
     if good is None:
@@ -107,30 +111,25 @@ def fit_pipeline(
     if unknown:
         raise UsageError(f"there is no class {choices(unknown)}; the classes are {choices(images.classes)}.")
     train = [i for i in images.items if i.split in ("", "train") and len(i.labels) == 1 and i.labels[0] in names]
-    anchors = []
-    for item in train if mode != "text" else []:
-        mask = load_mask(images, item) if mode == "inpaint" else None
-        if mode == "inpaint" and (mask is None or not mask.any()):
-            continue
-        picture = fit_to(to_channels(images.image(item), 3), (size, size), "squash")
-        if picture.dtype.name != "uint8":
-            raise DataError(
-                "foundation models work on 8 bits: convert the images, or train a diffusion generator on them."
-            )
-        shape = (
-            None
-            if mask is None
-            else fit_to(mask[:, :, None].astype("uint8") * 255, (size, size), "squash")[:, :, 0] > 127
-        )
-        anchors.append(Anchor(item.name, item.group or item.name, names.index(item.labels[0]), picture, shape))
+    masks = {item.name: load_mask(images, item) for item in train} if mode == "inpaint" else {}
+    starts = [] if mode == "text" else [i for i in train if mode != "inpaint" or _any(masks[i.name])]
     if mode == "inpaint":
-        names = [name for k, name in enumerate(names) if any(a.label == k for a in anchors)]
-        anchors = [replace(a, label=names.index((classes or images.classes)[a.label])) for a in anchors]
-    if mode != "text" and not anchors:
+        names = [name for name in names if any(i.label == name for i in starts)]
+    if mode != "text" and not starts:
         raise DataError(
             f"{images.root} has no training image to start from"
             + (" with a mask: give --masks." if mode == "inpaint" else ".")
         )
+    anchors = [
+        Anchor(
+            i.name,
+            i.group or i.name,
+            names.index(i.label),
+            _fitted(images.image(i), size),
+            _shape(masks.get(i.name), size),
+        )
+        for i in starts
+    ]
     card = {
         "task": f"{mode} by {pipeline}",
         "training images": len(train),
@@ -151,3 +150,19 @@ def fit_pipeline(
     )
     made.save(out)
     return made
+
+
+def _any(mask: Mask | None) -> bool:
+    return mask is not None and bool(mask.any())
+
+
+def _fitted(image: Array, size: int) -> Array:
+    if image.dtype.name != "uint8":
+        raise DataError("foundation models work on 8 bits: convert the images, or train a diffusion generator on them.")
+    return fit_to(to_channels(image, 3), (size, size), "squash")
+
+
+def _shape(mask: Mask | None, size: int) -> Mask | None:
+    return (
+        None if mask is None else fit_to(mask[:, :, None].astype("uint8") * 255, (size, size), "squash")[:, :, 0] > 127
+    )

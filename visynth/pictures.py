@@ -43,6 +43,20 @@ def resize(image: Image, size: tuple[int, int]) -> Image:
     return np.concatenate([part.reshape(*size, -1) for part in small], axis=2)
 
 
+def box(mask: NDArray[np.bool_]) -> list[float]:
+    """(x1, y1, x2, y2) around a mask, ends exclusive, or an empty list.
+
+    Example:
+        >>> area = np.zeros((8, 8), bool); area[2:4, 3:7] = True
+        >>> box(area)
+        [3.0, 2.0, 7.0, 4.0]
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return []
+    return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
+
+
 def fit_square(image: NDArray[np.uint8], side: int, fill: int = 255) -> NDArray[np.uint8]:
     """The whole picture, its proportions kept, centred on a square of ``side`` pixels."""
     height, width = image.shape[:2]

@@ -8,9 +8,9 @@ Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,17 @@ if TYPE_CHECKING:
     import torch
 
 LIMIT = 2**63
+
+
+class Grouped(Protocol):
+    """Whatever belongs to a group."""
+
+    @property
+    def group(self) -> str: ...
+
+
+T = TypeVar("T", bound=Grouped)
+U = TypeVar("U")
 
 
 def derive(*parts: object) -> int:
@@ -70,6 +81,25 @@ def noise(seeds: Sequence[int] | torch.Tensor, shape: Sequence[int], stream: str
 
     rows = [rng(int(seed), stream).standard_normal(tuple(shape)).astype(np.float32) for seed in seeds]
     return torch.from_numpy(np.stack(rows)) if rows else torch.empty((0, *shape))
+
+
+def by_group(items: Iterable[T]) -> list[list[T]]:
+    """Items with a ``group``, one list a group, sorted by the group's name: what :func:`draw_even` draws from."""
+    groups: dict[str, list[T]] = {}
+    for item in items:
+        groups.setdefault(item.group, []).append(item)
+    return [groups[name] for name in sorted(groups)]
+
+
+def draw_even(groups: Sequence[Sequence[U]], generator: np.random.Generator) -> U:
+    """One item, evenly over groups and then within the group: a tile shot twelve times counts no more than one shot twice.
+
+    Example:
+        >>> sorted({draw_even([["a"], ["b", "c"]], rng(seed)) for seed in range(20)})
+        ['a', 'b', 'c']
+    """
+    group = groups[int(generator.integers(len(groups)))]
+    return group[int(generator.integers(len(group)))]
 
 
 def parse_range(text: str) -> list[int]:

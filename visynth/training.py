@@ -157,12 +157,7 @@ def _parsed(words: Sequence[str], logger: bool = True) -> Any:
 
 def _silence() -> None:
     """Lightning's hints that do not fit here: images lie in memory, not behind workers."""
-    for words in (
-        "Found .* in eval mode",
-        "You.re resuming from a checkpoint that ended before the epoch",
-        ".*does not have many workers",
-        ".*isinstance.treespec, LeafSpec",
-    ):
+    for words in (".*does not have many workers", ".*isinstance.treespec, LeafSpec"):
         warnings.filterwarnings("ignore", message=words)
 
 

@@ -24,12 +24,13 @@ from visynth.comparison import (
     run_cells,
     summarise,
 )
-from visynth.compose.fit import Fitted, Source, fit_composition
+from visynth.compose.fit import Fitted, fit_composition
 from visynth.data.items import ImageSet
-from visynth.data.masks import judge, load_mask
+from visynth.data.masks import judge
 from visynth.data.transforms import CANDIDATES, backend
 from visynth.errors import DataError, UsageError, VisynthError
 from visynth.files import ensure_writable
+from visynth.fit import sources_of
 from visynth.generator import Generator
 from visynth.metrics.arms import Cell
 from visynth.metrics.dense import DenseHead
@@ -263,11 +264,7 @@ def _final_generator(flight: Preflight, composable: Sequence[str]) -> Fitted:
     """One generator on every training image, for the user to render from."""
     images = flight.images
     train = images.select(lambda item: item.split in ("", "train"))
-    sources = [
-        Source(i.name, i.label, i.group, images.image(i), load_mask(images, i))
-        for i in train.items
-        if len(i.labels) == 1 and i.labels[0] in (*composable, flight.good)
-    ]
+    sources = sources_of(images, {*composable, str(flight.good)})
     members = images.members(lambda item: item.split or "train")
     card = {
         "task": "composition",
@@ -343,12 +340,7 @@ def _final_learned(flight: Preflight, studio: Studio, say: Say) -> Generator:
     images = flight.images
     train = images.select(lambda item: item.split in ("", "train"))
     say(f"training the final {studio.name} generator for {studio.minutes:.1f} min on {len(train)} images")
-    sources = [
-        Source(i.name, i.labels[0], i.group, images.image(i), load_mask(images, i))
-        for i in train.items
-        if len(i.labels) == 1
-    ]
-    generator = studio.train(sources, studio.seed)
+    generator = studio.train(sources_of(images), studio.seed)
     generator.members = tuple(images.members(lambda item: item.split or "train"))
     generator.card |= {"task": studio.name, "training images": len(train), "made by": "visynth trial"}
     return generator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from visynth import plugins
@@ -99,20 +99,13 @@ def open_studio(
     """
     if kind not in KINDS:
         raise UsageError(f"learned must be one of {choices(KINDS)}, but got {kind!r}.")
-    if kind == "none":
-        return None, ""
     composable = [n for n in flight.images.classes if flight.suits[n].startswith("composition")]
     learnable = [n for n in flight.rare if flight.suits[n].startswith("a learned generator")]
     if kind == "auto":
-        kind = (
-            "inpaint"
-            if [n for n in flight.rare if n in composable] and flight.good
-            else "diffusion"
-            if learnable
-            else "none"
-        )
-        if kind == "none":
-            return None, ""
+        masked = flight.good is not None and any(n in composable for n in flight.rare)
+        kind = "inpaint" if masked else "diffusion" if learnable else "none"
+    if kind == "none":
+        return None, ""
     classes = composable if kind == "inpaint" else list(flight.images.classes)
     if kind == "inpaint" and (not classes or flight.good is None):
         raise UsageError(
@@ -130,9 +123,9 @@ def open_studio(
 
 def _size(bench: Workbench, kind: str) -> int:
     """64 pixels, or what the images have in multiples of 8 if that is less."""
-    smallest = int(min(min(s.image.shape[:2]) for s in bench.sources))
     if kind == "inpaint":
         return 64
+    smallest = int(min(min(s.image.shape[:2]) for s in bench.sources))
     return max(8, min(64, smallest // 8 * 8))
 
 
@@ -156,8 +149,6 @@ def learned_cells(
     studio: Studio, bench: Workbench, name: str, cells: Sequence[Cell], count: int, seed: int
 ) -> tuple[list[Cell], float]:
     """The same cells with learned images as "synthetic", and the seconds that it took."""
-    from dataclasses import replace
-
     begun = time.monotonic()
     made = []
     for cell in cells:

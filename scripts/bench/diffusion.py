@@ -20,7 +20,6 @@ from typing import Any
 import pytorch_lightning
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
-from visynth.lightning_modules import Diffusion
 
 from visynth import seeds as seeding
 from visynth import trial_learned
@@ -28,6 +27,7 @@ from visynth.callbacks import KIDCallback
 from visynth.callbacks.checkpoint import AtomicCheckpointIO, KeepLast
 from visynth.data.reading import read_images
 from visynth.data.training import GeneratorData
+from visynth.lightning_modules import Diffusion
 from visynth.metrics.features import FeatureBank, extractor
 from visynth.metrics.quality import Quality, per_class
 from visynth.networks.diffusion import run_sampler, to_integers

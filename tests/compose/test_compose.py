@@ -7,12 +7,12 @@ import pytest
 
 from visynth.compose import blend, noise
 from visynth.compose.fit import Source, fit_composition, guess_good
-from visynth.compose.generator import box
 from visynth.compose.placement import foreground, place
 from visynth.compose.settings import Settings, from_masks, thinness
 from visynth.data.masks import judge
 from visynth.errors import DataError, UsageError
 from visynth.generator import load_generator
+from visynth.pictures import box
 
 
 def disc(shape=(40, 40), centre=(20, 20), radius=6) -> np.ndarray:

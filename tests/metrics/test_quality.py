@@ -90,7 +90,10 @@ class TestKid:
     def test_it_equals_the_sum_over_pairs(self) -> None:
         numbers = np.random.default_rng(0)
         x, y = numbers.normal(size=(7, 3)), numbers.normal(size=(5, 3)) + 1
-        k = lambda a, b: (a @ b / 3 + 1) ** 3  # noqa: E731
+
+        def k(a: np.ndarray, b: np.ndarray) -> float:
+            return (a @ b / 3 + 1) ** 3
+
         within = sum(k(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j) / 42
         other = sum(k(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if i != j) / 20
         across = sum(k(a, b) for a in x for b in y) / 35

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import pytorch_lightning
 import torch
-from visynth.lightning_modules import Diffusion
-from visynth.lightning_modules.draws import PositionDropout, dropout_of, use_position_dropout
 
 from tests.ranks import DDP, TRAINER, run_ranks
 from visynth.callbacks.checkpoint import AtomicCheckpointIO, KeepLast
 from visynth.data.training import GeneratorData, Pool, measure
 from visynth.errors import DataError, Diverged, UsageError
 from visynth.generator import load_generator
+from visynth.lightning_modules import Diffusion
+from visynth.lightning_modules.draws import PositionDropout, dropout_of, use_position_dropout
 from visynth.networks.diffusion import OPTIONS
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import pytorch_lightning
 import torch
-from visynth.lightning_modules import LoRA
 
 from tests.pipelines import MAKERS
 from tests.ranks import TRAINER
@@ -17,6 +16,7 @@ from visynth.callbacks.checkpoint import AtomicCheckpointIO, KeepLast
 from visynth.data.training import GeneratorData
 from visynth.errors import DataError, IntegrityError, UsageError
 from visynth.generator import load_generator
+from visynth.lightning_modules import LoRA
 from visynth.networks.foundation import Anchor, make_foundation, pipeline_folder
 
 SIZE = (32, 32)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import pytorch_lightning
 import torch
-from visynth.lightning_modules import DefectCrops, Inpainting
 
 from tests.ranks import TRAINER
 from visynth.compose.blend import grow
 from visynth.compose.inpainting import GROW, pad_to, surroundings, windows
 from visynth.errors import UsageError
 from visynth.generator import load_generator
+from visynth.lightning_modules import DefectCrops, Inpainting
 
 
 @pytest.fixture(scope="module")

@@ -225,8 +225,9 @@ class QualityCallback(Callback):
         key = hash_json(
             [trainer.global_step, self.name(pl_module), self.count, self.seed, sorted(self.options.items())]
         )
+        made: list[NDArray[np.float32]]
         if store.get("key") == key:
-            made: list[NDArray[np.float32]] = store["made"]
+            made = store["made"]
             return made
         rank, world = distributed.rank(), distributed.world_size()
         labels = [k % classes for k in range(self.count)]
@@ -245,8 +246,9 @@ class QualityCallback(Callback):
             grid_seeds = [seeding.derive("sheet", self.seed, k) for k in range(len(shown))]
             pictures = [to_display(image) for image in _sampled(pl_module, grid_seeds, shown, self.options)]
             sheet = grid(pictures, self.grid, max(48, min(160, max(pictures[0].shape[:2]))))
-        store.update(key=key, made=split(features, own_labels, classes), sheet=sheet)
-        return store["made"]  # type: ignore[no-any-return]
+        made = split(features, own_labels, classes)
+        store.update(key=key, made=made, sheet=sheet)
+        return made
 
     def _cache_path(self, pl_module: Any, images: Sequence[Array]) -> Path | None:
         if not self.cache or not isinstance(self.features, str):

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth.compose.generator import Background, Composition, Defect, box
+from visynth.compose.generator import Background, Composition, Defect
 from visynth.compose.settings import Settings, from_masks
 from visynth.errors import DataError, UsageError, choices
 from visynth.generator import Spec
 from visynth.members import Member
+from visynth.pictures import box
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]

@@ -18,7 +18,7 @@ from visynth.compose.placement import foreground, place
 from visynth.compose.settings import Settings
 from visynth.errors import DataError
 from visynth.generator import Generator, Samples, Spec
-from visynth.pictures import resize
+from visynth.pictures import box, resize
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -104,9 +104,11 @@ class Composition(Generator):
     ) -> None:
         super().__init__(spec, **kwargs)
         self.defects, self.backgrounds, self.settings = tuple(defects), tuple(backgrounds), tuple(settings)
-        self._by_label = [_by_group([d for d in defects if d.label == label]) for label in range(len(spec.classes))]
-        self._all_defects = _by_group(defects)
-        self._grounds = _by_group(backgrounds)
+        self._by_label = [
+            seeding.by_group([d for d in defects if d.label == label]) for label in range(len(spec.classes))
+        ]
+        self._all_defects = seeding.by_group(defects)
+        self._grounds = seeding.by_group(backgrounds)
         self._foregrounds: dict[str, Mask] = {}
 
     # -- contract ------------------------------------------------------------------------------------------------
@@ -158,8 +160,8 @@ class Composition(Generator):
         generator = seeding.rng(seed, f"compose/{label}")
         control = self.settings[label].method == "control"
         for attempt in range(ATTEMPTS):
-            ground = _draw(self._grounds, generator)
-            source = _draw(self._all_defects if control else self._by_label[label], generator)
+            ground = seeding.draw_even(self._grounds, generator)
+            source = seeding.draw_even(self._all_defects if control else self._by_label[label], generator)
             settings = self.settings[source.label]  # a control copies the seams of the defect that it stands in for
             patch, mask = self._cut(source, settings, generator, scaled=attempt < ATTEMPTS // 2)
             where = place(
@@ -175,7 +177,7 @@ class Composition(Generator):
             # Luck must not decide whether an image exists: the first pair in order that fits.
             ground, source, patch, mask, where = self._first_fit(label, control)
             settings = self.settings[source.label]
-        other = _draw(self._grounds, generator) if control else None
+        other = seeding.draw_even(self._grounds, generator) if control else None
         return Arrangement(ground, source, patch, mask, where, settings, other)
 
     def _first_fit(self, label: int, control: bool) -> tuple[Background, Defect, Array, Mask, tuple[int, int]]:
@@ -239,20 +241,6 @@ def parts(spec: Spec, weights: dict[str, torch.Tensor]) -> tuple[list[Defect], l
     return defects, backgrounds, [Settings.from_json(s) for s in told["settings"]]
 
 
-def box(mask: Mask) -> list[float]:
-    """(x1, y1, x2, y2) around a mask, ends exclusive, or an empty list.
-
-    Example:
-        >>> area = np.zeros((8, 8), bool); area[2:4, 3:7] = True
-        >>> box(area)
-        [3.0, 2.0, 7.0, 4.0]
-    """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return []
-    return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
-
-
 def _set_in(
     patch: Array, mask: Mask, ground: Array, where: tuple[int, int], settings: Settings, poisson_limit: int
 ) -> Array:
@@ -301,15 +289,3 @@ def _random_region(shape: tuple[int, int], method: str, generator: np.random.Gen
     mask = np.zeros(shape, bool)
     mask[top : top + tall, left : left + wide] = True
     return mask
-
-
-def _by_group(items: Sequence[Any]) -> list[list[Any]]:
-    groups: dict[str, list[Any]] = {}
-    for item in items:
-        groups.setdefault(item.group, []).append(item)
-    return [groups[name] for name in sorted(groups)]
-
-
-def _draw(groups: list[list[Any]], generator: np.random.Generator) -> Any:
-    group = groups[int(generator.integers(len(groups)))]
-    return group[int(generator.integers(len(group)))]

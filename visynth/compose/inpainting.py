@@ -7,16 +7,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from visynth import seeds as seeding
 from visynth.compose.blend import grow
-from visynth.compose.generator import Array, Background, Composition, Defect, Mask, box, parts
+from visynth.compose.generator import Array, Background, Composition, Defect, Mask, parts
 from visynth.compose.settings import Settings
 from visynth.generator import Samples, Spec
 from visynth.networks.diffusion import OPTIONS, check_options, run_sampler, to_integers, to_values
 from visynth.networks.unet import Denoiser
+from visynth.pictures import box
 
 GROW = 2  # pixels painted around the mask, because outlines drawn by hand cut through a defect's soft edge
 OVERLAP = 4  # of a window's side, the part that neighbouring windows share
@@ -157,18 +157,12 @@ def _starts(first: int, last: int, length: int, side: int) -> list[int]:
 
 def pad_to(image: Array, side: int) -> Array:
     """A copy of ``[H, W, C]``, continued by reflection at the bottom and right to at least ``side``."""
-    rows, columns = (_folded(length, max(length, side)) for length in image.shape[:2])
-    return np.ascontiguousarray(image[rows][:, columns])
+    more = [(0, max(side - length, 0)) for length in image.shape[:2]]
+    return np.pad(image, [*more, (0, 0)], mode="reflect")
 
 
 def pad_mask(mask: Mask, shape: tuple[int, ...]) -> Mask:
     return np.pad(mask, [(0, wanted - length) for wanted, length in zip(shape, mask.shape, strict=True)])
-
-
-def _folded(length: int, wanted: int) -> NDArray[np.int64]:
-    period = max(2 * (length - 1), 1)
-    positions = np.arange(wanted) % period
-    return np.where(positions >= length, period - positions, positions)
 
 
 def _part(corner: tuple[int, int], side: int) -> tuple[slice, slice]:

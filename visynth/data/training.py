@@ -85,7 +85,71 @@ class StreamImages(Dataset[dict[str, Tensor]]):
         return {name: values[0] for name, values in self.__getitems__([position]).items()}
 
 
-class GeneratorData(pytorch_lightning.LightningDataModule):
+class StreamData(pytorch_lightning.LightningDataModule):
+    """What the datamodules of generators share: the endless stream, the facts and the fingerprints.
+
+    Subclasses write ``setup``, which sets ``_facts``, and ``reference``; ``images`` is None for sets in memory.
+    """
+
+    data: str
+    masks: str | None
+    groups: str | None
+    group_pattern: str | None
+    max_bad_fraction: float
+    held_out: float
+    seed: int
+    batch_size: int
+    epoch_images: int
+    num_workers: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images: ImageSet | None = None
+        self._facts: Facts | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read what is trained on, once."""
+        raise NotImplementedError
+
+    def read(self, classes: list[str] | None = None) -> ImageSet:
+        """The set that the arguments name."""
+        return read_images(
+            self.data,
+            masks=self.masks,
+            groups=self.groups,
+            group_pattern=self.group_pattern,
+            classes=classes,
+            max_bad_fraction=self.max_bad_fraction,
+        )
+
+    def stream(self, dataset: Dataset[dict[str, Tensor]]) -> DataLoader[dict[str, Tensor]]:
+        """A loader of an endless stream over a dataset of positions."""
+        return StreamLoader(
+            dataset,
+            self.batch_size,
+            sampler=Stream(self._images_seen, self.epoch_images),
+            collate_fn=_as_it_is,
+            num_workers=self.num_workers,
+            drop_last=True,  # every batch is whole, so images_seen moves in equal steps on every rank
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def _images_seen(self) -> int:
+        """Where the stream stands: what the module has counted, or 0 without one."""
+        return int(getattr(getattr(self.trainer, "lightning_module", None), "images_seen", 0))
+
+    @property
+    def facts(self) -> Facts:
+        self.setup()
+        assert self._facts is not None
+        return self._facts
+
+    def members(self) -> list[Member]:
+        """Fingerprints of every image that was trained on or held out (none for images in memory)."""
+        return [] if self.images is None else self.images.members(lambda item: item.split or "train")
+
+
+class GeneratorData(StreamData):
     """The images that a generator is trained on, from a folder or list of yours.
 
     A batch is a dict of ``image`` (uint8 or uint16 ``[N, C, H, W]``), ``label`` and ``position`` (int64 ``[N]``), the place of each draw
@@ -153,9 +217,7 @@ class GeneratorData(pytorch_lightning.LightningDataModule):
         self.temper, self.classes, self.masks, self.groups = temper, classes, masks, groups
         self.group_pattern, self.held_out, self.epoch_images, self.seed = group_pattern, held_out, epoch_images, seed
         self.num_workers, self.max_bad_fraction, self.one_class = num_workers, max_bad_fraction, one_class
-        self.images: ImageSet | None = None
         self.pool: Pool | None = None
-        self._facts: Facts | None = None
 
     @classmethod
     def of(cls, images: ImageSet, size: int | list[int], **kwargs: Any) -> GeneratorData:
@@ -176,7 +238,7 @@ class GeneratorData(pytorch_lightning.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.pool is not None:
             return
-        self.images = hold_out(self.images or read_for(self, self.classes), self.held_out, self.seed)
+        self.images = hold_out(self.images or self.read(self.classes), self.held_out, self.seed)
         check_classes(self.images, self.one_class)
         self.pool = self.make_pool([item for item in self.images.items if item.split in ("", "train")])
         self._facts = measure(self.pool, self.images.classes)
@@ -197,24 +259,7 @@ class GeneratorData(pytorch_lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         assert self.pool is not None
         dataset = StreamImages(self.pool, StreamOrder(self.pool.labels.tolist(), temper=self.temper, seed=self.seed))
-        return stream_loader(dataset, self)
-
-    def images_seen(self) -> int:
-        """Where the stream stands: what the module has counted, or 0 without one."""
-        module = getattr(self.trainer, "lightning_module", None)
-        return int(getattr(module, "images_seen", 0))
-
-    # -- what modules and callbacks ask for ----------------------------------------------------------------------
-
-    @property
-    def facts(self) -> Facts:
-        self.setup()
-        assert self._facts is not None
-        return self._facts
-
-    def members(self) -> list[Member]:
-        """Fingerprints of every image that was trained on or held out (none for images in memory)."""
-        return [] if self.images is None else self.images.members(lambda item: item.split or "train")
+        return self.stream(dataset)
 
     def reference(self) -> tuple[list[Array], NDArray[np.int64], tuple[str, ...]]:
         """The training images ``[H, W, C]``, their labels ``[N]`` and the class names: what quality is measured against."""
@@ -233,34 +278,8 @@ class StreamLoader(DataLoader[dict[str, Tensor]]):
         """Nothing to restore: the count is in the module."""
 
 
-def stream_loader(dataset: Dataset[dict[str, Tensor]], data: Any) -> DataLoader[dict[str, Tensor]]:
-    """A loader of an endless stream for a module of ``data``'s kind."""
-    stream = Stream(data.images_seen, data.epoch_images)
-    return StreamLoader(
-        dataset,
-        data.batch_size,
-        sampler=stream,
-        collate_fn=_as_it_is,
-        num_workers=data.num_workers,
-        drop_last=True,  # every batch is whole, so images_seen moves in equal steps on every rank
-        persistent_workers=data.num_workers > 0,
-    )
-
-
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def read_for(data: Any, classes: list[str] | None = None) -> ImageSet:
-    """The set that a datamodule with these arguments names."""
-    return read_images(
-        data.data,
-        masks=data.masks,
-        groups=data.groups,
-        group_pattern=data.group_pattern,
-        classes=classes,
-        max_bad_fraction=data.max_bad_fraction,
-    )
 
 
 def hold_out(images: ImageSet, share: float, seed: int) -> ImageSet:

@@ -24,6 +24,7 @@ from visynth import seeds as seeding
 from visynth.errors import DataError, IntegrityError, MissingExtra, UsageError, choices
 from visynth.files import hash_file, hash_json
 from visynth.generator import Generator, Samples, Spec
+from visynth.pictures import box
 
 Array = NDArray[Any]
 MODES = {
@@ -84,7 +85,12 @@ class Foundation(Generator):
         if self.spec.arguments["mode"] != "inpaint":
             return Samples(images, parents=parents)
         masks = np.stack([mask for _, mask, _ in made])
-        return Samples(images, torch.from_numpy(masks), [_box(mask) for mask in masks], parents)
+        return Samples(
+            images,
+            torch.from_numpy(masks),
+            [torch.tensor(box(mask), dtype=torch.float32).reshape(-1, 4) for mask in masks],
+            parents,
+        )
 
     def _one(self, seed: int, label: int, options: Mapping[str, Any]) -> tuple[Array, Array, tuple[str, ...]]:
         mode = self.spec.arguments["mode"]
@@ -126,10 +132,7 @@ class Foundation(Generator):
             raise DataError(
                 f"{self.classes[label]} has no real image to start from: add some, or use mode 'text' for this class."
             )
-        groups = sorted({a.group for a in own})
-        group = groups[int(generator.integers(len(groups)))]
-        same = [a for a in own if a.group == group]
-        return same[int(generator.integers(len(same)))]
+        return seeding.draw_even(seeding.by_group(own), generator)
 
     def weights(self) -> dict[str, Tensor]:
         tensors = {f"lora.{name}": t.detach().cpu() for name, t in self.lora.items()}
@@ -322,10 +325,3 @@ def _picture(image: Array) -> Any:
     from PIL import Image
 
     return Image.fromarray(image)
-
-
-def _box(mask: Array) -> Tensor:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return torch.zeros((0, 4))
-    return torch.tensor([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]], dtype=torch.float32)
