@@ -211,6 +211,7 @@ class Summary:
     candidate: str = "synthetic"
     others: Mapping[str, Verdict] = field(default_factory=dict)
     duel: Interval | None = None  # the rival against the arm "synthetic"
+    level: float = 0.95  # of each synthesizer's interval
 
 
 def summarise(results: Results, *, candidate: str = "synthetic", worth: float = WORTH, seed: int = 0) -> Summary:
@@ -250,6 +251,7 @@ def summarise(results: Results, *, candidate: str = "synthetic", worth: float = 
         best,
         {name: v for name, v in verdicts.items() if name != best},
         duel,
+        level,
     )
 
 
@@ -354,9 +356,7 @@ def arms_block(results: Results, summary: Summary, learner: str, macro_f1: Mappi
     note = f"Compared with {summary.verdict.baseline}, the baseline that leaves synthesis least. "
     if summary.headroom is not None:
         note += f"Headroom: with all real groups AP changes by {summary.headroom.mean:+.3f} [{summary.headroom.low:+.2f}, {summary.headroom.high:+.2f}]. "
-    note += (
-        f"Effects smaller than {summary.detectable:.2f} AP are not seen with these data (80 % power, two-sided 5 %)."
-    )
+    note += f"Effects smaller than {summary.detectable:.2f} AP are not seen with these data (80 % power, two-sided {100 * (1 - summary.level):g} %)."
     blocks = [arms(title, rows, note)]
     picked = Counter(", ".join(f"{k} {v}" for k, v in c.items()) for c in results.chosen.get("synthetic", []))
     if picked:
