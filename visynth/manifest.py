@@ -19,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visynth import members as members_file
-from visynth.errors import IntegrityError, listing
+from visynth.errors import IntegrityError, choices, listing
 from visynth.files import canonical_json, hash_file, write_text
 from visynth.members import Member
 
 SCHEMA = "visynth.renders/1"
 METADATA, PLAN, MEMBERS = "metadata.jsonl", "plan.json", "members.jsonl"
+SCORES, REVIEW = "scores.jsonl", "review.jsonl"  # made later, by the scorer and by reviewers
+DECISIONS = ("accept", "reject")
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,45 @@ def read_renders(folder: str | Path, *, verify: bool = False) -> Renders:
         )
     members = members_file.read(folder / MEMBERS) if (folder / MEMBERS).is_file() else []
     return Renders(folder, plan, tuple(records), tuple(members))
+
+
+def read_scores(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """``{file name: scores}`` of ``scores.jsonl``, empty where there is none.
+
+    Raises:
+        IntegrityError: a line that is no score.
+    """
+    return {line["file_name"]: line for line in _sidecar(Path(folder) / SCORES, ("file_name", "agreement", "copy"))}
+
+
+def read_reviews(folder: str | Path) -> dict[str, str]:
+    """``{file name: "accept" or "reject"}`` of ``review.jsonl``; of several decisions on one image the last counts.
+
+    Raises:
+        IntegrityError: a line that is no decision.
+    """
+    path = Path(folder) / REVIEW
+    lines = _sidecar(path, ("file_name", "decision"))
+    wrong = [line["decision"] for line in lines if line["decision"] not in DECISIONS]
+    if wrong:
+        raise IntegrityError(f"{path} has the decision {wrong[0]!r}; decisions are {choices(DECISIONS)}.")
+    return {line["file_name"]: line["decision"] for line in lines}
+
+
+def _sidecar(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            line = json.loads(text)
+            missing = [key for key in keys if key not in line]
+        except (ValueError, TypeError) as error:
+            raise IntegrityError(f"{path} line {number} is not JSON ({error}).") from error
+        if missing or not isinstance(line, dict):
+            raise IntegrityError(f"{path} line {number} must be an object with {choices(keys)}.")
+        lines.append(line)
+    return lines
 
 
 def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:

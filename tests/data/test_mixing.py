@@ -18,8 +18,13 @@ from torchvision.datasets import ImageFolder
 import tests.data.boring as boring
 import visynth
 from tests.ranks import DDP, run_ranks
-from visynth.data.adapter import Adapter, Shape, label_like
-from visynth.data.mixed import Mix, MixedDataset, deal, plan_epoch, replaceable
+from visynth.data.adapter import Adapter
+from visynth.data.form import Form
+from visynth.data.mixed import MixedDataset
+from visynth.data.plans import Mix, deal, plan_epoch, replaceable
+from visynth.data.policy import Options
+from visynth.data.sources import RenderedSource, truth_of
+from visynth.data.targets import label_like
 from visynth.errors import DataError, IntegrityError, UsageError
 
 PACKAGES = ["pytorch_lightning", "lightning.pytorch"]
@@ -291,21 +296,21 @@ class TestLightningCLI:
 
 class TestPlanning:
     def test_epochs_differ_repeat_and_keep_to_the_allowed(self) -> None:
-        mix = Mix({"a": 30, "b": 10}, 20, 0.0, seed=1)
-        plans = [plan_epoch(range(50, 100), {"a": list(range(7)), "b": [7, 8]}, mix, epoch) for epoch in (0, 1, 0)]
+        mix = Mix({"a": 30, "b": 10}, 0.4, 0.0, seed=1)
+        places = {"a": list(range(7)), "b": [7, 8]}
+        plans = [plan_epoch(range(50, 100), places, mix, epoch, 20, 20 * epoch) for epoch in (0, 1, 0)]
         assert plans[0] == plans[2] != plans[1]
         assert all(50 <= position < 100 for position in plans[0])
         assert Counter("a" if row < 7 else "b" for row in plans[0].values()) == {"a": 15, "b": 5}
 
     def test_all_pictures_of_a_class_are_used_evenly_over_epochs(self) -> None:
-        mix = Mix({"a": 1}, 10, 0.0, seed=0)
-        used = Counter(
-            row for epoch in range(21) for row in plan_epoch(range(40), {"a": list(range(30))}, mix, epoch).values()
-        )
+        mix = Mix({"a": 1}, 0.25, 0.0, seed=0)
+        places = {"a": list(range(30))}
+        used = Counter(row for e in range(21) for row in plan_epoch(range(40), places, mix, e, 10, 10 * e).values())
         assert set(used.values()) == {7}
 
     def test_spread_gives_every_class_some(self) -> None:
-        plan = plan_epoch(range(200), {"a": [0], "b": [1], "c": [2]}, Mix({"a": 5}, 100, 0.3, seed=0), 0)
+        plan = plan_epoch(range(200), {"a": [0], "b": [1], "c": [2]}, Mix({"a": 5}, 0.5, 0.3, seed=0), 0, 100, 0)
         assert Counter(plan.values()) == {0: 80, 1: 10, 2: 10}
 
     def test_deal_sums_and_is_fair(self) -> None:
@@ -335,16 +340,9 @@ class Arrays(Dataset):
 class TestSamples:
     def test_dicts_keep_their_other_keys(self, renders, composition) -> None:
         data = Arrays()
-        mixed = MixedDataset(
-            data,
-            only(renders, "spot"),
-            data.targets,
-            {"spot": 1},
-            Mix({"spot": 9}, 5, 0.0, 0),
-            None,
-            "pixels",
-            "diagnosis",
-        )
+        keys = Options(image_key="pixels", label_key="diagnosis")
+        source = RenderedSource(only(renders, "spot"), {"spot": 1}, 0)
+        mixed = MixedDataset(data, source, data.targets, Mix({"spot": 9}, 0.25, 0.0, 0), keys)
         made = [mixed[i] for i in mixed.plan()]
         assert len(made) == 5
         for sample in made:
@@ -359,9 +357,9 @@ class TestSamples:
 
     def test_unknown_keys_are_asked_for(self) -> None:
         with pytest.raises(UsageError, match="name the image and the label with image_key="):
-            Shape.of({"pixels": 1, "diagnosis": 2})
-        with pytest.raises(UsageError, match="must be \\(image, label\\) or dicts"):
-            Shape.of(3)
+            Form.of({"pixels": 1, "diagnosis": 2})
+        with pytest.raises(UsageError, match=r"must be \(image, label\), dicts or dataclasses"):
+            Form.of(3)
 
     @pytest.mark.parametrize(
         "image",
@@ -432,20 +430,17 @@ class TestLabels:
         with pytest.raises(UsageError, match="the first training sample has the label 1, but"):
             self.loader(train, renders, Moved(train, transforms.ToTensor()))
 
-    @pytest.mark.parametrize("label", [torch.zeros(8, 8), {"boxes": torch.zeros(1, 4)}, "crack"])
-    def test_masks_boxes_and_text_are_refused(self, label) -> None:
-        with pytest.raises(UsageError, match="makes class labels only"):
-            label_like(label, 1)
+    def test_text_is_refused(self) -> None:
+        with pytest.raises(UsageError, match="makes class labels, masks and"):
+            label_like("crack", 1)
 
-    def test_samples_with_a_mask_beside_the_label_are_refused(self) -> None:
-        from visynth.data.adapter import check_extras
-
-        sample = {"image": torch.zeros(3, 8, 8), "label": 1, "mask": torch.zeros(8, 8), "id": 7}
-        with pytest.raises(UsageError, match="samples carry 'mask' beside"):
-            check_extras(sample, Shape.of(sample))
+    def test_samples_with_another_picture_beside_the_label_are_refused(self) -> None:
+        sample = {"image": torch.zeros(3, 8, 8), "label": 1, "depth": torch.zeros(8, 8), "id": 7}
+        with pytest.raises(UsageError, match="samples carry 'depth' beside"):
+            Form.of(sample).check_extras(sample)
 
     def test_ragged_targets_ask_for_labels(self, renders) -> None:
-        from visynth.data.mixed import find_labels
+        from visynth.data.labels import find_labels
 
         data = Arrays()
         data.targets = [[0], [1, 2]] * 10
@@ -494,8 +489,8 @@ class TestRefusals:
             def train_dataloader(self):
                 return [1, 2]
 
-        with pytest.raises(UsageError, match="gives a list, but WithSynthetic mixes into one torch DataLoader"):
-            visynth.WithSynthetic(Odd(), renders.folder).train_dataloader()
+        with pytest.raises(UsageError, match="is a int, no torch DataLoader"):
+            visynth.WithSynthetic(Odd(), renders.folder, backend="samples").train_dataloader()
         with pytest.raises(UsageError, match="has no train_dataloader"):
             visynth.WithSynthetic(pytorch_lightning.LightningDataModule(), renders.folder)
 
@@ -577,7 +572,8 @@ class TestLoaders:
         changed = [{i for i, (a, b) in enumerate(zip(e, real, strict=True)) if a != b} for e in epochs]
         assert changed[0] != changed[1]
         for epoch, own in enumerate(changed):
-            assert own <= set(plan_epoch(loader.dataset.allowed, loader.dataset.places, loader.dataset.mix, epoch))
+            loader.dataset.begin(epoch)
+            assert own <= set(loader.dataset.plan())
 
     def test_samplers_batch_samplers_and_collation_are_kept(self, train, renders) -> None:
         dataset = ImageFolder(train, transforms.ToTensor())
@@ -628,11 +624,13 @@ class TestLoaders:
         from visynth.data.decode import decode
 
         dataset = ImageFolder(train, transforms.Compose([transforms.Resize((16, 16)), transforms.ToTensor()]))
-        mixed = MixedDataset(dataset, renders, dataset.targets, dataset.class_to_idx, Mix({"spot": 5}, 5, 0.0, 0))
-        assert mixed.quick
+        source = RenderedSource(renders, dataset.class_to_idx, 0)
+        mixed = MixedDataset(dataset, source, dataset.targets, Mix({"spot": 5}, 0.1, 0.0, 0), Options())
+        assert mixed.convert.through.short
         for index, row in mixed.plan().items():
-            slow = mixed.convert(decode(renders.folder / renders.records[row].file_name))
-            assert torch.equal(mixed[index][0], slow)
+            record = renders.records[row]
+            slow = mixed.convert(decode(renders.folder / record.file_name), truth_of(record, source.indices))
+            assert torch.equal(mixed[index][0], slow[0])
 
     def test_mixed_datasets_pickle(self, train, renders) -> None:
         wrapped = visynth.WithSynthetic(folder_module("pytorch_lightning", train), renders.folder, **EXACT)

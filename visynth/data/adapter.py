@@ -1,9 +1,9 @@
-"""Making a synthetic picture look like the user's own samples: same container, type, channels, size, range and label."""
+"""Making a synthetic picture look like the user's own: same container, type, channels, size and range."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,54 +12,25 @@ from PIL import Image
 
 from visynth.data.decode import Array
 from visynth.data.synthetic import as_picture
-from visynth.errors import UsageError, choices
+from visynth.errors import UsageError
 from visynth.pictures import resize
-
-IMAGE_KEYS = ("image", "img", "x", "pixel_values", "input")
-LABEL_KEYS = ("label", "target", "y", "class", "labels")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """How the user's dataset wraps a sample: ``(image, label)`` by place or a dict by key."""
-
-    container: type
-    image: Any
-    label: Any
-
-    @classmethod
-    def of(cls, sample: Any, image_key: str | None = None, label_key: str | None = None) -> Shape:
-        """From one real sample.
-
-        Raises:
-            UsageError: neither a pair nor a dict with an image and a label.
-        """
-        if isinstance(sample, Mapping):
-            image = image_key or next((k for k in IMAGE_KEYS if k in sample), None)
-            label = label_key or next((k for k in LABEL_KEYS if k in sample), None)
-            if image not in sample or label not in sample:
-                raise UsageError(
-                    f"samples are dicts with the keys {choices(sample)}: name the image and the label with image_key= and label_key=."
-                )
-            return cls(dict, image, label)
-        if isinstance(sample, (tuple, list)) and len(sample) >= 2:
-            return cls(type(sample), 0, 1)
-        raise UsageError(
-            f"samples must be (image, label) or dicts, but the dataset gives {type(sample).__name__}: wrap it, or return a pair."
-        )
-
-    def put(self, real: Any, image: Any, label: Any) -> Any:
-        """A sample in the real one's container; what else the real one held is kept."""
-        if isinstance(real, Mapping):
-            return {**real, self.image: image, self.label: label}
-        rest = list(real)
-        rest[self.image], rest[self.label] = image, label
-        return type(real)(*rest) if hasattr(real, "_fields") else type(real)(rest)
 
 
 @dataclass(frozen=True)
 class Adapter:
     """Turns a rendered array ``[H, W, C]`` into what the user's dataset gives, inferred from one real image.
+
+    Attributes:
+        kind: "pil", "tensor" or "array".
+        channels: 1 to 8.
+        size: (height, width).
+        dtype: of the values.
+        low: what black becomes, and
+        high: what white becomes: one number, or one a channel where images are normalised.
+        channels_first: ``[C, H, W]``.
+        flat: ``[H, W]``, without an axis for the channel.
+        mode: of PIL images.
+        wrap: a tensor subclass.
 
     Example:
         >>> adapter = Adapter.like(torch.rand(3, 8, 8))
@@ -68,60 +39,67 @@ class Adapter:
         ((3, 8, 8), 1.0)
     """
 
-    kind: str  # "pil", "tensor" or "array"
+    kind: str
     channels: int
     size: tuple[int, int]
     dtype: Any
-    top: float
-    channels_first: bool
+    high: Any
+    low: Any = 0.0
+    channels_first: bool = False
+    flat: bool = False
     mode: str = ""
     wrap: Callable[[torch.Tensor], Any] | None = None
 
     @classmethod
-    def like(cls, image: Any) -> Adapter:
-        """From one real image: PIL, tensor ``[C, H, W]``, or array ``[H, W]``, ``[H, W, C]`` or ``[C, H, W]``.
+    def like(cls, image: Any, values: Any = None) -> Adapter:
+        """From one real image: PIL, tensor or array, ``[H, W]``, ``[C, H, W]`` or ``[H, W, C]``.
+
+        Args:
+            image: the real one.
+            values: more real values to tell the range from, by default the image's own.
 
         Raises:
             UsageError: another type, or values that show that they were normalised: their mean and standard deviation
                 cannot be guessed, so a transform must be given.
         """
         if isinstance(image, Image.Image):
-            return cls("pil", len(image.getbands()), (image.height, image.width), np.uint8, 255.0, False, image.mode)
+            return cls("pil", len(image.getbands()), (image.height, image.width), np.uint8, 255.0, mode=image.mode)
         if not isinstance(image, (torch.Tensor, np.ndarray)) or image.ndim not in (2, 3):
+            shape = list(getattr(image, "shape", []))
             raise UsageError(
-                f"images must be PIL images, tensors or arrays, but the dataset gives {type(image).__name__}: give transform=."
+                f"images must be PIL images, tensors or arrays of two or three dimensions, but got {type(image).__name__} "
+                f"{shape or ''}: give transform=, or name the image with image_key=."
             )
         tensor = isinstance(image, torch.Tensor)
-        values = torch.as_tensor(np.asarray(image) if not tensor else image).detach()
-        first = image.ndim == 3 and (tensor or image.shape[0] <= 8 < image.shape[2])
-        height, width = values.shape[-2:] if first or image.ndim == 2 else values.shape[:2]
-        channels = 1 if image.ndim == 2 else int(values.shape[0] if first else values.shape[2])
-        flat = np.asarray(image if not tensor else values.cpu())  # torch cannot compare its 16-bit values
-        low, high = float(flat.min()), float(flat.max())
-        if values.dtype.is_floating_point:
+        first = image.ndim == 3 and (image.shape[0] <= 8 < image.shape[2] or (tensor and image.shape[2] > 4))
+        height, width = image.shape[-2:] if first or image.ndim == 2 else image.shape[:2]
+        channels = 1 if image.ndim == 2 else int(image.shape[0] if first else image.shape[2])
+        low, high = _bounds(image if values is None else values)
+        floating = image.dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16) or (
+            not tensor and np.issubdtype(np.asarray(image).dtype, np.floating)
+        )
+        if floating:
             if low < 0:
                 raise UsageError(
-                    f"the dataset's images have values from {low:.2f} to {high:.2f}: they were normalised in a way that cannot be guessed. "
-                    "Give transform= (it gets a PIL image, or an array [H, W, C]) that ends like your own."
+                    f"the dataset's images have values from {low:.2f} to {high:.2f}: they were normalised in a way that cannot be "
+                    "guessed. Give transform= (it gets a PIL image, or an array [H, W, C]) that ends like your own."
                 )
             top = 1.0 if high <= 1.0 else 255.0 if high <= 255.0 else 65535.0
         else:
-            top = 255.0 if values.dtype == torch.uint8 else 65535.0
+            top = 255.0 if image.dtype in (torch.uint8, np.uint8) else 65535.0
         wrap = None
         if tensor and type(image) is not torch.Tensor:
             from torchvision import tv_tensors
 
             wrap = tv_tensors.Image if isinstance(image, tv_tensors.Image) else None
+        kind = "tensor" if tensor else "array"
         return cls(
-            "tensor" if tensor else "array",
-            channels,
-            (int(height), int(width)),
-            image.dtype,
-            top,
-            first or (tensor and image.ndim == 2),
-            "",
-            wrap,
-        )
+            kind, channels, (int(height), int(width)), image.dtype, top, 0.0, first, image.ndim == 2, "", wrap
+        )  # fmt: skip
+
+    def between(self, low: Any, high: Any) -> Adapter:
+        """The same for black and white that become other values, one a channel."""
+        return replace(self, low=low, high=high)
 
     def __call__(self, picture: Array) -> Any:
         """The rendered array as the user's dataset would give it."""
@@ -129,28 +107,81 @@ class Adapter:
         if self.kind == "pil":  # PIL users resize in their own transforms
             scaled = values if values.dtype == np.uint8 else (values / 257).astype(np.uint8)
             return as_picture(scaled).convert(self.mode)
-        values = self._sized(values)
-        scale = self.top / np.iinfo(picture.dtype).max
-        if self.kind == "tensor":
-            out = torch.from_numpy(
-                np.ascontiguousarray(values.transpose(2, 0, 1)).astype(np.float32) * np.float32(scale)
-            )
-            out = (out if self.dtype.is_floating_point else out.round()).to(self.dtype)
-            return self.wrap(out) if self.wrap else out
-        array = values.astype(np.float64) * scale
-        array = (array if np.issubdtype(self.dtype, np.floating) else np.rint(array)).astype(self.dtype)
-        return array.transpose(2, 0, 1) if self.channels_first else array
+        self._check_shape(values.shape[:2])
+        values = resize(values, self.size).astype(np.float64) / np.iinfo(picture.dtype).max
+        values = np.asarray(self.low) + values * (np.asarray(self.high) - np.asarray(self.low))
+        values = values.transpose(2, 0, 1) if self.channels_first else values
+        values = values.reshape(self.size) if self.flat else values
+        if self.kind == "array":
+            return (values if np.issubdtype(self.dtype, np.floating) else np.rint(values)).astype(self.dtype)
+        out = torch.from_numpy(np.ascontiguousarray(values))
+        out = (out if self.dtype.is_floating_point else out.round()).to(self.dtype)
+        return self.wrap(out) if self.wrap else out
 
-    def _sized(self, values: Array) -> Array:
-        if values.shape[:2] == self.size:
-            return values
-        ratio = (values.shape[0] / values.shape[1]) / (self.size[0] / self.size[1])
+    def batch(self, images: torch.Tensor) -> torch.Tensor:
+        """The same for integers ``[N, C, H, W]`` at once, on their device: what mixing during training calls.
+
+        Example:
+            >>> adapter = Adapter.like(torch.rand(3, 8, 8)).between(-1.0, 1.0)
+            >>> adapter.batch(torch.full((2, 1, 8, 8), 255, dtype=torch.uint8)).unique()
+            tensor([1.])
+        """
+        top = torch.iinfo(images.dtype).max
+        values = images.to(torch.float32) / top
+        if values.shape[1] != self.channels:
+            if values.shape[1] != 1 and not (values.shape[1] == 4 and self.channels == 3):
+                raise _other_channels(values.shape[1], self.channels)
+            values = values.expand(-1, self.channels, -1, -1) if values.shape[1] == 1 else values[:, :3]
+        self._check_shape((values.shape[2], values.shape[3]))
+        if tuple(values.shape[-2:]) != self.size:
+            values = torch.nn.functional.interpolate(values, self.size, mode="bilinear", antialias=True)
+        low, high = (
+            torch.as_tensor(bound, dtype=torch.float32, device=values.device).reshape(1, -1, 1, 1)
+            for bound in (self.low, self.high)
+        )
+        values = low + values * (high - low)
+        values = values if self.channels_first else values.permute(0, 2, 3, 1)
+        values = values.squeeze(-1) if self.flat else values
+        return (values if self.dtype.is_floating_point else values.round()).to(self.dtype)
+
+    def _check_shape(self, size: tuple[int, ...]) -> None:
+        ratio = (size[0] / size[1]) / (self.size[0] / self.size[1])
         if abs(ratio - 1) > 0.02:
             raise UsageError(
-                f"rendered images are {values.shape[0]}x{values.shape[1]}, the dataset's samples {self.size[0]}x{self.size[1]}: "
+                f"rendered images are {size[0]}x{size[1]}, the dataset's samples {self.size[0]}x{self.size[1]}: "
                 "that would squash them. Give transform= that crops or resizes as your own does."
             )
-        return resize(values, self.size)
+
+
+def move(geometry: Mapping[str, Any] | torch.Tensor, size: tuple[int, int], to: tuple[int, int]) -> Any:
+    """Boxes and masks of a picture of one size for the picture resized to another; what else there is stays.
+
+    Example:
+        >>> from torchvision import tv_tensors
+        >>> boxes = tv_tensors.BoundingBoxes([[0, 0, 4, 8]], format="XYXY", canvas_size=(8, 8))
+        >>> move({"boxes": boxes}, (8, 8), (16, 4))["boxes"].tolist()
+        [[0, 0, 2, 16]]
+    """
+    if size == to:
+        return geometry
+    from torchvision.transforms.v2.functional import resize as resized
+
+    if isinstance(geometry, Mapping):
+        moved = {k: resized(v, list(to)) if k in ("boxes", "masks") and len(v) else v for k, v in geometry.items()}
+        if "masks" in geometry and not len(geometry["masks"]):
+            moved["masks"] = type(geometry["masks"])(geometry["masks"].new_zeros((0, *to)))
+        return moved
+    return resized(geometry, list(to))
+
+
+def _bounds(values: Any) -> tuple[float, float]:
+    flat = (
+        values.detach().cpu().numpy() if isinstance(values, torch.Tensor) and values.dtype != torch.bfloat16 else values
+    )
+    flat = (
+        flat.float().cpu().numpy() if isinstance(flat, torch.Tensor) else np.asarray(flat)
+    )  # torch cannot compare 16-bit values
+    return float(flat.min()), float(flat.max())
 
 
 def _channels(picture: Array, wanted: int) -> Array:
@@ -161,55 +192,10 @@ def _channels(picture: Array, wanted: int) -> Array:
         return np.repeat(picture, wanted, axis=2)
     if have == 4 and wanted == 3:
         return picture[:, :, :3]
-    raise UsageError(
+    raise _other_channels(have, wanted)
+
+
+def _other_channels(have: int, wanted: int) -> UsageError:
+    return UsageError(
         f"rendered images have {have} channels, the dataset's samples {wanted}: render from images of the same kind, or give transform=."
     )
-
-
-def label_like(real: Any, index: int) -> Any:
-    """A class index in the type of a real label: number, numpy or tensor scalar (also of shape ``[1]``), or one-hot vector.
-
-    Raises:
-        UsageError: a label of another kind (a mask, boxes, text).
-
-    Example:
-        >>> label_like(torch.tensor([0.0, 1.0, 0.0]), 2)
-        tensor([0., 0., 1.])
-        >>> label_like(torch.tensor([0.0]), 1)
-        tensor([1.])
-    """
-    if isinstance(real, torch.Tensor) and real.ndim <= 1:
-        if real.numel() == 1:
-            return torch.full_like(real, index)
-        made = torch.zeros_like(real)
-        made[index] = 1
-        return made
-    if isinstance(real, np.ndarray) and real.ndim <= 1:
-        return np.full_like(real, index) if real.size == 1 else np.eye(len(real), dtype=real.dtype)[index]
-    if isinstance(real, (int, float, np.generic)) and not isinstance(real, bool):
-        return type(real)(index)
-    if isinstance(real, bool):
-        return bool(index)
-    raise UsageError(
-        f"labels are {type(real).__name__}{list(getattr(real, 'shape', [])) or ''}: WithSynthetic makes class labels only, "
-        "not masks, boxes or text."
-    )
-
-
-def check_extras(sample: Any, shape: Shape) -> None:
-    """Refuse samples that carry more pictures: a synthetic sample would bring another image's mask along.
-
-    Raises:
-        UsageError: a further field with two or more dimensions, or a dict.
-    """
-    fields = sample.items() if isinstance(sample, Mapping) else enumerate(sample)
-    more = [key for key, value in fields if key not in (shape.image, shape.label) and _is_picture(value)]
-    if more:
-        raise UsageError(
-            f"samples carry {choices(more)} beside image and label: a synthetic sample cannot fill them. "
-            "Give a dataset of images and class labels to WithSynthetic."
-        )
-
-
-def _is_picture(value: Any) -> bool:
-    return isinstance(value, (dict, Image.Image)) or getattr(value, "ndim", 0) >= 2

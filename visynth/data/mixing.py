@@ -8,37 +8,29 @@ wrapped one's state under its own name, so the plugin can be added to and taken 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import importlib
+import inspect
+import types
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import pytorch_lightning
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-)
 
-from visynth import balance as balancing
-from visynth.balance import Balance
+from visynth.data.backends import Mixed, mix_loaders
+from visynth.data.convert import random_state_kept
 from visynth.data.leaks import check_leaks
-from visynth.data.mixed import Mix, MixedDataset, find_labels, map_classes, random_state_kept
+from visynth.data.policy import Options
+from visynth.data.sources import members_of
 from visynth.errors import UsageError
-from visynth.manifest import Renders, read_renders
 
-KNOWN_SAMPLERS = (RandomSampler, SequentialSampler, DistributedSampler)  # they draw every position alike
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader", "predict_dataloader")
 HOOKS = (
     "prepare_data",
-    "teardown",
     "on_exception",
     "state_dict",
     "load_state_dict",
@@ -46,33 +38,7 @@ HOOKS = (
     "transfer_batch_to_device",
     "on_after_batch_transfer",
 )
-
-
-@dataclass(frozen=True)
-class Options:
-    """What :class:`WithSynthetic` was told."""
-
-    balance: Balance = "not majority"
-    share: float | None = None
-    to: int | None = None
-    spread: float = 0.1
-    seed: int = 0
-    classes: Mapping[str, int] | Sequence[str] | None = None
-    transform: Callable[[Any], Any] | None = None
-    labels: Sequence[int] | None = None
-    image_key: str | None = None
-    label_key: str | None = None
-    leak_guard: bool = True
-
-    def __post_init__(self) -> None:
-        if self.share is not None and not (isinstance(self.share, (int, float)) and 0 <= self.share < 1):
-            raise UsageError(
-                f"share must be in [0, 1) (the fraction of an epoch that is synthetic) or None, but got {self.share!r}."
-            )
-        if not 0 <= self.spread <= 1:
-            raise UsageError(f"spread must be in [0, 1], but got {self.spread!r}.")
-        if isinstance(self.balance, str) and self.balance not in balancing.WORDS:
-            balancing.targets(self.balance, {"any": 1})  # raises the error that lists the words
+WHEN = {"batches": "on_before_batch_transfer", "online": "on_after_batch_transfer"}  # rows are exchanged
 
 
 class _Wrapper:
@@ -81,7 +47,7 @@ class _Wrapper:
     def _visynth_start(self, inner: Any, source: str | Path, options: Options) -> None:
         state = self.__dict__
         state["_visynth_inner"], state["_visynth_source"], state["_visynth_options"] = inner, source, options
-        state["_visynth_checked"] = False
+        state["_visynth_checked"], state["_visynth_mixed"] = False, None
         for name in ("prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices"):
             if hasattr(inner, name):
                 state[name] = getattr(inner, name)
@@ -126,9 +92,9 @@ class _Wrapper:
         inner = self._visynth_ready()
         inner.setup(stage=stage)
         options = self._visynth_options
-        if options.leak_guard and options.share != 0 and stage in (None, "fit") and not self._visynth_checked:
+        if options.leak_guard and not options.off and stage in (None, "fit") and not self._visynth_checked:
             with random_state_kept():
-                check_leaks(read_renders(self._visynth_source).members, _held_out(inner))
+                check_leaks(members_of(self._visynth_source), _held_out(inner))
             self.__dict__["_visynth_checked"] = True
 
     def _visynth_ready(self) -> Any:
@@ -139,65 +105,129 @@ class _Wrapper:
 
     def _visynth_train_dataloader(self) -> Any:
         loaders = self._visynth_ready().train_dataloader()
-        if self._visynth_options.share == 0:
+        options = self._visynth_options
+        if options.off and not options.fields:
             return loaders
-        return mix_loader(loaders, read_renders(self._visynth_source), self._visynth_options, self._visynth_epoch)
+        self._visynth_stop()
+        mixed = mix_loaders(loaders, self._visynth_source, options, self.__dict__.get("trainer"))
+        self.__dict__["_visynth_mixed"] = mixed
+        if mixed.joiners:
+            self._visynth_hook(WHEN[mixed.backend])
+        return mixed.loaders
 
-    def _visynth_epoch(self) -> int | None:
-        trainer = self.__dict__.get("trainer")
-        return None if trainer is None else int(trainer.current_epoch)
+    def _visynth_hook(self, name: str) -> None:
+        """Define a transfer hook on this object: rows are exchanged, then the user's own hook does what it always did."""
+        _expect_hook(self, name)
+        self.__dict__[name] = functools.partial(self._visynth_transfer, name)
+
+    def _visynth_transfer(self, name: str, batch: Any, dataloader_idx: int) -> Any:
+        trainer, mixed = self.trainer, self._visynth_mixed
+        if trainer.training and mixed is not None:  # False in sanity checks and in validation between training steps
+            batch = mixed.join(batch, int(trainer.fit_loop.epoch_loop.batch_progress.total.ready))
+        inner = self._visynth_ready()
+        # Lightning asks the datamodule alone once it has this hook: the model's own must not be lost by that.
+        owner = inner if _overrides(inner, name) else trainer.lightning_module
+        return getattr(owner, name)(batch, dataloader_idx)
+
+    def teardown(self, stage: str | None = None) -> None:
+        self._visynth_stop()
+        self._visynth_ready().teardown(stage=stage)
+
+    def _visynth_stop(self) -> None:
+        mixed: Mixed | None = self.__dict__.get("_visynth_mixed")
+        if mixed is not None:
+            mixed.close()
+        self.__dict__["_visynth_mixed"] = None
 
 
 class WithSynthetic(pytorch_lightning.LightningDataModule):
     """The given DataModule with synthetic training samples; validation, test and everything else stay as they are.
 
     Args:
-        datamodule: of ``pytorch_lightning`` or ``lightning.pytorch``, whose training loader is a map-style DataLoader that
-            gives ``(image, label)`` or dicts.
-        source: a renders folder.
+        datamodule: of ``pytorch_lightning`` or ``lightning.pytorch``. Samples are ``(image, label)``, dicts or dataclasses; labels are
+            classes, masks or torchvision's detection targets.
+        source: a renders folder; or a generator folder or Generator, which makes the images during the training.
         balance: which classes receive how much, see :func:`visynth.balance.targets`; counts come from the training labels.
-        share: fraction of an epoch's samples that is synthetic; None means s / (n + s) for n real samples and s wanted.
-            0 is bit-identical to the datamodule alone.
+        share: fraction of the samples that is synthetic; None means s / (n + s) for n real samples and s wanted; 0 is
+            bit-identical to the datamodule alone. A schedule is ``{"start": a, "end": b, "shape": "linear" | "cosine", "until": u}``
+            or ``{"steps": {0: a, 0.5: b}}``, over the part of the training that is done.
         to: fill classes up to this many.
-        spread: share of the synthetic slots dealt out evenly over all rendered classes.
+        cap: most synthetic images per real one that a balance word asks for.
+        spread: share of the synthetic slots dealt out evenly over all classes, so that "synthetic" does not spell "rare".
         seed: of positions and pictures.
+        backend: "samples" exchanges samples of map-style datasets, by epochs; "batches" exchanges rows of whatever batches the
+            loaders give, before the transfer; "online" does so on the device, with images that a generator makes there.
+            "auto": online for a generator, else samples where that can be, else batches.
+        loader: which of several training loaders to mix into, by key or place ("labelled", 0, "a.0"); by default all.
         classes: ``{class name: label}`` (or names in the order of their labels); by default the dataset's own.
-        transform: for rendered pictures (PIL, or array ``[H, W, C]``); by default the dataset's own, else inferred.
+        transform: for synthetic pictures (PIL, or array ``[H, W, C]``), called with the boxes or mask as well where labels are
+            such; by default the dataset's own, else inferred from real samples.
         labels: the label of each training sample, where they cannot be read from the dataset.
-        image_key: and
-        label_key: of dict samples; by default the usual words.
+        image_key: key or place of the image in samples (in batches, for the batch-wise backends), and
+        label_key: of the label; by default the usual words, or the first two.
+        finish: the last part of the training, in [0, 1], that sees real samples alone.
+        is_synthetic: give every sample a flag of this name: a further key of dicts, a further entry at the end of tuples.
+        weight: give every sample a loss weight in the same way (key "weight", after the flag): this for synthetic ones, 1 for real.
+        mixup: blend each synthetic sample with the real one whose place it takes, by Beta(mixup, mixup).
+        num_classes: give labels as probabilities ``[num_classes]``.
+        keep: filters of a rendered set, ``{"review": "not rejected" | "accepted" | "any", "agreement": least probability,
+            "copies": False}``; by default what a reviewer rejected is left out.
+        workers: processes that read rendered pictures for "batches"; by default 1 where the user's loader has any.
+        sampler: options of the generator for "online".
+        autocast: "bfloat16" or "float16" for the generator in "online"; the training's own precision does not touch it.
         leak_guard: refuse when validation or test images are among those that the generator was fitted on.
 
     Raises:
-        UsageError: arguments or classes that cannot be matched; loaders that cannot be mixed.
-        DataError: the leak guard met held-out images (all listed).
+        UsageError: arguments or classes that cannot be matched; loaders that a backend cannot mix into.
+        IntegrityError: an unfinished, altered or foreign folder.
+        DataError: no images, or held-out images among those of the generator's fit (all listed).
 
-    Example::
-
-        data = visynth.WithSynthetic(MyDataModule(), "renders/tiles", balance="not majority", share=0.3)
-        trainer.fit(my_model, data)
+    Example:
+        >>> WithSynthetic(pytorch_lightning.LightningDataModule(), "renders", share=1.5)
+        Traceback (most recent call last):
+        visynth.errors.UsageError: WithSynthetic: share must be in [0, 1) (the fraction of an epoch that is synthetic), None, ...
     """
 
     def __new__(
         cls,
         datamodule: pytorch_lightning.LightningDataModule,
-        source: str | Path,
+        source: str | Path | Any,
         balance: str | float | dict[str, int] = "not majority",
-        share: float | None = None,
+        share: float | dict[str, Any] | None = None,
         to: int | None = None,
+        cap: float = 10,
         spread: float = 0.1,
         seed: int = 0,
+        backend: str = "auto",
+        loader: str | int | None = None,
         classes: dict[str, int] | list[str] | None = None,
-        transform: Callable[[Any], Any] | None = None,
+        transform: Callable[..., Any] | None = None,
         labels: list[int] | None = None,
-        image_key: str | None = None,
-        label_key: str | None = None,
+        image_key: str | int | None = None,
+        label_key: str | int | None = None,
+        finish: float = 0.0,
+        is_synthetic: bool = False,
+        weight: float | None = None,
+        mixup: float | None = None,
+        num_classes: int | None = None,
+        keep: dict[str, Any] | None = None,
+        workers: int | None = None,
+        sampler: dict[str, Any] | None = None,
+        autocast: str | None = None,
         leak_guard: bool = True,
     ) -> Any:
-        options = Options(
-            balance, share, to, spread, seed, classes, transform, labels, image_key, label_key, leak_guard
-        )
-        return wrap(datamodule, source, options)
+        given = locals()
+        return wrap(datamodule, source, Options(**{field.name: given[field.name] for field in fields(Options)}))
+
+
+def retyped(function: Callable[..., Any], **annotations: Any) -> Any:
+    """A copy of a function with other annotations: configurations of each Lightning package check their own base class."""
+    made = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    made.__annotations__ = {**inspect.get_annotations(function), **annotations}
+    made.__kwdefaults__, made.__doc__ = function.__kwdefaults__, function.__doc__
+    return made
 
 
 def wrap(inner: Any, source: str | Path, options: Options) -> Any:
@@ -241,6 +271,17 @@ def _wrapper_class(inner: Any, base: Any, defined: tuple[str, ...]) -> Any:
     return type(inner.__name__, (_Wrapper, base), body)
 
 
+def _expect_hook(datamodule: Any, name: str) -> None:
+    """Keep Lightning from saying that the model's hook is not called where both have one: it is, see ``_visynth_transfer``."""
+    package = lightning_base(datamodule).__module__.rsplit(".core", 1)[0]
+    with contextlib.suppress(ImportError, AttributeError):
+        connector = importlib.import_module(f"{package}.trainer.connectors.data_connector")
+        connector.warning_cache.add(
+            f"You have overridden `{name}` in both `LightningModule` and `LightningDataModule`."
+            " It will use the implementation from `LightningDataModule` instance."
+        )
+
+
 def _train(self: Any) -> Any:
     return self._visynth_train_dataloader()
 
@@ -269,154 +310,3 @@ def _held_out(inner: Any) -> dict[str, Any]:
             except Exception:  # the user's code, not set up for this stage: there is nothing to check yet
                 continue
     return loaders
-
-
-# -- loaders ---------------------------------------------------------------------------------------------------------
-
-
-def mix_loader(loader: Any, renders: Renders, options: Options, epoch: Callable[[], int | None]) -> Any:
-    """A loader like the given one whose dataset is mixed.
-
-    Raises:
-        UsageError: not a map-style DataLoader.
-    """
-    if not isinstance(loader, DataLoader):
-        raise UsageError(
-            f"train_dataloader gives a {type(loader).__name__}, but WithSynthetic mixes into one torch DataLoader: "
-            "wrap the DataModule that makes that loader, or return a DataLoader."
-        )
-    if (
-        isinstance(loader.dataset, IterableDataset)
-        or not hasattr(loader.dataset, "__getitem__")
-        or not hasattr(loader.dataset, "__len__")
-    ):
-        raise UsageError(
-            f"the training dataset {type(loader.dataset).__name__} is iterable; WithSynthetic replaces positions and needs a map-style dataset."
-        )
-    labels = list(options.labels) if options.labels is not None else find_labels(loader.dataset)
-    if labels is not None and len(labels) != len(loader.dataset):
-        raise UsageError(f"labels has {len(labels)} entries, the training dataset {len(loader.dataset)} samples.")
-    if renders.plan.get("purpose", "training") != "training":
-        raise UsageError(
-            f"{renders.folder} is for looking at: no class of it was shown to help. Render a set of your own with 'visynth "
-            "render' if you want to train on it all the same."
-        )
-    if not isinstance(loader.sampler, KNOWN_SAMPLERS):
-        warnings.warn(
-            f"the loader draws with {type(loader.sampler).__name__}: synthetic samples replace positions of the dataset, so "
-            "their share of what is drawn follows that sampler's weights. Without class weights in the sampler it is share.",
-            stacklevel=3,
-        )
-    mix, indices = plan_mix(loader.dataset, renders, options, labels)
-    if not mix.slots:
-        return loader
-    with random_state_kept():  # one real sample is read to see what samples look like
-        dataset = MixedDataset(
-            loader.dataset, renders, labels, indices, mix, options.transform, options.image_key, options.label_key
-        )
-    dataset.epoch_of = epoch
-    return _with_dataset(loader, dataset)
-
-
-def plan_mix(
-    dataset: Any, renders: Renders, options: Options, labels: Sequence[int] | None
-) -> tuple[Mix, dict[str, int]]:
-    """How many slots, weighted how, and which label each rendered class has."""
-    indices = map_classes(dataset, renders, options.classes, labels)
-    if labels is None:
-        counts = dict.fromkeys(indices, 0)
-        if isinstance(options.balance, Mapping):
-            wanted = balancing.targets(options.balance, counts)
-        elif options.share is None:
-            raise UsageError(
-                "the training labels cannot be read without loading images: give share=, a balance dict, or labels=."
-            )
-        else:
-            wanted = renders.counts()
-    else:
-        numbers = np.bincount(np.asarray(labels), minlength=max(indices.values()) + 1)
-        names = {place: name for name, place in indices.items()}
-        counts = {names.get(place, f"label {place}"): int(n) for place, n in enumerate(numbers) if n or place in names}
-        wanted = balancing.targets(options.balance, counts, to=options.to)
-    wanted = {name: n for name, n in wanted.items() if name in indices}
-    total = sum(wanted.values())
-    length = len(dataset)
-    share = options.share if options.share is not None else total / (length + total) if total else 0.0
-    if not total:
-        warnings.warn(
-            "no class needs synthetic samples under this balance: training runs on real samples alone.", stacklevel=2
-        )
-        return Mix(wanted, 0, options.spread, options.seed), indices
-    return Mix(wanted, round(share * length), options.spread, options.seed), indices
-
-
-def _with_dataset(loader: DataLoader[Any], dataset: MixedDataset) -> DataLoader[Any]:
-    """The loader again, over another dataset: same sampler object, same collation, same workers."""
-    kind = _epoch_loader(cast(Any, type(loader)))
-    if type(loader) is not DataLoader:
-        # A user's own subclass may take any arguments: keep the object, exchange the dataset in what Lightning recorded too.
-        made = copy.copy(loader)
-        made.__dict__["dataset"] = dataset
-        for record in ("__pl_saved_kwargs",):
-            if record in made.__dict__:
-                made.__dict__[record] = {
-                    **made.__dict__[record],
-                    **({"dataset": dataset} if "dataset" in made.__dict__[record] else {}),
-                }
-        if made.__dict__.get("__pl_saved_args"):
-            made.__dict__["__pl_saved_args"] = tuple(
-                dataset if a is loader.dataset else a for a in made.__dict__["__pl_saved_args"]
-            )
-        made.__class__ = kind
-        return made
-    plain = type(loader.batch_sampler) is BatchSampler
-    batching: dict[str, Any]
-    if loader.batch_sampler is None:
-        batching = {"batch_size": None, "sampler": loader.sampler}
-    elif plain:
-        batching = {"batch_size": loader.batch_size, "sampler": loader.sampler, "drop_last": loader.drop_last}
-    else:
-        batching = {"batch_sampler": loader.batch_sampler}
-    again: DataLoader[Any] = kind(
-        dataset,
-        **batching,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        generator=loader.generator,
-        prefetch_factor=loader.prefetch_factor,
-        persistent_workers=loader.persistent_workers,
-        pin_memory_device=loader.pin_memory_device,
-        in_order=loader.in_order,
-    )
-    return again
-
-
-@functools.cache
-def _epoch_loader(base: Any) -> Any:
-    """The loader class with one addition: at the start of each epoch its dataset is told which one it is."""
-
-    def iterate(self: Any) -> Any:
-        start_epoch(self.dataset)
-        return base.__iter__(self)
-
-    return type(
-        base.__name__,
-        (base,),
-        {
-            "__iter__": iterate,
-            "__module__": base.__module__,
-            "__qualname__": base.__qualname__,
-            "__doc__": base.__doc__,
-        },
-    )
-
-
-def start_epoch(dataset: MixedDataset) -> None:
-    """Set the epoch: Lightning's where there is a trainer (so that a resumed run goes on rightly), else one more each time."""
-    told = dataset.epoch_of() if dataset.epoch_of else None
-    dataset.epoch.fill_(dataset.starts if told is None else told)
-    dataset.starts += 1

@@ -1,0 +1,293 @@
+"""The three ways of mixing, from the user's loaders and the options: positions of datasets, or rows of batches.
+
+``samples`` exchanges samples of map-style datasets. ``batches`` exchanges rows of finished batches, before they go to the device,
+with rendered pictures that a loader of their own reads ahead. ``online`` does so on the device, with pictures made there.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SequentialSampler
+
+from visynth import balance as balancing
+from visynth import seeds as seeding
+from visynth.data.convert import random_state_kept
+from visynth.data.joining import Joiner, Plan
+from visynth.data.labels import find_labels, map_classes
+from visynth.data.loaders import Leaf, chosen, exchange, with_dataset, within
+from visynth.data.mixed import MixedDataset
+from visynth.data.plans import Mix
+from visynth.data.policy import Options, needs_progress, share_at, training_progress
+from visynth.data.sources import GeneratedSource, RenderedSource, has_regions, is_generator, open_renders
+from visynth.data.targets import BoxTarget, MaskTarget, target_of
+from visynth.errors import UsageError
+from visynth.generator import Generator
+
+KNOWN_SAMPLERS = (RandomSampler, SequentialSampler, DistributedSampler)  # they draw every position alike
+
+
+@dataclass
+class Mixed:
+    """The loaders to train on and, for the batch-wise backends, what changes their batches."""
+
+    backend: str
+    loaders: Any
+    joiners: dict[tuple[Any, ...], Joiner]
+
+    def join(self, batch: Any, number: int) -> Any:
+        for path, joiner in self.joiners.items():
+            batch = within(batch, path, functools.partial(joiner.join, number=number))
+        return batch
+
+    def close(self) -> None:
+        for joiner in self.joiners.values():
+            joiner.close()
+            joiner.warn_if_short()
+
+
+def mix_loaders(loaders: Any, source: Any, options: Options, trainer: Any = None) -> Mixed:
+    """Mix a source into the user's training loaders.
+
+    Args:
+        loaders: what ``train_dataloader`` gave.
+        source: a renders folder, a generator folder or a Generator.
+        options: what WithSynthetic was told.
+        trainer: where there is one: it knows the epoch and how far the training is.
+
+    Raises:
+        UsageError: classes that cannot be matched; a backend that cannot do it, with the one that can.
+    """
+    found = chosen(loaders, options.loader)
+    backend = choose_backend(found, source, options)
+    if backend == "samples":
+        renders = open_renders(source, options.keep or {})
+        made = {leaf.path: _mixed_loader(leaf, renders, options, trainer) for leaf in found}
+        return Mixed(backend, exchange(loaders, made), {})
+    synthetic = source if backend == "online" else open_renders(source, options.keep or {})
+    joiners = {leaf.path: _joiner(leaf, synthetic, options, trainer) for leaf in found}
+    return Mixed(backend, loaders, {path: joiner for path, joiner in joiners.items() if joiner is not None})
+
+
+def choose_backend(found: Sequence[Leaf], source: Any, options: Options) -> str:
+    """The backend asked for, or the one that fits.
+
+    Raises:
+        UsageError: it cannot do it; the message names the one that can.
+    """
+    problems = [f"{leaf.name or 'the training loader'} {leaf.problem()}" for leaf in found if leaf.problem()]
+    asked = options.backend
+    if is_generator(source):
+        if asked not in ("auto", "online"):
+            raise UsageError(
+                f"backend={asked!r} mixes rendered images, but the source is a generator: render it first ('visynth render'), or "
+                "take backend='online', which makes the images during the training."
+            )
+        return "online"
+    if asked == "online":
+        raise UsageError(
+            "backend='online' makes images during the training and needs a generator, but the source is a rendered set: give the "
+            "generator's folder, or take backend='samples' or 'batches'."
+        )
+    if asked == "samples" and problems:
+        raise UsageError(
+            f"backend='samples' exchanges samples of map-style datasets in torch DataLoaders, but {'; '.join(problems)}. "
+            "Take backend='batches' (rendered images) or 'online' (a generator), which exchange rows of any batches; or name the "
+            "loader that it can mix into with loader=."
+        )
+    return ("batches" if problems else "samples") if asked == "auto" else asked
+
+
+def _mixed_loader(leaf: Leaf, renders: Any, options: Options, trainer: Any) -> Any:
+    loader: DataLoader[Any] = leaf.loader
+    labels = _labels(leaf, options)
+    if not isinstance(loader.sampler, KNOWN_SAMPLERS):
+        warnings.warn(
+            f"the loader draws with {type(loader.sampler).__name__}: synthetic samples replace positions of the dataset, so "
+            "their share of what is drawn follows that sampler's weights. backend='batches' keeps to share whatever the sampler.",
+            stacklevel=5,
+        )
+    with random_state_kept():  # one real sample is read to see what samples look like
+        geometry = _shows_geometry(loader.dataset[0], options)
+    made = [name for name, count in renders.counts().items() if count]
+    needed = [name for name in made if has_regions(renders, name)] if geometry else made
+    indices = map_classes(loader.dataset, made, needed, options.classes, labels, geometry=geometry)
+    mix = plan_mix(made, indices, options, labels, len(loader.dataset), renders.counts())  # type: ignore[arg-type]
+    if not mix.share and not options.fields:
+        return loader
+    with random_state_kept():
+        source = RenderedSource(renders, indices, mix.seed)
+        dataset = MixedDataset(loader.dataset, source, labels, mix, options, _share_of_epoch(options, mix, trainer))
+    if trainer is not None:
+        dataset.epoch_of = lambda: int(trainer.current_epoch)
+    return with_dataset(loader, dataset)
+
+
+def _joiner(leaf: Leaf, source: Any, options: Options, trainer: Any) -> Joiner | None:
+    dataset, labels = leaf.dataset, _labels(leaf, options)
+    online = is_generator(source)
+    made, counts, regions = _classes_of(source) if online else _rendered_classes(source)
+    # Whether labels are masks or boxes shows in the first batch only; numbers told by the user serve for both.
+    geometry = labels is None and options.classes is not None
+    needed = [name for name in made if name in regions] if geometry and regions else made
+    indices = map_classes(dataset, made, needed, options.classes, labels)
+    length = len(dataset) if labels is not None or hasattr(dataset, "__len__") else None
+    mix = plan_mix(made, indices, options, labels, length, counts)
+    if not mix.share and not options.fields:
+        return None
+    seed = seeding.derive("joiner", mix.seed, leaf.name)
+    names = tuple(name for name in made if name in indices or name not in regions)
+    if online:
+        synthetic: Any = GeneratedSource(source, seed, options.sampler or {}, options.autocast)
+    else:
+        synthetic = RenderedSource(source, indices, seed)
+    own = getattr(leaf.loader, "num_workers", 0)
+    workers = options.workers if options.workers is not None else min(1, own if isinstance(own, int) else 0)
+    context = getattr(leaf.loader, "multiprocessing_context", None)
+    share_of = _share_of_batch(options, mix, trainer)
+    return Joiner(Plan(names, indices, mix, options, share_of, dataset, seed, workers, context), synthetic)
+
+
+def plan_mix(
+    made: Sequence[str],
+    indices: Mapping[str, int],
+    options: Options,
+    labels: Sequence[int] | None,
+    length: int | None,
+    rendered: Mapping[str, int] | None,
+) -> Mix:
+    """How much of each class, and which share of the samples.
+
+    Args:
+        made: classes that the source has.
+        indices: the user's label of each.
+        options: what WithSynthetic was told.
+        labels: of the training samples, or None where they are not known.
+        length: training samples, or None.
+        rendered: images of each class, for a rendered set.
+
+    Raises:
+        UsageError: labels are unknown and neither share nor a balance dict says how much.
+    """
+    if labels is None:
+        if isinstance(options.balance, Mapping):
+            wanted = balancing.targets(options.balance, dict.fromkeys(made, 0))
+        elif options.share is None:
+            raise UsageError(
+                "the training labels cannot be read without loading images: give share=, a balance dict, or labels=."
+            )
+        else:
+            wanted = dict(rendered) if rendered is not None else dict.fromkeys(made, 1)
+        if options.share is None and length is None:
+            raise UsageError(
+                "the number of training samples is not known: give share= (the fraction that is synthetic)."
+            )
+    else:
+        numbers = np.bincount(np.asarray(labels), minlength=max(indices.values(), default=0) + 1)
+        names = {place: name for name, place in indices.items()}
+        counts = {names.get(place, f"label {place}"): int(n) for place, n in enumerate(numbers) if n or place in names}
+        wanted = balancing.targets(options.balance, counts, to=options.to, cap=options.cap)
+    wanted = {name: n for name, n in wanted.items() if name in made}
+    total = sum(wanted.values())
+    if not total:
+        if not options.off:
+            warnings.warn(
+                "no class needs synthetic samples under this balance: training runs on real samples alone.",
+                stacklevel=6,
+            )
+        return Mix(wanted, 0.0, options.spread, options.seed)
+    derived = total / (int(length or 0) + total)
+    share = options.share if isinstance(options.share, (int, float)) else derived
+    if isinstance(options.share, Mapping):
+        share = share_at(options.share, 0.0)
+        share = share or max(share_at(options.share, p / 20) for p in range(21))
+    return Mix(wanted, float(share), options.spread, options.seed)
+
+
+def _labels(leaf: Leaf, options: Options) -> list[int] | None:
+    labels = list(options.labels) if options.labels is not None else find_labels(leaf.dataset)
+    length = len(leaf.dataset) if hasattr(leaf.dataset, "__len__") else None
+    if labels is not None and length is not None and len(labels) != length:
+        raise UsageError(f"labels has {len(labels)} entries, the training dataset {length} samples.")
+    return labels
+
+
+def _shows_geometry(sample: Any, options: Options) -> bool:
+    from visynth.data.form import Form
+
+    form = Form.of(sample, options.image_key, options.label_key)
+    return isinstance(target_of(form.get(sample, form.label)), (BoxTarget, MaskTarget))
+
+
+def _rendered_classes(renders: Any) -> tuple[list[str], dict[str, int], set[str]]:
+    counts = renders.counts()
+    made = [name for name, count in counts.items() if count]
+    return made, counts, {name for name in made if has_regions(renders, name)}
+
+
+def _classes_of(source: Any) -> tuple[list[str], None, set[str]]:
+    """Classes of a generator, from its JSON alone: its weights are loaded when the training starts."""
+    if isinstance(source, Generator):
+        return list(source.classes), None, set()
+    import json
+    from pathlib import Path
+
+    from visynth.generator import SPEC
+
+    return list(json.loads((Path(source) / SPEC).read_text(encoding="utf-8"))["classes"]), None, set()
+
+
+def _share_of_epoch(options: Options, mix: Mix, trainer: Any) -> Callable[[int], float] | None:
+    """Share of an epoch where it changes, from the trainer's number of epochs."""
+    if not needs_progress(options) or not mix.share:
+        return None
+    if trainer is None:
+        raise UsageError("share changes during the training: the datamodule needs a Trainer that says how far that is.")
+    epochs = trainer.max_epochs
+    if (epochs is None or epochs < 2) and (trainer.max_steps is None or trainer.max_steps < 1):
+        raise UsageError(
+            f"share changes during the training, by epochs under backend='samples', but max_epochs is {epochs} and max_steps is not "
+            "set: set one of them, or take backend='batches' or 'online', which change it from batch to batch."
+        )
+    share = options.share if options.share is not None else mix.share
+
+    def of(epoch: int) -> float:
+        if epochs is not None and epochs > 0:
+            return share_at(share, epoch / epochs, options.finish)
+        if epoch == 0:
+            return share_at(share, 0.0, options.finish)
+        steps = trainer.num_training_batches / trainer.accumulate_grad_batches  # of an epoch
+        return share_at(share, min(1.0, epoch * steps / trainer.max_steps), options.finish)
+
+    return of
+
+
+def _share_of_batch(options: Options, mix: Mix, trainer: Any) -> Callable[[int], float]:
+    if not needs_progress(options) or not mix.share:
+        return lambda number: mix.share
+    share = options.share if options.share is not None else mix.share
+
+    def of(number: int) -> float:
+        total = batches_of(trainer)
+        progress = training_progress(trainer) if total is None else number / total
+        return share_at(share, min(1.0, progress), options.finish)
+
+    return of
+
+
+def batches_of(trainer: Any) -> float | None:
+    """Batches of the whole training, where Lightning knows."""
+    if trainer is None:
+        raise UsageError("share changes during the training: the datamodule needs a Trainer that says how far that is.")
+    totals = []
+    batches = trainer.num_training_batches
+    if trainer.max_epochs is not None and trainer.max_epochs > 0 and 0 < batches < float("inf"):
+        totals.append(float(trainer.max_epochs * batches))
+    if trainer.max_steps is not None and trainer.max_steps > 0:
+        totals.append(float(trainer.max_steps * trainer.accumulate_grad_batches))
+    return min(totals) if totals else None

@@ -1,0 +1,360 @@
+"""Synthetic rows in batches that are already made: for loaders that have no positions to replace.
+
+A :class:`Joiner` takes a batch as the user's loader gave it, before or after its way to the device, and exchanges some rows.
+How many, which classes and which pictures follow from the number of the batch; which rows, from that and the labels in
+the batch: rows of classes that receive synthetic samples stay.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from visynth import distributed
+from visynth import seeds as seeding
+from visynth.data.convert import Converter, fast_adapter, find_converter
+from visynth.data.decode import Array
+from visynth.data.form import FLAG, WEIGHT, Form, check_growth
+from visynth.data.mixed import blend, mixing_weight, parts_of, targets_of
+from visynth.data.plans import Mix, Slots, SlotStream
+from visynth.data.policy import Options
+from visynth.data.sources import GeneratedSource, RenderedSource, as_array, truth_of, truths
+from visynth.data.targets import labels_in, probabilities
+from visynth.errors import UsageError
+
+Draw = tuple[str, int]  # class, and number within the class
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the synthetic rows of one loader are; the same for both sources.
+
+    Attributes:
+        names: classes that synthetic samples are drawn from.
+        indices: ``{class: the user's label}``.
+        mix: how much of what.
+        options: what WithSynthetic was told.
+        share_of: share of batch number k.
+        dataset: the user's, where there is one to look at, or None.
+        seed: of this loader.
+        workers: of the loader of rendered pictures.
+        context: how that one starts them.
+    """
+
+    names: tuple[str, ...]
+    indices: dict[str, int]
+    mix: Mix
+    options: Options
+    share_of: Callable[[int], float]
+    dataset: Any
+    seed: int
+    workers: int = 0
+    context: Any = None
+
+
+class Joiner:
+    """Exchanges rows of batches; see the module's docstring. Everything is learnt from the first batch."""
+
+    def __init__(self, plan: Plan, source: RenderedSource | GeneratedSource) -> None:
+        self.plan, self.source = plan, source
+        self.stream = SlotStream(plan.names, plan.mix, plan.seed)
+        counts = plan.mix.counts
+        self.receiving = {plan.indices[n] for n in plan.names if counts.get(n) and n in plan.indices}
+        self.form: Form | None = None
+        self.slots: Slots | None = None
+        self.convert: Converter | None = None
+        self.fast: Any = None
+        self.short = 0  # rows that found no room
+        self.done = 0
+        self._ahead: Iterator[tuple[int, list[list[Any]]]] | None = None
+
+    def join(self, batch: Any, number: int) -> Any:
+        """The batch with its synthetic rows.
+
+        Args:
+            batch: what the loader gave; it is not changed.
+            number: of the batch, counted over epochs and the same on every rank.
+        """
+        if batch is None:  # an exhausted loader of a collection
+            return None
+        options = self.plan.options
+        first = self.form is None
+        if self.form is None:
+            self.form = Form.of(batch, options.image_key, options.label_key)
+            if options.is_synthetic or options.weight is not None:
+                check_growth(batch)
+        form = self.form
+        images = form.get(batch, form.image)
+        size = _rows_of(images)
+        if self.slots is None:
+            self.slots = Slots(self.plan.share_of, size, distributed.rank(), distributed.world_size())
+        draws = [self.stream.at(n) for n in self.slots.of(number)]
+        labels = form.get(batch, form.label)
+        rows = self._rows(labels, size, number, len(draws))
+        self.done, self.short = self.done + len(draws), self.short + len(draws) - len(rows)
+        if first:
+            self._learn(batch, images)
+        parts: dict[Any, Any] = {}
+        if rows:
+            made = self._made(draws[: len(rows)], number, images)
+            parts = self._exchanged(batch, made, rows, number)
+        elif first:
+            self._check_end(images)
+        if options.num_classes and form.label not in parts:
+            parts[form.label] = _soft(labels, options.num_classes)
+        return form.put(batch, parts | self._fields(rows, size, images))
+
+    def close(self) -> None:
+        """Let the workers of the loader of rendered pictures go."""
+        self._ahead = None
+
+    def warn_if_short(self) -> None:
+        """Tell once where many rows found no room: called at the end of training."""
+        if self.done and self.short > 0.1 * self.done:
+            warnings.warn(
+                f"{self.short} of {self.done} synthetic samples found no room: their batches held too few samples of classes that "
+                "receive none. Lower share, take larger batches, or balance fewer classes.",
+                stacklevel=3,
+            )
+
+    # -- one batch ------------------------------------------------------------------------------------------------
+
+    def _rows(self, labels: Any, size: int, number: int, count: int) -> list[int]:
+        """Rows that make room, drawn among those of classes that receive nothing."""
+        if not count:
+            return []
+        shown = [labels_in(_row(labels, row)) for row in range(size)]
+        free = [row for row in range(size) if not shown[row] & self.receiving]
+        if all(found & self.receiving for found in shown):
+            # Like the other backend: where every class receives, all may be replaced.
+            free = list(range(size)) if self.receiving >= set(self.plan.indices.values()) else []
+        seed = seeding.derive("rows", self.plan.seed, number, distributed.rank())
+        chosen = seeding.rng(seed, "rows").permutation(len(free))[:count]
+        return sorted(free[place] for place in chosen)
+
+    def _learn(self, batch: Any, images: Any) -> None:
+        """From the first batch: how a synthetic picture becomes a row."""
+        assert self.form is not None
+        form = self.form
+        form.check_extras(_rows_only(batch, form))
+        mask = None if form.mask is None else _row(form.get(batch, form.mask), 0)
+        targets = targets_of(_row(form.get(batch, form.label), 0), mask, None)
+        picture = self._picture(images)
+        values = images if isinstance(images, (torch.Tensor, np.ndarray)) else None
+        row = _row(images, 0)
+        real = row.cpu() if isinstance(row, torch.Tensor) else row
+        self.convert = find_converter(
+            self.plan.dataset, real, real, targets, self.plan.options.transform, picture, values
+        )
+        if isinstance(self.source, GeneratedSource):
+            self.fast = fast_adapter(self.convert, real, picture)
+
+    def _picture(self, images: Any) -> Array:
+        if isinstance(self.source, RenderedSource):
+            return self.source.example()
+        samples = self.source.make(self.plan.names[:1], [0], _device(images))
+        return as_array(samples, 0)
+
+    def _check_end(self, images: Any) -> None:
+        """A first batch without synthetic rows must show all the same whether they would fit."""
+        made = self._made([self.stream.at(0)], -1, images)
+        _check_row(made[0][0], _row(images, 0))
+
+    def _made(self, draws: Sequence[Draw], number: int, images: Any) -> list[list[Any]]:
+        """``[image, label, ...]`` for each draw, in the user's terms."""
+        assert self.convert is not None
+        if isinstance(self.source, RenderedSource):
+            if number < 0:
+                return [_converted(self.source, self.convert, draw) for draw in draws]
+            return self._from_loader(number)[: len(draws)]
+        device = _device(images)
+        names = [name for name, _ in draws]
+        samples = self.source.make(names, [n for _, n in draws], device)
+        told = truths(samples, [self.plan.indices.get(name) for name in names])
+        if self.fast is not None and samples.sizes is None:
+            pictures = self.fast.batch(samples.images.to(device))
+            return [
+                [picture, self.convert.targets[0].finish(None, truth)]
+                for picture, truth in zip(pictures, told, strict=True)
+            ]
+        return [self.convert(as_array(samples, row), truth) for row, truth in enumerate(told)]
+
+    def _from_loader(self, number: int) -> list[list[Any]]:
+        """This batch's pictures, which workers prepared while the batches before were trained on."""
+        assert isinstance(self.source, RenderedSource)
+        assert self.convert is not None
+        assert self.slots is not None
+        for _ in range(2):
+            if self._ahead is None:
+                self._ahead = iter(_loader(self.source, self.convert, self.stream, self.slots, self.plan, number))
+            found, made = next(self._ahead)
+            if found == number:
+                return made
+            self._ahead = None  # batches were skipped: start again from here
+        raise AssertionError("the loader of rendered pictures is out of step")
+
+    def _exchanged(self, batch: Any, made: list[list[Any]], rows: list[int], number: int) -> dict[Any, Any]:
+        assert self.form is not None
+        form, options = self.form, self.plan.options
+        columns = dict(zip(parts_of(form), map(list, zip(*made, strict=True)), strict=True))
+        images, labels = form.get(batch, form.image), form.get(batch, form.label)
+        if options.num_classes:
+            labels = _soft(labels, options.num_classes)
+            device = labels.device
+            columns[form.label] = [probabilities(v, options.num_classes).to(device) for v in columns[form.label]]
+        if options.mixup and options.num_classes:
+            for place, row in enumerate(rows):
+                lam = mixing_weight(options, self.plan.seed, number, row, distributed.rank())
+                image = torch.as_tensor(columns[form.image][place]).to(_device(images))
+                columns[form.image][place] = blend(image, _row(images, row), lam)
+                columns[form.label][place] = lam * columns[form.label][place] + (1 - lam) * labels[row]
+        parts = {
+            form.image: _put(images, columns[form.image], rows),
+            form.label: _put(labels, columns[form.label], rows),
+        }
+        if form.mask is not None:
+            parts[form.mask] = _put(form.get(batch, form.mask), columns[form.mask], rows)
+        return parts
+
+    def _fields(self, rows: list[int], size: int, images: Any) -> dict[Any, Any]:
+        options, device = self.plan.options, _device(images)
+        flags = torch.zeros(size, dtype=torch.bool)
+        flags[rows] = True
+        parts: dict[Any, Any] = {}
+        if options.is_synthetic:
+            parts[FLAG] = flags.to(device)
+        if options.weight is not None:
+            parts[WEIGHT] = torch.where(flags, float(options.weight), 1.0).to(device)
+        return parts
+
+
+# -- the loader of rendered pictures -----------------------------------------------------------------------------------
+
+
+class _Pictures(Dataset[Any]):
+    """Rendered pictures by (class, number), already in the user's terms."""
+
+    def __init__(self, source: RenderedSource, convert: Converter) -> None:
+        self.source, self.convert = source, convert
+
+    def __getitem__(self, wanted: tuple[int, list[Draw]]) -> tuple[int, list[list[Any]]]:
+        number, draws = wanted
+        return number, [_converted(self.source, self.convert, draw) for draw in draws]
+
+
+class _Batches:
+    """The draws of each batch from one on, without end."""
+
+    def __init__(self, stream: SlotStream, slots: Slots, first: int) -> None:
+        self.stream, self.slots, self.first = stream, slots, first
+
+    def __iter__(self) -> Iterator[tuple[int, list[Draw]]]:
+        number = self.first
+        while True:
+            draws = [self.stream.at(n) for n in self.slots.of(number)]
+            if draws:
+                yield number, draws
+            number += 1
+
+
+def _loader(
+    source: RenderedSource, convert: Converter, stream: SlotStream, slots: Slots, plan: Plan, first: int
+) -> DataLoader[Any]:
+    own = Slots(slots.share, slots.size, slots.rank, slots.world)  # it runs ahead of the training's
+    seed = seeding.derive("pictures", plan.seed, distributed.rank(), first)
+    return DataLoader(
+        _Pictures(source, convert),
+        batch_size=None,
+        sampler=_Batches(stream, own, first),
+        num_workers=plan.workers,
+        multiprocessing_context=plan.context if plan.workers else None,
+        # The seed of the workers is drawn from this one, not from the user's own stream.
+        generator=torch.Generator().manual_seed(seed % 2**63),
+    )
+
+
+def _converted(source: RenderedSource, convert: Converter, draw: Draw) -> list[Any]:
+    record = source.record(*draw)
+    path, truth = source.renders.folder / record.file_name, truth_of(record, source.indices)
+    return convert.from_file(path, truth)
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------
+
+
+def _rows_of(images: Any) -> int:
+    if isinstance(images, (torch.Tensor, np.ndarray)) and images.ndim >= 3:
+        return len(images)
+    if isinstance(images, (list, tuple)) and images:
+        return len(images)
+    raise UsageError(
+        f"a batch's images must be a tensor [B, C, H, W] or a list of images, but got {type(images).__name__} "
+        f"{list(getattr(images, 'shape', []))}: name them with image_key=."
+    )
+
+
+def _row(values: Any, row: int) -> Any:
+    return values[row]
+
+
+def _rows_only(batch: Any, form: Form) -> Any:
+    """The batch with its further tensors as rows: what is one-dimensional in a batch is a number in a sample."""
+
+    def first(value: Any) -> Any:
+        return value[0] if isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim else value
+
+    if isinstance(batch, dict):
+        return {key: first(value) for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields"):
+        return type(batch)(first(value) for value in batch)
+    return batch
+
+
+def _device(images: Any) -> torch.device:
+    first = images if isinstance(images, torch.Tensor) else images[0]
+    return first.device if isinstance(first, torch.Tensor) else torch.device("cpu")
+
+
+def _put(values: Any, made: list[Any], rows: list[int]) -> Any:
+    """Values with other rows: a tensor or array of its own, or a list."""
+    if isinstance(values, (list, tuple)):
+        whole = list(values)
+        for row, value in zip(rows, made, strict=True):
+            whole[row] = _moved(value, _device(values)) if isinstance(whole[row], (torch.Tensor, dict)) else value
+        return type(values)(whole)
+    if isinstance(values, np.ndarray):
+        array = values.copy()
+        for row, value in zip(rows, made, strict=True):
+            array[row] = np.asarray(value)
+        return array
+    _check_row(made[0], values[0])
+    whole = values.clone()
+    stacked = torch.stack([torch.as_tensor(value).as_subclass(torch.Tensor) for value in made])
+    whole[torch.as_tensor(rows, device=values.device)] = stacked.to(device=values.device, dtype=values.dtype)
+    return whole
+
+
+def _check_row(made: Any, real: Any) -> None:
+    if isinstance(real, torch.Tensor) and tuple(torch.as_tensor(made).shape) != tuple(real.shape):
+        raise UsageError(
+            f"a synthetic image became {list(made.shape)}, but the batch's rows are {list(real.shape)}: give transform= that ends "
+            "as your batches are, or backend='samples', where your own collate_fn joins the samples."
+        )
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, dict):
+        return {key: _moved(part, device) for key, part in value.items()}
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def _soft(labels: Any, count: int) -> torch.Tensor:
+    if isinstance(labels, torch.Tensor) and labels.ndim == 2 and labels.shape[1] == count:
+        return labels.to(torch.float32)
+    return torch.stack([probabilities(label, count) for label in labels])
