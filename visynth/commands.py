@@ -351,6 +351,69 @@ def renders_verify(folder: str) -> int:
     return 0
 
 
+def renders_score(
+    folder: str,
+    data: str,
+    groups: str | None = None,
+    group_pattern: str | None = None,
+    max_bad_fraction: float = 0.01,
+    cache: bool = True,
+    json: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Score every rendered image (does it look like its class, is it a copy), for WithSynthetic's keep=.
+
+    Args:
+        folder: what 'visynth render' wrote; scores.jsonl is written into it.
+        data: the real images that the generator was fitted on, as for 'visynth fit'.
+        groups: CSV with the columns file,group.
+        group_pattern: regular expression whose first group is the image's group.
+        max_bad_fraction: share of unusable files up to which they are left out.
+        cache: keep features of real images on disk.
+        json: print the summary as JSON.
+        quiet: no progress.
+    """
+    from visynth.data.reading import read_images
+    from visynth.manifest import read_renders
+    from visynth.scores import score_renders
+
+    renders = read_renders(folder)
+    images = read_images(data, groups=groups, group_pattern=group_pattern, max_bad_fraction=max_bad_fraction)
+    scores = score_renders(images, renders, cache=cache, say=_say(quiet))
+    told = {}
+    for name, count in renders.counts().items():
+        own = [scores.images[record.file_name] for record in renders.records if record.label == name]
+        if own:
+            agreement = sum(score["agreement"] for score in own) / count
+            told[name] = {"images": count, "agreement": round(agreement, 3), "copies": sum(s["copy"] for s in own)}
+            told[name] |= {"real_agreement": round(scores.real[name], 3)} if name in scores.real else {}
+    if json:
+        print(dumps(told))
+    for name, row in {} if json else told.items():
+        real = f" (real images: {row['real_agreement']:.2f})" if "real_agreement" in row else ""
+        print(f"{name}: {row['images']} images, mean agreement {row['agreement']:.2f}{real}, {row['copies']} copies")
+    return 0
+
+
+def renders_review(
+    folder: str, accept: list[str] | None = None, reject: list[str] | None = None, reviewer: str = ""
+) -> int:
+    """Note a reviewer's decisions on rendered images; what is rejected is not mixed in.
+
+    Args:
+        folder: what 'visynth render' wrote; the decisions are added to review.jsonl in it.
+        accept: files to accept, as the manifest names them (crack/000001.png).
+        reject: files to reject.
+        reviewer: who decides.
+    """
+    from visynth.manifest import read_renders, write_reviews
+
+    decisions = {**dict.fromkeys(accept or [], "accept"), **dict.fromkeys(reject or [], "reject")}
+    counts = write_reviews(read_renders(folder), decisions, reviewer)
+    print(f"{folder}: {counts['accept']} accepted, {counts['reject']} rejected, {counts['open']} without a decision")
+    return 0
+
+
 def renders_export(folder: str, format: str, out: str, copy: bool = False) -> int:
     """Write boxes and masks of a rendered set for a detector.
 
@@ -465,11 +528,13 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "render": render,
     "renders.verify": renders_verify,
     "renders.export": renders_export,
+    "renders.score": renders_score,
+    "renders.review": renders_review,
     "evaluate": evaluate,
     "gate": gate,
     "doctor": doctor,
 }
-NESTED = {"fit": ("compose", "pipeline", "export"), "renders": ("verify", "export")}
+NESTED = {"fit": ("compose", "pipeline", "export"), "renders": ("verify", "export", "score", "review")}
 
 
 def _say(quiet: bool) -> Callable[[str], None]:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visynth import members as members_file
-from visynth.errors import IntegrityError, choices, listing
+from visynth.errors import IntegrityError, UsageError, choices, listing
 from visynth.files import canonical_json, hash_file, write_text
 from visynth.members import Member
 
@@ -167,6 +167,36 @@ def read_reviews(folder: str | Path) -> dict[str, str]:
     if wrong:
         raise IntegrityError(f"{path} has the decision {wrong[0]!r}; decisions are {choices(DECISIONS)}.")
     return {line["file_name"]: line["decision"] for line in lines}
+
+
+def write_reviews(renders: Renders, decisions: Mapping[str, str], reviewer: str = "") -> dict[str, int]:
+    """Add decisions to ``review.jsonl``.
+
+    Args:
+        renders: the set that was looked at.
+        decisions: ``{file name: "accept" or "reject"}``.
+        reviewer: who decided.
+
+    Returns:
+        How many images are accepted, rejected and open after that.
+
+    Raises:
+        UsageError: no decision; files that the set does not have.
+    """
+    known = {record.file_name for record in renders.records}
+    unknown = [name for name in decisions if name not in known]
+    if unknown or not decisions:
+        raise UsageError(
+            f"{renders.folder} has no images {choices(unknown)}: name them as {METADATA} does, for instance {min(known, default='')!r}."
+            if unknown
+            else "there is no decision to note: name files with --accept or --reject."
+        )
+    path = renders.folder / REVIEW
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    lines = [{"file_name": n, "decision": d, "reviewer": reviewer} for n, d in decisions.items()]
+    write_text(path, before + "".join(canonical_json(line) + "\n" for line in lines))
+    now = Counter(decision for name, decision in read_reviews(renders.folder).items() if name in known)
+    return {"accept": now["accept"], "reject": now["reject"], "open": len(known) - now.total()}
 
 
 def _sidecar(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
