@@ -10,5 +10,4 @@ from visynth.data import mixing
 class WithSynthetic(LightningDataModule):
     """:class:`visynth.WithSynthetic` under ``lightning.pytorch``'s base class; the arguments are the same."""
 
-    __doc__ = mixing.WithSynthetic.__doc__
     __new__ = mixing.retyped(mixing.WithSynthetic.__new__, datamodule=LightningDataModule)
