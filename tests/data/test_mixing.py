@@ -505,6 +505,12 @@ class TestRefusals:
             "fit"
         )
 
+    def test_the_leak_guard_reads_a_generators_members(self, train, composition) -> None:
+        for source in composition:  # loaded, and its folder
+            inner = folder_module("pytorch_lightning", train, validate=train)
+            with pytest.raises(DataError, match="fitted on 48 held-out images"):
+                visynth.WithSynthetic(inner, source, share=0.3).setup("fit")
+
     def test_the_leak_guard_sees_resaved_copies(self, train, renders, tmp_path) -> None:
         from PIL import Image
 
