@@ -204,10 +204,7 @@ class Generator(ABC):
         Raises:
             UsageError: empty input, unequal lengths, a float tensor, a label or option that does not exist.
         """
-        seed_list, label_list = _integers("seeds", seeds), _integers("labels", labels)
-        self._check(seed_list, label_list, options)
-        merged = {**(self.spec.sampler or {}), **options}
-
+        seed_list, label_list, merged = self._checked(seeds, labels, options)
         # Arithmetic is rounded differently at other batch sizes, so every batch computed is of one size.
         step = self.spec.micro_batch
         pieces = []
@@ -225,9 +222,7 @@ class Generator(ABC):
 
         For mixing during a training, where the last bit of a pixel does not matter and a padded batch costs time.
         """
-        seed_list, label_list = _integers("seeds", seeds), _integers("labels", labels)
-        self._check(seed_list, label_list, options)
-        merged = {**(self.spec.sampler or {}), **options}
+        seed_list, label_list, merged = self._checked(seeds, labels, options)
         step = max(self.spec.micro_batch, 16)
         with torch.no_grad():
             starts = range(0, len(seed_list), step)
@@ -245,6 +240,14 @@ class Generator(ABC):
             write_text(made / "README.md", self._readme())
             self._write_preview(made / "preview.png")
         return folder
+
+    def _checked(
+        self, seeds: Tensor | Sequence[int], labels: Tensor | Sequence[int], options: Mapping[str, Any]
+    ) -> tuple[list[int], list[int], dict[str, Any]]:
+        """Seeds, labels and all options of a call, or an error that tells every problem."""
+        seed_list, label_list = _integers("seeds", seeds), _integers("labels", labels)
+        self._check(seed_list, label_list, options)
+        return seed_list, label_list, {**(self.spec.sampler or {}), **options}
 
     def _check(self, seeds: list[int], labels: list[int], options: Mapping[str, Any]) -> None:
         problems = []
@@ -320,23 +323,10 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Gene
     Raises:
         IntegrityError: a file is missing, altered, or of another schema.
     """
-    import json
-
     from safetensors.torch import load
 
     folder = _local(path)
-    missing = [name for name in (SPEC, WEIGHTS, MEMBERS) if not (folder / name).is_file()]
-    if missing:
-        raise IntegrityError(
-            f"{folder} is not a generator folder: {', '.join(missing)} is missing. Make one with 'visynth fit'."
-        )
-    try:
-        said = json.loads((folder / SPEC).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise IntegrityError(f"{folder / SPEC} is not JSON ({error}): the folder was altered or cut short.") from error
-    if said.get("schema") != SCHEMA:
-        raise IntegrityError(f"{folder / SPEC} has schema {said.get('schema')!r}; this version reads {SCHEMA!r}.")
-
+    said = read_json(folder)
     data = (folder / WEIGHTS).read_bytes()
     found = sha256(data).hexdigest()
     if found != said["weights_sha256"]:
@@ -364,6 +354,28 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Gene
     if generator.digest != said["digest"]:
         raise IntegrityError(f"{folder / SPEC} was altered: its content does not match its own digest.")
     return generator
+
+
+def read_json(folder: Path) -> dict[str, Any]:
+    """``generator.json`` of a complete generator folder; weights are not read.
+
+    Raises:
+        IntegrityError: a file is missing, or this one is no JSON or of another schema.
+    """
+    import json
+
+    missing = [name for name in (SPEC, WEIGHTS, MEMBERS) if not (folder / name).is_file()]
+    if missing:
+        raise IntegrityError(
+            f"{folder} is not a generator folder: {', '.join(missing)} is missing. Make one with 'visynth fit'."
+        )
+    try:
+        said = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise IntegrityError(f"{folder / SPEC} is not JSON ({error}): the folder was altered or cut short.") from error
+    if said.get("schema") != SCHEMA:
+        raise IntegrityError(f"{folder / SPEC} has schema {said.get('schema')!r}; this version reads {SCHEMA!r}.")
+    return dict(said)
 
 
 def _local(path: str | Path) -> Path:

@@ -218,6 +218,20 @@ class TestFields:
             assert counts[CLASSES["good"]] > 0
             assert counts[CLASSES["stain"]] > 0
 
+    def test_labels_told_for_data_without_places(self, white) -> None:
+        from tests.data.kinds import Stream
+
+        class Data(pytorch_lightning.LightningDataModule):
+            def train_dataloader(self):
+                return DataLoader(Stream(), 8)
+
+        told = {"balance": "not majority", "classes": CLASSES, "spread": 0.0, "labels": pictures()[1].tolist()}
+        module = Watch()
+        data = visynth.WithSynthetic(Data(), white.folder, **told)
+        pytorch_lightning.Trainer(max_epochs=2, **TRAINER).fit(module, data)
+        # spot is filled from 8 up to the majority's 24: 16 of 48 + 16 samples.
+        assert sum(module.white) == pytest.approx(2 * 48 * 16 / 64, abs=1)
+
     def test_a_cap_on_what_a_word_asks_for(self, white, tmp_path) -> None:
         loader = visynth.WithSynthetic(
             Tensors(), white.folder, balance="not majority", classes=CLASSES, spread=0.0, leak_guard=False, cap=1

@@ -10,6 +10,7 @@ import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sequ
 from visynth import balance as balancing
 from visynth import seeds as seeding
 from visynth.data.convert import random_state_kept
+from visynth.data.form import Form
 from visynth.data.joining import Joiner, Plan
 from visynth.data.labels import find_labels, map_classes
 from visynth.data.loaders import Leaf, chosen, exchange, with_dataset, within
@@ -27,7 +29,8 @@ from visynth.data.policy import Options, needs_progress, share_at, training_prog
 from visynth.data.sources import GeneratedSource, RenderedSource, has_regions, is_generator, open_renders
 from visynth.data.targets import BoxTarget, MaskTarget, target_of
 from visynth.errors import UsageError
-from visynth.generator import Generator
+from visynth.generator import Generator, read_json
+from visynth.manifest import Renders
 
 KNOWN_SAMPLERS = (RandomSampler, SequentialSampler, DistributedSampler)  # they draw every position alike
 
@@ -103,7 +106,7 @@ def choose_backend(found: Sequence[Leaf], source: Any, options: Options) -> str:
     return ("batches" if problems else "samples") if asked == "auto" else asked
 
 
-def _mixed_loader(leaf: Leaf, renders: Any, options: Options, trainer: Any) -> Any:
+def _mixed_loader(leaf: Leaf, renders: Renders, options: Options, trainer: Any) -> Any:
     loader: DataLoader[Any] = leaf.loader
     labels = _labels(leaf, options)
     if not isinstance(loader.sampler, KNOWN_SAMPLERS):
@@ -114,10 +117,10 @@ def _mixed_loader(leaf: Leaf, renders: Any, options: Options, trainer: Any) -> A
         )
     with random_state_kept():  # one real sample is read to see what samples look like
         geometry = _shows_geometry(loader.dataset[0], options)
-    made = [name for name, count in renders.counts().items() if count]
-    needed = [name for name in made if has_regions(renders, name)] if geometry else made
+    made, regions = _rendered_classes(renders)
+    needed = [name for name in made if name in regions] if geometry else made
     indices = map_classes(loader.dataset, made, needed, options.classes, labels, geometry=geometry)
-    mix = plan_mix(made, indices, options, labels, len(loader.dataset), renders.counts())  # type: ignore[arg-type]
+    mix = plan_mix(made, indices, options, labels, leaf.length, renders.counts())
     if not mix.share and not options.fields:
         return loader
     with random_state_kept():
@@ -130,14 +133,14 @@ def _mixed_loader(leaf: Leaf, renders: Any, options: Options, trainer: Any) -> A
 
 def _joiner(leaf: Leaf, source: Any, options: Options, trainer: Any) -> Joiner | None:
     dataset, labels = leaf.dataset, _labels(leaf, options)
-    online = is_generator(source)
-    made, counts, regions = _classes_of(source) if online else _rendered_classes(source)
+    online = not isinstance(source, Renders)
+    made, regions = (_generated_classes(source), set()) if online else _rendered_classes(source)
     # Whether labels are masks or boxes shows in the first batch only; numbers told by the user serve for both.
     geometry = labels is None and options.classes is not None
     needed = [name for name in made if name in regions] if geometry and regions else made
     indices = map_classes(dataset, made, needed, options.classes, labels)
-    length = len(dataset) if labels is not None or hasattr(dataset, "__len__") else None
-    mix = plan_mix(made, indices, options, labels, length, counts)
+    length = leaf.length if labels is None else len(labels)
+    mix = plan_mix(made, indices, options, labels, length, None if online else source.counts())
     if not mix.share and not options.fields:
         return None
     seed = seeding.derive("joiner", mix.seed, leaf.name)
@@ -211,35 +214,25 @@ def plan_mix(
 
 def _labels(leaf: Leaf, options: Options) -> list[int] | None:
     labels = list(options.labels) if options.labels is not None else find_labels(leaf.dataset)
-    length = len(leaf.dataset) if hasattr(leaf.dataset, "__len__") else None
-    if labels is not None and length is not None and len(labels) != length:
-        raise UsageError(f"labels has {len(labels)} entries, the training dataset {length} samples.")
+    if labels is not None and leaf.length is not None and len(labels) != leaf.length:
+        raise UsageError(f"labels has {len(labels)} entries, the training dataset {leaf.length} samples.")
     return labels
 
 
 def _shows_geometry(sample: Any, options: Options) -> bool:
-    from visynth.data.form import Form
-
     form = Form.of(sample, options.image_key, options.label_key)
     return isinstance(target_of(form.get(sample, form.label)), (BoxTarget, MaskTarget))
 
 
-def _rendered_classes(renders: Any) -> tuple[list[str], dict[str, int], set[str]]:
-    counts = renders.counts()
-    made = [name for name, count in counts.items() if count]
-    return made, counts, {name for name in made if has_regions(renders, name)}
+def _rendered_classes(renders: Renders) -> tuple[list[str], set[str]]:
+    """Classes of a rendered set, and those of them whose pictures have masks or boxes."""
+    made = [name for name, count in renders.counts().items() if count]
+    return made, {name for name in made if has_regions(renders, name)}
 
 
-def _classes_of(source: Any) -> tuple[list[str], None, set[str]]:
+def _generated_classes(source: Any) -> list[str]:
     """Classes of a generator, from its JSON alone: its weights are loaded when the training starts."""
-    if isinstance(source, Generator):
-        return list(source.classes), None, set()
-    import json
-    from pathlib import Path
-
-    from visynth.generator import SPEC
-
-    return list(json.loads((Path(source) / SPEC).read_text(encoding="utf-8"))["classes"]), None, set()
+    return list(source.classes if isinstance(source, Generator) else read_json(Path(source))["classes"])
 
 
 def _share_of_epoch(options: Options, mix: Mix, trainer: Any) -> Callable[[int], float] | None:
@@ -282,8 +275,6 @@ def _share_of_batch(options: Options, mix: Mix, trainer: Any) -> Callable[[int],
 
 def batches_of(trainer: Any) -> float | None:
     """Batches of the whole training, where Lightning knows."""
-    if trainer is None:
-        raise UsageError("share changes during the training: the datamodule needs a Trainer that says how far that is.")
     totals = []
     batches = trainer.num_training_batches
     if trainer.max_epochs is not None and trainer.max_epochs > 0 and 0 < batches < float("inf"):

@@ -37,11 +37,13 @@ class Converter:
 
     def __call__(self, picture: Array, truth: Truth) -> list[Any]:
         size = (picture.shape[0], picture.shape[1])
-        image, moved = self._image(picture, self.raw(truth, size))
+        image, moved = self._image(picture, [target.raw(truth, size) for target in self.targets])
         return [image, *(t.finish(raw, truth) for t, raw in zip(self.targets, moved, strict=True))]
 
-    def raw(self, truth: Truth, size: tuple[int, int]) -> list[Any]:
-        return [target.raw(truth, size) for target in self.targets]
+    @property
+    def joint(self) -> bool:
+        """Whether labels have places in the picture: masks or boxes."""
+        return any(target.joint for target in self.targets)
 
     def _image(self, picture: Array, raw: list[Any]) -> tuple[Any, list[Any]]:
         if isinstance(self.through, Adapter):
@@ -52,7 +54,7 @@ class Converter:
 
     def from_file(self, path: Path, truth: Truth) -> list[Any]:
         """The same for a rendered file, by the shortest way: read as a user's own files are read, it costs what they cost."""
-        if isinstance(self.through, Through) and self.through.short and not any(t.joint for t in self.targets):
+        if isinstance(self.through, Through) and self.through.short and not self.joint:
             return [self.through.from_file(path), *(target.finish(None, truth) for target in self.targets)]
         return self(decode(path), truth)
 
@@ -147,7 +149,7 @@ def fast_adapter(converter: Converter, image: torch.Tensor, picture: Array) -> A
         image: a real row, a tensor.
         picture: one synthetic picture.
     """
-    if any(target.joint for target in converter.targets) or not isinstance(image, torch.Tensor):
+    if converter.joint or not isinstance(image, torch.Tensor):
         return None
     if isinstance(converter.through, Adapter):
         return converter.through

@@ -102,11 +102,6 @@ class Form:
             )
 
 
-def named_fields(sample: Any) -> bool:
-    """Whether fields can be added by name: to a dict. Tuples get them at their end; other containers cannot grow."""
-    return isinstance(sample, Mapping)
-
-
 def check_growth(sample: Any) -> None:
     """Refuse to add fields to a container that has a fixed number of them.
 

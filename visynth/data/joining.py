@@ -21,11 +21,11 @@ from visynth import seeds as seeding
 from visynth.data.convert import Converter, fast_adapter, find_converter
 from visynth.data.decode import Array
 from visynth.data.form import FLAG, WEIGHT, Form, check_growth
-from visynth.data.mixed import blend, mixing_weight, parts_of, targets_of
+from visynth.data.mixed import mix_up, mixing_weight, parts_of, targets_of
 from visynth.data.plans import Mix, Slots, SlotStream
 from visynth.data.policy import Options
 from visynth.data.sources import GeneratedSource, RenderedSource, as_array, truth_of, truths
-from visynth.data.targets import labels_in, probabilities
+from visynth.data.targets import Truth, labels_in, probabilities
 from visynth.errors import UsageError
 
 Draw = tuple[str, int]  # class, and number within the class
@@ -64,8 +64,7 @@ class Joiner:
     def __init__(self, plan: Plan, source: RenderedSource | GeneratedSource) -> None:
         self.plan, self.source = plan, source
         self.stream = SlotStream(plan.names, plan.mix, plan.seed)
-        counts = plan.mix.counts
-        self.receiving = {plan.indices[n] for n in plan.names if counts.get(n) and n in plan.indices}
+        self.receiving = plan.mix.receiving(plan.indices)
         self.form: Form | None = None
         self.slots: Slots | None = None
         self.convert: Converter | None = None
@@ -104,8 +103,6 @@ class Joiner:
         if rows:
             made = self._made(draws[: len(rows)], number, images)
             parts = self._exchanged(batch, made, rows, number)
-        elif first:
-            self._check_end(images)
         if options.num_classes and form.label not in parts:
             parts[form.label] = _soft(labels, options.num_classes)
         return form.put(batch, parts | self._fields(rows, size, images))
@@ -129,7 +126,8 @@ class Joiner:
         """Rows that make room, drawn among those of classes that receive nothing."""
         if not count:
             return []
-        shown = [labels_in(_row(labels, row)) for row in range(size)]
+        labels = labels.cpu() if isinstance(labels, torch.Tensor) else labels  # once, not once a row
+        shown = [labels_in(labels[row]) for row in range(size)]
         free = [row for row in range(size) if not shown[row] & self.receiving]
         if all(found & self.receiving for found in shown):
             # Like the other backend: where every class receives, all may be replaced.
@@ -143,17 +141,19 @@ class Joiner:
         assert self.form is not None
         form = self.form
         form.check_extras(_rows_only(batch, form))
-        mask = None if form.mask is None else _row(form.get(batch, form.mask), 0)
-        targets = targets_of(_row(form.get(batch, form.label), 0), mask, None)
+        mask = None if form.mask is None else form.get(batch, form.mask)[0]
+        targets = targets_of(form.get(batch, form.label)[0], mask, None)
         picture = self._picture(images)
         values = images if isinstance(images, (torch.Tensor, np.ndarray)) else None
-        row = _row(images, 0)
+        row = images[0]
         real = row.cpu() if isinstance(row, torch.Tensor) else row
         self.convert = find_converter(
             self.plan.dataset, real, real, targets, self.plan.options.transform, picture, values
         )
         if isinstance(self.source, GeneratedSource):
             self.fast = fast_adapter(self.convert, real, picture)
+        if isinstance(images, torch.Tensor):  # told at once, even where the first batch takes no synthetic rows
+            _check_row(self.convert(picture, Truth(0, None))[0], row)
 
     def _picture(self, images: Any) -> Array:
         if isinstance(self.source, RenderedSource):
@@ -161,22 +161,15 @@ class Joiner:
         samples = self.source.make(self.plan.names[:1], [0], _device(images))
         return as_array(samples, 0)
 
-    def _check_end(self, images: Any) -> None:
-        """A first batch without synthetic rows must show all the same whether they would fit."""
-        made = self._made([self.stream.at(0)], -1, images)
-        _check_row(made[0][0], _row(images, 0))
-
     def _made(self, draws: Sequence[Draw], number: int, images: Any) -> list[list[Any]]:
         """``[image, label, ...]`` for each draw, in the user's terms."""
         assert self.convert is not None
         if isinstance(self.source, RenderedSource):
-            if number < 0:
-                return [_converted(self.source, self.convert, draw) for draw in draws]
             return self._from_loader(number)[: len(draws)]
         device = _device(images)
         names = [name for name, _ in draws]
         samples = self.source.make(names, [n for _, n in draws], device)
-        told = truths(samples, [self.plan.indices.get(name) for name in names])
+        told = truths(samples, [self.plan.indices.get(name) for name in names], self.convert.joint)
         if self.fast is not None and samples.sizes is None:
             pictures = self.fast.batch(samples.images.to(device))
             return [
@@ -208,12 +201,13 @@ class Joiner:
             labels = _soft(labels, options.num_classes)
             device = labels.device
             columns[form.label] = [probabilities(v, options.num_classes).to(device) for v in columns[form.label]]
-        if options.mixup and options.num_classes:
+        if options.mixup:
             for place, row in enumerate(rows):
                 lam = mixing_weight(options, self.plan.seed, number, row, distributed.rank())
                 image = torch.as_tensor(columns[form.image][place]).to(_device(images))
-                columns[form.image][place] = blend(image, _row(images, row), lam)
-                columns[form.label][place] = lam * columns[form.label][place] + (1 - lam) * labels[row]
+                halves = (image, columns[form.label][place]), (images[row], labels[row])
+                blended = mix_up(*halves, lam, int(options.num_classes or 0))
+                columns[form.image][place], columns[form.label][place] = blended
         parts = {
             form.image: _put(images, columns[form.image], rows),
             form.label: _put(labels, columns[form.label], rows),
@@ -281,7 +275,7 @@ def _loader(
 
 def _converted(source: RenderedSource, convert: Converter, draw: Draw) -> list[Any]:
     record = source.record(*draw)
-    path, truth = source.renders.folder / record.file_name, truth_of(record, source.indices)
+    path, truth = source.renders.folder / record.file_name, truth_of(record, source.indices, convert.joint)
     return convert.from_file(path, truth)
 
 
@@ -297,10 +291,6 @@ def _rows_of(images: Any) -> int:
         f"a batch's images must be a tensor [B, C, H, W] or a list of images, but got {type(images).__name__} "
         f"{list(getattr(images, 'shape', []))}: name them with image_key=."
     )
-
-
-def _row(values: Any, row: int) -> Any:
-    return values[row]
 
 
 def _rows_only(batch: Any, form: Form) -> Any:

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from torch.utils.data import ConcatDataset, Subset
 
 from visynth.errors import UsageError, choices
 
+T = TypeVar("T")
+
+
+def per_sample(dataset: Any, read: Callable[[Any], list[T] | None]) -> list[T] | None:
+    """What ``read`` finds for each sample of a dataset, through Subset and ConcatDataset; None where it finds nothing.
+
+    Example:
+        >>> per_sample(Subset([5, 6, 7], [2, 0]), list)
+        [7, 5]
+    """
+    if isinstance(dataset, Subset):
+        inner = per_sample(dataset.dataset, read)
+        return None if inner is None else [inner[i] for i in dataset.indices]
+    if isinstance(dataset, ConcatDataset):
+        parts = [per_sample(part, read) for part in dataset.datasets]
+        return None if any(part is None for part in parts) else [value for part in parts for value in part or []]
+    return read(dataset)
+
 
 def find_labels(dataset: Any) -> list[int] | None:
     """Labels of a dataset without loading images: ``targets``, ``labels`` or ``samples``, through Subset and ConcatDataset."""
-    if isinstance(dataset, Subset):
-        inner = find_labels(dataset.dataset)
-        return None if inner is None else [inner[i] for i in dataset.indices]
-    if isinstance(dataset, ConcatDataset):
-        parts = [find_labels(part) for part in dataset.datasets]
-        return None if any(part is None for part in parts) else [label for part in parts for label in part or []]
+    return per_sample(dataset, _labels)
+
+
+def _labels(dataset: Any) -> list[int] | None:
     if not hasattr(dataset, "__len__"):
         return None
     for name in ("targets", "labels"):

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import ConcatDataset, DataLoader, Subset
+from torch.utils.data import DataLoader, Subset
 
 from visynth import members as members_file
 from visynth.data.decode import EXTENSIONS, Array, decode
 from visynth.data.items import in_threads
+from visynth.data.labels import per_sample
 from visynth.errors import DataError, listing
 from visynth.files import hash_file
 from visynth.members import Member, perceptual_hash, pixel_hash
@@ -74,7 +75,7 @@ def fingerprints(dataset: Any, split: str) -> list[Member] | None:
     paths = file_paths(dataset)
     if paths is not None:
         return in_threads(lambda path: _of_file(path, split), paths)
-    pictures = _pictures(dataset)
+    pictures = per_sample(dataset, _pictures)
     if pictures is None:
         return None
     return [_of_array(f"sample {place}", picture, split) for place, picture in enumerate(pictures)]
@@ -82,12 +83,10 @@ def fingerprints(dataset: Any, split: str) -> list[Member] | None:
 
 def file_paths(dataset: Any) -> list[Path] | None:
     """Paths of a dataset's images, through Subset and ConcatDataset."""
-    if isinstance(dataset, Subset):
-        inner = file_paths(dataset.dataset)
-        return None if inner is None else [inner[i] for i in dataset.indices]
-    if isinstance(dataset, ConcatDataset):
-        parts = [file_paths(part) for part in dataset.datasets]
-        return None if any(part is None for part in parts) else [path for part in parts for path in part or []]
+    return per_sample(dataset, _paths)
+
+
+def _paths(dataset: Any) -> list[Path] | None:
     for name in ("samples", "imgs", "files", "paths", "image_paths", "img_paths", "filenames", "images", "items"):
         values = getattr(dataset, name, None)
         if not isinstance(values, (list, tuple)) or len(values) != len(dataset) or not len(values):
@@ -113,9 +112,6 @@ def _existing(dataset: Any, paths: list[Path]) -> list[Path] | None:
 
 def _pictures(dataset: Any) -> list[Array] | None:
     """Raw 8-bit pictures held in memory: ``data`` of torchvision's small sets, or samples before any transform."""
-    if isinstance(dataset, Subset):
-        inner = _pictures(dataset.dataset)
-        return None if inner is None else [inner[i] for i in dataset.indices]
     data = getattr(dataset, "data", None)
     if isinstance(data, torch.Tensor):
         data = data.numpy()

@@ -31,6 +31,12 @@ class Leaf:
     def dataset(self) -> Any:
         return getattr(self.loader, "dataset", None)
 
+    @property
+    def length(self) -> int | None:
+        """Training samples, where that is known: items of a dataset that gives whole batches are none."""
+        whole = isinstance(self.loader, DataLoader) and self.loader.batch_sampler is None
+        return len(self.dataset) if hasattr(self.dataset, "__len__") and not whole else None
+
     def problem(self) -> str | None:
         """Why single samples cannot be exchanged here, or None where they can."""
         if not isinstance(self.loader, DataLoader):

@@ -48,8 +48,7 @@ class MixedDataset(Dataset[Any]):
     ) -> None:
         self.real, self.source, self.mix, self.options = real, source, mix, options
         self.share_of = share_of
-        receiving = {source.indices[name] for name, n in mix.counts.items() if n and name in source.indices}
-        self.allowed = replaceable(len(real), labels, receiving)
+        self.allowed = replaceable(len(real), labels, mix.receiving(source.indices))
         self._warn_of_caps()
         self.example = real[0]
         self.form = Form.of(self.example, options.image_key, options.label_key)
@@ -110,23 +109,16 @@ class MixedDataset(Dataset[Any]):
             return self._with_fields(sample, {}, False) if self.options.fields else sample
         renders = self.source.renders
         record = renders.records[row]
-        made = self.convert.from_file(renders.folder / record.file_name, truth_of(record, self.source.indices))
+        truth = truth_of(record, self.source.indices, self.convert.joint)
+        made = self.convert.from_file(renders.folder / record.file_name, truth)
         sample = self.real[index] if self.options.mixup else self.example
         parts = dict(zip(parts_of(self.form), made, strict=True))
-        if self.options.mixup and self.options.num_classes:
-            epoch = int(self.now[0])
-            lam = mixing_weight(self.options, self.mix.seed, epoch, index)
-            parts = self._mixed_up(sample, parts, lam)
+        if self.options.mixup:
+            places = (self.form.image, self.form.label)
+            lam = mixing_weight(self.options, self.mix.seed, int(self.now[0]), index)
+            halves = [parts[place] for place in places], [self.form.get(sample, place) for place in places]
+            parts = dict(zip(places, mix_up(*halves, lam, int(self.options.num_classes or 0)), strict=True))
         return self._with_fields(sample, parts, True)
-
-    def _mixed_up(self, sample: Any, parts: dict[Any, Any], lam: float) -> dict[Any, Any]:
-        count = int(self.options.num_classes or 0)
-        image, label = (self.form.get(sample, place) for place in (self.form.image, self.form.label))
-        labels = [probabilities(value, count) for value in (parts[self.form.label], label)]
-        return {
-            self.form.image: blend(parts[self.form.image], image, lam),
-            self.form.label: lam * labels[0] + (1 - lam) * labels[1],
-        }
 
     def _with_fields(self, sample: Any, parts: dict[Any, Any], synthetic: bool) -> Any:
         options = self.options
@@ -176,6 +168,12 @@ def mixing_weight(options: Options, *seed: int) -> float:
     """Weight of the synthetic half under mixup, Beta(a, a) distributed (Zhang et al., "mixup", ICLR 2018, section 2)."""
     alpha = float(options.mixup or 1.0)
     return float(seeding.rng(seeding.derive("mixup", *seed), "weight").beta(alpha, alpha))
+
+
+def mix_up(made: Sequence[Any], real: Sequence[Any], lam: float, count: int) -> tuple[Any, torch.Tensor]:
+    """``(image, label)`` of a synthetic and a real sample blended alike; labels become probabilities ``[count]``."""
+    labels = [probabilities(label, count) for label in (made[1], real[1])]
+    return blend(made[0], real[0], lam), lam * labels[0] + (1 - lam) * labels[1]
 
 
 def blend(made: Any, real: Any, lam: float) -> Any:

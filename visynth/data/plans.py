@@ -32,6 +32,10 @@ class Mix:
     spread: float
     seed: int
 
+    def receiving(self, indices: Mapping[str, int]) -> set[int]:
+        """The user's labels of the classes that receive synthetic samples: their real ones make no room."""
+        return {indices[name] for name, count in self.counts.items() if count and name in indices}
+
 
 def class_shares(names: Sequence[str], mix: Mix) -> NDArray[np.float64]:
     """Part of the synthetic slots that each class gets; they sum to 1.

@@ -157,12 +157,11 @@ def needs_progress(options: Options) -> bool:
     return isinstance(options.share, Mapping) or options.finish > 0
 
 
-def training_progress(trainer: Any, *, epochs_only: bool = False) -> float:
+def training_progress(trainer: Any) -> float:
     """Part of the training that is done, in [0, 1]: by steps where their number is known or told, else by epochs.
 
     Args:
         trainer: a Lightning Trainer.
-        epochs_only: count whole epochs, as far as their number is known.
     """
     epochs, steps = trainer.max_epochs, trainer.max_steps
     parts = [0.0]
@@ -171,7 +170,7 @@ def training_progress(trainer: Any, *, epochs_only: bool = False) -> float:
     if epochs is not None and epochs > 0:
         inside = 0.0
         batches = trainer.num_training_batches
-        if not epochs_only and isinstance(batches, (int, float)) and math.isfinite(batches) and batches > 0:
+        if isinstance(batches, (int, float)) and math.isfinite(batches) and batches > 0:
             inside = min(1.0, trainer.fit_loop.epoch_loop.batch_progress.current.ready / batches)
         parts.append((trainer.current_epoch + inside) / epochs)
     return min(1.0, max(parts))

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from visynth import members as members_file
 from visynth import seeds as seeding
 from visynth.data.decode import Array, decode
 from visynth.data.filters import kept
 from visynth.data.plans import picture
 from visynth.data.synthetic import by_label
 from visynth.data.targets import Truth
-from visynth.errors import DataError, IntegrityError, UsageError, choices
-from visynth.generator import SPEC, Generator, Samples, load_generator
-from visynth.manifest import METADATA, Record, Renders, decode_mask, read_renders
+from visynth.errors import DataError, UsageError, choices
+from visynth.generator import SPEC, Generator, Samples, load_generator, read_json
+from visynth.manifest import MEMBERS, METADATA, Record, Renders, decode_mask, read_renders
 
 if TYPE_CHECKING:
     from visynth.members import Member
@@ -53,9 +54,9 @@ def open_renders(source: Any, keep: Mapping[str, Any]) -> Renders:
     return replace(renders, records=tuple(kept(renders, keep)))
 
 
-def truth_of(record: Record, indices: Mapping[str, int]) -> Truth:
-    """What the manifest knows of a rendered picture, in the user's numbers."""
-    mask = None if record.mask is None else decode_mask(record.mask)
+def truth_of(record: Record, indices: Mapping[str, int], regions: bool = True) -> Truth:
+    """What the manifest knows of a rendered picture, in the user's numbers; a mask is decoded only where ``regions`` are wanted."""
+    mask = decode_mask(record.mask) if regions and record.mask is not None else None
     return Truth(indices.get(record.label), mask, record.boxes)
 
 
@@ -135,21 +136,18 @@ def members_of(source: Any) -> Sequence[Member]:
     Raises:
         IntegrityError: neither a renders nor a generator folder.
     """
-    from visynth import members as members_file
-    from visynth.manifest import MEMBERS
-
     if isinstance(source, (Generator, Renders)):
         return source.members
     if is_generator(source):
-        file = Path(source) / MEMBERS
-        if not file.is_file():
-            raise IntegrityError(f"{source} is not a generator folder: {MEMBERS} is missing.")
-        return members_file.read(file)
+        read_json(Path(source))  # it says what is missing
+        return members_file.read(Path(source) / MEMBERS)
     return read_renders(source).members
 
 
-def truths(samples: Samples, labels: Sequence[int | None]) -> list[Truth]:
+def truths(samples: Samples, labels: Sequence[int | None], regions: bool = True) -> list[Truth]:
     """What a generator knows of each of its pictures."""
+    if not regions:
+        return [Truth(label, None) for label in labels]
     found = []
     for row, label in enumerate(labels):
         height, width = samples.crop(row).shape[-2:]
