@@ -25,7 +25,7 @@ from visynth.data.plans import Mix, deal, plan_epoch, replaceable
 from visynth.data.policy import Options
 from visynth.data.sources import RenderedSource, truth_of
 from visynth.data.targets import label_like
-from visynth.errors import DataError, IntegrityError, UsageError
+from visynth.errors import IntegrityError, UsageError
 
 PACKAGES = ["pytorch_lightning", "lightning.pytorch"]
 EXACT = {"share": 0.3, "balance": {"spot": 10, "scratch": 5}, "leak_guard": False}
@@ -493,62 +493,6 @@ class TestRefusals:
             visynth.WithSynthetic(Odd(), renders.folder, backend="samples").train_dataloader()
         with pytest.raises(UsageError, match="has no train_dataloader"):
             visynth.WithSynthetic(pytorch_lightning.LightningDataModule(), renders.folder)
-
-    def test_the_leak_guard_lists_what_it_meets(self, train, renders, tmp_path) -> None:
-        for package in PACKAGES:
-            wrapped = visynth.WithSynthetic(folder_module(package, train, validate=train), renders.folder, share=0.3)
-            with pytest.raises(
-                DataError, match=r"fitted on 48 held-out images(.|\n)*val: .*is a same file of train image good/"
-            ):
-                wrapped.setup("fit")
-        visynth.WithSynthetic(folder_module("pytorch_lightning", train, validate=train), renders.folder, share=0).setup(
-            "fit"
-        )
-
-    def test_the_leak_guard_reads_a_generators_members(self, train, composition) -> None:
-        for source in composition:  # loaded, and its folder
-            inner = folder_module("pytorch_lightning", train, validate=train)
-            with pytest.raises(DataError, match="fitted on 48 held-out images"):
-                visynth.WithSynthetic(inner, source, share=0.3).setup("fit")
-
-    def test_the_leak_guard_sees_resaved_copies(self, train, renders, tmp_path) -> None:
-        from PIL import Image
-
-        for path in sorted(train.rglob("*.png"))[:3]:
-            target = tmp_path / "val" / path.parent.name / path.with_suffix(".jpg").name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Image.open(path).save(target, quality=90)
-        wrapped = visynth.WithSynthetic(
-            folder_module("pytorch_lightning", train, validate=tmp_path / "val"), renders.folder, share=0.3
-        )
-        with pytest.raises(DataError, match=r"3 held-out images(.|\n)*near-duplicate"):
-            wrapped.setup("fit")
-
-    def test_the_leak_guard_finds_names_relative_to_a_root(self, train, renders) -> None:
-        from visynth.data.leaks import check_leaks, fingerprints
-
-        class Relative(Dataset):
-            def __init__(self, root) -> None:
-                self.img_dir, self.files = root, sorted(p.name for p in root.glob("*.png"))
-
-            def __len__(self) -> int:
-                return len(self.files)
-
-        with pytest.raises(DataError, match="fitted on 8 held-out images"):
-            check_leaks(renders.members, {"val": DataLoader(Relative(train / "spot"))})
-        lost = Relative(train / "spot")
-        lost.img_dir = "elsewhere"
-        assert fingerprints(lost, "val") is None
-        with pytest.warns(UserWarning, match="cannot see the files"):
-            check_leaks(renders.members, {"val": DataLoader(lost)})
-
-    def test_the_leak_guard_looks_at_what_a_subset_sampler_draws(self, train) -> None:
-        from torch.utils.data import SubsetRandomSampler
-
-        from visynth.data.leaks import datasets_of, file_paths
-
-        loader = DataLoader(ImageFolder(train), sampler=SubsetRandomSampler([3, 5]))
-        assert len(file_paths(datasets_of(loader)[0])) == 2
 
     def test_sets_for_looking_are_refused(self, train, composition, tmp_path) -> None:
         from visynth.render.run import make_plan, render_set
