@@ -475,7 +475,7 @@ class TestRefusals:
             self.wrap(train, renders.folder, leak_guard=False, **options)
 
     def test_missing_renders_are_told_at_setup(self, train, tmp_path) -> None:
-        with pytest.raises(IntegrityError, match="there is no renders folder"):
+        with pytest.raises(IntegrityError, match="there is no folder"):
             self.wrap(train, tmp_path / "nothing")
 
     def test_not_a_datamodule(self, renders) -> None:

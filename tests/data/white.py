@@ -16,17 +16,24 @@ from visynth.manifest import MEMBERS, PLAN, SCHEMA, Record, Renders, encode_mask
 BOX = (4.0, 4.0, 12.0, 12.0)
 
 
-def region(side: int) -> np.ndarray:
-    mask = np.zeros((side, side), bool)
+Side = int | tuple[int, int]
+
+
+def pair(side: Side) -> tuple[int, int]:
+    return (side, side) if isinstance(side, int) else side
+
+
+def region(side: Side) -> np.ndarray:
+    mask = np.zeros(pair(side), bool)
     mask[4:12, 4:12] = True
     return mask
 
 
 def white_set(
-    folder: Path, counts: dict[str, int], classes: tuple[str, ...] | None = None, side: int = 16, channels: int = 1
+    folder: Path, counts: dict[str, int], classes: tuple[str, ...] | None = None, side: Side = 16, channels: int = 1
 ) -> Renders:
     """A finished renders folder of white pictures, each with a mask and a box."""
-    data = encode_png(np.full((side, side, channels), 255, np.uint8))
+    data = encode_png(np.full((*pair(side), channels), 255, np.uint8))
     records = []
     for name, count in counts.items():
         for number in range(count):
@@ -35,7 +42,7 @@ def white_set(
             file.write_bytes(data)
             records.append(
                 Record(
-                    f"{name}/{file.name}", name, number, "0" * 64, {}, (), encode_mask(region(side)), (BOX,), side, side,
+                    f"{name}/{file.name}", name, number, "0" * 64, {}, (), encode_mask(region(side)), (BOX,), *pair(side)[::-1],
                     sha256(data).hexdigest(),
                 )
             )  # fmt: skip
@@ -49,8 +56,8 @@ def white_set(
 class White(Generator):
     """The same, made on demand; it keeps how it was called."""
 
-    def __init__(self, classes: tuple[str, ...] = ("spot",), side: int = 16, channels: int = 1) -> None:
-        super().__init__(Spec("white", {}, classes, channels, (side, side), micro_batch=1))
+    def __init__(self, classes: tuple[str, ...] = ("spot",), side: Side = 16, channels: int = 1) -> None:
+        super().__init__(Spec("white", {}, classes, channels, pair(side), micro_batch=1))
         self.calls: list[dict[str, object]] = []
 
     def _sample(self, seeds, labels, **options):
@@ -62,10 +69,10 @@ class White(Generator):
                 "autocast": torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
             }
         )
-        side = self.spec.size[0]
+        side = self.spec.size
         count = len(seeds)
         return Samples(
-            torch.full((count, self.spec.channels, side, side), 255, dtype=torch.uint8),
+            torch.full((count, self.spec.channels, *side), 255, dtype=torch.uint8),
             torch.from_numpy(region(side)).expand(count, -1, -1),
             [torch.tensor([BOX])] * count,
         )
@@ -75,4 +82,4 @@ class White(Generator):
 
     @classmethod
     def build(cls, spec, weights, device):
-        return cls(spec.classes, spec.size[0], spec.channels)
+        return cls(spec.classes, spec.size, spec.channels)

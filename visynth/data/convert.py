@@ -18,10 +18,11 @@ import torch
 from PIL import Image
 
 from visynth.data.adapter import Adapter, move
-from visynth.data.decode import Array, decode
+from visynth.data.decode import Array, read
 from visynth.data.labels import find_attribute
 from visynth.data.synthetic import as_picture
 from visynth.data.targets import Target, Truth
+from visynth.errors import DataError
 
 OWN_WAYS = ("RGB", "picture", "array")  # how a dataset's transform may want a picture: most read their files as RGB
 GIVEN_WAYS = ("picture", "RGB", "array")
@@ -56,7 +57,7 @@ class Converter:
         """The same for a rendered file, by the shortest way: read as a user's own files are read, it costs what they cost."""
         if isinstance(self.through, Through) and self.through.short and not self.joint:
             return [self.through.from_file(path), *(target.finish(None, truth) for target in self.targets)]
-        return self(decode(path), truth)
+        return self(read(path), truth)
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,12 @@ class Through:
         return image, [None if g is None else next(rest) for g in raw]
 
     def from_file(self, path: Path) -> Any:
-        with Image.open(path) as image:
-            image.load()
-            return self.transform(image.convert("RGB") if self.way == "RGB" else image)
+        try:
+            with Image.open(path) as image:
+                image.load()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error})") from error
+        return self.transform(image.convert("RGB") if self.way == "RGB" else image)
 
 
 def find_converter(

@@ -71,6 +71,14 @@ def decode(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Array:
     return decode_bytes(path.read_bytes(), limits)
 
 
+def read(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Array:
+    """As :func:`decode`, with the path in the message: for callers that want this one file."""
+    try:
+        return decode(path, limits)
+    except DataError as error:
+        raise DataError(f"{path} {error}") from error
+
+
 def decode_bytes(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Array:
     """As :func:`decode`, from bytes.
 

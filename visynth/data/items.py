@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from visynth.data.decode import DEFAULT_LIMITS, Array, Limits, decode
+from visynth.data.decode import DEFAULT_LIMITS, Array, Limits, decode, read
 from visynth.errors import DataError, UsageError, choices, listing
 from visynth.files import hash_file
 from visynth.members import Member, perceptual_hash, pixel_hash
@@ -84,10 +84,7 @@ class ImageSet:
 
     def image(self, item: Item) -> Array:
         """Decoded pixels ``[H, W, C]``."""
-        try:
-            return decode(item.path, self.limits)
-        except DataError as error:
-            raise DataError(f"{item.path} {error}") from error
+        return read(item.path, self.limits)
 
     def select(self, keep: Callable[[Item], bool]) -> ImageSet:
         """The set with only the items that ``keep`` accepts."""

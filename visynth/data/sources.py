@@ -12,12 +12,12 @@ import torch
 
 from visynth import members as members_file
 from visynth import seeds as seeding
-from visynth.data.decode import Array, decode
+from visynth.data.decode import Array, read
 from visynth.data.filters import kept
 from visynth.data.plans import picture
 from visynth.data.synthetic import by_label
 from visynth.data.targets import Truth
-from visynth.errors import DataError, UsageError, choices
+from visynth.errors import DataError, IntegrityError, UsageError, choices
 from visynth.generator import SPEC, Generator, Samples, load_generator, read_json
 from visynth.manifest import MEMBERS, METADATA, Record, Renders, decode_mask, read_renders
 
@@ -26,10 +26,18 @@ if TYPE_CHECKING:
 
 
 def is_generator(source: Any) -> bool:
-    """Whether a source is a generator, loaded or a folder, rather than a rendered set."""
+    """Whether a source is a generator, loaded or a folder, rather than a rendered set.
+
+    Raises:
+        IntegrityError: there is nothing at that path.
+    """
     if isinstance(source, (Generator, Renders)):
         return isinstance(source, Generator)
     folder = Path(source)
+    if not folder.is_dir():
+        raise IntegrityError(
+            f"there is no folder {folder}: give a rendered set ('visynth render' makes one) or a generator's folder ('visynth fit')."
+        )
     return (folder / SPEC).is_file() and not (folder / METADATA).is_file()
 
 
@@ -88,7 +96,7 @@ class RenderedSource:
         return self.renders.records[rows[picture(len(rows), self.seed, name, number)]]
 
     def example(self) -> Array:
-        return decode(self.renders.folder / self.renders.records[0].file_name)
+        return read(self.renders.folder / self.renders.records[0].file_name)
 
 
 class GeneratedSource:

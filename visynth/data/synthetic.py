@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import Dataset
 
-from visynth.data.decode import Array, decode
+from visynth.data.decode import Array, read
 from visynth.errors import UsageError, choices
 from visynth.manifest import Record, Renders, read_renders
 
@@ -55,7 +55,7 @@ class SyntheticDataset(Dataset[tuple[Any, int]]):
 
     def picture(self, index: int) -> Any:
         """The picture without transform: PIL where it can be, else an array ``[H, W, C]``."""
-        return as_picture(decode(self.renders.folder / self.record(index).file_name))
+        return as_picture(read(self.renders.folder / self.record(index).file_name))
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         picture = self.picture(index)
