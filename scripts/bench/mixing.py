@@ -1,19 +1,26 @@
-"""What wrapping a DataModule costs: batches/s plain and wrapped, in turn, twenty times, medians of the ratios.
+"""What wrapping a DataModule costs: batches/s plain and wrapped, in turn, medians of the ratios over many rounds.
 
-    OMP_WAIT_POLICY=PASSIVE .venv/bin/python scripts/bench/mixing.py
+    OMP_WAIT_POLICY=PASSIVE .venv/bin/python scripts/bench/mixing.py loader     # reading alone, no training: the worst case
+    OMP_WAIT_POLICY=PASSIVE .venv/bin/python scripts/bench/mixing.py training   # a ResNet-18 under a Trainer, loaders with a worker
 
-Both loaders read PNG files of one size through the same transform, so a synthetic sample costs what a real one costs,
-and the difference is the wrapper's own.
+Real and synthetic pictures are PNG files of one size behind one transform, so a synthetic sample costs what a real one costs,
+and the difference is the wrapper's own. ``batches`` reads the real rows that it replaces as well, and ``online`` makes its rows
+while the training waits: the last column takes the generator's own time, measured alone in the same round, off.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning
+import torch
+import torchvision
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
@@ -24,49 +31,104 @@ from visynth.data.samples import write_samples
 from visynth.fit import fit_compose
 from visynth.render.run import make_plan, render_set
 
-ROUNDS, EPOCHS = 20, 4
+BATCH, SHARE = 16, 0.3
+QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
 class Tiles(pytorch_lightning.LightningDataModule):
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, workers: int) -> None:
         super().__init__()
-        self.root = root
+        self.root, self.workers = root, workers
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         steps = transforms.Compose([transforms.Resize((64, 64)), transforms.ToTensor(), transforms.Normalize(0.5, 0.2)])
-        return DataLoader(ImageFolder(self.root, steps), 16, shuffle=True)
+        return DataLoader(ImageFolder(self.root, steps), BATCH, shuffle=True, num_workers=self.workers, drop_last=True)
 
 
-def batches_per_second(data: pytorch_lightning.LightningDataModule) -> float:
+class ResNet(pytorch_lightning.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = torchvision.models.resnet18(num_classes=4)
+        self.times: list[float] = []
+
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.times.append(time.perf_counter())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+def reading(data: pytorch_lightning.LightningDataModule) -> float:
+    """Batches/s of the loader alone over four epochs."""
     loader = data.train_dataloader()
     started = time.perf_counter()
-    count = sum(1 for _ in range(EPOCHS) for _ in loader)
+    count = sum(1 for _ in range(4) for _ in loader)
     return count / (time.perf_counter() - started)
 
 
+def training(data: pytorch_lightning.LightningDataModule) -> float:
+    """Batches/s of a training of three epochs, from the third batch on: workers start and pictures are learnt from before."""
+    module = ResNet()
+    torch.manual_seed(0)
+    pytorch_lightning.Trainer(max_epochs=3, accelerator="cpu", **QUIET).fit(module, data)
+    return (len(module.times) - 3) / (module.times[-1] - module.times[2])
+
+
+def seconds_made(generator: Any, count: int) -> float:
+    """Seconds that the generator alone needs for a batch's synthetic rows."""
+    labels = [generator.classes.index("spot")] * count
+    generator.draw(list(range(count)), labels)
+    started = time.perf_counter()
+    for turn in range(10):
+        generator.draw([turn * count + n for n in range(count)], labels)
+    return (time.perf_counter() - started) / 10
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=["loader", "training"])
+    parser.add_argument("--rounds", type=int, default=0)
+    told = parser.parse_args()
+    rate: Callable[..., float] = reading if told.what == "loader" else training
+    rounds = told.rounds or (20 if told.what == "loader" else 12)
+    workers = 0 if told.what == "loader" else 1
     with tempfile.TemporaryDirectory() as folder:
         root = write_samples(Path(folder) / "set")
         images = read_images(root / "images", masks=root / "masks", groups=root / "groups.csv")
         generator = fit_compose(images, Path(folder) / "generator").generator
-        renders = render_set(generator, make_plan(generator, per_class=60), Path(folder) / "renders")
+        renders = render_set(generator, make_plan(generator, per_class=60), Path(folder) / "renders").folder
+        tiles, mixed = Tiles(root / "images", workers), {"share": SHARE, "spread": 0.0, "leak_guard": False}
         ways = {
-            "plain": Tiles(root / "images"),
-            "share=0": visynth.WithSynthetic(Tiles(root / "images"), renders.folder, share=0),
-            "share=0.3": visynth.WithSynthetic(Tiles(root / "images"), renders.folder, share=0.3, leak_guard=False),
+            "plain": tiles,
+            "share=0": visynth.WithSynthetic(tiles, renders, share=0),
+            "samples": visynth.WithSynthetic(tiles, renders, backend="samples", **mixed),
         }
+        if told.what == "training":
+            ways["batches"] = visynth.WithSynthetic(tiles, renders, backend="batches", **mixed)
+            ways["online"] = visynth.WithSynthetic(tiles, generator, balance={"spot": 100}, **mixed)
         rates: dict[str, list[float]] = {name: [] for name in ways}
-        for turn in range(ROUNDS):
+        own: list[float] = []
+        for turn in range(rounds):
             # Forwards and backwards in turn, so that a machine that gets slower or faster favours nobody.
             for name in list(ways) if turn % 2 else reversed(list(ways)):
-                rates[name].append(batches_per_second(ways[name]))
+                rates[name].append(rate(ways[name]))
+            own.append(seconds_made(generator, round(SHARE * BATCH)))
         for name, values in rates.items():
-            ratios = [value / plain for value, plain in zip(values, rates["plain"], strict=True)]
-            low, _, high = statistics.quantiles(ratios, n=4)
+            print(f"{name:<8} {statistics.median(values):6.2f} batches/s, {against(values, rates['plain'])}")
+        if "online" in rates:
+            less = [1 / (1 / value - seconds) for value, seconds in zip(rates["online"], own, strict=True)]
             print(
-                f"{name:<10} {statistics.median(values):7.1f} batches/s, against plain in the same round "
-                f"{statistics.median(ratios) - 1:+.1%} (quartiles {low - 1:+.1%} to {high - 1:+.1%})"
+                f"online without the generator's own {statistics.median(own) * 1000:.0f} ms a batch: {against(less, rates['plain'])}"
             )
+
+
+def against(values: list[float], plain: list[float]) -> str:
+    ratios = [value / other for value, other in zip(values, plain, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4)
+    return f"against plain in the same round {statistics.median(ratios) - 1:+.1%} (quartiles {low - 1:+.1%} to {high - 1:+.1%})"
 
 
 if __name__ == "__main__":

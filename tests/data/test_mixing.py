@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset, Subset, WeightedRandomSampler
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-import tests.data.boring as boring
 import visynth
 from tests.ranks import DDP, run_ranks
 from visynth.data.adapter import Adapter
@@ -260,38 +259,6 @@ def test_under_ddp_ranks_share_the_plan_and_not_the_samples(train, renders, tmp_
     assert first["plan"] == second["plan"] != {}
     assert first["steps"] == second["steps"] == 2 * 6
     assert not set(first["indices"]) & set(second["indices"])
-
-
-class TestLightningCLI:
-    @pytest.mark.parametrize(
-        ("package", "path"),
-        [("pytorch_lightning", "visynth.WithSynthetic"), ("lightning.pytorch", "visynth.lightning.WithSynthetic")],
-    )
-    def test_as_class_path_around_the_users_module(self, package: str, path: str, train, renders, monkeypatch) -> None:
-        monkeypatch.setattr("sys.argv", ["train.py"])
-        lightning = importlib.import_module(package)
-        cli = importlib.import_module(f"{package}.cli")
-        module, data = boring.classes(package)
-        quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-        inner = {"class_path": data, "init_args": {"root": str(train)}}
-        made = cli.LightningCLI(
-            module,
-            lightning.LightningDataModule,
-            subclass_mode_data=True,
-            run=False,
-            save_config_callback=None,
-            seed_everything_default=False,
-            args={
-                "data": {
-                    "class_path": path,
-                    "init_args": {"datamodule": inner, "source": str(renders.folder), "share": 0.25},
-                },
-                "trainer": {"max_epochs": 1, "accelerator": "cpu", **dict.fromkeys(quiet, False)},
-            },
-        )
-        made.trainer.fit(made.model, made.datamodule)
-        assert isinstance(made.trainer.train_dataloader.dataset, MixedDataset)
-        assert len(made.trainer.train_dataloader.dataset.plan()) == 12
 
 
 class TestPlanning:

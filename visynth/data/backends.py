@@ -127,7 +127,7 @@ def _mixed_loader(leaf: Leaf, renders: Renders, options: Options, trainer: Any) 
         source = RenderedSource(renders, indices, mix.seed)
         dataset = MixedDataset(loader.dataset, source, labels, mix, options, _share_of_epoch(options, mix, trainer))
     if trainer is not None:
-        dataset.epoch_of = lambda: int(trainer.current_epoch)
+        dataset.epoch_of = functools.partial(next_epoch, trainer)
     return with_dataset(loader, dataset)
 
 
@@ -271,6 +271,17 @@ def _share_of_batch(options: Options, mix: Mix, trainer: Any) -> Callable[[int],
         return share_at(share, min(1.0, progress), options.finish)
 
     return of
+
+
+def next_epoch(trainer: Any) -> int:
+    """Number of the epoch that a loader is about to begin.
+
+    A checkpoint of the last batch of an epoch says that this epoch is under way; Lightning finds out that it is over only after
+    it has asked the loader for its next batches.
+    """
+    epoch = trainer.fit_loop.epoch_progress.current
+    over = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch and epoch.processed < epoch.started
+    return int(trainer.current_epoch) + int(over)
 
 
 def batches_of(trainer: Any) -> float | None:
