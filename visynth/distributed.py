@@ -45,3 +45,28 @@ def _group() -> Any:
     if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return None
     return torch.distributed
+
+
+def averaged(tensor: Any) -> Any:
+    """A tensor's mean over all processes; the tensor itself where there is one."""
+    group = _group()
+    if group is None or group.get_world_size() == 1:
+        return tensor
+    summed = tensor.clone()
+    group.all_reduce(summed)
+    return summed / group.get_world_size()
+
+
+def average_gradients(parameters: Sequence[Any]) -> None:
+    """Every parameter's gradient becomes its mean over all processes, in one exchange; missing ones count as zero."""
+    group = _group()
+    if group is None or group.get_world_size() == 1:
+        return
+    import torch
+
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([grad.reshape(-1) for grad in grads])
+    group.all_reduce(flat)
+    flat /= group.get_world_size()
+    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = part.view_as(parameter).clone()

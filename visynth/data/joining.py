@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +72,7 @@ class Joiner:
         self.fast: Any = None
         self.short = 0  # rows that found no room
         self.done = 0
-        self._ahead: Iterator[tuple[int, list[Any]]] | None = None
+        self._ahead: _Ahead | None = None
 
     def join(self, batch: Any, number: int) -> Any:
         """The batch with its synthetic rows.
@@ -109,6 +110,8 @@ class Joiner:
 
     def close(self) -> None:
         """Let the workers of the loader of rendered pictures go."""
+        if self._ahead is not None:
+            self._ahead.close()
         self._ahead = None
 
     def warn_if_short(self) -> None:
@@ -185,11 +188,11 @@ class Joiner:
         assert self.slots is not None
         for _ in range(2):
             if self._ahead is None:
-                self._ahead = iter(_loader(self.source, self.convert, self.stream, self.slots, self.plan, number))
+                self._ahead = _Ahead(_loader(self.source, self.convert, self.stream, self.slots, self.plan, number))
             found, made = next(self._ahead)
             if found == number:
                 return [list(row) for row in zip(*made, strict=True)]
-            self._ahead = None  # batches were skipped: start again from here
+            self.close()  # batches were skipped: start again from here
         raise AssertionError("the loader of rendered pictures is out of step")
 
     def _exchanged(self, batch: Any, made: list[list[Any]], rows: list[int], number: int) -> dict[Any, Any]:
@@ -241,6 +244,27 @@ class _Pictures(Dataset[Any]):
         number, draws = wanted
         rows = [_converted(self.source, self.convert, draw) for draw in draws]
         return number, [_packed(column) for column in zip(*rows, strict=True)]
+
+
+class _Ahead:
+    """Asks a loader with workers for its next batch from a thread: receiving it takes milliseconds that the training need not wait for."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._batches = iter(loader)
+        self._thread = ThreadPoolExecutor(1, "visynth-pictures") if loader.num_workers else None
+        self._next = self._thread.submit(next, self._batches) if self._thread else None
+
+    def __next__(self) -> tuple[int, list[Any]]:
+        if self._next is None or self._thread is None:
+            found: tuple[int, list[Any]] = next(self._batches)
+            return found
+        found = self._next.result()
+        self._next = self._thread.submit(next, self._batches)
+        return found
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._thread.shutdown(wait=True, cancel_futures=True)
 
 
 def _packed(column: Sequence[Any]) -> Any:

@@ -284,7 +284,7 @@ class StyleGAN2(nn.Module):
 
 
 def truncate(ws: Tensor, centre: Tensor, psi: float, cutoff: int | None = None) -> Tensor:
-    """Styles drawn towards a centre ``[w_dim]`` or ``[N, w_dim]``: ``centre + psi (w - centre)`` for the first ``cutoff`` ones.
+    """Styles drawn towards a centre ``[w_dim]``, ``[N, w_dim]`` or as the styles: ``centre + psi (w - centre)`` for the first ``cutoff`` ones.
 
     Source: Brock et al., "Large scale GAN training" (ICLR 2019), section 3.1, as StyleGAN uses it in w.
 
@@ -294,7 +294,7 @@ def truncate(ws: Tensor, centre: Tensor, psi: float, cutoff: int | None = None) 
     """
     if psi == 1:
         return ws
-    centre = centre if centre.ndim == 1 else centre[:, None]
+    centre = centre[:, None] if centre.ndim == 2 else centre
     drawn = torch.lerp(centre.expand_as(ws).to(ws.dtype), ws, psi)
     return drawn if cutoff is None else torch.cat([drawn[:, :cutoff], ws[:, cutoff:]], dim=1)
 

@@ -1,0 +1,57 @@
+"""Arguments that every adversarial training has, checked before anything is built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from visynth.errors import UsageError, choices
+from visynth.lightning_modules.adversarial import LOSSES
+from visynth.networks import ada, diffaugment
+
+WAYS = ("ada", "diffaugment", "none")
+
+
+def check(name: str, o: Any) -> None:
+    """Refuse arguments of an adversarial module that cannot be right, all of them told.
+
+    Raises:
+        UsageError: any of them.
+    """
+    problems = []
+    if o.loss not in LOSSES:
+        problems.append(f"loss must be one of {choices(LOSSES)}, but got {o.loss!r}")
+    if o.augment not in WAYS:
+        problems.append(f"augment must be one of {choices(WAYS)}, but got {o.augment!r}")
+    known = {"ada": (*ada.GROUPS, *ada.KINDS), "diffaugment": diffaugment.KINDS}.get(o.augment, ())
+    unknown = [kind for kind in o.augment_kinds or [] if kind not in known]
+    if unknown and known:
+        problems.append(f"augment_kinds {choices(unknown)} are unknown; {o.augment} has {choices(known)}")
+    if not 0 <= o.augment_p <= ada.HIGHEST:
+        problems.append(f"augment_p must be in [0, {ada.HIGHEST}] (more leaks into what is made), but got {o.augment_p}")
+    if o.ada_target is not None and not -1 < o.ada_target < 1:
+        problems.append(f"ada_target must be in (-1, 1) or null, but got {o.ada_target}")
+    for what in ("lr_g", "lr_d", "ada_kimg"):
+        if getattr(o, what) <= 0:
+            problems.append(f"{what} must be above 0, but got {getattr(o, what)}")
+    for what in ("lecam", "class_noise", "ema_rampup"):
+        if getattr(o, what) < 0:
+            problems.append(f"{what} must be at least 0, but got {getattr(o, what)}")
+    for what in ("kimg", "ema_kimg"):
+        if getattr(o, what) is not None and getattr(o, what) <= 0:
+            problems.append(f"{what} must be above 0 or null, but got {getattr(o, what)}")
+    if o.gamma is not None and o.gamma < 0:
+        problems.append(f"gamma must be at least 0 or null, but got {o.gamma}")
+    for what in ("accumulate", "r1_every"):
+        if getattr(o, what) < 1:
+            problems.append(f"{what} must be at least 1, but got {getattr(o, what)}")
+    if len(o.betas) != 2 or not all(0 <= beta < 1 for beta in o.betas):
+        problems.append(f"betas must be two numbers in [0, 1), but got {o.betas}")
+    if o.transition is not None:
+        if len(o.transition) != 2 or not 0 <= o.transition[0] <= o.transition[1] <= 1:
+            problems.append(f"transition must be two parts of the budget in order, like [0.08, 0.16], but got {o.transition}")
+        if o.kimg is None:
+            problems.append("transition is in parts of the budget: set kimg")
+    if o.freeze < 0:
+        problems.append(f"freeze must be at least 0, but got {o.freeze}")
+    if problems:
+        raise UsageError(f"{name}: " + "; ".join(problems) + ".")

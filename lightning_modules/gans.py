@@ -1,0 +1,321 @@
+"""The three families of GANs: their networks, and what only one of them does in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from visynth import distributed
+from visynth import seeds as seeding
+from visynth.data.training import Facts
+from visynth.errors import UsageError
+from visynth.generator import Generator, Spec
+from visynth.lightning_modules.adversarial import path_lengths, path_penalty
+from visynth.lightning_modules.gan import AdversarialModule, Micro, fade
+from visynth.lightning_modules.latents import Latents
+from visynth.networks import gan as generators
+from visynth.networks.biggan import BigGAN as BigGANNetwork
+from visynth.networks.biggan import BigGANDiscriminator
+from visynth.networks.cgan import CGAN as CGANNetwork
+from visynth.networks.cgan import CGANDiscriminator
+from visynth.networks.discriminator import Discriminator
+from visynth.networks.norm import measure
+from visynth.networks.projected import ProjectedDiscriminator
+from visynth.networks.resample import downsample
+from visynth.networks.stylegan2 import StyleGAN2 as StyleGAN2Network
+from visynth.networks.stylegan2 import noise_fields
+
+STANDING = 32  # batches of standing statistics
+
+
+class StyleGAN2(AdversarialModule):
+    """StyleGAN2 with adaptive augmentation, for few and unbalanced images.
+
+    Args:
+        base: width is min(base / resolution, most).
+        most: channels.
+        z_dim: of the latent, and
+        w_dim: of the style.
+        layers: of the mapping.
+        group: of the minibatch standard deviation; 1 for none.
+        discriminator: "residual", or "projected" on frozen pretrained features (take loss="hinge", gamma=0, augment="diffaugment").
+        view: pixels that the projected one sees.
+        shared: resolution up to which the class is not seen (UTLO); 0 for none. A low-resolution discriminator without classes judges it.
+        shared_weight: of that discriminator against the other, alpha / (1 + alpha).
+        transition: parts of the budget between which the class is faded in (needs kimg), for instance [0.08, 0.16].
+        class_noise: strength of noise on the embedding of the class, more for rare ones; 0.5 to 0.75.
+        path_weight: of path length regularisation, every 4 steps; 2 in the paper, 0 for small pictures.
+        mixing: probability of mixed styles in training; 0.9 in the paper, 0 for small pictures.
+        kwargs: of :class:`visynth.lightning_modules.gan.AdversarialModule`.
+
+    Sources: those of :mod:`visynth.networks.stylegan2` and :mod:`visynth.lightning_modules.adversarial`.
+
+    Example:
+        >>> StyleGAN2(base=64, most=8, kimg=1).told.loss
+        'non_saturating'
+    """
+
+    name = "stylegan2"
+
+    def __init__(
+        self,
+        base: int = 16384,
+        most: int = 512,
+        z_dim: int = 512,
+        w_dim: int = 512,
+        layers: int = 2,
+        group: int = 4,
+        discriminator: str = "residual",
+        view: int | None = None,
+        shared: int = 0,
+        shared_weight: float = 1.0,
+        transition: list[float] | None = None,
+        class_noise: float = 0.0,
+        path_weight: float = 0.0,
+        mixing: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        told, problems = self.told, []
+        if discriminator not in ("residual", "projected"):
+            problems.append(f"discriminator must be 'residual' or 'projected', but got {discriminator!r}")
+        if transition is not None and (len(transition) != 2 or not 0 <= transition[0] <= transition[1] <= 1):
+            problems.append(
+                f"transition must be two parts of the budget in order, like [0.08, 0.16], but got {transition}"
+            )
+        if transition is not None and (told.kimg is None or discriminator == "projected"):
+            problems.append("transition is in parts of the budget kimg, and needs discriminator='residual'")
+        if min(class_noise, path_weight, shared_weight) < 0 or not 0 <= mixing <= 1:
+            problems.append("class_noise, path_weight and shared_weight must be at least 0, and mixing in [0, 1]")
+        if problems:
+            raise UsageError(f"StyleGAN2: {'; '.join(problems)}.")
+
+    @property
+    def style_width(self) -> int:  # type: ignore[override]
+        return int(self.told.w_dim) if self.told.class_noise else 0
+
+    def arguments(self) -> dict[str, Any]:
+        assert self.facts is not None
+        told = self.told
+        names = ("z_dim", "w_dim", "base", "most", "layers", "shared")
+        return {"classes": len(self.facts.classes), **{name: told[name] for name in names}}
+
+    def make_network(self, facts: Facts) -> nn.Module:
+        return StyleGAN2Network(facts.size[0], facts.channels, **self.arguments())
+
+    def make_critic(self, facts: Facts) -> nn.Module:
+        told, classes = self.told, len(facts.classes)
+        if told.discriminator == "projected":
+            main: nn.Module = ProjectedDiscriminator(facts.size[0], facts.channels, classes, view=told.view, seed=told.seed)
+        else:
+            main = Discriminator(
+                facts.size[0], facts.channels, classes, told.base, told.most, told.group, both=told.transition is not None
+            )
+        if told.shared:
+            main.low = Discriminator(max(told.shared, 8), facts.channels, 0, told.base, min(told.most, 128), told.group)
+        return main
+
+    def make_generator(self, spec: Spec, network: Any, **kwargs: Any) -> Generator:
+        return generators.StyleGAN2(spec, network, **kwargs)
+
+    # -- the step ------------------------------------------------------------------------------------------------
+
+    def strength(self) -> float:
+        """How much of the class is seen: 0 before the transition, 1 after it."""
+        told = self.told.transition
+        return 1.0 if told is None else fade(self.progress(), *told)
+
+    def styles(self, drawn: Latents) -> Tensor:
+        noise = drawn.class_noise * self.spread()[drawn.labels][:, None] if self.style_width else None
+        ws: Tensor = self.network.styles(drawn.z, drawn.labels, self.strength(), noise)
+        if self.told.mixing:
+            other = self.network.styles(drawn.other, drawn.labels, self.strength(), noise)
+            cut = np.where(drawn.mix[:, 0] < self.told.mixing, 1 + np.floor(drawn.mix[:, 1] * (ws.shape[1] - 1)), ws.shape[1])
+            first = torch.arange(ws.shape[1]) < torch.from_numpy(cut)[:, None]
+            ws = torch.where(first[:, :, None].to(ws.device), ws, other)
+        return ws
+
+    def spread(self) -> Tensor:
+        """Standard deviation of the noise on each class's embedding: sigma K / E_n, by effective numbers (NoisyTwins, section 4.1)."""
+        assert self.facts is not None
+        counts = np.maximum(np.array(self.facts.counts, dtype=np.float64), 1)
+        effective = (1 - 0.99**counts) / (1 - 0.99)
+        share = (1 / effective) / (1 / effective).sum() * len(counts)
+        return torch.from_numpy(self.told.class_noise * share / share.max()).float().to(self.device)
+
+    def make(self, drawn: Latents, purpose: str, positions: Sequence[int]) -> Tensor:
+        ws = self.styles(drawn)
+        stream = f"gan/{self.told.seed}/{purpose}/noise"
+        fields = [f.to(ws.device) for f in noise_fields(self.network.synthesis.noise_shapes(), positions, stream)]
+        made: Tensor = self.network.synthesis(ws, fields)
+        return made
+
+    def logits(self, images: Tensor, labels: Tensor) -> list[tuple[float, Tensor]]:
+        if self.told.transition is None:
+            found = [(1.0, self.critic(images, labels))]
+        else:
+            conditional, plain = self.critic.logits(images, labels)
+            found = [(1.0, plain), (self.strength(), conditional)]
+        if not self.told.shared:
+            return found
+        alpha = self.told.shared_weight
+        low = images
+        while low.shape[-1] > max(self.told.shared, 8):
+            low = downsample(low)
+        return [(w / (1 + alpha), v) for w, v in found] + [(alpha / (1 + alpha), self.critic.low(low, None))]
+
+    def generator_extras(self, micro: Micro) -> Tensor | None:
+        told = self.told
+        if not told.path_weight or int(self.steps_done) % 4:
+            return None
+        drawn = self.draw("path", micro.positions)
+        ws = self.styles(drawn)
+        fields = noise_fields(self.network.synthesis.noise_shapes(), micro.positions, f"gan/{told.seed}/path/noise")
+        with torch.autocast(self.device.type, enabled=False):
+            images = self.network.synthesis(ws.float(), [f.to(ws.device) for f in fields])
+            noise = seeding.noise(micro.positions, images.shape[1:], f"gan/{told.seed}/path/direction").to(ws.device)
+            lengths = path_lengths(images, ws, noise)
+        self._lengths.append(lengths.detach().mean())
+        # The mean of the steps before: so the penalty does not depend on how a batch is split.
+        return 4 * told.path_weight * path_penalty(lengths, self.path_mean).mean()
+
+    def after_generator(self, micros: Sequence[Micro]) -> None:
+        means = []
+        for micro in micros:
+            drawn = self.draw("generator", micro.positions)
+            means.append(self.network.mapping(drawn.z, drawn.labels, self.strength()).mean(dim=0))
+        mean = distributed.averaged(torch.stack(means).mean(dim=0))
+        self.network.mapping.w_avg.lerp_(mean, 1 - 0.998)
+        if self._lengths:
+            self.path_mean.lerp_(distributed.averaged(torch.stack(self._lengths).mean()), 0.01)
+            self._lengths = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_lengths":
+            self.__dict__[name] = []
+            return self.__dict__[name]
+        return super().__getattr__(name)
+
+
+class _Simple(AdversarialModule):
+    """Networks of batch norms: their statistics are measured when they are to sample."""
+
+    generator_class: Any = None
+
+    def make_generator(self, spec: Spec, network: Any, **kwargs: Any) -> Generator:
+        shares = self.shares()
+        device = next(network.parameters()).device
+
+        def run(batch: int) -> None:
+            seeds = [seeding.derive("standing", batch, row) for row in range(64)]
+            uniform = np.array([seeding.rng(seed, "class").random() for seed in seeds])
+            labels = np.searchsorted(np.cumsum(shares), uniform, side="right").clip(max=len(shares) - 1)
+            network(seeding.noise(seeds, (network.z_dim,), "latent").to(device), torch.from_numpy(labels).to(device))
+
+        measure(network, run, STANDING)
+        made: Generator = self.generator_class(spec, network, **kwargs)
+        return made
+
+
+class BigGAN(_Simple):
+    """BigGAN with hinge loss and DiffAugment.
+
+    Args:
+        width: unit of the generator's widths, and
+        width_d: of the discriminator's.
+        z_dim: of the latent.
+        shared: width of the class embedding.
+        attention: resolution with self-attention; 0 for none.
+        deep: bottleneck blocks, two a resolution.
+        kwargs: of :class:`visynth.lightning_modules.gan.AdversarialModule`.
+
+    Source: that of :mod:`visynth.networks.biggan`.
+
+    Example:
+        >>> BigGAN(width=4).told.loss
+        'hinge'
+    """
+
+    name = "biggan"
+    generator_class = generators.BigGAN
+
+    def __init__(
+        self,
+        width: int = 64,
+        width_d: int = 64,
+        z_dim: int = 120,
+        shared: int = 128,
+        attention: int = 0,
+        deep: bool = False,
+        loss: str = "hinge",
+        gamma: float | None = 0.0,
+        augment: str = "diffaugment",
+        lr_g: float = 1e-4,
+        lr_d: float = 4e-4,
+        betas: list[float] = [0.0, 0.999],  # noqa: B006
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(loss=loss, gamma=gamma, augment=augment, lr_g=lr_g, lr_d=lr_d, betas=betas, **kwargs)
+
+    def arguments(self) -> dict[str, Any]:
+        assert self.facts is not None
+        names = ("z_dim", "width", "shared", "attention", "deep")
+        return {"classes": len(self.facts.classes), **{name: self.told[name] for name in names}}
+
+    def make_network(self, facts: Facts) -> nn.Module:
+        return BigGANNetwork(facts.size[0], facts.channels, **self.arguments())
+
+    def make_critic(self, facts: Facts) -> nn.Module:
+        told = self.told
+        return BigGANDiscriminator(
+            facts.size[0], facts.channels, len(facts.classes), told.width_d, told.attention, told.deep
+        )
+
+
+class CGAN(_Simple):
+    """The plain conditional GAN for 16 to 64 pixels: a baseline.
+
+    Args:
+        width: channels of the generator at half the size, and
+        width_d: of the discriminator.
+        z_dim: of the latent.
+        kwargs: of :class:`visynth.lightning_modules.gan.AdversarialModule`.
+
+    Source: that of :mod:`visynth.networks.cgan`.
+
+    Example:
+        >>> CGAN(width=4).told.augment
+        'none'
+    """
+
+    name = "cgan"
+    generator_class = generators.CGAN
+
+    def __init__(
+        self,
+        width: int = 64,
+        width_d: int = 64,
+        z_dim: int = 100,
+        augment: str = "none",
+        lr_g: float = 2e-4,
+        lr_d: float = 2e-4,
+        betas: list[float] = [0.5, 0.999],  # noqa: B006
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(augment=augment, lr_g=lr_g, lr_d=lr_d, betas=betas, **kwargs)
+
+    def arguments(self) -> dict[str, Any]:
+        assert self.facts is not None
+        return {"classes": len(self.facts.classes), "z_dim": self.told.z_dim, "width": self.told.width}
+
+    def make_network(self, facts: Facts) -> nn.Module:
+        return CGANNetwork(facts.size[0], facts.channels, **self.arguments())
+
+    def make_critic(self, facts: Facts) -> nn.Module:
+        return CGANDiscriminator(facts.size[0], facts.channels, len(facts.classes), self.told.width_d)
+
+

@@ -1,0 +1,103 @@
+"""What an adversarial step draws: latents, labels, noise and augmentations, each row by its position in the stream alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from visynth import seeds as seeding
+from visynth.networks import ada
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Inputs of a generator for some positions.
+
+    Attributes:
+        z: ``[N, z_dim]``, and
+        other: a second one, to mix styles with.
+        labels: ``[N]`` out of the tempered distribution.
+        class_noise: ``[N, w_dim]`` standard normal, for the embedding of the class.
+        mix: ``[N, 2]`` in [0, 1): whether and where styles are mixed.
+    """
+
+    z: Tensor
+    other: Tensor
+    labels: Tensor
+    class_noise: Tensor
+    mix: Array
+
+
+def latents(
+    seed: int, purpose: str, positions: Sequence[int], z_dim: int, w_dim: int, shares: Array, device: torch.device
+) -> Latents:
+    """Latents of positions for a purpose ("discriminator", "generator").
+
+    Args:
+        seed: of the run.
+        purpose: keeps uses of one position apart.
+        positions: in the stream.
+        z_dim: of the latent.
+        w_dim: of the class embedding; 0 for no noise.
+        shares: probability of each class.
+        device: of the result.
+
+    Example:
+        >>> a, b = (latents(0, "g", p, 3, 0, np.ones(2) / 2, torch.device("cpu")) for p in ([4, 9], [9]))
+        >>> bool((a.z[1] == b.z[0]).all())
+        True
+    """
+    rows = [seeding.rng(int(position), f"gan/{seed}/{purpose}") for position in positions]
+    uniform = np.stack([row.random(3) for row in rows])
+    z = np.stack([row.standard_normal(2 * z_dim + w_dim, dtype=np.float32) for row in rows])
+    bounds = np.cumsum(shares / shares.sum())
+    labels = np.searchsorted(bounds, uniform[:, 0], side="right").clip(max=len(shares) - 1)
+    values = torch.from_numpy(z).to(device)
+    return Latents(
+        values[:, :z_dim],
+        values[:, z_dim : 2 * z_dim],
+        torch.from_numpy(labels).to(device),
+        values[:, 2 * z_dim :],
+        uniform[:, 1:],
+    )
+
+
+@dataclass(frozen=True)
+class Augmenter:
+    """Augments a batch by the numbers of its positions.
+
+    Attributes:
+        way: "ada", "diffaugment" or "none".
+        kinds: what may happen.
+        seed: of the run.
+    """
+
+    way: str
+    kinds: tuple[str, ...]
+    seed: int
+
+    def __call__(self, images: Tensor, positions: Sequence[int], purpose: str, probability: float) -> Tensor:
+        """Augmented images ``[N, C, S, S]``."""
+        if self.way == "none" or (self.way == "ada" and probability <= 0):
+            return images
+        rows = [seeding.rng(int(position), f"augment/{self.seed}/{purpose}") for position in positions]
+        if self.way == "diffaugment":
+            from visynth.networks.diffaugment import UNIFORMS, diffaugment
+
+            return diffaugment(images, np.stack([row.random(UNIFORMS) for row in rows]), self.kinds)
+        uniform = np.stack([row.random(ada.UNIFORMS) for row in rows])
+        normal = np.stack([row.standard_normal(ada.NORMALS) for row in rows])
+        how = ada.plan(uniform, normal, probability, self.kinds, images.shape[-1])
+        noise = None
+        if how.sigma.any():
+            shape = tuple(images.shape[1:])
+            noise = torch.from_numpy(np.stack([row.standard_normal(shape, dtype=np.float32) for row in rows]))
+            noise = noise.to(images.device)
+        return ada.augment(images, how, noise)

@@ -1,0 +1,192 @@
+"""The GAN generators: trained networks with their sampler options, and nothing that trains."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from visynth import seeds as seeding
+from visynth.errors import UsageError, choices
+from visynth.generator import Generator, Samples, Spec
+from visynth.networks.biggan import BigGAN as BigGANNetwork
+from visynth.networks.cgan import CGAN as CGANNetwork
+from visynth.networks.diffusion import to_integers
+from visynth.networks.stylegan2 import StyleGAN2 as StyleGAN2Network
+from visynth.networks.stylegan2 import noise_fields, truncate
+
+CENTRES = ("class", "global")
+NOISES = ("random", "const", "none")
+
+
+class _GAN(Generator):
+    """What the three have in common: one pass of a network in eval mode."""
+
+    network_class: ClassVar[Any]
+
+    def __init__(self, spec: Spec, network: Any, **kwargs: Any) -> None:
+        super().__init__(spec, **kwargs)
+        self.network = network.eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def _sample(self, seeds: Sequence[int], labels: Sequence[int], **options: Any) -> Samples:
+        self.check_options(options)
+        images = self.values(seeds, torch.tensor(labels, device=self.device), **options)
+        return Samples(to_integers(images, self.spec.dtype).cpu())
+
+    @staticmethod
+    @abstractmethod
+    def check_options(options: Mapping[str, Any]) -> None:
+        """Refuse options that cannot be right."""
+
+    @abstractmethod
+    def values(self, seeds: Sequence[int], labels: Tensor, **options: Any) -> Tensor:
+        """Pictures ``[N, C, H, W]`` about in [-1, 1]."""
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
+
+    @classmethod
+    def build(cls, spec: Spec, weights: dict[str, Tensor], device: str | torch.device) -> Generator:
+        with torch.random.fork_rng(devices=[]):
+            network = cls.network_class(spec.size[0], spec.channels, **spec.arguments)
+        network.load_state_dict(weights)
+        return cls(spec, network.to(device))
+
+
+class StyleGAN2(_GAN):
+    """Sampler options: ``truncation`` (1 is none; towards ``centre``, the mean style of the class or of all), ``mixing`` (probability that the styles
+    of a picture come from two latents, cut at a random layer) and ``noise`` (``"random"`` from the seed, ``"const"`` or ``"none"``).
+    """
+
+    options: ClassVar = {"truncation": 1.0, "centre": "class", "mixing": 0.0, "noise": "random"}
+    network_class = StyleGAN2Network
+
+    @staticmethod
+    def check_options(options: Mapping[str, Any]) -> None:
+        problems = []
+        if not 0 <= options["truncation"] <= 2:
+            problems.append(f"truncation must be in [0, 2] (1: none), but got {options['truncation']}")
+        if options["centre"] not in CENTRES:
+            problems.append(f"centre must be one of {choices(CENTRES)}, but got {options['centre']!r}")
+        if not 0 <= options["mixing"] <= 1:
+            problems.append(f"mixing must be in [0, 1], but got {options['mixing']}")
+        if options["noise"] not in NOISES:
+            problems.append(f"noise must be one of {choices(NOISES)}, but got {options['noise']!r}")
+        if problems:
+            raise UsageError("sampler options: " + "; ".join(problems) + ".")
+
+    def values(self, seeds: Sequence[int], labels: Tensor, **options: Any) -> Tensor:
+        return self.pictures(self.styles(seeds, labels, **options), seeds, options["noise"])
+
+    def styles(
+        self, seeds: Sequence[int], labels: Tensor, truncation: float, centre: str, mixing: float, **_: Any
+    ) -> Tensor:
+        """``[N, styles, w_dim]``, mixed and truncated."""
+        ws = self.of_latents(seeding.noise(seeds, (self.network.z_dim,), "latent"), labels)
+        if mixing:
+            other = self.of_latents(seeding.noise(seeds, (self.network.z_dim,), "mixing"), labels)
+            ws = mixed(ws, other, seeds, mixing)
+        return truncate(ws, self.centres(labels, centre), truncation)
+
+    def of_latents(self, z: Tensor, labels: Tensor) -> Tensor:
+        styles: Tensor = self.network.styles(z.to(self.device), labels if self.network.classes else None)
+        return styles
+
+    def centres(self, labels: Tensor, centre: str) -> Tensor:
+        """Mean styles ``[N, styles, w_dim]``."""
+        if centre == "global" and not self.network.shared:
+            mean: Tensor = self.network.mapping.w_avg
+            return mean.expand(len(labels), self.network.synthesis.styles, -1)
+        if self._means is None:
+            z = seeding.noise(range(512), (self.network.z_dim,), "centre")
+            everyone = range(max(self.network.classes, 1))
+            self._means = torch.stack(
+                [self.of_latents(z, torch.full((len(z),), c, device=self.device)).mean(dim=0) for c in everyone]
+            )
+        if centre == "global":
+            return self._means.mean(dim=0, keepdim=True).expand(len(labels), -1, -1)
+        return self._means[labels if self.network.classes else torch.zeros_like(labels)]
+
+    _means: Tensor | None = None
+
+    def pictures(self, ws: Tensor, seeds: Sequence[int], noise: str = "random") -> Tensor:
+        """Pictures of styles."""
+        told: Any = noise
+        if noise == "random":
+            fields = noise_fields(self.network.synthesis.noise_shapes(), seeds, "noise")
+            told = [field.to(self.device) for field in fields]
+        made: Tensor = self.network.synthesis(ws, told)
+        return made
+
+
+def mixed(ws: Tensor, other: Tensor, seeds: Sequence[int], probability: float) -> Tensor:
+    """Styles from a random layer on taken from another latent, each picture by its own seed.
+
+    Source: Karras et al., "A style-based generator architecture" (CVPR 2019), section 3.1.
+    """
+    styles = ws.shape[1]
+    cuts = []
+    for seed in seeds:
+        generator = seeding.rng(int(seed), "cut")
+        cuts.append(int(generator.integers(1, styles)) if generator.random() < probability else styles)
+    own = torch.arange(styles, device=ws.device) < torch.tensor(cuts, device=ws.device)[:, None]
+    return torch.where(own[:, :, None], ws, other)
+
+
+class _Plain(_GAN):
+    """Sampler option ``truncation``: normal latents are drawn anew until they are within this many standard deviations; 0 is no limit."""
+
+    options: ClassVar = {"truncation": 0.0}
+
+    @staticmethod
+    def check_options(options: Mapping[str, Any]) -> None:
+        if not (options["truncation"] == 0 or 0.02 <= options["truncation"] < math.inf):
+            raise UsageError(
+                f"sampler options: truncation must be 0 (none) or at least 0.02 standard deviations, but got {options['truncation']}."
+            )
+
+    def values(self, seeds: Sequence[int], labels: Tensor, **options: Any) -> Tensor:
+        z = truncated_normal(seeds, self.network.z_dim, options["truncation"]).to(self.device)
+        made: Tensor = self.network(z, labels)
+        return made
+
+
+class BigGAN(_Plain):
+    __doc__ = _Plain.__doc__
+    network_class = BigGANNetwork
+
+
+class CGAN(_Plain):
+    __doc__ = _Plain.__doc__
+    network_class = CGANNetwork
+
+
+def truncated_normal(seeds: Sequence[int], width: int, limit: float) -> Tensor:
+    """Latents ``[N, width]`` within ``limit`` standard deviations, by the inverse of the distribution function; 0 is no limit.
+
+    Source: Brock et al. (ICLR 2019), section 3.1, the truncation trick.
+
+    Example:
+        >>> bool(truncated_normal([1, 2], 100, 0.5).abs().max() <= 0.5)
+        True
+    """
+    z = seeding.noise(seeds, (width,), "latent")
+    if not limit:
+        return z
+    uniform = torch.special.ndtr(z.double())
+    low = torch.special.ndtr(torch.tensor(-limit, dtype=torch.float64))
+    inside = torch.special.ndtri(low + uniform * (1 - 2 * low))
+    return inside.clamp(-limit, limit).float()
+
+
+
+
