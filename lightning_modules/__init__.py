@@ -8,12 +8,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from visynth.lightning_modules.crops import DefectCrops
     from visynth.lightning_modules.diffusion import Diffusion
+    from visynth.lightning_modules.gans import CGAN, BigGAN, StyleGAN2
     from visynth.lightning_modules.inpainting import Inpainting
     from visynth.lightning_modules.lora import LoRA
 
-__all__ = ["DefectCrops", "Diffusion", "Inpainting", "LoRA"]
+__all__ = ["CGAN", "BigGAN", "DefectCrops", "Diffusion", "Inpainting", "LoRA", "StyleGAN2"]
 
-_HOMES = {"DefectCrops": "crops", "Diffusion": "diffusion", "Inpainting": "inpainting", "LoRA": "lora"}
+_HOMES = {
+    "DefectCrops": "crops",
+    "Diffusion": "diffusion",
+    "Inpainting": "inpainting",
+    "LoRA": "lora",
+    **dict.fromkeys(("CGAN", "BigGAN", "StyleGAN2"), "gans"),
+}
 
 
 def __getattr__(name: str) -> Any:

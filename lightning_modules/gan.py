@@ -169,7 +169,9 @@ class AdversarialModule(GeneratorModule):
                 raise UsageError(
                     f"{type(self).__name__} needs a datamodule that says what its images are: use visynth.data.training.GeneratorData."
                 )
-            refuse_if_few(type(self).__name__, self.data, self.told.allow_few, self.told.transfer is not None, self.print)
+            refuse_if_few(
+                type(self).__name__, self.data, self.told.allow_few, self.told.transfer is not None, self.print
+            )
             self.build(self.data.facts)
             if self.told.transfer is not None:
                 self.take_over(Path(self.told.transfer))
@@ -190,7 +192,9 @@ class AdversarialModule(GeneratorModule):
         if self.told.augment == "ada":
             self.augmenter = Augmenter("ada", ada.DEFAULT if kinds is None else ada.check_kinds(kinds), self.told.seed)
         else:
-            self.augmenter = Augmenter(self.told.augment, tuple(kinds or ("colour", "translation", "cutout")), self.told.seed)
+            self.augmenter = Augmenter(
+                self.told.augment, tuple(kinds or ("colour", "translation", "cutout")), self.told.seed
+            )
         self.ada_p.fill_(self.told.augment_p)
 
     def take_over(self, folder: Path) -> None:
@@ -223,7 +227,8 @@ class AdversarialModule(GeneratorModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         images = batch["image"]
-        self._waiting.append(Micro(to_values(images), batch["label"], batch["position"].tolist()))
+        real = to_values(images).to(next(self.network.parameters()).dtype)
+        self._waiting.append(Micro(real, batch["label"], batch["position"].tolist()))
         self.images_seen += len(images) * distributed.world_size()
         if len(self._waiting) < self.told.accumulate:
             return
@@ -306,9 +311,7 @@ class AdversarialModule(GeneratorModule):
                 loss = loss + 0.5 * gamma * o.r1_every * penalty
         return loss
 
-    def penalty(
-        self, images: Tensor, labels: Tensor, logits: Tensor, positions: Sequence[int], purpose: str
-    ) -> Tensor:
+    def penalty(self, images: Tensor, labels: Tensor, logits: Tensor, positions: Sequence[int], purpose: str) -> Tensor:
         """R1 or R2 of each image, through its augmentation; always in float32."""
         if torch.is_autocast_enabled(self.device.type):
             with torch.autocast(self.device.type, enabled=False):
@@ -336,7 +339,14 @@ class AdversarialModule(GeneratorModule):
 
     def draw(self, purpose: str, positions: Sequence[int]) -> Latents:
         return latents(
-            self.told.seed, purpose, positions, self.network.z_dim, self.style_width, self.shares(), self.device
+            self.told.seed,
+            purpose,
+            positions,
+            self.network.z_dim,
+            self.style_width,
+            self.shares(),
+            self.device,
+            next(self.network.parameters()).dtype,
         )
 
     def shares(self) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -469,5 +479,3 @@ def fade(progress: float, first: float, last: float) -> float:
     if last <= first:
         return float(progress >= first)
     return min(1.0, max(0.0, (progress - first) / (last - first)))
-
-

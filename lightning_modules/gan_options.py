@@ -27,7 +27,9 @@ def check(name: str, o: Any) -> None:
     if unknown and known:
         problems.append(f"augment_kinds {choices(unknown)} are unknown; {o.augment} has {choices(known)}")
     if not 0 <= o.augment_p <= ada.HIGHEST:
-        problems.append(f"augment_p must be in [0, {ada.HIGHEST}] (more leaks into what is made), but got {o.augment_p}")
+        problems.append(
+            f"augment_p must be in [0, {ada.HIGHEST}] (more leaks into what is made), but got {o.augment_p}"
+        )
     if o.ada_target is not None and not -1 < o.ada_target < 1:
         problems.append(f"ada_target must be in (-1, 1) or null, but got {o.ada_target}")
     for what in ("lr_g", "lr_d", "ada_kimg"):
@@ -48,7 +50,9 @@ def check(name: str, o: Any) -> None:
         problems.append(f"betas must be two numbers in [0, 1), but got {o.betas}")
     if o.transition is not None:
         if len(o.transition) != 2 or not 0 <= o.transition[0] <= o.transition[1] <= 1:
-            problems.append(f"transition must be two parts of the budget in order, like [0.08, 0.16], but got {o.transition}")
+            problems.append(
+                f"transition must be two parts of the budget in order, like [0.08, 0.16], but got {o.transition}"
+            )
         if o.kimg is None:
             problems.append("transition is in parts of the budget: set kimg")
     if o.freeze < 0:

@@ -17,11 +17,10 @@ from visynth.generator import Generator, Spec
 from visynth.lightning_modules.adversarial import path_lengths, path_penalty
 from visynth.lightning_modules.gan import AdversarialModule, Micro, fade
 from visynth.lightning_modules.latents import Latents
+from visynth.networks import cgan
 from visynth.networks import gan as generators
 from visynth.networks.biggan import BigGAN as BigGANNetwork
 from visynth.networks.biggan import BigGANDiscriminator
-from visynth.networks.cgan import CGAN as CGANNetwork
-from visynth.networks.cgan import CGANDiscriminator
 from visynth.networks.discriminator import Discriminator
 from visynth.networks.norm import measure
 from visynth.networks.projected import ProjectedDiscriminator
@@ -110,10 +109,18 @@ class StyleGAN2(AdversarialModule):
     def make_critic(self, facts: Facts) -> nn.Module:
         told, classes = self.told, len(facts.classes)
         if told.discriminator == "projected":
-            main: nn.Module = ProjectedDiscriminator(facts.size[0], facts.channels, classes, view=told.view, seed=told.seed)
+            main: nn.Module = ProjectedDiscriminator(
+                facts.size[0], facts.channels, classes, view=told.view, seed=told.seed
+            )
         else:
             main = Discriminator(
-                facts.size[0], facts.channels, classes, told.base, told.most, told.group, both=told.transition is not None
+                facts.size[0],
+                facts.channels,
+                classes,
+                told.base,
+                told.most,
+                told.group,
+                both=told.transition is not None,
             )
         if told.shared:
             main.low = Discriminator(max(told.shared, 8), facts.channels, 0, told.base, min(told.most, 128), told.group)
@@ -134,7 +141,9 @@ class StyleGAN2(AdversarialModule):
         ws: Tensor = self.network.styles(drawn.z, drawn.labels, self.strength(), noise)
         if self.told.mixing:
             other = self.network.styles(drawn.other, drawn.labels, self.strength(), noise)
-            cut = np.where(drawn.mix[:, 0] < self.told.mixing, 1 + np.floor(drawn.mix[:, 1] * (ws.shape[1] - 1)), ws.shape[1])
+            cut = np.where(
+                drawn.mix[:, 0] < self.told.mixing, 1 + np.floor(drawn.mix[:, 1] * (ws.shape[1] - 1)), ws.shape[1]
+            )
             first = torch.arange(ws.shape[1]) < torch.from_numpy(cut)[:, None]
             ws = torch.where(first[:, :, None].to(ws.device), ws, other)
         return ws
@@ -313,9 +322,7 @@ class CGAN(_Simple):
         return {"classes": len(self.facts.classes), "z_dim": self.told.z_dim, "width": self.told.width}
 
     def make_network(self, facts: Facts) -> nn.Module:
-        return CGANNetwork(facts.size[0], facts.channels, **self.arguments())
+        return cgan.CGAN(facts.size[0], facts.channels, **self.arguments())
 
     def make_critic(self, facts: Facts) -> nn.Module:
-        return CGANDiscriminator(facts.size[0], facts.channels, len(facts.classes), self.told.width_d)
-
-
+        return cgan.CGANDiscriminator(facts.size[0], facts.channels, len(facts.classes), self.told.width_d)

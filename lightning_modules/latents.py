@@ -36,7 +36,14 @@ class Latents:
 
 
 def latents(
-    seed: int, purpose: str, positions: Sequence[int], z_dim: int, w_dim: int, shares: Array, device: torch.device
+    seed: int,
+    purpose: str,
+    positions: Sequence[int],
+    z_dim: int,
+    w_dim: int,
+    shares: Array,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> Latents:
     """Latents of positions for a purpose ("discriminator", "generator").
 
@@ -47,7 +54,8 @@ def latents(
         z_dim: of the latent.
         w_dim: of the class embedding; 0 for no noise.
         shares: probability of each class.
-        device: of the result.
+        device: of the result, and
+        dtype: of its numbers.
 
     Example:
         >>> a, b = (latents(0, "g", p, 3, 0, np.ones(2) / 2, torch.device("cpu")) for p in ([4, 9], [9]))
@@ -59,7 +67,7 @@ def latents(
     z = np.stack([row.standard_normal(2 * z_dim + w_dim, dtype=np.float32) for row in rows])
     bounds = np.cumsum(shares / shares.sum())
     labels = np.searchsorted(bounds, uniform[:, 0], side="right").clip(max=len(shares) - 1)
-    values = torch.from_numpy(z).to(device)
+    values = torch.from_numpy(z).to(device, dtype)
     return Latents(
         values[:, :z_dim],
         values[:, z_dim : 2 * z_dim],

@@ -20,6 +20,9 @@ VERBS = {
     "renders": "verify, export (COCO, YOLO, VOC), score or review a rendered set",
     "evaluate": "measure a rendered set on real test images, per class, against honest baselines",
     "gate": "turn a report into promote, reject or insufficient evidence",
+    "explore": "look at what a generator makes: sheets, ways between pictures, an animation",
+    "project": "real images into a StyleGAN2: a generator of variations of them",
+    "import-stylegan2": "a public StyleGAN2 checkpoint as a generator folder, nothing in it executed",
     "doctor": "check the installation and this machine",
 }
 USAGE = 64
@@ -98,11 +101,15 @@ def _nested(verb: str, words: list[str], nested: Mapping[str, tuple[str, ...]]) 
 
 
 def _spelled(words: list[str], function: Callable[..., Any]) -> list[str]:
-    """The words as jsonargparse wants them: ``--per-class 3``, bare switches and ``--rare a --rare b`` are understood."""
+    """The words as jsonargparse wants them: the first argument bare, ``--per-class 3``, bare switches and ``--rare a --rare b`` are understood."""
     from inspect import signature
 
-    kinds = {name: str(parameter.annotation) for name, parameter in signature(function).parameters.items()}
+    parameters = signature(function).parameters
+    kinds = {name: str(parameter.annotation) for name, parameter in parameters.items()}
     spelled: list[str] = []
+    if words and not words[0].startswith("-") and parameters:
+        # "visynth explore generator/": the first argument needs no flag.
+        spelled, words = [f"--{next(iter(parameters))}={words[0]}"], words[1:]
     for place, word in enumerate(words):
         if not word.startswith("--"):
             spelled.append(word)

@@ -500,6 +500,94 @@ def gate(report: str, classes: list[str] | None = None, fail_on_reject: bool = F
     return EXIT_CODES[decision.outcome] if fail_on_reject else 0
 
 
+def explore(
+    generator: str,
+    out: str = "explore",
+    classes: list[str] | None = None,
+    seeds: str = "0-15",
+    frames: int = 24,
+    side: int = 128,
+    animation: str = "webp",
+    device: str = "cpu",
+) -> int:
+    """Look at a generator: a sheet of seeds, and for GANs truncation, ways between pictures and an animation.
+
+    Args:
+        generator: generator folder, or a hub id.
+        out: folder for the pictures.
+        classes: only these classes.
+        seeds: of the sheet, like 0-15 or 3,8,20.
+        frames: from one seed to the next in the animation.
+        side: of each picture, in pixels.
+        animation: webp or gif.
+        device: where the generator runs.
+    """
+    from visynth.explore import explore as run
+    from visynth.generator import load_generator
+    from visynth.seeds import parse_range
+
+    for path in run(load_generator(generator, device), out, classes, parse_range(seeds), frames, side, animation):
+        print(path)
+    return 0
+
+
+def project(
+    generator: str,
+    data: str,
+    out: str,
+    classes: list[str] | None = None,
+    strength: float | None = None,
+    steps: int = 300,
+    fit: str = "squash",
+    limit: int = 200,
+    groups: str | None = None,
+    group_pattern: str | None = None,
+    device: str = "cpu",
+    quiet: bool = False,
+) -> int:
+    """Project real images into a StyleGAN2 and write a generator of variations of them: for the rarest classes.
+
+    Args:
+        generator: folder of a StyleGAN2 generator.
+        data: class folders, a .csv or .jsonl list, or a COCO .json; training images are projected.
+        out: folder of the new generator.
+        classes: only these classes.
+        strength: from 0 (the projection itself) to 1 (any image of the class); by default as little as gives no copies.
+        steps: of each projection.
+        fit: crop, pad or squash: how other proportions become the generator's size.
+        limit: images of a class, at most.
+        groups: CSV with columns file,group; groups are drawn evenly.
+        group_pattern: regular expression on image names whose first group is the group.
+        device: where the generator runs.
+        quiet: no progress.
+    """
+    from visynth.data.reading import read_images
+    from visynth.generator import load_generator
+    from visynth.project import project_images
+
+    images = read_images(data, groups=groups, group_pattern=group_pattern)
+    made = project_images(
+        load_generator(generator, device), images, out, classes, strength, steps, fit, limit, _say(quiet)
+    )
+    print(f"{out}: variations of {made.card['projected images']} real images; look at {out}/projections.png")
+    return 0
+
+
+def import_stylegan2(pickle: str, out: str, classes: list[str] | None = None, which: str = "G_ema") -> int:
+    """A public StyleGAN2 checkpoint as a generator folder, to sample from or to fine-tune. Nothing in the file is executed.
+
+    Args:
+        pickle: network-snapshot-....pkl of stylegan2-ada-pytorch, or of stylegan3's repository with its StyleGAN2 configuration.
+        out: folder of the generator.
+        classes: names in label order.
+        which: G_ema (the averaged generator) or G.
+    """
+    from visynth.import_stylegan2 import import_stylegan2 as run
+
+    print(run(pickle, out, classes, which))
+    return 0
+
+
 def doctor() -> int:
     """Check the installation: versions, weights of the default features, augmentation backend, cores."""
     import os
@@ -532,6 +620,9 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "renders.review": renders_review,
     "evaluate": evaluate,
     "gate": gate,
+    "explore": explore,
+    "project": project,
+    "import-stylegan2": import_stylegan2,
     "doctor": doctor,
 }
 NESTED = {"fit": ("compose", "pipeline", "export"), "renders": ("verify", "export", "score", "review")}

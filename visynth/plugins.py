@@ -19,6 +19,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "diffusion": "visynth.networks.diffusion:Diffusion",
         "inpaint": "visynth.compose.inpainting:Inpainting",
         "foundation": "visynth.networks.foundation:Foundation",
+        "stylegan2": "visynth.networks.gan:StyleGAN2",
+        "biggan": "visynth.networks.gan:BigGAN",
+        "cgan": "visynth.networks.gan:CGAN",
+        "stylegan2_projected": "visynth.networks.projection:Anchored",
     },
     "features": {
         "efficientnet_lite0": "visynth.metrics.features:efficientnet_lite0",

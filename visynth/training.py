@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 
 # What may change between the starts of one run; anything else would make it another one.
 FREE = {
-    "model": {"lr", "warmup", "sampler", "micro_batch", "snapshots"},
+    "model": {"lr", "lr_g", "lr_d", "warmup", "kimg", "sampler", "micro_batch", "snapshots"},
     "data": {"num_workers", "epoch_images"},
 }
 INTERRUPTED, STOPPED = 130, 143
 FINISHED = "finished.json"
+CLIP = 1.0  # of gradients, for modules with one optimiser
 
 
 def fit(words: Sequence[str]) -> int:
@@ -123,14 +124,17 @@ def _parsed(words: Sequence[str], logger: bool = True) -> Any:
             made = (
                 _loggers(told["trainer"]["default_root_dir"]) if told_logger in (None, True) and logger else told_logger
             )
-            return super().instantiate_trainer(logger=made or False, plugins=[AtomicCheckpointIO()])
+            more: dict[str, Any] = {}
+            if not self.model.automatic_optimization and told["trainer"].get("gradient_clip_val") == CLIP:
+                more["gradient_clip_val"] = None  # our default; such modules step by themselves, and Lightning refuses it
+            return super().instantiate_trainer(logger=made or False, plugins=[AtomicCheckpointIO()], **more)
 
     defaults = {
         "default_root_dir": "run",
         "max_epochs": -1,
         "enable_progress_bar": False,
         "enable_model_summary": False,
-        "gradient_clip_val": 1.0,
+        "gradient_clip_val": CLIP,
     }
     _silence()
     with warnings.catch_warnings():

@@ -86,8 +86,38 @@ def random_denoiser(channels, classes, size, **kwargs):
     return network
 
 
+def make_gan(name: str, **arguments):
+    """A trained-looking network: noise that shows, styles that differ."""
+
+    def make(composition):
+        from visynth.networks import gan
+
+        kind = {"stylegan2": gan.StyleGAN2, "biggan": gan.BigGAN, "cgan": gan.CGAN}[name]
+        spec = Spec(name, {"classes": 2, **arguments}, ("a", "b"), 3, (16, 16), micro_batch=4)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = kind.network_class(16, 3, 2, **arguments).eval()
+            for weight, value in network.state_dict().items():
+                if weight.endswith("noise_strength"):
+                    value.fill_(0.3)
+            for module in network.modules():
+                if isinstance(module, torch.nn.ConvTranspose2d):
+                    torch.nn.init.normal_(module.weight, std=0.1)
+        return kind(spec, network, members=composition[0].members)
+
+    return make
+
+
 # How a small one of each registered generator is made; a new name must be added here to pass the discovery test.
-MAKERS = {"compose": make_compose, "diffusion": make_diffusion, "inpaint": make_inpaint, "foundation": make_foundation}
+MAKERS = {
+    "compose": make_compose,
+    "diffusion": make_diffusion,
+    "inpaint": make_inpaint,
+    "foundation": make_foundation,
+    "stylegan2": make_gan("stylegan2", base=64, most=8, z_dim=8, w_dim=8),
+    "biggan": make_gan("biggan", width=4, z_dim=12, shared=8),
+    "cgan": make_gan("cgan", width=8, z_dim=8),
+}
 
 
 @pytest.fixture(params=plugins.names("generators"))

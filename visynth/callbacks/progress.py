@@ -1,4 +1,4 @@
-"""A line now and then: images, images per second, loss, and the time left."""
+"""A line now and then: images, images per second, seconds for a thousand images, loss, and the time left."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class TimeLeft(Callback):
 
     Example:
         >>> TimeLeft(30).line(images=6000, rate=60.0, left=125, loss=0.5)
-        '6000 images, 60 images/s, loss 0.500, 2 min 05 s left'
+        '6000 images, 60 images/s (16.7 s/kimg), loss 0.500, 2 min 05 s left'
     """
 
     def __init__(self, seconds: float = 30.0) -> None:
@@ -40,7 +40,11 @@ class TimeLeft(Callback):
         images, spent = self._seen(trainer, pl_module), now - self._begun
         loss = trainer.callback_metrics.get("loss")
         rate = (images - self._images) / max(spent, 1e-9)
-        return self.line(images, rate, self._left(trainer, spent), None if loss is None else float(loss))
+        left = self._left(trainer, spent)
+        kimg = getattr(pl_module, "hparams", {}).get("kimg")
+        if kimg is not None and rate > 0:
+            left = min(left or float("inf"), (1000 * kimg - images) / rate)
+        return self.line(images, rate, left, None if loss is None else float(loss))
 
     def _left(self, trainer: Any, spent: float) -> float | None:
         """Seconds to the nearer of max_time and max_steps, or None when neither is set."""
@@ -58,7 +62,7 @@ class TimeLeft(Callback):
 
     def line(self, images: int, rate: float, left: float | None, loss: float | None) -> str:
         """The line."""
-        parts = [f"{images} images", f"{rate:.0f} images/s"]
+        parts = [f"{images} images", f"{rate:.0f} images/s" + (f" ({1000 / rate:.1f} s/kimg)" if rate > 0 else "")]
         if loss is not None:
             parts.append(f"loss {loss:.3f}")
         if left is not None:

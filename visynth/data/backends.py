@@ -151,9 +151,10 @@ def _joiner(leaf: Leaf, source: Any, options: Options, trainer: Any) -> Joiner |
         synthetic = RenderedSource(source, indices, seed)
     own = getattr(leaf.loader, "num_workers", 0)
     workers = options.workers if options.workers is not None else min(1, own if isinstance(own, int) else 0)
+    private = type(leaf.loader) is DataLoader and leaf.loader.num_workers > 0  # a subclass may keep its batches
     context = getattr(leaf.loader, "multiprocessing_context", None)
     share_of = _share_of_batch(options, mix, trainer)
-    return Joiner(Plan(names, indices, mix, options, share_of, dataset, seed, workers, context), synthetic)
+    return Joiner(Plan(names, indices, mix, options, share_of, dataset, seed, private, workers, context), synthetic)
 
 
 def plan_mix(

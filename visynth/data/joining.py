@@ -44,6 +44,7 @@ class Plan:
         share_of: share of batch number k.
         dataset: the user's, where there is one to look at, or None.
         seed: of this loader.
+        private: batches come from worker processes, so that nobody else can hold their tensors: rows are exchanged in place.
         workers: of the loader of rendered pictures.
         context: how that one starts them.
     """
@@ -55,6 +56,7 @@ class Plan:
     share_of: Callable[[int], float]
     dataset: Any
     seed: int
+    private: bool = False
     workers: int = 0
     context: Any = None
 
@@ -212,7 +214,7 @@ class Joiner:
                 blended = mix_up(*halves, lam, int(options.num_classes or 0))
                 columns[form.image][place], columns[form.label][place] = blended
         parts = {
-            form.image: _put(images, columns[form.image], rows),
+            form.image: _put(images, columns[form.image], rows, self.plan.private),
             form.label: _put(labels, columns[form.label], rows),
         }
         if form.mask is not None:
@@ -343,8 +345,8 @@ def _device(images: Any) -> torch.device:
     return first.device if isinstance(first, torch.Tensor) else torch.device("cpu")
 
 
-def _put(values: Any, made: list[Any], rows: list[int]) -> Any:
-    """Values with other rows: a tensor or array of its own, or a list."""
+def _put(values: Any, made: list[Any], rows: list[int], private: bool = False) -> Any:
+    """Values with other rows: a tensor (the same one if it is private) or array of its own, or a list."""
     if isinstance(values, (list, tuple)):
         whole = list(values)
         for row, value in zip(rows, made, strict=True):
@@ -356,7 +358,7 @@ def _put(values: Any, made: list[Any], rows: list[int]) -> Any:
             array[row] = np.asarray(value)
         return array
     _check_row(made[0], values[0])
-    whole = values.clone()
+    whole = values if private else values.clone()
     for row, value in zip(rows, made, strict=True):  # one at a time: small enough that no threads have to be woken
         whole[row] = torch.as_tensor(value).as_subclass(torch.Tensor)
     return whole

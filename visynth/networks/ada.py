@@ -121,7 +121,9 @@ def plan(uniform: Array, normal: Array, probability: float, kinds: Collection[st
     matrix = _scaling(stretch, 1 / stretch) @ matrix
     matrix = _rotation((value[5] * 2 - 1) * np.pi * happens("rotate", rotations)) @ matrix
     moved = happens("move")
-    matrix = _shifting(normal[:, 2] * 0.25 * moved, normal[:, 3] * 0.25 * moved) @ matrix  # an eighth; pictures are 2 wide
+    matrix = (
+        _shifting(normal[:, 2] * 0.25 * moved, normal[:, 3] * 0.25 * moved) @ matrix
+    )  # an eighth; pictures are 2 wide
     geometry = np.linalg.inv(matrix)[:, :2]
 
     hole = np.stack([np.zeros(count), value[6], value[7]], axis=1)
@@ -146,13 +148,31 @@ def augment(images: Tensor, how: Plan, noise: Tensor | None = None) -> Tensor:
         how: of :func:`plan`.
         noise: standard normal, as ``images``, where the plan has noise.
     """
-    images = _on_rows(images, (how.geometry != np.eye(2, 3)).any(axis=(1, 2)), warp, how.geometry)
+    moved, whole = (how.geometry != np.eye(2, 3)).any(axis=(1, 2)), _whole_pixels(how.geometry, images.shape[-1])
+    images = _on_rows(images, moved & whole, blit, how.geometry)
+    images = _on_rows(images, moved & ~whole, warp, how.geometry)
     images = _on_rows(images, (how.colour != np.eye(3, 4)).any(axis=(1, 2)), recolour, how.colour)
     images = _on_rows(images, (how.gains != 1).any(axis=1), amplify, how.gains)
     if how.sigma.any():
         assert noise is not None
         images = images + noise.to(images.dtype) * _like(how.sigma, images)[:, None, None, None]
     return _on_rows(images, how.hole[:, 0] > 0, cut, how.hole[:, 1:])
+
+
+def blit(images: Tensor, geometry: Tensor) -> Tensor:
+    """Flips, quarter turns and shifts by whole pixels: values are only moved."""
+    size = images.shape[-1]
+    places = (torch.arange(size, device=images.device, dtype=images.dtype) + 0.5) * 2 / size - 1
+    y, x = torch.meshgrid(places, places, indexing="ij")
+    points = torch.stack([x, y, torch.ones_like(x)], dim=-1).reshape(1, -1, 3)
+    return grid_sample(images, (points @ geometry.transpose(1, 2)).reshape(len(images), size, size, 2), nearest=True)
+
+
+def _whole_pixels(geometry: Array, size: int) -> NDArray[np.bool_]:
+    """Rows that move values from pixel to pixel."""
+    turned, steps = geometry[:, :, :2], geometry[:, :, 2] * size / 2
+    close = np.isclose(turned, turned.round(), atol=1e-9).all(axis=(1, 2))
+    return np.asarray(close & np.isclose(steps, steps.round(), atol=1e-6).all(axis=1))
 
 
 def warp(images: Tensor, geometry: Tensor) -> Tensor:
@@ -168,7 +188,9 @@ def warp(images: Tensor, geometry: Tensor) -> Tensor:
     places = (torch.arange(2 * size + 2 * reach - 2, device=images.device, dtype=images.dtype) - CENTRE + 1) / size - 1
     y, x = torch.meshgrid(places, places, indexing="ij")
     points = torch.stack([x, y, torch.ones_like(x)], dim=-1).reshape(1, -1, 3)
-    grid = (points @ geometry.transpose(1, 2)).reshape(len(images), len(places), len(places), 2) + (CENTRE - reach + 0.5) / size
+    grid = (points @ geometry.transpose(1, 2)).reshape(len(images), len(places), len(places), 2) + (
+        CENTRE - reach + 0.5
+    ) / size
     return _separable(grid_sample(high, grid), taps / 2**0.5, stride=2)
 
 

@@ -6,6 +6,7 @@ Source: Brock et al., "Large scale GAN training for high fidelity natural image 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -15,10 +16,17 @@ from torch.nn import functional as F  # noqa: N812, the field's name
 from torch.nn.utils.parametrizations import spectral_norm
 
 from visynth.errors import UsageError
+from visynth.networks.layers import wide
 from visynth.networks.norm import Norm
 
 # Widths from 4 pixels up, in units of ``width``; the last one is at full size.
-WIDTHS = {16: (4, 4, 4), 32: (4, 4, 4, 4), 64: (16, 16, 8, 4, 2), 128: (16, 16, 8, 4, 2, 1), 256: (16, 16, 8, 8, 4, 2, 1)}
+WIDTHS = {
+    16: (4, 4, 4),
+    32: (4, 4, 4, 4),
+    64: (16, 16, 8, 4, 2),
+    128: (16, 16, 8, 4, 2, 1),
+    256: (16, 16, 8, 8, 4, 2, 1),
+}
 
 
 def conv(inputs: int, outputs: int, size: int) -> nn.Module:
@@ -67,7 +75,7 @@ class GeneratorBlock(nn.Module):
         hidden = inputs // 4 if deep else outputs
         widths = [inputs, hidden, hidden, hidden, outputs] if deep else [inputs, outputs, outputs]
         sizes = [1, 3, 3, 1] if deep else [3, 3]
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(itertools.pairwise(widths))
         self.norms = nn.ModuleList(Norm(a, condition, _plain) for a, _ in pairs)
         self.convs = nn.ModuleList(conv(a, b, size) for (a, b), size in zip(pairs, sizes, strict=True))
         if not deep:
@@ -95,9 +103,7 @@ class DiscriminatorBlock(nn.Module):
         hidden = outputs // 4 if deep else outputs
         widths = [inputs, hidden, hidden, hidden, outputs] if deep else [inputs, outputs, outputs]
         sizes = [1, 3, 3, 1] if deep else [3, 3]
-        self.convs = nn.ModuleList(
-            conv(a, b, size) for a, b, size in zip(widths, widths[1:], sizes, strict=False)
-        )
+        self.convs = nn.ModuleList(conv(a, b, size) for a, b, size in zip(widths, widths[1:], sizes, strict=False))
         if not deep:
             self.skip = conv(inputs, outputs, 1)
         elif outputs > inputs:
@@ -163,7 +169,7 @@ class BigGAN(nn.Module):
         self.start = widths[0]
         blocks: list[nn.Module] = []
         self.levels: list[int] = []
-        for number, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+        for number, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
             if deep:
                 blocks.append(GeneratorBlock(inputs, inputs, condition, up=False, deep=True))
                 self.levels.append(number)
@@ -184,7 +190,7 @@ class BigGAN(nn.Module):
         x = self.first(torch.cat([given, z], dim=1) if self.deep else parts[0]).reshape(len(z), self.start, 4, 4)
         for level, block in zip(self.levels, self.blocks, strict=True):
             x = block(x) if level < 0 else block(x, torch.cat([given, parts[level + 1]], dim=1))
-        return torch.tanh(self.last(F.relu(self.norm(x))).float())
+        return torch.tanh(wide(self.last(F.relu(self.norm(x)))))
 
 
 class BigGANDiscriminator(nn.Module):
@@ -221,7 +227,7 @@ class BigGANDiscriminator(nn.Module):
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         for layer in self.layers:
             x = layer(x)
-        pooled = F.relu(x).float().sum(dim=(2, 3))
+        pooled = wide(F.relu(x)).sum(dim=(2, 3))
         logits: Tensor = self.out(pooled)[:, 0] + (self.embed(labels) * pooled).sum(dim=1)
         return logits
 

@@ -6,6 +6,7 @@ generative adversarial networks" (ICLR 2016), section 3; no norm in the discrimi
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812, the field's name
 
 from visynth.errors import UsageError
+from visynth.networks.layers import wide
 from visynth.networks.norm import Norm
 
 
@@ -40,9 +42,7 @@ class CGAN(nn.Module):
         self.embed = nn.Embedding(classes, z_dim)
         self.first, self.first_norm = nn.Linear(2 * z_dim, self.start * 16, bias=False), Norm(self.start)
         widths = [self.start // 2**n for n in range(steps)]
-        self.ups = nn.ModuleList(
-            nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.ups = nn.ModuleList(nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False) for a, b in itertools.pairwise(widths))
         self.norms = nn.ModuleList(Norm(b) for b in widths[1:])
         self.last = nn.ConvTranspose2d(widths[-1], channels, 4, 2, 1)
         _small_start(self)
@@ -52,7 +52,7 @@ class CGAN(nn.Module):
         x = F.relu(self.first_norm(x))
         for up, norm in zip(self.ups, self.norms, strict=True):
             x = F.relu(norm(up(x)))
-        return torch.tanh(self.last(x).float())
+        return torch.tanh(wide(self.last(x)))
 
 
 class CGANDiscriminator(nn.Module):
@@ -69,7 +69,7 @@ class CGANDiscriminator(nn.Module):
         self.size = size
         self.embed = nn.Embedding(classes, size * size)
         widths = [channels + 1, *(width * 2**n for n in range(_steps(size)))]
-        self.downs = nn.ModuleList(nn.Conv2d(a, b, 4, 2, 1) for a, b in zip(widths, widths[1:], strict=False))
+        self.downs = nn.ModuleList(nn.Conv2d(a, b, 4, 2, 1) for a, b in itertools.pairwise(widths))
         self.last = nn.Linear(widths[-1] * 16, 1)
         _small_start(self)
 
@@ -81,7 +81,7 @@ class CGANDiscriminator(nn.Module):
         x = torch.cat([x, plane], dim=1)
         for down in self.downs:
             x = F.leaky_relu(down(x), 0.2)
-        logits: Tensor = self.last(x.flatten(1).float())[:, 0]
+        logits: Tensor = self.last(wide(x.flatten(1)))[:, 0]
         return logits
 
 

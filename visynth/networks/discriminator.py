@@ -11,7 +11,7 @@ import math
 
 from torch import Tensor, nn
 
-from visynth.networks.layers import Conv, Linear, minibatch_std
+from visynth.networks.layers import Conv, Linear, minibatch_std, wide
 from visynth.networks.stylegan2 import Mapping, channels_at, resolutions
 
 
@@ -52,7 +52,7 @@ class Epilogue(nn.Module):
     def forward(self, x: Tensor, embedded: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.group > 1:
             x = minibatch_std(x, self.group)
-        x = self.fc(self.conv(x).flatten(1).float())
+        x = self.fc(wide(self.conv(x).flatten(1)))
         out = self.out(x)
         if embedded is None:
             return out[:, 0], None

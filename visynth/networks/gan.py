@@ -7,15 +7,14 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from visynth import seeds as seeding
 from visynth.errors import UsageError, choices
 from visynth.generator import Generator, Samples, Spec
+from visynth.networks import cgan
 from visynth.networks.biggan import BigGAN as BigGANNetwork
-from visynth.networks.cgan import CGAN as CGANNetwork
 from visynth.networks.diffusion import to_integers
 from visynth.networks.stylegan2 import StyleGAN2 as StyleGAN2Network
 from visynth.networks.stylegan2 import noise_fields, truncate
@@ -50,6 +49,26 @@ class _GAN(Generator):
     @abstractmethod
     def values(self, seeds: Sequence[int], labels: Tensor, **options: Any) -> Tensor:
         """Pictures ``[N, C, H, W]`` about in [-1, 1]."""
+
+    def interpolate(self, first: int, last: int, label: int, steps: int, **options: Any) -> Tensor:
+        """Integers ``[steps, C, H, W]`` on the way from the picture of one seed to that of another.
+
+        Latents are taken along the great circle between them (White, "Sampling generative networks", 2016, section 2.1); StyleGAN2's
+        styles along a straight line.
+        """
+        merged = {**(self.spec.sampler or {}), **options}
+        self.check_options(merged)
+        with torch.no_grad():
+            return to_integers(
+                self.way(first, last, label, torch.linspace(0, 1, steps), **merged), self.spec.dtype
+            ).cpu()
+
+    def way(self, first: int, last: int, label: int, places: Tensor, **options: Any) -> Tensor:
+        """Pictures about in [-1, 1] at places from 0 to 1."""
+        ends = truncated_normal([first, last], self.network.z_dim, options["truncation"])
+        labels = torch.full((len(places),), label, device=self.device)
+        made: Tensor = self.network(great_circle(ends[0], ends[1], places).to(self.device), labels)
+        return made
 
     def weights(self) -> dict[str, Tensor]:
         return {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
@@ -96,6 +115,12 @@ class StyleGAN2(_GAN):
             other = self.of_latents(seeding.noise(seeds, (self.network.z_dim,), "mixing"), labels)
             ws = mixed(ws, other, seeds, mixing)
         return truncate(ws, self.centres(labels, centre), truncation)
+
+    def way(self, first: int, last: int, label: int, places: Tensor, **options: Any) -> Tensor:
+        ends = self.styles([first, last], torch.tensor([label, label], device=self.device), **options)
+        ws = torch.lerp(ends[:1], ends[1:], places.to(self.device)[:, None, None])
+        # One noise all the way: what changes is the style alone.
+        return self.pictures(ws, [first] * len(places), options["noise"])
 
     def of_latents(self, z: Tensor, labels: Tensor) -> Tensor:
         styles: Tensor = self.network.styles(z.to(self.device), labels if self.network.classes else None)
@@ -167,7 +192,22 @@ class BigGAN(_Plain):
 
 class CGAN(_Plain):
     __doc__ = _Plain.__doc__
-    network_class = CGANNetwork
+    network_class = cgan.CGAN
+
+
+def great_circle(first: Tensor, last: Tensor, places: Tensor) -> Tensor:
+    """Latents ``[len(places), width]`` between two ``[width]``, of lengths between theirs.
+
+    Example:
+        >>> great_circle(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([0.5]))[0].norm().item()
+        1.0
+    """
+    a, b = first / first.norm(), last / last.norm()
+    angle = torch.arccos((a @ b).clamp(-1, 1)).clamp(min=1e-6)
+    directions = (torch.sin((1 - places) * angle)[:, None] * a + torch.sin(places * angle)[:, None] * b) / torch.sin(
+        angle
+    )
+    return directions * torch.lerp(first.norm(), last.norm(), places)[:, None]
 
 
 def truncated_normal(seeds: Sequence[int], width: int, limit: float) -> Tensor:
@@ -186,7 +226,3 @@ def truncated_normal(seeds: Sequence[int], width: int, limit: float) -> Tensor:
     low = torch.special.ndtr(torch.tensor(-limit, dtype=torch.float64))
     inside = torch.special.ndtri(low + uniform * (1 - 2 * low))
     return inside.clamp(-limit, limit).float()
-
-
-
-

@@ -15,43 +15,46 @@ from torch.nn import functional as F  # noqa: N812, the field's name
 MODES = {"zeros": 0, "border": 1, "reflection": 2}
 
 
-def grid_sample(images: Tensor, grid: Tensor, padding: str = "reflection") -> Tensor:
-    """``F.grid_sample(images, grid, "bilinear", padding, align_corners=False)`` for a grid that needs no gradient.
+def grid_sample(images: Tensor, grid: Tensor, padding: str = "reflection", nearest: bool = False) -> Tensor:
+    """``F.grid_sample(images, grid, mode, padding, align_corners=False)`` for a grid that needs no gradient.
 
     Args:
         images: ``[N, C, H, W]``.
         grid: ``[N, h, w, 2]`` of x and y in [-1, 1].
         padding: ``"zeros"``, ``"border"`` or ``"reflection"``.
+        nearest: values of the nearest pixels instead of bilinear ones.
     """
-    made: Tensor = _Sample.apply(images, grid.to(images.dtype), padding)
+    made: Tensor = _Sample.apply(images, grid.to(images.dtype), padding, nearest)
     return made
 
 
 class _Sample(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, images: Tensor, grid: Tensor, padding: str) -> Tensor:
+    def forward(ctx: Any, images: Tensor, grid: Tensor, padding: str, nearest: bool) -> Tensor:
         ctx.save_for_backward(grid)
-        ctx.shape, ctx.padding = images.shape, padding
-        return F.grid_sample(images, grid, "bilinear", padding, align_corners=False)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (grid,) = ctx.saved_tensors
-        return _Scatter.apply(gradient, grid, ctx.shape, ctx.padding), None, None
-
-
-class _Scatter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, grid: Tensor, shape: torch.Size, padding: str) -> Tensor:
-        ctx.save_for_backward(grid)
-        ctx.padding = padding
-        # The values of the picture do not matter for its own gradient.
-        picture = gradient.new_zeros(()).expand(shape)
-        backward = torch.ops.aten.grid_sampler_2d_backward
-        scattered: Tensor = backward(gradient.contiguous(), picture, grid, 0, MODES[padding], False, [True, False])[0]
-        return scattered
+        ctx.shape, ctx.how = images.shape, (padding, nearest)
+        return F.grid_sample(images, grid, "nearest" if nearest else "bilinear", padding, align_corners=False)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (grid,) = ctx.saved_tensors
-        return _Sample.apply(gradient, grid, ctx.padding), None, None, None
+        return _Scatter.apply(gradient, grid, ctx.shape, *ctx.how), None, None, None
+
+
+class _Scatter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, grid: Tensor, shape: torch.Size, padding: str, nearest: bool) -> Tensor:
+        ctx.save_for_backward(grid)
+        ctx.how = padding, nearest
+        # The values of the picture do not matter for its own gradient.
+        picture = gradient.new_zeros(()).expand(shape)
+        backward = torch.ops.aten.grid_sampler_2d_backward
+        scattered: Tensor = backward(
+            gradient.contiguous(), picture, grid, int(nearest), MODES[padding], False, [True, False]
+        )[0]
+        return scattered
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (grid,) = ctx.saved_tensors
+        return _Sample.apply(gradient, grid, *ctx.how), None, None, None, None

@@ -17,9 +17,15 @@ from visynth.networks.resample import conv_down
 GAIN = math.sqrt(2)  # of the leaky rectifier, so that signals keep their size
 
 
-def lrelu(x: Tensor, gain: float = GAIN) -> Tensor:
-    """Leaky ReLU of slope 0.2 below zero, times ``gain``."""
-    return F.leaky_relu(x, 0.2) * gain
+def wide(x: Tensor) -> Tensor:
+    """Half precision as float32: for sums and norms that must not overflow."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def lrelu(x: Tensor, gain: float = GAIN, clamp: float = 0.0) -> Tensor:
+    """Leaky ReLU of slope 0.2 below zero, times ``gain``; above 0, ``clamp`` limits the result."""
+    x = F.leaky_relu(x, 0.2) * gain
+    return x.clamp(-clamp, clamp) if clamp else x
 
 
 def unit_moment(x: Tensor) -> Tensor:
@@ -64,10 +70,14 @@ class Conv(nn.Module):
         size: of the kernel, 1 or 3.
         bias: and the rectifier after it.
         down: by FIR, at half the size.
+        clamp: limit of what comes out; 0 for none.
     """
 
-    def __init__(self, inputs: int, outputs: int, size: int, bias: bool = True, down: bool = False) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, size: int, bias: bool = True, down: bool = False, clamp: float = 0.0
+    ) -> None:
         super().__init__()
+        self.clamp = clamp
         self.weight = nn.Parameter(torch.randn(outputs, inputs, size, size))
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
         self.down, self.scale = down, 1 / math.sqrt(inputs * size * size)
@@ -81,7 +91,7 @@ class Conv(nn.Module):
             x = conv_down(x, weight) + self.bias[:, None, None]
         else:
             x = F.conv2d(x, weight, self.bias, padding=weight.shape[2] // 2)
-        return lrelu(x, GAIN * gain)
+        return lrelu(x, GAIN * gain, self.clamp * gain)
 
 
 def minibatch_std(x: Tensor, group: int) -> Tensor:
@@ -99,7 +109,7 @@ def minibatch_std(x: Tensor, group: int) -> Tensor:
     """
     count, channels, height, width = x.shape
     size = next(n for n in range(min(group, count), 0, -1) if count % n == 0)
-    grouped = x.float().reshape(size, -1, channels, height, width)
+    grouped = wide(x).reshape(size, -1, channels, height, width)
     std = (grouped.var(dim=0, unbiased=False) + 1e-8).sqrt().mean(dim=(1, 2, 3))
     plane = std.repeat(size).to(x.dtype).reshape(-1, 1, 1, 1).expand(-1, 1, height, width)
     return torch.cat([x, plane], dim=1)

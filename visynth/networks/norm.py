@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from visynth import distributed
+from visynth.networks.layers import wide
 
 
 class Norm(nn.Module):
@@ -47,10 +48,10 @@ class Norm(nn.Module):
         else:
             gain, bias = self.weight[:, None, None], self.shift[:, None, None]
         scale = (variance + 1e-5).rsqrt()[:, None, None]
-        return ((x.float() - mean[:, None, None]) * scale * gain + bias).to(x.dtype)
+        return ((wide(x) - mean[:, None, None]) * scale * gain + bias).to(x.dtype)
 
     def _measured(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        moments = torch.stack([x.float().mean(dim=(0, 2, 3)), x.float().square().mean(dim=(0, 2, 3))])
+        moments = torch.stack([wide(x).mean(dim=(0, 2, 3)), wide(x).square().mean(dim=(0, 2, 3))])
         world = distributed.world_size()
         if world > 1 and torch.distributed.is_initialized():
             from torch.distributed.nn.functional import all_reduce

@@ -15,6 +15,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from visynth import plugins
 from visynth.errors import UsageError
+from visynth.networks.layers import wide
 
 SCALES = (24, 40, 112, 320)  # channels of the features at 1/4, 1/8, 1/16 and 1/32
 EMBEDDING = 64
@@ -67,7 +68,7 @@ class ProjectedDiscriminator(nn.Module):
         return list(self.heads)
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        x = F.interpolate(x.float(), (self.view, self.view), mode="bilinear", align_corners=False)
+        x = F.interpolate(wide(x), (self.view, self.view), mode="bilinear", align_corners=False)
         mixed = self._mixed(self._features(x.expand(-1, 3, -1, -1)))
         logits = []
         for head, maps in zip(self.heads, mixed, strict=True):

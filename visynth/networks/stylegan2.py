@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812, the field's name
 
 from visynth.errors import UsageError
-from visynth.networks.layers import Linear, lrelu, unit_moment
+from visynth.networks.layers import Linear, lrelu, unit_moment, wide
 from visynth.networks.resample import conv_up, upsample
 
 
@@ -69,7 +69,7 @@ class Mapping(nn.Module):
         self, z: Tensor | None, labels: Tensor | None, strength: float = 1.0, noise: Tensor | None = None
     ) -> Tensor:
         """Styles of latents ``[N, z_dim]`` (None in a discriminator) and labels ``[N]`` or probabilities ``[N, classes]``."""
-        parts = [] if z is None else [unit_moment(z.float())]
+        parts = [] if z is None else [unit_moment(z.to(self.fc0.weight.dtype))]
         if self.classes:
             assert labels is not None
             given = F.one_hot(labels, self.classes) if labels.ndim == 1 else labels
@@ -100,7 +100,7 @@ def modulated_conv(x: Tensor, weight: Tensor, style: Tensor, demodulate: bool = 
     y = conv_up(x, weight) if up else F.conv2d(x, weight.to(x.dtype), padding=weight.shape[2] // 2)
     if not demodulate:
         return y
-    power = style.float().square() @ weight.float().square().sum(dim=(2, 3)).t()  # [N, O]
+    power = wide(style).square() @ wide(weight).square().sum(dim=(2, 3)).t()  # [N, O]
     return y * (power + 1e-8).rsqrt().to(y.dtype)[:, :, None, None]
 
 
@@ -109,49 +109,50 @@ class StyleConv(nn.Module):
 
     noise_const: Tensor
 
-    def __init__(self, inputs: int, outputs: int, w_dim: int, resolution: int, up: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, w_dim: int, resolution: int, up: bool, clamp: float) -> None:
         super().__init__()
         self.affine = Linear(w_dim, inputs, bias=1.0)
         self.weight = nn.Parameter(torch.randn(outputs, inputs, 3, 3))
         self.noise_strength = nn.Parameter(torch.zeros(()))
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.register_buffer("noise_const", torch.randn(resolution, resolution))
-        self.up = up
+        self.up, self.clamp = up, clamp
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
         x = modulated_conv(x, self.weight, self.affine(w), up=self.up)
         if noise is not None:
             x = x + (noise * self.noise_strength).to(x.dtype)
-        return lrelu(x + self.bias[:, None, None].to(x.dtype))
+        return lrelu(x + self.bias[:, None, None].to(x.dtype), clamp=self.clamp)
 
 
 class ToImage(nn.Module):
     """Modulated 1x1 convolution to the picture's channels, not normalised."""
 
-    def __init__(self, inputs: int, channels: int, w_dim: int) -> None:
+    def __init__(self, inputs: int, channels: int, w_dim: int, clamp: float) -> None:
         super().__init__()
         self.affine = Linear(w_dim, inputs, bias=1.0)
         self.weight = nn.Parameter(torch.randn(channels, inputs, 1, 1))
         self.bias = nn.Parameter(torch.zeros(channels))
-        self.scale = 1 / math.sqrt(inputs)
+        self.scale, self.clamp = 1 / math.sqrt(inputs), clamp
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         y = modulated_conv(x, self.weight, self.affine(w) * self.scale, demodulate=False)
-        return y.float() + self.bias[:, None, None]
+        y = wide(y) + self.bias[:, None, None]
+        return y.clamp(-self.clamp, self.clamp) if self.clamp else y
 
 
 class Block(nn.Module):
     """One resolution: two convolutions (one at 4 px) and a picture that is added to the one of the resolution below."""
 
-    def __init__(self, inputs: int, outputs: int, w_dim: int, resolution: int, channels: int) -> None:
+    def __init__(self, inputs: int, outputs: int, w_dim: int, resolution: int, channels: int, clamp: float) -> None:
         super().__init__()
         self.first = inputs == 0
         if self.first:
             self.const = nn.Parameter(torch.randn(outputs, resolution, resolution))
         else:
-            self.conv0 = StyleConv(inputs, outputs, w_dim, resolution, up=True)
-        self.conv1 = StyleConv(outputs, outputs, w_dim, resolution, up=False)
-        self.torgb = ToImage(outputs, channels, w_dim)
+            self.conv0 = StyleConv(inputs, outputs, w_dim, resolution, True, clamp)
+        self.conv1 = StyleConv(outputs, outputs, w_dim, resolution, False, clamp)
+        self.torgb = ToImage(outputs, channels, w_dim, clamp)
 
     @property
     def convs(self) -> list[StyleConv]:
@@ -173,13 +174,15 @@ class Block(nn.Module):
 class Synthesis(nn.Module):
     """Styles to pictures by pictures of every resolution, summed (StyleGAN2, section 4.1, output skips)."""
 
-    def __init__(self, size: int, channels: int, w_dim: int, base: int, most: int, shared: int = 0) -> None:
+    def __init__(
+        self, size: int, channels: int, w_dim: int, base: int, most: int, shared: int = 0, clamp: float = 0.0
+    ) -> None:
         super().__init__()
         self.sizes, self.shared = resolutions(size), shared
         inputs = 0
         for resolution in self.sizes:
             outputs = channels_at(resolution, base, most)
-            setattr(self, f"b{resolution}", Block(inputs, outputs, w_dim, resolution, channels))
+            setattr(self, f"b{resolution}", Block(inputs, outputs, w_dim, resolution, channels, clamp))
             inputs = outputs
         self.styles = 2 * len(self.sizes)  # one a convolution, and one more for the last picture
 
@@ -233,6 +236,7 @@ class StyleGAN2(nn.Module):
         most: channels.
         layers: of the mapping.
         shared: blocks up to this resolution do not see the class (UTLO, section 4): rare classes borrow their layout from frequent ones.
+        clamp: limit of all activations, as networks trained in float16 have it; 0 for none.
 
     Example:
         >>> network = StyleGAN2(16, 1, 2, z_dim=8, w_dim=8, base=64, most=8)
@@ -251,11 +255,12 @@ class StyleGAN2(nn.Module):
         most: int = 512,
         layers: int = 2,
         shared: int = 0,
+        clamp: float = 0.0,
     ) -> None:
         super().__init__()
         self.z_dim, self.classes, self.shared = z_dim, classes, shared if classes else 0
         self.mapping = Mapping(z_dim, classes, w_dim, layers)
-        self.synthesis = Synthesis(size, channels, w_dim, base, most, self.shared)
+        self.synthesis = Synthesis(size, channels, w_dim, base, most, self.shared, clamp)
         if self.shared:
             if self.shared not in self.synthesis.sizes[:-1]:
                 raise UsageError(

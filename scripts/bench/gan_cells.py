@@ -1,0 +1,279 @@
+"""What the GANs do: cells that append one JSON line each, are skipped when it is there, and go on from their last checkpoint.
+
+    OMP_WAIT_POLICY=PASSIVE .venv/bin/python scripts/bench/gan_cells.py --data ../shared/data [--cells NAME ...] [--threads 1]
+
+``neu_*`` (10 minutes each): NEU-DET at 32 px, generators of at most 1.5 million parameters. ``digits_*`` (5 minutes each): digits at 16 px with one class cut to
+20 images, plain conditioning against two options for few images, three seeds. ``magnetic_tile`` (20): variations of projected defects against composition.
+KID is measured with a small classifier that was trained on the real images alone, before any generator and by none of them. ``--tables`` prints what there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning
+import torch
+from torch import nn
+
+from visynth.callbacks.checkpoint import AtomicCheckpointIO, KeepLast
+from visynth.data.training import GeneratorData, Pool, measure
+from visynth.lightning_modules import CGAN, BigGAN, Diffusion, StyleGAN2
+from visynth.metrics.quality import Quality, per_class
+from visynth.pictures import grid, to_display, write_png
+from visynth.report import environment
+
+STYLE = {"base": 2048, "most": 128, "z_dim": 128, "w_dim": 128}
+NEU: dict[str, Callable[[], Any]] = {
+    "stylegan2": lambda: StyleGAN2(**STYLE, shared=8),
+    "projected": lambda: StyleGAN2(
+        **STYLE, discriminator="projected", view=64, loss="hinge", gamma=0.0, augment="diffaugment", lr_g=2e-3, lr_d=2e-3
+    ),
+    "cgan": lambda: CGAN(width=32, width_d=32, gamma=1.0),
+    "biggan": lambda: BigGAN(width=24, width_d=24, z_dim=80, shared=64, lr_g=2e-4, lr_d=4e-4),
+    "diffusion": lambda: Diffusion(width=32, snapshots=False),
+}
+RARE, FEW = "8", 20
+LONG_TAIL: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "transition": {"transition": [0.08, 0.16], "shared": 8},
+    "shared_noise": {"shared": 8, "class_noise": 0.5},
+}
+KIMG = 40.0  # what five minutes show at 16 px; the transition is in parts of it
+
+
+# -- the judge ----------------------------------------------------------------------------------------------------------
+
+
+class Judge(nn.Module):
+    """A small classifier of the real images; its last features are what KID is measured with."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        widths = [channels, 32, 64, 128]
+        layers: list[nn.Module] = []
+        for a, b in zip(widths, widths[1:], strict=False):
+            layers += [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.Conv2d(b, b, 3, 2, 1), nn.BatchNorm2d(b), nn.ReLU()]  # fmt: skip
+        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(512, 64), nn.ReLU())
+        self.out = nn.Linear(64, classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.out(self.features(images))
+
+
+def judge(pool: Pool, classes: int, path: Path, epochs: int = 40) -> tuple[Judge, float]:
+    """Trained on four fifths of the images (or read back); its accuracy on the rest."""
+    images = torch.from_numpy(pool.images).float() / 127.5 - 1
+    labels = torch.from_numpy(pool.labels)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    held, rest = order[: len(order) // 5], order[len(order) // 5 :]
+    torch.manual_seed(0)
+    network = Judge(images.shape[1], classes)
+    if path.is_file():
+        network.load_state_dict(torch.load(path, weights_only=True))
+    else:
+        optimizer = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=1e-3)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=epochs * -(-len(rest) // 64))
+        for _ in range(epochs):
+            for rows in rest[torch.randperm(len(rest))].split(64):
+                batch = images[rows]
+                shift = torch.randint(-2, 3, (2,)).tolist()
+                loss = nn.functional.cross_entropy(network(batch.roll(shift, (2, 3))), labels[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+        torch.save(network.state_dict(), path)
+    network.eval()
+    with torch.no_grad():
+        accuracy = float((network(images[held]).argmax(1) == labels[held]).float().mean())
+    return network, accuracy
+
+
+def features(network: Judge, images: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        values = torch.from_numpy(images).float() / 127.5 - 1
+        return torch.cat([network.features(part) for part in values.split(256)]).numpy()
+
+
+def recall(real: np.ndarray, made: np.ndarray, k: int = 3) -> float:
+    """Share of real features within the k-th neighbour's distance of a made one (Kynkaanniemi et al., NeurIPS 2019, eq. 2)."""
+    own = torch.cdist(torch.from_numpy(made), torch.from_numpy(made))
+    radius = own.kthvalue(k + 1, dim=1).values
+    return float((torch.cdist(torch.from_numpy(real), torch.from_numpy(made)) <= radius).any(dim=1).float().mean())
+
+
+# -- cells --------------------------------------------------------------------------------------------------------------
+
+
+def train(module: Any, data: GeneratorData, minutes: float, folder: Path) -> float:
+    """Train, going on from the last checkpoint; seconds of this start."""
+    trainer = pytorch_lightning.Trainer(
+        max_time={"seconds": round(60 * minutes)},
+        max_epochs=-1,
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=False,
+        callbacks=[KeepLast(minutes=1)],
+        plugins=[AtomicCheckpointIO()],
+        gradient_clip_val=1.0 if module.automatic_optimization else None,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    start = KeepLast.path(folder)
+    started = time.monotonic()
+    trainer.fit(module, data, ckpt_path=str(start) if start.is_file() else None, weights_only=True)
+    return time.monotonic() - started
+
+
+def samples_of(module: Any, each: int) -> tuple[np.ndarray, np.ndarray, float]:
+    classes = len(module.facts.classes)
+    labels = [k for k in range(classes) for _ in range(each)]
+    module.sample([0], [0])
+    begun = time.monotonic()
+    images = module.sample(list(range(len(labels))), labels).images.numpy()
+    return images, np.array(labels), len(labels) / (time.monotonic() - begun)
+
+
+def write_sheet(path: Path, images: np.ndarray, labels: np.ndarray, columns: int = 12) -> None:
+    chosen = [images[labels == k][i] for k in sorted(set(labels.tolist())) for i in range(columns)]
+    write_png(path, grid([to_display(picture.transpose(1, 2, 0)) for picture in chosen], columns, 64))
+
+
+def neu(name: str) -> Callable[[Path, Path], dict[str, Any]]:
+    def run(data: Path, out: Path) -> dict[str, Any]:
+        batch = 64 if name in ("diffusion", "biggan", "cgan") else 32
+        given = GeneratorData(str(data / "neu_det" / "annotations_coco.json"), 32, batch_size=batch, held_out=0.2)
+        given.setup()
+        pool, classes = given.pool, given.facts.classes
+        assert pool is not None
+        critic, accuracy = judge(pool, len(classes), out / "judge_neu.pt")
+        module = NEU[name]()
+        seconds = train(module, given, 10.0, out / f"neu_{name}")
+        images, labels, rate = samples_of(module, 100)
+        write_sheet(out / f"neu_{name}.png", images, labels)
+        real, made = features(critic, pool.images), features(critic, images)
+        found = qualities(real, pool.labels, made, labels, classes)
+        right = float((critic.out(torch.from_numpy(made)).argmax(1).numpy() == labels).mean())
+        generator = module.average if hasattr(module, "average") else module.network
+        return {
+            "images": int(module.images_seen),
+            "parameters": sum(p.numel() for p in generator.parameters()),
+            "training images/s": round(int(module.images_seen) / seconds, 1),
+            "sampling images/s": round(rate, 1),
+            "accuracy": [round(accuracy, 3), round(right, 3)],  # of the judge on real images that it did not see, and on made ones
+            "quality": [q.to_json() for q in found],
+        }
+
+    return run
+
+
+def qualities(real: Any, real_labels: Any, made: Any, labels: Any, classes: tuple[str, ...]) -> list[Quality]:
+    sides = [
+        {name: rows[marks == k] for k, name in enumerate(classes)}
+        for rows, marks in ((real, real_labels), (made, labels))
+    ]
+    return per_class(sides[0], sides[1], "judge", frechet=False)
+
+
+def long_tail(name: str, seed: int) -> Callable[[Path, Path], dict[str, Any]]:
+    def run(data: Path, out: Path) -> dict[str, Any]:
+        whole = GeneratorData("sklearn:digits", 16)
+        whole.setup()
+        pool, classes = whole.pool, whole.facts.classes
+        assert pool is not None
+        critic, accuracy = judge(pool, len(classes), out / "judge_digits.pt")
+        rare = np.flatnonzero(pool.labels == classes.index(RARE))
+        kept = np.random.default_rng(seed).permutation(rare)[:FEW]
+        rows = np.sort(np.concatenate([np.flatnonzero(pool.labels != classes.index(RARE)), kept]))
+        few = Pool(pool.images[rows], pool.labels[rows])
+        given = GeneratorData.of_pool(few, measure(few, classes), batch_size=32, seed=seed)
+        # Digits turned or mirrored are other digits.
+        kinds = ["shift", "scale", "stretch", "move", "brightness", "contrast"]
+        module = StyleGAN2(
+            base=1024, most=64, z_dim=64, w_dim=64, kimg=KIMG, augment_kinds=kinds, seed=seed, allow_few=True, **LONG_TAIL[name]
+        )
+        seconds = train(module, given, 5.0, out / f"digits_{name}_{seed}")
+        images, labels, _ = samples_of(module, 150)
+        write_sheet(out / f"digits_{name}_{seed}.png", images, labels)
+        real, made = features(critic, pool.images), features(critic, images)
+        found = qualities(real, pool.labels, made, labels, classes)
+        return {
+            "images": int(module.images_seen),
+            "seconds": round(seconds),
+            "judge's accuracy": round(accuracy, 3),
+            "recall": {c: round(recall(real[pool.labels == k], made[labels == k]), 3) for k, c in enumerate(classes)},
+            "made of its class": {
+                c: round(float((critic.out(torch.from_numpy(made[labels == k])).argmax(1) == k).float().mean()), 3)
+                for k, c in enumerate(classes)
+            },
+            "quality": [q.to_json() for q in found],
+        }
+
+    return run
+
+
+CELLS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
+    **{f"neu_{name}": neu(name) for name in NEU},
+    **{f"digits_{name}_{seed}": long_tail(name, seed) for seed in range(3) for name in LONG_TAIL},
+}
+
+
+def tables(lines: dict[str, dict[str, Any]]) -> None:
+    rows = {name: lines[f"neu_{name}"] for name in NEU if f"neu_{name}" in lines}
+    if rows:
+        names = [q["class"] for q in next(iter(rows.values()))["quality"]]
+        print(f"| generator | parameters | images seen | images/s training, sampling | {' | '.join(names)} | of its class |")
+        print("|---|---|---|---|" + "---|" * (len(names) + 1))
+        for name, row in rows.items():
+            kids = [f"{q['kid']['value']:.3f}" for q in row["quality"]]
+            print(
+                f"| {name} | {row['parameters'] / 1e6:.2f} M | {row['images']:,} | {row['training images/s']}, {row['sampling images/s']} | "
+                f"{' | '.join(kids)} | {row['accuracy'][1]:.2f} |"
+            )
+        first = next(iter(rows.values()))
+        print(f"| real halves (95th percentile) | | | | {' | '.join(str(q['kid'].get('null_high')) for q in first['quality'])} | {first['accuracy'][0]:.2f} |")
+    for name in LONG_TAIL:
+        runs = [lines[f"digits_{name}_{seed}"] for seed in range(3) if f"digits_{name}_{seed}" in lines]
+        for run in runs:
+            kid = {q["class"]: q["kid"]["value"] for q in run["quality"]}
+            others = [c for c in run["recall"] if c != RARE]
+            print(
+                f"| {name} | {run['images']:,} | {run['recall'][RARE]:.2f} | {kid[RARE]:.3f} | {run['made of its class'][RARE]:.2f} | "
+                f"{np.mean([run['recall'][c] for c in others]):.2f} | {np.mean([kid[c] for c in others]):.3f} |"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--out", type=Path, default=Path("bench_gan"))
+    parser.add_argument("--cells", nargs="*", default=list(CELLS))
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--tables", action="store_true")
+    told = parser.parse_args()
+    told.out.mkdir(parents=True, exist_ok=True)
+    path = told.out / "cells.jsonl"
+    lines = {line["cell"]: line for line in map(json.loads, path.read_text().splitlines())} if path.is_file() else {}
+    if told.tables:
+        tables(lines)
+        return
+    if told.threads:
+        torch.set_num_threads(told.threads)
+    for name in told.cells:
+        if name in lines:
+            continue
+        found = CELLS[name](told.data, told.out)
+        line = {"cell": name, "threads": torch.get_num_threads(), "environment": environment(), **found}
+        with path.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+        print(name, json.dumps({k: v for k, v in found.items() if k != "quality"}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""Reading public StyleGAN2 checkpoints without executing anything in them.
+
+The files are pickles, which can run any code when they are loaded. Here an unpickler knows a handful of names, builds tensors and plain containers of them, and
+refuses every other name; the source text that such files carry is neither executed nor kept.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visynth.errors import DataError, choices
+from visynth.networks.resample import TAPS
+from visynth.networks.stylegan2 import channels_at
+
+NETWORKS = ("G_ema", "G", "D")
+
+
+@dataclass
+class Stored:
+    """A network or a part of one, as it lies in the file."""
+
+    name: str
+    state: Mapping[str, Any]
+
+    def tensors(self, prefix: str = "") -> dict[str, Tensor]:
+        """Parameters and buffers by their dotted names."""
+        found = {}
+        for kind in ("_parameters", "_buffers"):
+            for name, value in self.state.get(kind, {}).items():
+                if isinstance(value, Tensor):
+                    found[prefix + name] = value.detach().float()
+        for name, child in self.state.get("_modules", {}).items():
+            if isinstance(child, Stored):
+                found |= child.tensors(f"{prefix}{name}.")
+        return found
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What it was constructed with, by name."""
+        return dict(self.state.get("_init_kwargs") or {})
+
+
+@dataclass
+class Checkpoint:
+    """A generator's and a discriminator's weights under the names of :mod:`visynth.networks.stylegan2`.
+
+    Attributes:
+        arguments: of the generator network, ``size`` and ``channels`` among them.
+        generator: its weights.
+        discriminator: weights, or empty where the file has none.
+    """
+
+    arguments: dict[str, Any]
+    generator: dict[str, Tensor]
+    discriminator: dict[str, Tensor] = field(default_factory=dict)
+
+
+def read_stylegan2(path: str | Path, which: str = "G_ema") -> Checkpoint:
+    """A StyleGAN2 of a ``network-snapshot-*.pkl``, class-conditional or not, of any resolution.
+
+    Args:
+        path: the pickle.
+        which: "G_ema", the averaged generator, or "G".
+
+    Raises:
+        DataError: no such file, something in it that networks and plain containers do not need, or another kind of network.
+    """
+    try:
+        with open(path, "rb") as stream:
+            found = _Unpickler(stream).load()
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"{path} cannot be opened ({error.strerror}).") from error
+    except Exception as error:  # a torn or foreign pickle may raise anything
+        raise DataError(
+            f"{path} is not a StyleGAN2 pickle that can be read ({type(error).__name__}: {error})."
+        ) from error
+    if not isinstance(found, dict) or not isinstance(found.get(which), Stored):
+        held = choices(name for name in NETWORKS if isinstance(found, dict) and isinstance(found.get(name), Stored))
+        raise DataError(f"{path} holds no network {which!r}; it holds {held or 'none'}.")
+    generator = found[which].tensors()
+    arguments = _arguments(path, found[which].arguments, generator)
+    kept = {name: value for name, value in generator.items() if not name.endswith("resample_filter")}
+    critic = found["D"].tensors() if isinstance(found.get("D"), Stored) else {}
+    return Checkpoint(
+        arguments, kept, {name: value for name, value in critic.items() if not name.endswith("resample_filter")}
+    )
+
+
+def _arguments(path: Any, told: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Sizes and widths out of the weights themselves."""
+    if "synthesis.b4.const" not in weights or "mapping.fc0.weight" not in weights:
+        raise DataError(
+            f"{path} holds a network without 'synthesis.b4.const' and 'mapping.fc0.weight': only the StyleGAN2 configuration can be read, not "
+            "the alias-free ones of StyleGAN3."
+        )
+    taps = torch.tensor(TAPS)
+    kernel = torch.outer(taps, taps) / taps.sum() ** 2
+    filters = [value for name, value in weights.items() if name.endswith("resample_filter")]
+    if any(value.shape != kernel.shape or not torch.allclose(value, kernel, atol=1e-4) for value in filters):
+        raise DataError(f"{path} resamples with another filter than [1, 3, 3, 1].")
+    sizes = sorted(int(name.split(".")[1][1:]) for name in weights if name.endswith("conv1.weight"))
+    if any(f"synthesis.b{size}.torgb.weight" not in weights for size in sizes):
+        raise DataError(f"{path} has no picture at every resolution: only the 'skip' architecture can be read.")
+    widths = {size: weights[f"synthesis.b{size}.conv1.weight"].shape[0] for size in sizes}
+    most, base = max(widths.values()), max(size * width for size, width in widths.items())
+    if any(channels_at(size, base, most) != width for size, width in widths.items()):
+        raise DataError(f"{path} has widths {widths}, which are not min(base / resolution, most).")
+    layers = sum(name.startswith("mapping.fc") and name.endswith("weight") for name in weights)
+    embed = weights.get("mapping.embed.weight")
+    w_dim = weights["mapping.fc0.weight"].shape[0]
+    clamp = (told.get("synthesis_kwargs") or {}).get("conv_clamp")
+    return {
+        "size": sizes[-1],
+        "channels": weights["synthesis.b4.torgb.weight"].shape[0],
+        "classes": 0 if embed is None else embed.shape[1],
+        "z_dim": weights["mapping.fc0.weight"].shape[1] - (0 if embed is None else embed.shape[0]),
+        "w_dim": w_dim,
+        "base": base,
+        "most": most,
+        "layers": layers,
+        "clamp": float(clamp or 0.0),
+    }
+
+
+# -- the unpickler ------------------------------------------------------------------------------------------------------
+
+
+class _Dict(dict[Any, Any]):
+    """In place of EasyDict."""
+
+
+def _object(meta: Any) -> Stored:
+    if not isinstance(meta, dict) or not isinstance(meta.get("state"), dict):
+        raise DataError("a stored object has no state.")
+    return Stored(str(meta.get("class_name")), meta["state"])
+
+
+def _storage(data: Any) -> Any:
+    if not isinstance(data, bytes):
+        raise DataError("a stored tensor is no bytes.")
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def _tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
+    whole = storage if isinstance(storage, torch.storage.TypedStorage) else None
+    if whole is None:
+        raise DataError("a stored tensor has no storage.")
+    flat = torch.empty(0, dtype=whole.dtype).set_(whole._untyped_storage)  # type: ignore[call-overload]
+    return flat.as_strided(tuple(size), tuple(stride), int(offset)).clone()
+
+
+def _parameter(data: Any, *_: Any) -> Any:
+    return data
+
+
+KNOWN: Mapping[tuple[str, str], Any] = {
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _object,
+    ("dnnlib.util", "EasyDict"): _Dict,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("builtins", "set"): set,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch.storage", "_load_from_bytes"): _storage,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the names above and no other."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in KNOWN:
+            raise DataError(f"the pickle asks for {module}.{name}, which no network needs: it is not loaded.")
+        return KNOWN[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise DataError("the pickle refers to objects outside of itself: it is not loaded.")
