@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
+from visynth.networks.layers import wide
+
 LOSSES = ("non_saturating", "hinge", "relativistic")
 
 
@@ -61,7 +63,7 @@ def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
         [9.0, 9.0]
     """
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    return gradient.float().square().flatten(1).sum(dim=1)
+    return wide(gradient).square().flatten(1).sum(dim=1)
 
 
 def path_lengths(images: Tensor, ws: Tensor, noise: Tensor) -> Tensor:
@@ -74,7 +76,7 @@ def path_lengths(images: Tensor, ws: Tensor, noise: Tensor) -> Tensor:
     """
     scaled = noise / (images.shape[2] * images.shape[3]) ** 0.5
     (gradient,) = torch.autograd.grad((images * scaled).sum(), ws, create_graph=True)
-    return gradient.float().square().sum(dim=2).mean(dim=1).sqrt()
+    return wide(gradient).square().sum(dim=2).mean(dim=1).sqrt()
 
 
 def path_penalty(lengths: Tensor, mean: Tensor) -> Tensor:

@@ -123,6 +123,7 @@ class AdversarialModule(GeneratorModule):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
         self.guard = Guard()
         self._waiting: list[Micro] = []
+        self._means: list[Tensor] = []  # of logits in this step
 
     # -- for subclasses ------------------------------------------------------------------------------------------
 
@@ -262,6 +263,11 @@ class AdversarialModule(GeneratorModule):
         for p in critic_moves:
             p.requires_grad_(True)
         with torch.no_grad():
+            if self._means:
+                self.anchors.lerp_(
+                    distributed.averaged(torch.stack(self._means).mean(dim=0)).to(self.anchors.dtype), 0.01
+                )
+                self._means = []
             self.after_generator(micros)
             self._average()
         self._adjust()
@@ -299,7 +305,7 @@ class AdversarialModule(GeneratorModule):
         first = of_real[0][1]
         self.signs += torch.stack([first.detach().float().sign().mean(), torch.ones_like(self.ada_p)])
         if o.lecam:
-            self._anchor(first, of_fake[0][1])
+            self._means.append(torch.stack([first.detach().float().mean(), of_fake[0][1].detach().float().mean()]))
             held = adversarial.lecam(first, of_fake[0][1], self.anchors[0], self.anchors[1]).mean()
             loss = loss + o.lecam * (held if int(self.steps_done) >= 1000 else 0 * held)
         for images, labels, logits, purpose in (
@@ -391,10 +397,6 @@ class AdversarialModule(GeneratorModule):
         self.ada_p.fill_(ada.adjusted(float(self.ada_p), sign, o.ada_target, 4 * self.images_a_step(), o.ada_kimg))
         self.signs.zero_()
         self.log("sign_real", sign)
-
-    def _anchor(self, real: Tensor, fake: Tensor) -> None:
-        means = distributed.averaged(torch.stack([real.detach().float().mean(), fake.detach().float().mean()]))
-        self.anchors.lerp_(means, 0.01)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Finite gradients were made sure of in the step; there is no warm-up."""

@@ -35,7 +35,7 @@ def check(name: str, o: Any) -> None:
     for what in ("lr_g", "lr_d", "ada_kimg"):
         if getattr(o, what) <= 0:
             problems.append(f"{what} must be above 0, but got {getattr(o, what)}")
-    for what in ("lecam", "class_noise", "ema_rampup"):
+    for what in ("lecam", "ema_rampup"):
         if getattr(o, what) < 0:
             problems.append(f"{what} must be at least 0, but got {getattr(o, what)}")
     for what in ("kimg", "ema_kimg"):
@@ -48,13 +48,6 @@ def check(name: str, o: Any) -> None:
             problems.append(f"{what} must be at least 1, but got {getattr(o, what)}")
     if len(o.betas) != 2 or not all(0 <= beta < 1 for beta in o.betas):
         problems.append(f"betas must be two numbers in [0, 1), but got {o.betas}")
-    if o.transition is not None:
-        if len(o.transition) != 2 or not 0 <= o.transition[0] <= o.transition[1] <= 1:
-            problems.append(
-                f"transition must be two parts of the budget in order, like [0.08, 0.16], but got {o.transition}"
-            )
-        if o.kimg is None:
-            problems.append("transition is in parts of the budget: set kimg")
     if o.freeze < 0:
         problems.append(f"freeze must be at least 0, but got {o.freeze}")
     if problems:

@@ -22,6 +22,7 @@ from visynth.networks import gan as generators
 from visynth.networks.biggan import BigGAN as BigGANNetwork
 from visynth.networks.biggan import BigGANDiscriminator
 from visynth.networks.discriminator import Discriminator
+from visynth.networks.layers import wide
 from visynth.networks.norm import measure
 from visynth.networks.projected import ProjectedDiscriminator
 from visynth.networks.resample import downsample
@@ -137,7 +138,9 @@ class StyleGAN2(AdversarialModule):
         return 1.0 if told is None else fade(self.progress(), *told)
 
     def styles(self, drawn: Latents) -> Tensor:
-        noise = drawn.class_noise * self.spread()[drawn.labels][:, None] if self.style_width else None
+        noise = None
+        if self.style_width:
+            noise = drawn.class_noise * self.spread()[drawn.labels][:, None].to(drawn.class_noise.dtype)
         ws: Tensor = self.network.styles(drawn.z, drawn.labels, self.strength(), noise)
         if self.told.mixing:
             other = self.network.styles(drawn.other, drawn.labels, self.strength(), noise)
@@ -154,7 +157,7 @@ class StyleGAN2(AdversarialModule):
         counts = np.maximum(np.array(self.facts.counts, dtype=np.float64), 1)
         effective = (1 - 0.99**counts) / (1 - 0.99)
         share = (1 / effective) / (1 / effective).sum() * len(counts)
-        return torch.from_numpy(self.told.class_noise * share / share.max()).float().to(self.device)
+        return torch.from_numpy(self.told.class_noise * share / share.max()).to(self.device)
 
     def make(self, drawn: Latents, purpose: str, positions: Sequence[int]) -> Tensor:
         ws = self.styles(drawn)
@@ -185,8 +188,8 @@ class StyleGAN2(AdversarialModule):
         ws = self.styles(drawn)
         fields = noise_fields(self.network.synthesis.noise_shapes(), micro.positions, f"gan/{told.seed}/path/noise")
         with torch.autocast(self.device.type, enabled=False):
-            images = self.network.synthesis(ws.float(), [f.to(ws.device) for f in fields])
-            noise = seeding.noise(micro.positions, images.shape[1:], f"gan/{told.seed}/path/direction").to(ws.device)
+            images = self.network.synthesis(wide(ws), [f.to(ws.device) for f in fields])
+            noise = seeding.noise(micro.positions, images.shape[1:], f"gan/{told.seed}/path/direction").to(images)
             lengths = path_lengths(images, ws, noise)
         self._lengths.append(lengths.detach().mean())
         # The mean of the steps before: so the penalty does not depend on how a batch is split.
@@ -198,9 +201,9 @@ class StyleGAN2(AdversarialModule):
             drawn = self.draw("generator", micro.positions)
             means.append(self.network.mapping(drawn.z, drawn.labels, self.strength()).mean(dim=0))
         mean = distributed.averaged(torch.stack(means).mean(dim=0))
-        self.network.mapping.w_avg.lerp_(mean, 1 - 0.998)
+        self.network.mapping.w_avg.lerp_(mean.to(self.network.mapping.w_avg.dtype), 1 - 0.998)
         if self._lengths:
-            self.path_mean.lerp_(distributed.averaged(torch.stack(self._lengths).mean()), 0.01)
+            self.path_mean.lerp_(distributed.averaged(torch.stack(self._lengths).mean()).to(self.path_mean.dtype), 0.01)
             self._lengths = []
 
     def __getattr__(self, name: str) -> Any:

@@ -126,7 +126,9 @@ def _parsed(words: Sequence[str], logger: bool = True) -> Any:
             )
             more: dict[str, Any] = {}
             if not self.model.automatic_optimization and told["trainer"].get("gradient_clip_val") == CLIP:
-                more["gradient_clip_val"] = None  # our default; such modules step by themselves, and Lightning refuses it
+                more["gradient_clip_val"] = (
+                    None  # our default; such modules step by themselves, and Lightning refuses it
+                )
             return super().instantiate_trainer(logger=made or False, plugins=[AtomicCheckpointIO()], **more)
 
     defaults = {

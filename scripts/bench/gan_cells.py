@@ -10,6 +10,7 @@ KID is measured with a small classifier that was trained on the real images alon
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -32,7 +33,14 @@ STYLE = {"base": 2048, "most": 128, "z_dim": 128, "w_dim": 128}
 NEU: dict[str, Callable[[], Any]] = {
     "stylegan2": lambda: StyleGAN2(**STYLE, shared=8),
     "projected": lambda: StyleGAN2(
-        **STYLE, discriminator="projected", view=64, loss="hinge", gamma=0.0, augment="diffaugment", lr_g=2e-3, lr_d=2e-3
+        **STYLE,
+        discriminator="projected",
+        view=64,
+        loss="hinge",
+        gamma=0.0,
+        augment="diffaugment",
+        lr_g=2e-3,
+        lr_d=2e-3,
     ),
     "cgan": lambda: CGAN(width=32, width_d=32, gamma=1.0),
     "biggan": lambda: BigGAN(width=24, width_d=24, z_dim=80, shared=64, lr_g=2e-4, lr_d=4e-4),
@@ -57,7 +65,7 @@ class Judge(nn.Module):
         super().__init__()
         widths = [channels, 32, 64, 128]
         layers: list[nn.Module] = []
-        for a, b in zip(widths, widths[1:], strict=False):
+        for a, b in itertools.pairwise(widths):
             layers += [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.Conv2d(b, b, 3, 2, 1), nn.BatchNorm2d(b), nn.ReLU()]  # fmt: skip
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(512, 64), nn.ReLU())
         self.out = nn.Linear(64, classes)
@@ -166,7 +174,10 @@ def neu(name: str) -> Callable[[Path, Path], dict[str, Any]]:
             "parameters": sum(p.numel() for p in generator.parameters()),
             "training images/s": round(int(module.images_seen) / seconds, 1),
             "sampling images/s": round(rate, 1),
-            "accuracy": [round(accuracy, 3), round(right, 3)],  # of the judge on real images that it did not see, and on made ones
+            "accuracy": [
+                round(accuracy, 3),
+                round(right, 3),
+            ],  # of the judge on real images that it did not see, and on made ones
             "quality": [q.to_json() for q in found],
         }
 
@@ -196,7 +207,15 @@ def long_tail(name: str, seed: int) -> Callable[[Path, Path], dict[str, Any]]:
         # Digits turned or mirrored are other digits.
         kinds = ["shift", "scale", "stretch", "move", "brightness", "contrast"]
         module = StyleGAN2(
-            base=1024, most=64, z_dim=64, w_dim=64, kimg=KIMG, augment_kinds=kinds, seed=seed, allow_few=True, **LONG_TAIL[name]
+            base=1024,
+            most=64,
+            z_dim=64,
+            w_dim=64,
+            kimg=KIMG,
+            augment_kinds=kinds,
+            seed=seed,
+            allow_few=True,
+            **LONG_TAIL[name],
         )
         seconds = train(module, given, 5.0, out / f"digits_{name}_{seed}")
         images, labels, _ = samples_of(module, 150)
@@ -228,7 +247,9 @@ def tables(lines: dict[str, dict[str, Any]]) -> None:
     rows = {name: lines[f"neu_{name}"] for name in NEU if f"neu_{name}" in lines}
     if rows:
         names = [q["class"] for q in next(iter(rows.values()))["quality"]]
-        print(f"| generator | parameters | images seen | images/s training, sampling | {' | '.join(names)} | of its class |")
+        print(
+            f"| generator | parameters | images seen | images/s training, sampling | {' | '.join(names)} | of its class |"
+        )
         print("|---|---|---|---|" + "---|" * (len(names) + 1))
         for name, row in rows.items():
             kids = [f"{q['kid']['value']:.3f}" for q in row["quality"]]
@@ -237,7 +258,9 @@ def tables(lines: dict[str, dict[str, Any]]) -> None:
                 f"{' | '.join(kids)} | {row['accuracy'][1]:.2f} |"
             )
         first = next(iter(rows.values()))
-        print(f"| real halves (95th percentile) | | | | {' | '.join(str(q['kid'].get('null_high')) for q in first['quality'])} | {first['accuracy'][0]:.2f} |")
+        print(
+            f"| real halves (95th percentile) | | | | {' | '.join(str(q['kid'].get('null_high')) for q in first['quality'])} | {first['accuracy'][0]:.2f} |"
+        )
     for name in LONG_TAIL:
         runs = [lines[f"digits_{name}_{seed}"] for seed in range(3) if f"digits_{name}_{seed}" in lines]
         for run in runs:

