@@ -186,7 +186,9 @@ class AdversarialModule(GeneratorModule):
         self.facts = facts
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.told.seed)
-            self.network, self.critic = self.make_network(facts), self.make_critic(facts)
+            made = self.make_network(facts), self.make_critic(facts)
+        # On a CPU the step is half as fast again in this layout.
+        self.network, self.critic = (part.to(memory_format=torch.channels_last) for part in made)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         freeze(self.critic, self.told.freeze)
         kinds = self.told.augment_kinds
@@ -250,7 +252,8 @@ class AdversarialModule(GeneratorModule):
         Raises:
             FloatingPointError: a loss or gradient that is not finite, before it moves a weight.
         """
-        optimizer_d, optimizer_g = self.optimizers()
+        optimizers: Any = self.optimizers()
+        optimizer_d, optimizer_g = optimizers
         critic_moves = [p for p in self.critic.parameters() if p.requires_grad]
         self.network.requires_grad_(False)
         loss_d = self._learn(optimizer_d, critic_moves, [lambda m=m: self.discriminator_loss(m) for m in micros])
@@ -281,7 +284,7 @@ class AdversarialModule(GeneratorModule):
             loss.backward()
             total += loss.detach()
         distributed.average_gradients(parameters)
-        total = distributed.averaged(total)
+        total = torch.as_tensor(distributed.averaged(total))
         squares = torch.stack([p.grad.float().square().sum() for p in parameters if p.grad is not None])
         if not bool(torch.isfinite(total + squares.sum())):
             raise FloatingPointError("a loss or gradient")
@@ -370,7 +373,8 @@ class AdversarialModule(GeneratorModule):
         return adversarial.gamma_for(self.facts.size[0], self.images_a_step()) if told is None else told
 
     def images_a_step(self) -> int:
-        return int(getattr(self.data, "batch_size", 32)) * distributed.world_size() * self.told.accumulate
+        batches = distributed.world_size() * int(self.told.accumulate)
+        return int(getattr(self.data, "batch_size", 32)) * batches
 
     def progress(self) -> float:
         """Part of the budget that is done; 1 without a budget."""

@@ -80,6 +80,7 @@ class StyleGAN2(AdversarialModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self._lengths: list[Tensor] = []  # of paths in this step
         told, problems = self.told, []
         if discriminator not in ("residual", "projected"):
             problems.append(f"discriminator must be 'residual' or 'projected', but got {discriminator!r}")
@@ -193,7 +194,8 @@ class StyleGAN2(AdversarialModule):
             lengths = path_lengths(images, ws, noise)
         self._lengths.append(lengths.detach().mean())
         # The mean of the steps before: so the penalty does not depend on how a batch is split.
-        return 4 * told.path_weight * path_penalty(lengths, self.path_mean).mean()
+        penalty: Tensor = path_penalty(lengths, self.path_mean).mean()
+        return penalty * (4 * float(told.path_weight))
 
     def after_generator(self, micros: Sequence[Micro]) -> None:
         means = []
@@ -205,12 +207,6 @@ class StyleGAN2(AdversarialModule):
         if self._lengths:
             self.path_mean.lerp_(distributed.averaged(torch.stack(self._lengths).mean()).to(self.path_mean.dtype), 0.01)
             self._lengths = []
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "_lengths":
-            self.__dict__[name] = []
-            return self.__dict__[name]
-        return super().__getattr__(name)
 
 
 class _Simple(AdversarialModule):

@@ -68,5 +68,5 @@ def average_gradients(parameters: Sequence[Any]) -> None:
     flat = torch.cat([grad.reshape(-1) for grad in grads])
     group.all_reduce(flat)
     flat /= group.get_world_size()
-    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+    for parameter, part in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
         parameter.grad = part.view_as(parameter).clone()

@@ -94,9 +94,12 @@ def _ways(
 ) -> list[Path]:
     """A strip from the first seed to the second, and a loop over all."""
     label = generator.classes.index(name)
+    still = {"noise": "const"} if "noise" in generator.options else {}  # noise of each seed would jump from way to way
     pictures = []
     for first, last in zip(seeds, [*seeds[1:], seeds[0]], strict=True):
-        found = generator.interpolate(first, last, label, frames + 1)[:-1]  # the last one is the next way's first
+        found = generator.interpolate(first, last, label, frames + 1, **still)[
+            :-1
+        ]  # the last one is the next way's first
         pictures += [_shown(picture) for picture in found]
     strip, loop = folder / f"{name}_way.png", folder / f"{name}.{animation}"
     write_png(strip, grid(pictures[: frames + 1 : max(1, frames // 8)], columns=9, side=side))

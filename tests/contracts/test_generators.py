@@ -108,6 +108,18 @@ def make_gan(name: str, **arguments):
     return make
 
 
+def make_projected(composition):
+    from visynth.networks.projection import Anchored
+
+    base = make_gan("stylegan2", base=64, most=8, z_dim=8, w_dim=8)(composition)
+    told = [[0, "a/0.png", "g"], [1, "b/0.png", "h"], [1, "b/1.png", "h"]]
+    spec = replace(
+        base.spec, network="stylegan2_projected", arguments={**base.spec.arguments, "anchors": told}, sampler={}
+    )
+    anchors = torch.randn(3, base.network.synthesis.styles, 8, generator=torch.Generator().manual_seed(0))
+    return Anchored(spec, base.network, anchors, members=base.members)
+
+
 # How a small one of each registered generator is made; a new name must be added here to pass the discovery test.
 MAKERS = {
     "compose": make_compose,
@@ -117,6 +129,7 @@ MAKERS = {
     "stylegan2": make_gan("stylegan2", base=64, most=8, z_dim=8, w_dim=8),
     "biggan": make_gan("biggan", width=4, z_dim=12, shared=8),
     "cgan": make_gan("cgan", width=8, z_dim=8),
+    "stylegan2_projected": make_projected,
 }
 
 

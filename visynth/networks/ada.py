@@ -103,7 +103,7 @@ def plan(uniform: Array, normal: Array, probability: float, kinds: Collection[st
     flags = iter(uniform.T[:16])
 
     def happens(kind: str, chance: float = probability) -> Array:
-        return ((next(flags) < chance) & (kind in kinds)).astype(np.float64)
+        return np.asarray((next(flags) < chance) & (kind in kinds), dtype=np.float64)
 
     rotations = 1 - np.sqrt(1 - probability)  # two of them make one of probability p
     value = uniform.T[16:26]
@@ -137,7 +137,7 @@ def plan(uniform: Array, normal: Array, probability: float, kinds: Collection[st
         gains *= each / np.sqrt((POWER * each**2).sum(axis=1, keepdims=True))
     sigma = np.abs(normal[:, 11]) * 0.1 * happens("noise")
     hole[:, 0] = happens("cutout")
-    return Plan(geometry, colour, gains, sigma, hole)
+    return Plan(np.asarray(geometry, dtype=np.float64), colour, gains, sigma, hole)
 
 
 def augment(images: Tensor, how: Plan, noise: Tensor | None = None) -> Tensor:
@@ -323,7 +323,7 @@ def _about_grey(angle: Array) -> Array:
     axis = np.ones(3) / np.sqrt(3)
     cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
     sin, cos = np.sin(angle)[:, None, None], np.cos(angle)[:, None, None]
-    return np.eye(3) + sin * cross + (1 - cos) * (cross @ cross)
+    return np.asarray(np.eye(3) + sin * cross + (1 - cos) * (cross @ cross))
 
 
 def _scaling(x: Array, y: Array) -> Array:

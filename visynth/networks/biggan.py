@@ -38,7 +38,7 @@ def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Module:
     return _normed(nn.Linear(inputs, outputs, bias=bias))
 
 
-def _normed(layer: nn.Module) -> nn.Module:
+def _normed(layer: nn.Conv2d | nn.Linear) -> nn.Module:
     nn.init.orthogonal_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -63,7 +63,8 @@ class Attention(nn.Module):
         key, value = (F.max_pool2d(made, 2).flatten(2) for made in (self.key(x), self.value(x)))
         shares = torch.softmax(query.transpose(1, 2) @ key, dim=-1)  # [N, H W, H W / 4]
         mixed = (value @ shares.transpose(1, 2)).reshape(len(x), -1, *x.shape[2:])
-        return self.weight * self.out(mixed) + x
+        made: Tensor = self.weight * self.out(mixed) + x
+        return made
 
 
 class GeneratorBlock(nn.Module):
@@ -121,8 +122,10 @@ class DiscriminatorBlock(nn.Module):
             y = F.avg_pool2d(y, 2)
         short = F.avg_pool2d(x, 2) if self.down else x
         if not self.deep:
-            return y + self.skip(short)
-        return y + (torch.cat([short, self.skip(short)], dim=1) if hasattr(self, "skip") else short)
+            short = self.skip(short)
+        elif hasattr(self, "skip"):
+            short = torch.cat([short, self.skip(short)], dim=1)
+        return y + short
 
 
 class BigGAN(nn.Module):
@@ -183,10 +186,7 @@ class BigGAN(nn.Module):
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
         given = self.embed(labels) if labels.ndim == 1 else labels @ self.embed.weight
-        if self.deep:
-            parts = [z] * (len(self.levels) + 1)
-        else:
-            parts = list(z[:, : self.part * (z.shape[1] // self.part)].split(self.part, dim=1))
+        parts = [z] * (len(self.levels) + 1) if self.deep else list(torch.split(z, self.part, dim=1))
         x = self.first(torch.cat([given, z], dim=1) if self.deep else parts[0]).reshape(len(z), self.start, 4, 4)
         for level, block in zip(self.levels, self.blocks, strict=True):
             x = block(x) if level < 0 else block(x, torch.cat([given, parts[level + 1]], dim=1))

@@ -30,11 +30,13 @@ class _GAN(Generator):
 
     def __init__(self, spec: Spec, network: Any, **kwargs: Any) -> None:
         super().__init__(spec, **kwargs)
-        self.network = network.eval().requires_grad_(False)
+        # The same layout however it came here: another one rounds differently.
+        self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     @property
     def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+        found: torch.device = next(self.network.parameters()).device
+        return found
 
     def _sample(self, seeds: Sequence[int], labels: Sequence[int], **options: Any) -> Samples:
         self.check_options(options)
@@ -207,7 +209,8 @@ def great_circle(first: Tensor, last: Tensor, places: Tensor) -> Tensor:
     directions = (torch.sin((1 - places) * angle)[:, None] * a + torch.sin(places * angle)[:, None] * b) / torch.sin(
         angle
     )
-    return directions * torch.lerp(first.norm(), last.norm(), places)[:, None]
+    made: Tensor = directions * torch.lerp(first.norm(), last.norm(), places)[:, None]
+    return made
 
 
 def truncated_normal(seeds: Sequence[int], width: int, limit: float) -> Tensor:
@@ -225,4 +228,5 @@ def truncated_normal(seeds: Sequence[int], width: int, limit: float) -> Tensor:
     uniform = torch.special.ndtr(z.double())
     low = torch.special.ndtr(torch.tensor(-limit, dtype=torch.float64))
     inside = torch.special.ndtri(low + uniform * (1 - 2 * low))
-    return inside.clamp(-limit, limit).float()
+    made: Tensor = inside.clamp(-limit, limit).float()
+    return made

@@ -48,7 +48,8 @@ class Norm(nn.Module):
         else:
             gain, bias = self.weight[:, None, None], self.shift[:, None, None]
         scale = (variance + 1e-5).rsqrt()[:, None, None]
-        return ((wide(x) - mean[:, None, None]) * scale * gain + bias).to(x.dtype)
+        made: Tensor = (wide(x) - mean[:, None, None]) * scale * gain + bias
+        return made.to(x.dtype)
 
     def _measured(self, x: Tensor) -> tuple[Tensor, Tensor]:
         moments = torch.stack([wide(x).mean(dim=(0, 2, 3)), wide(x).square().mean(dim=(0, 2, 3))])
@@ -56,7 +57,7 @@ class Norm(nn.Module):
         if world > 1 and torch.distributed.is_initialized():
             from torch.distributed.nn.functional import all_reduce
 
-            moments = all_reduce(moments) / world  # its gradient is summed over the processes as well
+            moments = all_reduce(moments) / world  # type: ignore[no-untyped-call]  # its gradient is summed over the processes as well
         return moments[0], moments[1] - moments[0].square()
 
 
@@ -71,7 +72,7 @@ def measure(network: nn.Module, run: Callable[[int], object], batches: int) -> N
     layers = [module for module in network.modules() if isinstance(module, Norm)]
     network.eval()
     for layer in layers:
-        layer.train()  # only these: spectral norms must not move
+        layer.training = True  # this layer alone: the spectral norms within it must not move
         layer.gathered = []
     with torch.no_grad():
         for batch in range(batches if layers else 0):

@@ -7,6 +7,7 @@ mixing by random 3x3 convolutions that are never trained, and one small discrimi
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +81,8 @@ class ProjectedDiscriminator(nn.Module):
 
     def _features(self, x: Tensor) -> list[Tensor]:
         found = []
-        trunk, tail = self.features.trunk.to(x.device), self.features.tail.to(x.device)
+        features: Any = self.__dict__["features"]
+        trunk, tail = features.trunk.to(x.device), features.tail.to(x.device)
         for number, layer in enumerate(trunk):
             x = layer(x)
             if number in (3, 4, 6):

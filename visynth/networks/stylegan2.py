@@ -69,7 +69,7 @@ class Mapping(nn.Module):
         self, z: Tensor | None, labels: Tensor | None, strength: float = 1.0, noise: Tensor | None = None
     ) -> Tensor:
         """Styles of latents ``[N, z_dim]`` (None in a discriminator) and labels ``[N]`` or probabilities ``[N, classes]``."""
-        parts = [] if z is None else [unit_moment(z.to(self.fc0.weight.dtype))]
+        parts = [] if z is None else [unit_moment(z.to(next(self.parameters()).dtype))]
         if self.classes:
             assert labels is not None
             given = F.one_hot(labels, self.classes) if labels.ndim == 1 else labels
@@ -213,7 +213,7 @@ class Synthesis(nn.Module):
             place += count
             if resolution == until:
                 break
-        assert image is not None
+        assert isinstance(image, Tensor)
         return image
 
     def _fields(self, noise: Sequence[Tensor | None] | str) -> Sequence[Tensor | None]:
@@ -275,7 +275,7 @@ class StyleGAN2(nn.Module):
 
     def styles(self, z: Tensor, labels: Tensor | None, strength: float = 1.0, noise: Tensor | None = None) -> Tensor:
         """``ws [N, styles, w_dim]``."""
-        w = self.mapping(z, labels, strength, noise)
+        w: Tensor = self.mapping(z, labels, strength, noise)
         ws = w[:, None].repeat(1, self.synthesis.styles, 1)
         if not self.shared:
             return ws
@@ -285,7 +285,8 @@ class StyleGAN2(nn.Module):
     def forward(
         self, z: Tensor, labels: Tensor | None, noise: Sequence[Tensor | None] | str = "const", strength: float = 1.0
     ) -> Tensor:
-        return self.synthesis(self.styles(z, labels, strength), noise)
+        made: Tensor = self.synthesis(self.styles(z, labels, strength), noise)
+        return made
 
 
 def truncate(ws: Tensor, centre: Tensor, psi: float, cutoff: int | None = None) -> Tensor:
@@ -312,4 +313,4 @@ def noise_fields(shapes: Sequence[tuple[int, int]], seeds: Sequence[int], stream
     rows = [rng(int(seed), stream).standard_normal(total, dtype=np.float32) for seed in seeds]
     flat = torch.from_numpy(np.stack(rows))
     sizes = [height * width for height, width in shapes]
-    return [part.reshape(-1, 1, *shape) for part, shape in zip(flat.split(sizes, dim=1), shapes, strict=True)]
+    return [part.reshape(-1, 1, *shape) for part, shape in zip(torch.split(flat, sizes, dim=1), shapes, strict=True)]

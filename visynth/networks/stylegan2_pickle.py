@@ -156,7 +156,7 @@ def _tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> Tenso
     whole = storage if isinstance(storage, torch.storage.TypedStorage) else None
     if whole is None:
         raise DataError("a stored tensor has no storage.")
-    flat = torch.empty(0, dtype=whole.dtype).set_(whole._untyped_storage)  # type: ignore[call-overload]
+    flat = torch.empty(0, dtype=whole.dtype).set_(whole._untyped_storage)
     return flat.as_strided(tuple(size), tuple(stride), int(offset)).clone()
 
 

@@ -1,0 +1,172 @@
+"""Tools around GANs by API and command: looking, projecting, importing; and the smoke trainings through the whole chain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.contracts.test_generators import make_diffusion, make_gan
+from visynth.cli import main
+from visynth.data.reading import read_images
+from visynth.errors import UsageError
+from visynth.explore import explore
+from visynth.generator import load_generator
+from visynth.manifest import read_renders
+from visynth.networks.gan import great_circle, truncated_normal
+from visynth.networks.projection import Anchored, project
+from visynth.project import copy_shares, project_images
+
+
+@pytest.fixture
+def stylegan(composition):
+    return make_gan("stylegan2", base=64, most=8, z_dim=8, w_dim=8)(composition)
+
+
+class TestExplore:
+    def test_sheets_strips_and_animations(self, stylegan, tmp_path, capsys) -> None:
+        folder = stylegan.save(tmp_path / "generator")
+        words = [
+            "explore",
+            str(folder),
+            "--out",
+            str(tmp_path / "look"),
+            "--seeds",
+            "0-3",
+            "--frames",
+            "4",
+            "--side",
+            "32",
+        ]
+        assert main(words) == 0
+        names = {Path(line).name for line in capsys.readouterr().out.splitlines()}
+        assert names == {"seeds.png", "truncation.png", "a_way.png", "a.webp", "b_way.png", "b.webp"}
+        with Image.open(tmp_path / "look" / "seeds.png") as sheet:
+            assert sheet.size == (4 * 36 + 4, 2 * 36 + 4)
+        with Image.open(tmp_path / "look" / "a.webp") as loop:
+            assert loop.n_frames == 16
+            frames = []
+            for number in (0, 8, 15):
+                loop.seek(number)
+                frames.append(np.asarray(loop.convert("RGB")).astype(int))
+        # The last frame is on its way to the first.
+        assert 0 < np.abs(frames[2] - frames[0]).mean() < np.abs(frames[1] - frames[0]).mean()
+
+    def test_other_generators_have_a_sheet(self, composition, tmp_path) -> None:
+        made = explore(make_diffusion(composition), tmp_path / "look", seeds=range(2))
+        assert [path.name for path in made] == ["seeds.png"]
+        made = explore(make_gan("cgan", width=8, z_dim=8)(composition), tmp_path / "b", ["b"], range(2), 2, 16, "gif")
+        assert [path.name for path in made] == ["seeds.png", "b_way.png", "b.gif"]
+
+    def test_wrong_arguments_are_told_before_anything_is_written(self, stylegan, tmp_path) -> None:
+        with pytest.raises(
+            UsageError, match=r"classes 'c' are not among .*'a', 'b'; animation must be one of 'webp', 'gif'"
+        ):
+            explore(stylegan, tmp_path / "look", ["c"], animation="mp4")
+        assert not (tmp_path / "look").exists()
+
+
+class TestSampling:
+    def test_ways_begin_and_end_at_the_pictures_of_their_seeds(self, stylegan, composition) -> None:
+        for made in (stylegan, make_gan("biggan", width=4, z_dim=12, shared=8)(composition)):
+            way = made.interpolate(3, 8, 1, 5, **({"noise": "none"} if made is stylegan else {}))
+            ends = made.sample([3, 8], [1, 1], **({"noise": "none"} if made is stylegan else {})).images
+            assert (way[[0, -1]].int() - ends.int()).abs().max() <= 1
+
+    def test_great_circles_keep_lengths(self) -> None:
+        a, b = torch.randn(2, 50)
+        way = great_circle(a, b, torch.linspace(0, 1, 7))
+        assert torch.allclose(way[[0, -1]], torch.stack([a, b]), atol=1e-4)
+        assert torch.allclose(way.norm(dim=1), torch.lerp(a.norm(), b.norm(), torch.linspace(0, 1, 7)), rtol=1e-4)
+
+    def test_truncated_latents_are_what_is_left_of_a_normal_distribution(self) -> None:
+        z = truncated_normal(range(400), 50, 0.5)
+        assert float(z.abs().max()) <= 0.5
+        assert float(z.std()) == pytest.approx(0.2829, abs=0.005)  # sqrt(1 - 2 c phi(c) / (2 Phi(c) - 1))
+
+    def test_mixing_and_centres(self, stylegan) -> None:
+        plain = stylegan.sample(range(6), [0] * 6, noise="none").images
+        assert not torch.equal(stylegan.sample(range(6), [0] * 6, noise="none", mixing=1.0).images, plain)
+        still = stylegan.sample(range(6), [0, 0, 0, 1, 1, 1], noise="none", truncation=0.0, centre="class").images
+        assert torch.equal(still[0], still[2])
+        assert not torch.equal(still[0], still[3])
+        with pytest.raises(UsageError, match=r"truncation must be in \[0, 2\] .*; noise must be one of 'random'"):
+            stylegan.sample([0], [0], truncation=3.0, noise="loud")
+
+
+class TestProjection:
+    def test_a_generators_own_pictures_are_found_again(self, stylegan) -> None:
+        labels = torch.tensor([0, 1, 1])
+        ws = stylegan.of_latents(torch.randn(3, 8, generator=torch.Generator().manual_seed(3)), labels)
+        images = stylegan.pictures(ws, [0] * 3, "none")
+        start = stylegan.pictures(stylegan.centres(labels, "class"), [0] * 3, "none")
+        found = project(stylegan, images, labels, steps=300, pull=0.0)
+        before = (start - images).square().mean((1, 2, 3)).sqrt()
+        assert bool((found.error < 0.35 * before).all())
+
+    def test_variations_go_from_the_projection_to_any_picture_of_the_class(self, stylegan) -> None:
+        from tests.contracts.test_generators import make_projected
+
+        class Fake:
+            members = stylegan.members
+
+        made = make_projected((stylegan,))
+        assert isinstance(made, Anchored)
+        seeds, labels = list(range(24)), [0, 1] * 12
+        close, far = made.sample(seeds, labels, strength=0.0), made.sample(seeds, labels, strength=1.0)
+        assert close.parents is not None
+        assert {parents[0] for parents in close.parents} == {"a/0.png", "b/0.png", "b/1.png"}
+        own = [i for i, parents in enumerate(close.parents) if parents == ("a/0.png",)]
+        assert all(torch.equal(close.images[i], close.images[own[0]]) for i in own)
+        assert torch.equal(far.images, stylegan.sample(seeds, labels, noise="none").images)
+        with pytest.raises(UsageError, match=r"strength must be in \[0, 1\]"):
+            made.sample(seeds, labels, strength=2.0)
+
+    def test_by_command_with_copies_counted_and_parents_in_the_manifest(
+        self, stylegan, class_folders, tmp_path, capsys
+    ) -> None:
+        root = class_folders({"a": 3, "b": 4}, height=16, width=16, channels=3)
+        folder = stylegan.save(tmp_path / "generator")
+        words = ["project", str(folder), "--data", str(root), "--out", str(tmp_path / "near"), "--classes", "b"]
+        assert main([*words, "--steps", "5"]) == 0
+        told = capsys.readouterr()
+        assert "variations of 4 real images" in told.out
+        assert "near-duplicates of their parents" in told.err
+        made = load_generator(tmp_path / "near")
+        assert (tmp_path / "near" / "projections.png").is_file()
+        assert {m.path for m in made.members if m.path.startswith("b/")} >= {"b/b_0.png", "b/b_3.png"}
+        assert (
+            main(f"render {tmp_path}/near --out {tmp_path}/r --classes b --per-class 5 --workers 0 --quiet".split())
+            == 0
+        )
+        parents = {record.parents for record in read_renders(tmp_path / "r").records}
+        assert parents <= {(f"b/b_{n}.png",) for n in range(4)}
+        assert main(f"render {tmp_path}/near --out {tmp_path}/s --classes a --per-class 5 --quiet".split()) == 65
+        assert "no real image of 'a' was projected; there are some of b" in capsys.readouterr().err
+
+    def test_copies_are_seen(self, stylegan) -> None:
+        from tests.contracts.test_generators import make_projected
+        from visynth.members import perceptual_hash
+
+        made = make_projected((stylegan,))
+        close = made.sample(list(range(24)), [0, 1] * 12, strength=0.0)
+        names = [parents[0] for parents in close.parents or ()]
+        hashes = [perceptual_hash(image.permute(1, 2, 0).numpy()) for image in close.images]
+        assert copy_shares(made, hashes, names, 0.0) == {0.0: 1.0}
+
+    def test_other_generators_and_classes_are_told(self, stylegan, composition, class_folders, tmp_path) -> None:
+        images = read_images(class_folders({"a": 3, "z": 3}))
+        with pytest.raises(UsageError, match="projection needs a StyleGAN2 generator, but this one is 'compose'"):
+            project_images(composition[0], images, tmp_path / "x")
+        with pytest.raises(UsageError, match="classes 'z' are not in both the generator"):
+            project_images(stylegan, images, tmp_path / "x", ["z"])
+
+
+def test_import_by_command(tmp_path, capsys) -> None:
+    (tmp_path / "evil.pkl").write_bytes(b"cos\nsystem\n.")
+    assert main(["import-stylegan2", str(tmp_path / "evil.pkl"), "--out", str(tmp_path / "g")]) == 65
+    assert "asks for os.system, which no network needs: it is not loaded" in capsys.readouterr().err
+    assert not (tmp_path / "g").exists()
