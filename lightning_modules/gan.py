@@ -479,7 +479,7 @@ def fade(progress: float, first: float, last: float) -> float:
     """0 before ``first``, 1 after ``last``, a straight line between.
 
     Example:
-        >>> [fade(p, 0.08, 0.16) for p in (0.0, 0.12, 1.0)]
+        >>> [round(fade(p, 0.08, 0.16), 6) for p in (0.0, 0.12, 1.0)]
         [0.0, 0.5, 1.0]
     """
     if last <= first:

@@ -164,7 +164,7 @@ def test_every_built_in_plugin_can_be_loaded() -> None:
     for group, table in plugins.BUILT_IN.items():
         for name in table:
             assert plugins.load(group, name) is not None
-    with pytest.raises(UsageError, match="registered are 'compose'"):
+    with pytest.raises(UsageError, match="registered are 'biggan', 'cgan', 'compose'"):
         plugins.load("generators", "nothing")
     with pytest.raises(UsageError, match="plugin group must be one of"):
         plugins.names("nothing")

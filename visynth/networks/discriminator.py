@@ -74,6 +74,7 @@ class Discriminator(nn.Module):
         both: a second, unconditional logit, see :meth:`logits`.
 
     Example:
+        >>> import torch
         >>> network = Discriminator(16, 1, 2, base=64, most=8)
         >>> tuple(network(torch.randn(3, 1, 16, 16), torch.tensor([0, 1, 1])).shape)
         (3,)

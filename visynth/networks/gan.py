@@ -201,8 +201,8 @@ def great_circle(first: Tensor, last: Tensor, places: Tensor) -> Tensor:
     """Latents ``[len(places), width]`` between two ``[width]``, of lengths between theirs.
 
     Example:
-        >>> great_circle(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([0.5]))[0].norm().item()
-        1.0
+        >>> great_circle(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([0.5]))[0].round(decimals=3)
+        tensor([0.7070, 0.7070])
     """
     a, b = first / first.norm(), last / last.norm()
     angle = torch.arccos((a @ b).clamp(-1, 1)).clamp(min=1e-6)
