@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -170,3 +172,22 @@ def test_import_by_command(tmp_path, capsys) -> None:
     assert main(["import-stylegan2", str(tmp_path / "evil.pkl"), "--out", str(tmp_path / "g")]) == 65
     assert "asks for os.system, which no network needs: it is not loaded" in capsys.readouterr().err
     assert not (tmp_path / "g").exists()
+
+
+def test_a_sweep_of_gamma_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = str(resources.files("visynth.configs") / "smoke" / "stylegan2.yaml")
+    words = ["fit", "sweep", config, "--out", "s", "--kimg", "0.064", "--count", "40", "--factors", "[1, 4]"]
+    assert main(words) == 0
+    told = json.loads((tmp_path / "s" / "sweep.json").read_text())
+    assert told["auto gamma"] == pytest.approx(2e-4 * 16**2 / 16)
+    assert {row["factor"] for row in told["runs"]} == {1.0, 4.0}
+    assert [row["kid"] for row in told["runs"]] == sorted(row["kid"] for row in told["runs"])
+    assert "times the rule) has the lowest KID" in capsys.readouterr().out
+    before = (tmp_path / "s" / "gamma_x4" / "generator" / "model.safetensors").stat().st_mtime_ns
+    assert main(words) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert (tmp_path / "s" / "gamma_x4" / "generator" / "model.safetensors").stat().st_mtime_ns == before
+    other = str(resources.files("visynth.configs") / "smoke" / "diffusion.yaml")
+    assert main(["fit", "sweep", other, "--out", "t"]) == 64
+    assert "trains a Diffusion, which has no gamma to choose" in capsys.readouterr().err

@@ -6,12 +6,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from visynth.callbacks.collapse import CollapseAlarm
     from visynth.callbacks.progress import TimeLeft
     from visynth.callbacks.quality import FIDCallback, KIDCallback
 
-__all__ = ["FIDCallback", "KIDCallback", "TimeLeft"]
+__all__ = ["CollapseAlarm", "FIDCallback", "KIDCallback", "TimeLeft"]
 
-_HOMES = {"FIDCallback": "quality", "KIDCallback": "quality", "TimeLeft": "progress"}
+_HOMES = {
+    "CollapseAlarm": "collapse",
+    "FIDCallback": "quality",
+    "KIDCallback": "quality",
+    "TimeLeft": "progress",
+}
 
 
 def __getattr__(name: str) -> Any:
