@@ -50,7 +50,7 @@ class StyleGAN2(AdversarialModule):
         class_noise: strength of noise on the embedding of the class, more for rare ones; 0.5 to 0.75.
         path_weight: of path length regularisation, every 4 steps; 2 in the paper, 0 for small pictures.
         mixing: probability of mixed styles in training; 0.9 in the paper, 0 for small pictures.
-        kwargs: of :class:`visynth.lightning_modules.gan.AdversarialModule`.
+        kwargs: of :class:`visynth.lightning_modules.gan_base.GANModule`.
 
     Sources: those of :mod:`visynth.networks.stylegan2` and :mod:`visynth.lightning_modules.adversarial`.
 
@@ -239,7 +239,7 @@ class BigGAN(_Simple):
         shared: width of the class embedding.
         attention: resolution with self-attention; 0 for none.
         deep: bottleneck blocks, two a resolution.
-        kwargs: of :class:`visynth.lightning_modules.gan.AdversarialModule`.
+        kwargs: of :class:`visynth.lightning_modules.gan_base.GANModule`.
 
     Source: that of :mod:`visynth.networks.biggan`.
 
@@ -291,7 +291,7 @@ class CGAN(_Simple):
         width: channels of the generator at half the size, and
         width_d: of the discriminator.
         z_dim: of the latent.
-        kwargs: of :class:`visynth.lightning_modules.gan.AdversarialModule`.
+        kwargs: of :class:`visynth.lightning_modules.gan_base.GANModule`.
 
     Source: that of :mod:`visynth.networks.cgan`.
 

@@ -8,10 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_lightning
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
 
+import visynth
 from tests.contracts.test_generators import make_diffusion, make_gan
+from tests.data.test_policies import Watch
+from tests.ranks import TRAINER
 from visynth.cli import main
 from visynth.data.reading import read_images
 from visynth.errors import UsageError
@@ -21,6 +26,7 @@ from visynth.manifest import read_renders
 from visynth.networks.gan import great_circle, truncated_normal
 from visynth.networks.projection import Anchored, project
 from visynth.project import copy_shares, project_images
+from visynth.render.run import make_plan, render_set
 
 
 @pytest.fixture
@@ -191,3 +197,35 @@ def test_a_sweep_of_gamma_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys
     other = str(resources.files("visynth.configs") / "smoke" / "diffusion.yaml")
     assert main(["fit", "sweep", other, "--out", "t"]) == 64
     assert "trains a Diffusion, which has no gamma to choose" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["stylegan2", "biggan", "cgan"])
+def test_gans_mix_into_a_training_rendered_or_at_work(name: str, composition, tmp_path) -> None:
+    arguments = {
+        "stylegan2": {"base": 64, "most": 8, "z_dim": 8, "w_dim": 8},
+        "biggan": {"width": 4, "z_dim": 12, "shared": 8},
+    }
+    generator = make_gan(name, **arguments.get(name, {"width": 8, "z_dim": 8}))(composition)
+    folder = generator.save(tmp_path / "generator")
+    renders = render_set(generator, make_plan(generator, per_class=4), tmp_path / "renders", workers=0).folder
+    images, labels = torch.rand(24, 3, 16, 16) * 0.5, torch.tensor([0] * 20 + [1] * 4)
+
+    class Data(pytorch_lightning.LightningDataModule):
+        def train_dataloader(self):
+            return DataLoader(TensorDataset(images, labels), 8)
+
+    for source, backend in ((renders, "samples"), (renders, "batches"), (folder, "online")):
+        told = {
+            "backend": backend,
+            "share": 0.25,
+            "balance": {"b": 6},
+            "classes": {"a": 0, "b": 1},
+            "leak_guard": False,
+        }
+        module = Watch()
+        trainer = pytorch_lightning.Trainer(**TRAINER, max_epochs=1)
+        trainer.fit(module, visynth.WithSynthetic(Data(), source, **told))
+        seen = torch.cat([batch[0] for batch in module.batches])
+        real = {picture.numpy().tobytes() for picture in images}
+        assert sum(picture.numpy().tobytes() not in real for picture in seen) == 6
+        assert int(torch.cat([batch[1] for batch in module.batches]).sum()) == 4 + 6

@@ -20,7 +20,7 @@ from visynth.lightning_modules.adversarial import (
     gradient_penalty,
     path_lengths,
 )
-from visynth.lightning_modules.gan import DISCRIMINATOR
+from visynth.lightning_modules.gan_base import DISCRIMINATOR
 
 SMALL = {
     "stylegan2": (StyleGAN2, {"base": 64, "most": 8, "z_dim": 8, "w_dim": 8}),
