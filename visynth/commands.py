@@ -59,7 +59,7 @@ def trial(
         others: also give verdicts for the classes that were not named.
         dense: also measure a dense head taught by the masks, as a rival.
         cache: keep features of real images on disk ($VISYNTH_CACHE, else the user's cache folder).
-        learned: auto, none, inpaint (masks) or diffusion (whole images): the generator to train beside composition.
+        learned: auto, none, inpaint (masks), diffusion (whole images) or projection (variations of real images by a StyleGAN2): the generator to train beside composition.
         learn_size: pixels that the learned generator works on; 0 chooses.
         max_bad_fraction: share of unusable files up to which they are left out.
         json: print the verdicts as JSON.

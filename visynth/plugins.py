@@ -36,6 +36,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "trainers": {
         "diffusion": "visynth.lightning_modules.fitting:train_diffusion",
         "inpaint": "visynth.lightning_modules.fitting:train_inpainting",
+        "projection": "visynth.lightning_modules.fitting:train_projection",
     },
     "commands": {},
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,8 @@ from visynth.data.items import ImageSet
 from visynth.data.training import fit_to, to_channels
 from visynth.errors import DataError, UsageError, choices
 from visynth.generator import Generator, load_generator
-from visynth.members import NEAR, distances, perceptual_hash
 from visynth.pictures import grid, to_display, write_png
-
-STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
-COPIES = 0.05  # share of near-duplicates of their parents from which pictures are called copies
+from visynth.seeds import noise
 
 
 def project_images(
@@ -51,7 +47,7 @@ def project_images(
         DataError: no image of a class.
     """
     from visynth.networks.gan import StyleGAN2
-    from visynth.networks.projection import Anchored, project
+    from visynth.networks.projection import Anchored, around
 
     base = generator if isinstance(generator, Generator) else load_generator(generator)
     if not isinstance(base, StyleGAN2) or isinstance(base, Anchored):
@@ -64,59 +60,28 @@ def project_images(
         )
     items = [item for name in names for item in _some(images, name, limit)]
     pixels = np.stack([_pixels(images, item, base, fit) for item in items])
-    labels = torch.tensor([base.classes.index(item.label) for item in items])
-    top = base.spec.value_range[1]
-    values = torch.from_numpy(pixels.astype(np.float32)).permute(0, 3, 1, 2) * (2 / top) - 1
-    styles, errors = [], []
-    for first in range(0, len(items), 32):
-        part = slice(first, first + 32)
-        found = project(base, values[part], labels[part], steps)
-        styles.append(found.styles.cpu())
-        errors += found.error.tolist()
-        say(f"projected {len(errors)} of {len(items)} images, root mean square error {np.mean(errors):.3f}")
-    arguments = {
-        **base.spec.arguments,
-        "anchors": [
-            [int(label), item.name, item.group or item.name] for label, item in zip(labels, items, strict=True)
-        ],
-    }
-    spec = replace(base.spec, network="stylegan2_projected", arguments=arguments, sampler={"noise": "none"})
-    made = Anchored(spec, base.network, torch.cat(styles), members=_members(base, images, items))
-    copies = copy_shares(made, [perceptual_hash(image) for image in pixels], [item.name for item in items], strength)
-    strength = strength if strength is not None else next((s for s, c in copies.items() if c <= COPIES), STRENGTHS[-1])
-    say(f"strength {strength:g}: {copies[strength]:.0%} of its pictures are near-duplicates of their parents")
-    spec = replace(spec, sampler={"noise": "none", "strength": strength})
-    card = {
+    made, found = around(
+        base,
+        pixels,
+        [base.classes.index(item.label) for item in items],
+        [item.name for item in items],
+        [item.group or item.name for item in items],
+        strength,
+        steps,
+        say,
+    )
+    made.members = tuple(_members(base, images, items))
+    made.card = {
         **base.card,
         "task": "variations of projected real images (StyleGAN2)",
         "projected images": len(items),
-        "root mean square error of projections, of values in [-1, 1]": round(float(np.mean(errors)), 4),
-        "near-duplicates of parents at this strength": round(copies[strength], 4),
+        "root mean square error of projections, of values in [-1, 1]": round(found["error"], 4),
+        "near-duplicates of parents at this strength": round(found["copies"], 4),
         "made by": "visynth project",
     }
-    final = Anchored(spec, base.network, torch.cat(styles), members=made.members, card=card)
-    folder = final.save(out)
-    write_png(folder / "projections.png", _sheet(final, pixels, labels.tolist()))
-    return final
-
-
-def copy_shares(
-    generator: Any, hashes: list[str], names: list[str], strength: float | None, count: int = 96
-) -> dict[float, float]:
-    """Share of variations whose perceptual hash is within 4 bits of their parent's, at each strength."""
-    by_name = dict(zip(names, hashes, strict=True))
-    present = sorted({label for label, groups in enumerate(generator._by_label) if groups})
-    seeds = list(range(count))
-    labels = [present[seed % len(present)] for seed in seeds]
-    shares = {}
-    for tried in STRENGTHS if strength is None else (strength,):
-        samples = generator.sample(seeds, labels, strength=tried)
-        near = [
-            distances([perceptual_hash(image.permute(1, 2, 0).numpy())], [by_name[parents[0]]])[0, 0] <= NEAR
-            for image, parents in zip(samples.images, samples.parents or (), strict=True)
-        ]
-        shares[tried] = float(np.mean(near))
-    return shares
+    folder = made.save(out)
+    write_png(folder / "projections.png", _sheet(made, pixels))
+    return made
 
 
 def _some(images: ImageSet, name: str, limit: int) -> list[Any]:
@@ -131,11 +96,12 @@ def _some(images: ImageSet, name: str, limit: int) -> list[Any]:
     return [item for _, _, _, item in turns[:limit]]
 
 
-def _pixels(images: ImageSet, item: Any, generator: Generator, fit: str) -> Any:
+def _pixels(images: ImageSet, item: Any, generator: Any, fit: str) -> Any:
     image = to_channels(images.image(item), generator.spec.channels)
     if image.dtype != np.dtype(generator.spec.dtype):
         raise DataError(f"{item.name} is {image.dtype}, the generator makes {generator.spec.dtype}.")
-    return fit_to(image, generator.spec.size, fit)
+    side = generator.network.synthesis.sizes[-1]
+    return fit_to(image, (side, side), fit)
 
 
 def _members(base: Generator, images: ImageSet, items: list[Any]) -> list[Any]:
@@ -145,24 +111,17 @@ def _members(base: Generator, images: ImageSet, items: list[Any]) -> list[Any]:
     return [*base.members, *(member for member in more if member.sha256 not in known)]
 
 
-def _sheet(generator: Any, pixels: Any, labels: list[int], rows: int = 8) -> Any:
+def _sheet(generator: Any, pixels: Any, rows: int = 8) -> Any:
     """Rows of a real image, its projection and four variations."""
+    strength = generator.spec.sampler["strength"]
     tiles = []
     for place in np.linspace(0, len(pixels) - 1, min(rows, len(pixels))).round().astype(int).tolist():
-        anchor = generator.anchors[place : place + 1]
-        label = torch.tensor([labels[place]])
-        strength = generator.spec.sampler["strength"]
+        anchor = generator.anchors[place : place + 1].to(generator.device)
+        label = torch.tensor([generator.spec.arguments["anchors"][place][0]], device=generator.device)
         with torch.no_grad():
-            ways = [
-                generator.of_latents(
-                    torch.randn(1, generator.network.z_dim, generator=torch.Generator().manual_seed(n)), label
-                )
-                for n in range(4)
-            ]
-            ws = torch.cat([anchor, *(torch.lerp(anchor, way, strength) for way in ways)])
-            made = generator.pictures(ws, [0] * 5, "none")
-        from visynth.networks.diffusion import to_integers
-
-        shown = to_integers(made, generator.spec.dtype).permute(0, 2, 3, 1).numpy()
+            z = noise(range(4), (generator.network.z_dim,), "latent")
+            ways = generator.of_latents(z, label.repeat(4))
+            ws = torch.cat([anchor, torch.lerp(anchor.expand_as(ways), ways, strength)])
+            shown = generator.integers(generator.pictures(ws, [0] * 5, "none")).permute(0, 2, 3, 1).numpy()
         tiles += [to_display(pixels[place]), *(to_display(np.ascontiguousarray(picture)) for picture in shown)]
     return grid(tiles, columns=6, side=96)

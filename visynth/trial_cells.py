@@ -48,7 +48,7 @@ class TrialOptions:
         dense: also measure a dense head taught by the masks, as a rival.
         cache: keep features of real images on disk.
         learned: also train a generator in each cell: ``"auto"`` where preflight says it suits and the minutes allow it, ``"none"``,
-            ``"inpaint"`` or ``"diffusion"``.
+            ``"inpaint"``, ``"diffusion"`` or ``"projection"``.
         learn_size: pixels that the learned generator works on; 0 chooses.
     """
 

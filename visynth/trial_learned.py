@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from visynth.preflight import Preflight
     from visynth.trial_cells import Workbench
 
-KINDS = ("auto", "none", "inpaint", "diffusion")
-NAMES = {"inpaint": "inpainting", "diffusion": "diffusion"}
+KINDS = ("auto", "none", "inpaint", "diffusion", "projection")
+NAMES = {"inpaint": "inpainting", "diffusion": "diffusion", "projection": "projection"}
 LEAST = 2.0  # minutes of training below which a generator is noise, and measuring it a waste
 SHARE = 0.75  # of the time left goes into training; the rest is for sampling, features and arms
 

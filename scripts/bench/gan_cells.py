@@ -3,7 +3,7 @@
     OMP_WAIT_POLICY=PASSIVE .venv/bin/python scripts/bench/gan_cells.py --data ../shared/data [--cells NAME ...] [--threads 1]
 
 ``neu_*`` (10 minutes each): NEU-DET at 32 px, generators of at most 1.5 million parameters. ``digits_*`` (5 minutes each): digits at 16 px with one class cut to
-20 images, plain conditioning against two options for few images, three seeds. ``magnetic_tile`` (20): variations of projected defects against composition.
+20 images, plain conditioning against two options for few images, three seeds. ``magnetic_tile`` (60): variations of projected defects against composition.
 KID is measured with a small classifier that was trained on the real images alone, before any generator and by none of them. ``--tables`` prints what there is.
 """
 
@@ -23,11 +23,14 @@ import torch
 from torch import nn
 
 from visynth.callbacks.checkpoint import AtomicCheckpointIO, KeepLast
+from visynth.data.reading import read_images
 from visynth.data.training import GeneratorData, Pool, measure
 from visynth.lightning_modules import CGAN, BigGAN, Diffusion, StyleGAN2
 from visynth.metrics.quality import Quality, per_class
 from visynth.pictures import grid, to_display, write_png
 from visynth.report import environment
+from visynth.trial import run_trial
+from visynth.trial_cells import TrialOptions
 
 STYLE = {"base": 2048, "most": 128, "z_dim": 128, "w_dim": 128}
 NEU: dict[str, Callable[[], Any]] = {
@@ -246,9 +249,33 @@ def long_tail(name: str, seed: int) -> Callable[[Path, Path], dict[str, Any]]:
     return run
 
 
+def magnetic_tile(data: Path, out: Path) -> dict[str, Any]:
+    """Variations of projected defects, composition and classic augmentation on identical draws, 3 tile groups of each rare class."""
+    root = data / "magnetic_tile"
+    images = read_images(root / "images", masks=root / "masks", groups=root / "groups.csv")
+    options = TrialOptions(
+        rare_groups=3,
+        draws=3,
+        folds=2,
+        synthetic=60,
+        minutes=60,
+        others=False,
+        dense=False,
+        learned="projection",
+        learn_size=64,
+    )
+    rare = ["blowhole", "crack", "break"]
+    report = run_trial(images, rare, out / "magnetic_tile", options=options, grouped=True, say=print)
+    told = {
+        v.label: {"answer": v.answer, "reason": v.reason, **dict(v.numbers)} for v in report.verdicts if v.label in rare
+    }
+    return {"classes": told, "conditions": report.conditions}
+
+
 CELLS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     **{f"neu_{name}": neu(name) for name in NEU},
     **{f"digits_{name}_{seed}": long_tail(name, seed) for seed in range(3) for name in LONG_TAIL},
+    "magnetic_tile": magnetic_tile,
 }
 
 

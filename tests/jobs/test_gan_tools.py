@@ -24,8 +24,8 @@ from visynth.explore import explore
 from visynth.generator import load_generator
 from visynth.manifest import read_renders
 from visynth.networks.gan import great_circle, truncated_normal
-from visynth.networks.projection import Anchored, project
-from visynth.project import copy_shares, project_images
+from visynth.networks.projection import Anchored, copy_share, project
+from visynth.project import project_images
 from visynth.render.run import make_plan, render_set
 
 
@@ -163,7 +163,7 @@ class TestProjection:
         close = made.sample(list(range(24)), [0, 1] * 12, strength=0.0)
         names = [parents[0] for parents in close.parents or ()]
         hashes = [perceptual_hash(image.permute(1, 2, 0).numpy()) for image in close.images]
-        assert copy_shares(made, hashes, names, 0.0) == {0.0: 1.0}
+        assert copy_share(made, dict(zip(names, hashes, strict=True)), 0.0) == 1.0
 
     def test_other_generators_and_classes_are_told(self, stylegan, composition, class_folders, tmp_path) -> None:
         images = read_images(class_folders({"a": 3, "z": 3}))

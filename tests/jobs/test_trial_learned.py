@@ -68,6 +68,22 @@ def test_inpainting_stands_beside_composition_on_the_same_cells(seconds, samples
     assert (tmp_path / "generator" / "generator.json").is_file()
 
 
+def test_projections_stand_beside_composition_on_the_same_cells(seconds, samples: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    report = run_trial(
+        read(samples),
+        ["spot"],
+        tmp_path,
+        options=options(learned="projection", learn_size=16),
+        grouped=True,
+        say=said.append,
+    )
+    verdict = next(v for v in report.verdicts if v.label == "spot")
+    assert {"synthetic", "projection"} <= set(verdict.numbers["arms"])
+    assert "projection against composition" in verdict.reason
+    assert sum("projected" in line for line in said) >= 2
+
+
 def test_a_class_without_masks_is_measured_with_diffusion(seconds, samples: Path, tmp_path: Path) -> None:
     report = run_trial(
         read(samples, masks=False),
@@ -92,5 +108,5 @@ def test_without_time_nothing_is_trained_and_the_report_says_how_much_it_takes(s
 
 
 def test_a_word_that_is_no_kind_is_told(samples: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="learned must be one of 'auto', 'none', 'inpaint', 'diffusion'"):
+    with pytest.raises(UsageError, match="learned must be one of 'auto', 'none', 'inpaint', 'diffusion', 'projection'"):
         run_trial(read(samples), ["spot"], tmp_path, options=options(learned="gan"), grouped=True)

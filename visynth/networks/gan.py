@@ -41,7 +41,13 @@ class _GAN(Generator):
     def _sample(self, seeds: Sequence[int], labels: Sequence[int], **options: Any) -> Samples:
         self.check_options(options)
         images = self.values(seeds, torch.tensor(labels, device=self.device), **options)
-        return Samples(to_integers(images, self.spec.dtype).cpu())
+        return Samples(self.integers(images))
+
+    def integers(self, images: Tensor) -> Tensor:
+        """Pictures as they are given out: brought to the spec's size where the network's own is another, see :func:`own_side`."""
+        if tuple(images.shape[-2:]) != tuple(self.spec.size):
+            images = torch.nn.functional.interpolate(images, self.spec.size, mode="bilinear", antialias=True)
+        return to_integers(images, self.spec.dtype).cpu()
 
     @staticmethod
     @abstractmethod
@@ -61,9 +67,7 @@ class _GAN(Generator):
         merged = {**(self.spec.sampler or {}), **options}
         self.check_options(merged)
         with torch.no_grad():
-            return to_integers(
-                self.way(first, last, label, torch.linspace(0, 1, steps), **merged), self.spec.dtype
-            ).cpu()
+            return self.integers(self.way(first, last, label, torch.linspace(0, 1, steps), **merged))
 
     def way(self, first: int, last: int, label: int, places: Tensor, **options: Any) -> Tensor:
         """Pictures about in [-1, 1] at places from 0 to 1."""
@@ -77,10 +81,25 @@ class _GAN(Generator):
 
     @classmethod
     def build(cls, spec: Spec, weights: dict[str, Tensor], device: str | torch.device) -> Generator:
+        return cls(spec, cls.load_network(spec, weights, device))
+
+    @classmethod
+    def load_network(cls, spec: Spec, weights: dict[str, Tensor], device: str | torch.device) -> Any:
+        """The network of a spec with its weights; its random start leaves the global generator alone."""
+        side, arguments = own_side(spec)
         with torch.random.fork_rng(devices=[]):
-            network = cls.network_class(spec.size[0], spec.channels, **spec.arguments)
+            network = cls.network_class(side, spec.channels, **arguments)
         network.load_state_dict(weights)
-        return cls(spec, network.to(device))
+        return network.to(device)
+
+
+def own_side(spec: Spec) -> tuple[int, dict[str, Any]]:
+    """Side of the network's own square pictures, and its arguments.
+
+    Pictures of other proportions are squashed into a square for the network and come out in the spec's size; ``side`` among the arguments says of which side.
+    """
+    arguments = {name: value for name, value in spec.arguments.items() if name not in ("side", "anchors")}
+    return int(spec.arguments.get("side", spec.size[0])), arguments
 
 
 class StyleGAN2(_GAN):

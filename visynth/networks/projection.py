@@ -7,20 +7,24 @@ Source: Karras et al., "Analyzing and improving the image quality of StyleGAN" (
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812, the field's name
 
 from visynth import seeds as seeding
 from visynth.errors import DataError, UsageError
 from visynth.generator import Generator, Samples, Spec
-from visynth.networks.diffusion import to_integers
+from visynth.members import NEAR, distances, perceptual_hash
 from visynth.networks.gan import StyleGAN2
-from visynth.networks.stylegan2 import StyleGAN2 as Network
 from visynth.networks.stylegan2 import truncate
+
+STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
+COPIES = 0.05  # share of near-duplicates of their parents above which pictures are called copies
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ class Anchored(StyleGAN2):
         if len(told) != len(anchors):
             raise UsageError(f"{len(told)} anchors are named, but {len(anchors)} have styles.")
         rows = [Row(number, *anchor) for number, anchor in enumerate(told)]
-        self._by_label = [seeding.by_group([r for r in rows if r.label == n]) for n in range(len(spec.classes))]
+        self.by_label = [seeding.by_group([r for r in rows if r.label == n]) for n in range(len(spec.classes))]
 
     @staticmethod
     def check_options(options: Mapping[str, Any]) -> None:
@@ -132,14 +136,14 @@ class Anchored(StyleGAN2):
         ws = truncate(styles, anchors, options["strength"])
         images = self.pictures(ws, seeds, options["noise"])
         parents = [(row.path,) for row in chosen]
-        return Samples(to_integers(images, self.spec.dtype).cpu(), parents=parents)
+        return Samples(self.integers(images), parents=parents)
 
     def _anchor(self, seed: int, label: int) -> Row:
-        groups = self._by_label[label]
+        groups = self.by_label[label]
         if not groups:
             raise DataError(
                 f"no real image of {self.classes[label]!r} was projected; there are some of "
-                f"{', '.join(c for c, g in zip(self.classes, self._by_label, strict=True) if g)}."
+                f"{', '.join(c for c, g in zip(self.classes, self.by_label, strict=True) if g)}."
             )
         return seeding.draw_even(groups, seeding.rng(int(seed), "anchor"))
 
@@ -150,8 +154,68 @@ class Anchored(StyleGAN2):
     def build(cls, spec: Spec, weights: dict[str, Tensor], device: str | torch.device) -> Generator:
         weights = dict(weights)
         anchors = weights.pop("anchors")
-        arguments = {name: value for name, value in spec.arguments.items() if name != "anchors"}
-        with torch.random.fork_rng(devices=[]):
-            network = Network(spec.size[0], spec.channels, **arguments)
-        network.load_state_dict(weights)
-        return cls(spec, network.to(device), anchors)
+        return cls(spec, cls.load_network(spec, weights, device), anchors)
+
+
+def around(
+    base: StyleGAN2,
+    images: NDArray[Any],
+    labels: Sequence[int],
+    names: Sequence[str],
+    groups: Sequence[str],
+    strength: float | None = None,
+    steps: int = 300,
+    say: Callable[[str], None] = lambda words: None,
+) -> tuple[Anchored, dict[str, float]]:
+    """A generator of variations of real images, and what was measured on the way.
+
+    Args:
+        base: the generator that the images are projected into.
+        images: ``[N, S, S, C]`` of the network's own side and the spec's type.
+        labels: of the images.
+        names: of the images, which become the parents of samples.
+        groups: of the images; they are drawn evenly.
+        strength: of the variations; by default the least of 0.2 to 0.8 at which at most 5 % of them are near-duplicates of their parents.
+        steps: of each projection.
+        say: called with words on the way.
+
+    Returns:
+        The generator, and ``error`` (root mean square, of values in [-1, 1]), ``strength`` and ``copies`` (their share at that strength).
+    """
+    values = torch.from_numpy(images.astype(np.float32)).permute(0, 3, 1, 2) * (2 / base.spec.value_range[1]) - 1
+    marks = torch.tensor(list(labels))
+    styles, errors = [], []
+    for first in range(0, len(values), 32):
+        found = project(base, values[first : first + 32], marks[first : first + 32], steps)
+        styles.append(found.styles.cpu())
+        errors += found.error.tolist()
+        say(f"projected {len(errors)} of {len(values)} images, root mean square error {np.mean(errors):.3f}")
+    anchors = [[int(label), name, group] for label, name, group in zip(labels, names, groups, strict=True)]
+    side = base.network.synthesis.sizes[-1]
+    spec = replace(
+        base.spec,
+        network="stylegan2_projected",
+        arguments={**base.spec.arguments, "side": side, "anchors": anchors},
+        sampler={"noise": "none"},
+    )
+    made = Anchored(spec, base.network, torch.cat(styles), members=base.members, card=base.card)
+    hashes = {name: perceptual_hash(image) for name, image in zip(names, images, strict=True)}
+    tried = STRENGTHS if strength is None else (strength,)
+    copies = {value: copy_share(made, hashes, value) for value in tried}
+    chosen = next((value for value, share in copies.items() if share <= COPIES), tried[-1])
+    say(f"strength {chosen:g}: {copies[chosen]:.0%} of its pictures are near-duplicates of their parents")
+    spec = replace(spec, sampler={"noise": "none", "strength": chosen})
+    final = Anchored(spec, base.network, made.anchors, members=base.members, card=base.card)
+    return final, {"error": float(np.mean(errors)), "strength": chosen, "copies": copies[chosen]}
+
+
+def copy_share(generator: Anchored, hashes: Mapping[str, str], strength: float, count: int = 96) -> float:
+    """Share of variations whose perceptual hash is within 4 bits of their parent's."""
+    present = [label for label, groups in enumerate(generator.by_label) if groups]
+    seeds = list(range(count))
+    samples = generator.sample(seeds, [present[seed % len(present)] for seed in seeds], strength=strength)
+    near = [
+        distances([perceptual_hash(image.permute(1, 2, 0).numpy())], [hashes[parents[0]]])[0, 0] <= NEAR
+        for image, parents in zip(samples.images, samples.parents or (), strict=True)
+    ]
+    return float(np.mean(near))
