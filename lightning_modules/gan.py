@@ -56,14 +56,18 @@ class AdversarialModule(GANModule):
 
     # -- for subclasses ------------------------------------------------------------------------------------------
 
-    def make(self, drawn: Latents, purpose: str, positions: Sequence[int]) -> Tensor:
-        """Pictures ``[N, C, H, W]`` of latents."""
-        made: Tensor = self.network(drawn.z, drawn.labels)
-        return made
+    def make(self, drawn: Latents, purpose: str, positions: Sequence[int]) -> list[Tensor]:
+        """Pictures ``[N, C, H, W]`` of latents, at full size and, where a discriminator looks at them, at lower ones."""
+        return [self.network(drawn.z, drawn.labels)]
 
-    def logits(self, images: Tensor, labels: Tensor) -> list[tuple[float, Tensor]]:
-        """Logits, one or more for each image, with their weights in the loss; the first are what penalties are taken on."""
-        return [(1.0, self.critic(images, labels))]
+    def views(self, real: Tensor) -> list[Tensor]:
+        """Real pictures at the sizes of :meth:`make`."""
+        return [real]
+
+    def logits(self, views: Sequence[Tensor], labels: Tensor) -> list[tuple[float, Tensor]]:
+        """Logits of views, one or more for each image, with their weights in the loss; the first ones, which depend on the first view alone, are what
+        penalties are taken on."""
+        return [(1.0, self.critic(views[0], labels))]
 
     def generator_extras(self, micro: Micro) -> Tensor | None:
         """A further loss of the generator, or None."""
@@ -149,15 +153,15 @@ class AdversarialModule(GANModule):
         return total
 
     def discriminator_loss(self, micro: Micro) -> Tensor:
-        o, p = self.told, float(self.ada_p)
+        o = self.told
         drawn = self.draw("discriminator", micro.positions)
         with torch.no_grad():
-            made = self.make(drawn, "discriminator", micro.positions)
+            made, *low = self.make(drawn, "discriminator", micro.positions)
         gamma = self.gamma() if int(self.steps_done) % o.r1_every == 0 else 0.0
         real = micro.real.detach().requires_grad_(gamma > 0)
         fake = made.detach().requires_grad_(gamma > 0 and o.r2)
-        of_real = self.logits(self.augmenter(real, micro.positions, "real", p), micro.labels)
-        of_fake = self.logits(self.augmenter(fake, micro.positions, "discriminator", p), drawn.labels)
+        of_real = self._judged(self.views(real), micro.labels, micro.positions, "real")
+        of_fake = self._judged([fake, *low], drawn.labels, micro.positions, "discriminator")
         loss = sum_of(
             weight * adversarial.discriminator_loss(o.loss, a, b).mean()
             for (weight, a), (_, b) in zip(of_real, of_fake, strict=True)
@@ -177,23 +181,28 @@ class AdversarialModule(GANModule):
                 loss = loss + 0.5 * gamma * o.r1_every * penalty
         return loss
 
+    def _judged(
+        self, views: Sequence[Tensor], labels: Tensor, positions: Sequence[int], purpose: str
+    ) -> list[tuple[float, Tensor]]:
+        """Logits of augmented views; all views of an image are augmented by the same numbers."""
+        return self.logits([self.augmenter(v, positions, purpose, float(self.ada_p)) for v in views], labels)
+
     def penalty(self, images: Tensor, labels: Tensor, logits: Tensor, positions: Sequence[int], purpose: str) -> Tensor:
         """R1 or R2 of each image, through its augmentation; always in float32."""
         if torch.is_autocast_enabled(self.device.type):
             with torch.autocast(self.device.type, enabled=False):
-                augmented = self.augmenter(images.float(), positions, purpose, float(self.ada_p))
-                logits = self.logits(augmented, labels)[0][1]
+                logits = self._judged([images.float()], labels, positions, purpose)[0][1]
         return gradient_penalty(logits.flatten(1).mean(dim=1) if logits.ndim > 1 else logits, images)
 
     def generator_loss(self, micro: Micro) -> Tensor:
-        o, p = self.told, float(self.ada_p)
+        o = self.told
         drawn = self.draw("generator", micro.positions)
         made = self.make(drawn, "generator", micro.positions)
-        of_fake = self.logits(self.augmenter(made, micro.positions, "generator", p), drawn.labels)
+        of_fake = self._judged(made, drawn.labels, micro.positions, "generator")
         of_real: Sequence[tuple[float, Tensor | None]] = [(1.0, None)] * len(of_fake)
         if o.loss == "relativistic":
             with torch.no_grad():
-                of_real = self.logits(self.augmenter(micro.real, micro.positions, "real", p), micro.labels)
+                of_real = self._judged(self.views(micro.real), micro.labels, micro.positions, "real")
         loss = sum_of(
             weight * adversarial.generator_loss(o.loss, a, b).mean()
             for (weight, a), (_, b) in zip(of_fake, of_real, strict=True)

@@ -44,7 +44,7 @@ class StyleGAN2(AdversarialModule):
         group: of the minibatch standard deviation; 1 for none.
         discriminator: "residual", or "projected" on frozen pretrained features (take loss="hinge", gamma=0, augment="diffaugment").
         view: pixels that the projected one sees.
-        shared: resolution up to which the class is not seen (UTLO); 0 for none. A low-resolution discriminator without classes judges it.
+        shared: resolution up to which the class is not seen (UTLO); 0 for none. A discriminator without classes judges the pictures of that resolution.
         shared_weight: of that discriminator against the other, alpha / (1 + alpha).
         transition: parts of the budget between which the class is faded in (needs kimg), for instance [0.08, 0.16].
         class_noise: strength of noise on the embedding of the class, more for rare ones; 0.5 to 0.75.
@@ -84,6 +84,8 @@ class StyleGAN2(AdversarialModule):
         told, problems = self.told, []
         if discriminator not in ("residual", "projected"):
             problems.append(f"discriminator must be 'residual' or 'projected', but got {discriminator!r}")
+        if shared and shared < 8:
+            problems.append(f"shared must be 0 or a resolution from 8 on, but got {shared}")
         if transition is not None and (len(transition) != 2 or not 0 <= transition[0] <= transition[1] <= 1):
             problems.append(
                 f"transition must be two parts of the budget in order, like [0.08, 0.16], but got {transition}"
@@ -125,7 +127,7 @@ class StyleGAN2(AdversarialModule):
                 both=told.transition is not None,
             )
         if told.shared:
-            main.low = Discriminator(max(told.shared, 8), facts.channels, 0, told.base, min(told.most, 128), told.group)
+            main.low = Discriminator(told.shared, facts.channels, 0, told.base, min(told.most, 128), told.group)
         return main
 
     def make_generator(self, spec: Spec, network: Any, **kwargs: Any) -> Generator:
@@ -153,33 +155,39 @@ class StyleGAN2(AdversarialModule):
         return ws
 
     def spread(self) -> Tensor:
-        """Standard deviation of the noise on each class's embedding: sigma K / E_n, by effective numbers (NoisyTwins, section 4.1)."""
+        """Standard deviation of the noise on each class's embedding, in units of its own size: sigma K / E_n with effective numbers
+        E_n = (1 - 0.99^n) / 0.01 and K so that the mean is sigma (NoisyTwins, section 4.1).
+        """
         assert self.facts is not None
         counts = np.maximum(np.array(self.facts.counts, dtype=np.float64), 1)
         effective = (1 - 0.99**counts) / (1 - 0.99)
         share = (1 / effective) / (1 / effective).sum() * len(counts)
-        return torch.from_numpy(self.told.class_noise * share / share.max()).to(self.device)
+        return torch.from_numpy(self.told.class_noise * share).to(self.device)
 
-    def make(self, drawn: Latents, purpose: str, positions: Sequence[int]) -> Tensor:
+    def make(self, drawn: Latents, purpose: str, positions: Sequence[int]) -> list[Tensor]:
         ws = self.styles(drawn)
         stream = f"gan/{self.told.seed}/{purpose}/noise"
         fields = [f.to(ws.device) for f in noise_fields(self.network.synthesis.noise_shapes(), positions, stream)]
-        made: Tensor = self.network.synthesis(ws, fields)
-        return made
-
-    def logits(self, images: Tensor, labels: Tensor) -> list[tuple[float, Tensor]]:
-        if self.told.transition is None:
-            found = [(1.0, self.critic(images, labels))]
-        else:
-            conditional, plain = self.critic.logits(images, labels)
-            found = [(1.0, plain), (self.strength(), conditional)]
         if not self.told.shared:
+            return [self.network.synthesis(ws, fields)]
+        return list(self.network.synthesis.both(ws, fields, self.told.shared))
+
+    def views(self, real: Tensor) -> list[Tensor]:
+        low = real
+        while self.told.shared and low.shape[-1] > self.told.shared:
+            low = downsample(low)
+        return [real, low] if self.told.shared else [real]
+
+    def logits(self, views: Sequence[Tensor], labels: Tensor) -> list[tuple[float, Tensor]]:
+        if self.told.transition is None:
+            found = [(1.0, self.critic(views[0], labels))]
+        else:
+            conditional, plain = self.critic.logits(views[0], labels)
+            found = [(1.0, plain), (self.strength(), conditional)]
+        if len(views) == 1:
             return found
         alpha = self.told.shared_weight
-        low = images
-        while low.shape[-1] > max(self.told.shared, 8):
-            low = downsample(low)
-        return [(w / (1 + alpha), v) for w, v in found] + [(alpha / (1 + alpha), self.critic.low(low, None))]
+        return [(w / (1 + alpha), v) for w, v in found] + [(alpha / (1 + alpha), self.critic.low(views[1], None))]
 
     def generator_extras(self, micro: Micro) -> Tensor | None:
         told = self.told

@@ -201,7 +201,17 @@ class Synthesis(nn.Module):
             noise: a field ``[N, 1, H, W]`` for each convolution, or ``"const"`` (the stored ones), or ``"none"``.
             until: give the picture of this lower resolution.
         """
-        x, image = None, None
+        return self._pictures(ws, noise, until or self.sizes[-1])[-1]
+
+    def both(self, ws: Tensor, noise: Sequence[Tensor | None] | str, low: int) -> tuple[Tensor, Tensor]:
+        """The pictures at full size, and those of a lower resolution that they are built on."""
+        pictures = self._pictures(ws, noise, self.sizes[-1])
+        return pictures[-1], pictures[self.sizes.index(low)]
+
+    def _pictures(self, ws: Tensor, noise: Sequence[Tensor | None] | str, until: int) -> list[Tensor]:
+        """The pictures of every resolution up to one."""
+        x: Tensor | None = None
+        pictures: list[Tensor] = []
         fields = list(self._fields(noise))
         place = 0
         for resolution, block in zip(self.sizes, self.blocks(), strict=True):
@@ -209,12 +219,12 @@ class Synthesis(nn.Module):
             # A picture takes the style of the convolution after it; the last unconditional one must not see the class.
             of_picture = place + count - (resolution == self.shared)
             styles = [ws[:, i] for i in (*range(place, place + count), of_picture)]
-            x, image = block(x, image, styles, fields[place : place + count])
+            x, image = block(x, pictures[-1] if pictures else None, styles, fields[place : place + count])
+            pictures.append(image)
             place += count
             if resolution == until:
                 break
-        assert isinstance(image, Tensor)
-        return image
+        return pictures
 
     def _fields(self, noise: Sequence[Tensor | None] | str) -> Sequence[Tensor | None]:
         convs = [conv for block in self.blocks() for conv in block.convs]
