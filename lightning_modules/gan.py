@@ -18,9 +18,11 @@ from visynth import distributed
 from visynth.lightning_modules import adversarial
 from visynth.lightning_modules.adversarial import gradient_penalty
 from visynth.lightning_modules.gan_base import GANModule
+from visynth.lightning_modules.guard import SLOWER
 from visynth.lightning_modules.latents import Latents, latents
 from visynth.networks import ada
 from visynth.networks.diffusion import to_values
+from visynth.networks.layers import wide
 
 
 @dataclass
@@ -76,12 +78,16 @@ class AdversarialModule(GANModule):
     def after_generator(self, micros: Sequence[Micro]) -> None:
         """Called when the generator has moved."""
 
+    def forget(self) -> None:
+        """Drop what a step that failed has gathered."""
+        self._means = []
+
     style_width = 0  # of noise on the class embedding
 
     def configure_optimizers(self) -> Any:
         o = self.told
         b1, b2 = o.betas
-        movable = [p for p in self.critic.parameters() if p.requires_grad]
+        movable = self._movable
         return [
             torch.optim.Adam(movable, lr=o.lr_d, betas=(b1, b2), eps=1e-8),
             torch.optim.Adam(self.network.parameters(), lr=o.lr_g, betas=(b1, b2), eps=1e-8),
@@ -100,6 +106,7 @@ class AdversarialModule(GANModule):
         try:
             self.step(micros)
         except FloatingPointError as error:
+            self.forget()
             self.guard.restore(self, str(error))
         self.steps_done += 1
         self.stepped_at.copy_(self.images_seen)
@@ -115,17 +122,22 @@ class AdversarialModule(GANModule):
         """
         optimizers: Any = self.optimizers()
         optimizer_d, optimizer_g = optimizers
-        critic_moves = [p for p in self.critic.parameters() if p.requires_grad]
+        critic_moves = self._movable
         self.network.requires_grad_(False)
         loss_d = self._learn(optimizer_d, critic_moves, [lambda m=m: self.discriminator_loss(m) for m in micros])
         self.network.requires_grad_(True)
         for p in critic_moves:
             p.requires_grad_(False)
-        loss_g = self._learn(
-            optimizer_g, list(self.network.parameters()), [lambda m=m: self.generator_loss(m) for m in micros]
-        )
-        for p in critic_moves:
-            p.requires_grad_(True)
+        try:
+            moves = list(self.network.parameters())
+            loss_g = self._learn(optimizer_g, moves, [lambda m=m: self.generator_loss(m) for m in micros])
+        except FloatingPointError:
+            optimizer_g.zero_grad()
+            optimizer_g.step()  # of nothing: Lightning counts both optimisers, and even numbers must stay even
+            raise
+        finally:
+            for p in critic_moves:
+                p.requires_grad_(True)
         with torch.no_grad():
             if self._means:
                 self.anchors.lerp_(
@@ -137,7 +149,7 @@ class AdversarialModule(GANModule):
         self._adjust()
         self.log_dict({"loss": loss_g, "loss_d": loss_d, "ada_p": self.ada_p}, prog_bar=True, batch_size=1)
 
-    def _learn(self, optimizer: Any, parameters: list[Tensor], losses: Sequence[Any]) -> Tensor:
+    def _learn(self, optimizer: Any, parameters: Sequence[Tensor], losses: Sequence[Any]) -> Tensor:
         optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
         for loss_of in losses:
@@ -160,14 +172,20 @@ class AdversarialModule(GANModule):
         gamma = self.gamma() if int(self.steps_done) % o.r1_every == 0 else 0.0
         real = micro.real.detach().requires_grad_(gamma > 0)
         fake = made.detach().requires_grad_(gamma > 0 and o.r2)
-        of_real = self._judged(self.views(real), micro.labels, micro.positions, "real")
+        with torch.autocast(self.device.type, enabled=False):
+            views = self.views(real)
+        of_real = self._judged(views, micro.labels, micro.positions, "real")
         of_fake = self._judged([fake, *low], drawn.labels, micro.positions, "discriminator")
         loss = sum_of(
             weight * adversarial.discriminator_loss(o.loss, a, b).mean()
             for (weight, a), (_, b) in zip(of_real, of_fake, strict=True)
         )
         first = of_real[0][1]
-        self.signs += torch.stack([first.detach().float().sign().mean(), torch.ones_like(self.ada_p)])
+        # Of a relativistic discriminator only differences mean something.
+        seen = first.detach() - (of_fake[0][1].detach() if o.loss == "relativistic" else 0.0)
+        self.signs += distributed.averaged(
+            torch.stack([seen.float().sign().mean(), torch.ones_like(seen.float().mean())])
+        )
         if o.lecam:
             self._means.append(torch.stack([first.detach().float().mean(), of_fake[0][1].detach().float().mean()]))
             held = adversarial.lecam(first, of_fake[0][1], self.anchors[0], self.anchors[1]).mean()
@@ -184,8 +202,10 @@ class AdversarialModule(GANModule):
     def _judged(
         self, views: Sequence[Tensor], labels: Tensor, positions: Sequence[int], purpose: str
     ) -> list[tuple[float, Tensor]]:
-        """Logits of augmented views; all views of an image are augmented by the same numbers."""
-        return self.logits([self.augmenter(v, positions, purpose, float(self.ada_p)) for v in views], labels)
+        """Logits of augmented views; all views of an image are augmented by the same numbers, in full precision: places need it."""
+        with torch.autocast(self.device.type, enabled=False):
+            seen = [self.augmenter(wide(v), positions, purpose, float(self.ada_p)) for v in views]
+        return self.logits(seen, labels)
 
     def penalty(self, images: Tensor, labels: Tensor, logits: Tensor, positions: Sequence[int], purpose: str) -> Tensor:
         """R1 or R2 of each image, through its augmentation; always in float32."""
@@ -202,7 +222,9 @@ class AdversarialModule(GANModule):
         of_real: Sequence[tuple[float, Tensor | None]] = [(1.0, None)] * len(of_fake)
         if o.loss == "relativistic":
             with torch.no_grad():
-                of_real = self._judged(self.views(micro.real), micro.labels, micro.positions, "real")
+                with torch.autocast(self.device.type, enabled=False):
+                    views = self.views(micro.real)
+                of_real = self._judged(views, micro.labels, micro.positions, "real")
         loss = sum_of(
             weight * adversarial.generator_loss(o.loss, a, b).mean()
             for (weight, a), (_, b) in zip(of_fake, of_real, strict=True)
@@ -254,11 +276,17 @@ class AdversarialModule(GANModule):
         o = self.told
         if o.augment != "ada" or o.ada_target is None or (int(self.steps_done) + 1) % 4:
             return
-        total = distributed.averaged(self.signs)
-        sign = float(total[0] / total[1])
+        sign = float(self.signs[0] / self.signs[1])
         self.ada_p.fill_(ada.adjusted(float(self.ada_p), sign, o.ada_target, 4 * self.images_a_step(), o.ada_kimg))
         self.signs.zero_()
         self.log("sign_real", sign)
+
+    def on_train_start(self) -> None:
+        """Rates as told now: a checkpoint brings those of its own time along."""
+        optimizers: Any = self.optimizers()
+        for optimizer, rate in zip(optimizers, (self.told.lr_d, self.told.lr_g), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * SLOWER ** int(self.restored)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Finite gradients were made sure of in the step; there is no warm-up."""

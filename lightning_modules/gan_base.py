@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from visynth.data.training import Facts
@@ -94,7 +94,7 @@ class GANModule(GeneratorModule):
         super().__init__()
         self.automatic_optimization = False
         self.save_hyperparameters()
-        check(type(self).__name__, self.told)
+        check(type(self).__name__, self.name or "stylegan2", self.told)
         self.network: Any = None
         self.critic: Any = None
         self.average: Any = None
@@ -103,6 +103,7 @@ class GANModule(GeneratorModule):
         for name in ("steps_done", "restored"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
         self.guard = Guard()
+        self._movable: list[nn.Parameter] = []  # parts of the discriminator that are trained
 
     # -- for subclasses ------------------------------------------------------------------------------------------
 
@@ -127,6 +128,10 @@ class GANModule(GeneratorModule):
     # -- building ------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
+        if self._trainer is not None and str(self.trainer.precision).startswith("16"):
+            raise UsageError(
+                f"{type(self).__name__} trains in float32 or bf16-mixed, but the trainer has precision {self.trainer.precision!r}: half precision would need its losses scaled."
+            )
         if self.network is None:
             if not hasattr(self.data, "facts"):
                 raise UsageError(
@@ -153,6 +158,7 @@ class GANModule(GeneratorModule):
         self.network, self.critic = (part.to(memory_format=torch.channels_last) for part in made)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         freeze(self.critic, self.told.freeze)
+        self._movable = [p for p in self.critic.parameters() if p.requires_grad]
         kinds = self.told.augment_kinds
         if self.told.augment == "ada":
             self.augmenter = Augmenter("ada", ada.DEFAULT if kinds is None else ada.check_kinds(kinds), self.told.seed)
@@ -162,12 +168,26 @@ class GANModule(GeneratorModule):
             )
         self.ada_p.fill_(self.told.augment_p)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["visynth_rates"] = [self.told.lr_d, self.told.lr_g]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if checkpoint.get("visynth_rates") != [self.told.lr_d, self.told.lr_g]:
+            checkpoint["state_dict"]["restored"] = torch.zeros_like(self.restored)  # other rates are another try
+
     def take_over(self, folder: Path) -> None:
         """Weights of a generator folder, and of the discriminator in it if there is one; what depends on the classes starts anew where they differ."""
         from visynth.generator import load_generator
 
         given = load_generator(folder).weights()
         fitting = _fitting(given, self.network)
+        more = sorted(name for name in given if ".fc" in name and name not in self.network.state_dict())
+        if fitting and more:
+            raise UsageError(
+                f"transfer: {folder} has a deeper mapping ({', '.join(more)}) than this network: give as many layers as it has."
+            )
         if not fitting:
             raise UsageError(f"transfer: no weights of {folder} fit this network: give the same size and widths.")
         self.network.load_state_dict(fitting, strict=False)
@@ -223,9 +243,9 @@ class GANModule(GeneratorModule):
 
     def export(self, folder: str | Path, ema: float | None = None) -> Path:
         """Write the generator folder, and the discriminator beside it, which a later training may start from."""
-        made = self.generator(ema, members=self.members(), card=self.card()).save(folder)
-        save_file({k: v.detach().cpu().contiguous() for k, v in self.critic.state_dict().items()}, made / DISCRIMINATOR)
-        return made
+        critic = save({k: v.detach().cpu().contiguous() for k, v in self.critic.state_dict().items()})
+        made = self.generator(ema, members=self.members(), card=self.card())
+        return made.save(folder, {DISCRIMINATOR: critic})
 
     def card(self) -> Mapping[str, Any]:
         assert self.facts is not None

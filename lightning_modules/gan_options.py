@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from visynth import plugins
 from visynth.errors import UsageError, choices
 from visynth.lightning_modules.adversarial import LOSSES
 from visynth.networks import ada, diffaugment
@@ -11,7 +12,7 @@ from visynth.networks import ada, diffaugment
 WAYS = ("ada", "diffaugment", "none")
 
 
-def check(name: str, o: Any) -> None:
+def check(name: str, network: str, o: Any) -> None:
     """Refuse arguments of an adversarial module that cannot be right, all of them told.
 
     Raises:
@@ -48,7 +49,22 @@ def check(name: str, o: Any) -> None:
             problems.append(f"{what} must be at least 1, but got {getattr(o, what)}")
     if len(o.betas) != 2 or not all(0 <= beta < 1 for beta in o.betas):
         problems.append(f"betas must be two numbers in [0, 1), but got {o.betas}")
+    if o.lecam and o.loss == "relativistic":
+        problems.append(
+            "lecam is about the logits of real and made images themselves, and relativistic only about their difference: take one of them"
+        )
+    if o.micro_batch < 1:
+        problems.append(f"micro_batch must be at least 1, but got {o.micro_batch}")
+    if o.augment == "none" and o.augment_kinds:
+        problems.append("augment_kinds say what augment='none' never does: take 'ada' or 'diffaugment'")
+    if o.augment_kinds == []:
+        problems.append("augment_kinds is empty: leave it out, or take augment='none'")
+    generator = plugins.load("generators", network)
+    unknown = [option for option in o.sampler or {} if option not in generator.options]
+    if unknown:
+        problems.append(f"sampler options {choices(unknown)} are unknown; there are {choices(generator.options)}")
     if o.freeze < 0:
         problems.append(f"freeze must be at least 0, but got {o.freeze}")
     if problems:
         raise UsageError(f"{name}: " + "; ".join(problems) + ".")
+    generator.check_options({**generator.options, **(o.sampler or {})})

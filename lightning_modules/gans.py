@@ -84,6 +84,8 @@ class StyleGAN2(AdversarialModule):
         told, problems = self.told, []
         if discriminator not in ("residual", "projected"):
             problems.append(f"discriminator must be 'residual' or 'projected', but got {discriminator!r}")
+        if min(base, most, z_dim, w_dim, layers, group) < 1:
+            problems.append("base, most, z_dim, w_dim, layers and group must be at least 1")
         if shared and shared < 8:
             problems.append(f"shared must be 0 or a resolution from 8 on, but got {shared}")
         if transition is not None and (len(transition) != 2 or not 0 <= transition[0] <= transition[1] <= 1):
@@ -105,7 +107,8 @@ class StyleGAN2(AdversarialModule):
         assert self.facts is not None
         told = self.told
         names = ("z_dim", "w_dim", "base", "most", "layers", "shared")
-        return {"classes": len(self.facts.classes), **{name: told[name] for name in names}}
+        faded = {} if self.strength() == 1 else {"strength": round(self.strength(), 6)}
+        return {"classes": len(self.facts.classes), **{name: told[name] for name in names}, **faded}
 
     def make_network(self, facts: Facts) -> nn.Module:
         return StyleGAN2Network(facts.size[0], facts.channels, **self.arguments())
@@ -131,6 +134,7 @@ class StyleGAN2(AdversarialModule):
         return main
 
     def make_generator(self, spec: Spec, network: Any, **kwargs: Any) -> Generator:
+        network.strength = spec.arguments.get("strength", 1.0)  # in a transition the class is not yet seen whole
         return generators.StyleGAN2(spec, network, **kwargs)
 
     # -- the step ------------------------------------------------------------------------------------------------
@@ -204,6 +208,10 @@ class StyleGAN2(AdversarialModule):
         # The mean of the steps before: so the penalty does not depend on how a batch is split.
         penalty: Tensor = path_penalty(lengths, self.path_mean).mean()
         return penalty * (4 * float(told.path_weight))
+
+    def forget(self) -> None:
+        super().forget()
+        self._lengths = []
 
     def after_generator(self, micros: Sequence[Micro]) -> None:
         means = []

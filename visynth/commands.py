@@ -303,6 +303,8 @@ def fit_sweep(
 
     rows = sweep(training, out, factors or FACTORS, kimg, count, _say(quiet))
     best = rows[0]
+    if best["kid"] is None:
+        raise UsageError(f"the training diverged at every gamma; see {out}, and lower lr_g and lr_d.")
     print(
         f"{out}/sweep.json: gamma {best['gamma']:.4g} ({best['factor']:g} times the rule) has the lowest KID, {best['kid']:.4f}"
     )

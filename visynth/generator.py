@@ -230,10 +230,12 @@ class Generator(ABC):
                 [self._sample(seed_list[s : s + step], label_list[s : s + step], **merged) for s in starts]
             )
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the generator folder; it appears complete or not at all."""
+    def save(self, folder: str | Path, extra: Mapping[str, bytes] | None = None) -> Path:
+        """Write the generator folder, with further files by name; it appears complete or not at all."""
         folder = Path(folder)
         with new_folder(folder) as made:
+            for name, data in (extra or {}).items():
+                write_bytes(made / name, data)
             write_bytes(made / WEIGHTS, self._weight_bytes())
             members_file.write(made / MEMBERS, self.members)
             write_json(made / SPEC, self._json(hash_file(made / WEIGHTS)))

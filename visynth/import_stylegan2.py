@@ -24,7 +24,7 @@ def import_stylegan2(
         DataError: a file that cannot be read safely, or another kind of network.
         UsageError: other than one name a class.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from visynth.generator import Spec
     from visynth.networks.gan import StyleGAN2
@@ -46,8 +46,5 @@ def import_stylegan2(
         "licence": "as its source says; it is not known to visynth",
         "made by": "visynth import-stylegan2",
     }
-    folder = made.save(out)
-    if found.discriminator:
-        tensors = {name: value.contiguous() for name, value in found.discriminator.items()}
-        save_file(tensors, folder / "discriminator.safetensors")
-    return folder
+    tensors = {name: value.contiguous() for name, value in found.discriminator.items()}
+    return made.save(out, {"discriminator.safetensors": save(tensors)} if tensors else None)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from visynth.data.items import ImageSet
-from visynth.data.training import fit_to, to_channels
+from visynth.data.training import FITS, fit_to, to_channels
 from visynth.errors import DataError, UsageError, choices
 from visynth.generator import Generator, load_generator
 from visynth.pictures import grid, to_display, write_png
@@ -49,6 +49,15 @@ def project_images(
     from visynth.networks.gan import StyleGAN2
     from visynth.networks.projection import Anchored, around
 
+    problems = []
+    if fit not in FITS:
+        problems.append(f"fit must be one of {choices(FITS)}, but got {fit!r}")
+    if strength is not None and not 0 <= strength <= 1:
+        problems.append(f"strength must be in [0, 1], but got {strength}")
+    if limit < 1 or steps < 1:
+        problems.append(f"limit and steps must be at least 1, but got {limit} and {steps}")
+    if problems:
+        raise UsageError("project: " + "; ".join(problems) + ".")
     base = generator if isinstance(generator, Generator) else load_generator(generator)
     if not isinstance(base, StyleGAN2) or isinstance(base, Anchored):
         raise UsageError(f"projection needs a StyleGAN2 generator, but this one is {base.spec.network!r}.")

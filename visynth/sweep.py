@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from visynth.errors import UsageError
+from visynth.errors import Diverged, UsageError
 from visynth.files import ensure_writable, write_json
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -37,7 +37,7 @@ def sweep(
         say: called with a line for each run.
 
     Returns:
-        A dict for each gamma, with the lowest KID first.
+        A dict for each gamma, with the lowest KID first; None where the training diverged.
 
     Raises:
         UsageError: a configuration without gamma, or factors that are not positive.
@@ -62,16 +62,21 @@ def sweep(
     for factor in factors:
         gamma, run = factor * auto, root / f"gamma_x{factor:g}"
         words = [
-            *("-c", str(config), "--trainer.default_root_dir", str(run)),
+            *("-c", str(config), "--trainer.default_root_dir", str(run), "--trainer.devices", "1"),
             *("--model.init_args.gamma", repr(gamma), "--model.init_args.kimg", repr(float(kimg))),
         ]
-        code = fit(words)
-        if code:
-            raise SystemExit(code)  # interrupted: the same command goes on
-        value = _kid(load_generator(run / "generator"), cli.datamodule, count)
+        value: float | None = None
+        try:
+            code = fit(words)
+            if code:
+                raise SystemExit(code)  # interrupted: the same command goes on
+            value = _kid(load_generator(run / "generator"), cli.datamodule, count)
+        except Diverged as error:
+            say(f"gamma {gamma:.4g} ({factor:g} times the rule): {error}")
         rows.append({"factor": factor, "gamma": gamma, "kid": value, "run": str(run)})
-        say(f"gamma {gamma:.4g} ({factor:g} times the rule): KID {value:.4f}")
-    rows.sort(key=lambda row: row["kid"])
+        if value is not None:
+            say(f"gamma {gamma:.4g} ({factor:g} times the rule): KID {value:.4f}")
+    rows.sort(key=lambda row: math.inf if row["kid"] is None else row["kid"])
     write_json(root / "sweep.json", {"auto gamma": auto, "kimg": kimg, "runs": rows})
     return rows
 
@@ -93,4 +98,8 @@ def _kid(generator: Any, data: Any, count: int) -> float:
         for places, marks in ((rows, labels), (made, np.array(wanted)))
     ]
     whole = per_class(sides[0], sides[1], bank.name(112), frechet=False)[-1]
-    return math.inf if whole.kid is None else whole.kid.value
+    if whole.kid is None:
+        raise UsageError(
+            f"{count} images are too few to measure KID with: give more (--count), or classes with more real images."
+        )
+    return whole.kid.value

@@ -20,6 +20,10 @@ class TestNorm:
         ours, theirs, x = Norm(3).train(), nn.BatchNorm2d(3).train(), torch.randn(4, 3, 5, 5) * 2 + 1
         assert torch.allclose(ours(x), theirs(x), atol=1e-5)
 
+    def test_large_values_of_small_spread_stay_finite(self) -> None:
+        x = 300 + 1e-3 * torch.randn(8, 2, 4, 4)
+        assert bool(torch.isfinite(Norm(2).train()(x)).all())
+
     def test_conditions_give_gain_and_bias(self) -> None:
         layer = Norm(2, width=3).eval()
         nn.init.zeros_(layer.gain.weight)

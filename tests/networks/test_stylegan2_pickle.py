@@ -184,6 +184,34 @@ class TestHostile:
         with pytest.raises(DataError, match=f"asks for {name}, which no network needs"):
             read_stylegan2(tmp_path / "evil.pkl")
 
+    def test_nesting_that_would_exhaust_the_stack(self, tmp_path) -> None:
+        (tmp_path / "deep.pkl").write_bytes(b"})" + b"\x85" * 2_000_000 + b"Ns.")
+        with pytest.raises(DataError, match="more parts than any network"):
+            read_stylegan2(tmp_path / "deep.pkl")
+
+    def test_tensors_larger_than_what_is_stored(self, tmp_path) -> None:
+        class Large:
+            def __reduce__(self):
+                storage = torch.zeros(2).storage() if False else torch.zeros(2).untyped_storage()
+                return torch._utils._rebuild_tensor_v2, (
+                    torch.storage.TypedStorage(wrap_storage=storage, dtype=torch.float32, _internal=True),
+                    0,
+                    (10**6,),
+                    (0,),
+                    False,
+                    {},
+                )
+
+        (tmp_path / "large.pkl").write_bytes(pickle.dumps({"G_ema": Large()}))
+        with pytest.raises(DataError, match="reaches beyond its storage"):
+            read_stylegan2(tmp_path / "large.pkl")
+
+    def test_what_the_reader_is_made_of_cannot_be_changed(self, tmp_path) -> None:
+        for target in (b"cdnnlib.util\nEasyDict\n", b"ctorch._utils\n_rebuild_parameter\n"):
+            (tmp_path / "changes.pkl").write_bytes(b"\x80\x02" + target + b"(N}U\x03getNst\x62.")
+            with pytest.raises(DataError):
+                read_stylegan2(tmp_path / "changes.pkl")
+
 
 class TestOther:
     def test_files_that_are_none(self, tmp_path) -> None:

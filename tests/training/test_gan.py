@@ -17,6 +17,7 @@ from visynth.generator import load_generator
 from visynth.lightning_modules import CGAN, BigGAN, StyleGAN2
 from visynth.lightning_modules.adversarial import (
     discriminator_loss,
+    generator_loss,
     gradient_penalty,
     path_lengths,
 )
@@ -185,6 +186,34 @@ class TestGuard:
         assert [group["lr"] for o in own.optimizers() for group in o.param_groups] == [1.25e-3] * 2
         assert all(bool(torch.isfinite(value).all()) for value in own.state_dict().values())
 
+    def test_after_a_bad_generator_loss_too(self, tmp_path: Path, monkeypatch) -> None:
+        calls = []
+
+        def spoilt(name, fake, real=None):
+            calls.append(1)
+            return generator_loss(name, fake, real) * (float("nan") if len(calls) == 3 else 1.0)
+
+        monkeypatch.setattr("visynth.lightning_modules.adversarial.generator_loss", spoilt)
+        own = module(lecam=0.1)
+        train(tmp_path, 8, own)
+        assert int(own.restored) == 1
+        assert own.trainer.global_step == 16
+        assert all(p.requires_grad for p in own.critic.parameters())
+        assert all(bool(torch.isfinite(value).all()) for value in own.state_dict().values())
+
+    def test_rates_of_a_resumed_run_are_those_told_now(self, tmp_path: Path) -> None:
+        saver = {
+            "callbacks": [KeepLast(every_n_steps=4)],
+            "plugins": [AtomicCheckpointIO()],
+            "enable_checkpointing": True,
+        }
+        first = module()
+        train(tmp_path, 2, first, **saver)
+        saver["callbacks"] = [KeepLast(every_n_steps=100)]
+        own = module(lr_g=1e-4, lr_d=2e-4)
+        train(tmp_path, 4, own, ckpt_path=KeepLast.path(tmp_path), **saver)
+        assert [group["lr"] for o in own.optimizers() for group in o.param_groups] == [2e-4, 1e-4]
+
     def test_it_gives_up_after_three_times(self, tmp_path: Path, monkeypatch) -> None:
         own = module()
         calls = []
@@ -229,6 +258,24 @@ class TestTransfer:
             train(tmp_path / "b", 1, module(transfer=str(folder)))
 
 
+def test_samples_show_as_much_of_the_class_as_was_trained(tmp_path: Path) -> None:
+    own = train(tmp_path, 2, module(transition=[0.5, 0.9], kimg=1))
+    made = own.generator()
+    assert made.spec.arguments["strength"] == 0
+    assert torch.equal(
+        made.sample([1, 2], [0, 0], noise="none").images, made.sample([1, 2], [1, 1], noise="none").images
+    )
+    again = load_generator(made.save(tmp_path / "generator"))
+    assert torch.equal(again.sample([1], [0]).images, made.sample([1], [0]).images)
+
+
+def test_half_precision_is_refused(tmp_path: Path) -> None:
+    own = module()
+    own._trainer = type("T", (), {"precision": "16-mixed", "datamodule": data()})()
+    with pytest.raises(UsageError, match="trains in float32 or bf16-mixed, but the trainer has precision '16-mixed'"):
+        own.setup("fit")
+
+
 def test_the_budget_is_in_images(tmp_path: Path) -> None:
     own = train(tmp_path, 1000, module(kimg=0.04))
     assert int(own.images_seen) == 40
@@ -262,6 +309,12 @@ def test_path_lengths_of_a_linear_generator() -> None:
             {"accumulate": 0, "gamma": -1.0},
             "gamma must be at least 0 or null, but got -1.0; accumulate must be at least 1",
         ),
+        ({"loss": "relativistic", "lecam": 0.1}, "relativistic only about their difference"),
+        (
+            {"sampler": {"truncatoin": 1}, "micro_batch": 0},
+            "micro_batch must be at least 1.*sampler options 'truncatoin' are unknown",
+        ),
+        ({"sampler": {"truncation": 7}}, r"truncation must be in \[0, 2\]"),
         ({"discriminator": "patch"}, "discriminator must be 'residual' or 'projected'"),
     ],
 )

@@ -65,6 +65,12 @@ class CollapseAlarm(QualityCallback):
         if lost and self.stop and trainer.global_step >= self.stop_after:
             trainer.should_stop = True
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"low": dict(self._low), "lost": sorted(self.lost)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._low, self.lost = dict(state_dict["low"]), set(state_dict["lost"])
+
     def values(self, pl_module: Any) -> dict[str, float]:
         found = super().values(pl_module)
         for name, (value, null) in self.recalls.items():

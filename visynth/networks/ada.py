@@ -257,7 +257,8 @@ def _on_rows(images: Tensor, rows: NDArray[np.bool_], change: Any, values: Array
         made: Tensor = change(images, _like(values, images))
         return made
     places = torch.from_numpy(np.flatnonzero(rows)).to(images.device)
-    return images.index_copy(0, places, change(images[places], _like(values[rows], images)))
+    changed: Tensor = change(images[places], _like(values[rows], images))
+    return images.index_copy(0, places, changed.to(images.dtype))
 
 
 def _like(values: Array, images: Tensor) -> Tensor:

@@ -54,11 +54,13 @@ class Norm(nn.Module):
     def _measured(self, x: Tensor) -> tuple[Tensor, Tensor]:
         moments = torch.stack([wide(x).mean(dim=(0, 2, 3)), wide(x).square().mean(dim=(0, 2, 3))])
         world = distributed.world_size()
-        if world > 1 and torch.distributed.is_initialized():
+        if (
+            world > 1 and torch.distributed.is_initialized() and self.gathered is None
+        ):  # see measure: one process may do it
             from torch.distributed.nn.functional import all_reduce
 
             moments = all_reduce(moments) / world  # type: ignore[no-untyped-call]  # its gradient is summed over the processes as well
-        return moments[0], moments[1] - moments[0].square()
+        return moments[0], (moments[1] - moments[0].square()).clamp(min=0)
 
 
 def measure(network: nn.Module, run: Callable[[int], object], batches: int) -> None:

@@ -246,6 +246,7 @@ class StyleGAN2(nn.Module):
         most: channels.
         layers: of the mapping.
         shared: blocks up to this resolution do not see the class (UTLO, section 4): rare classes borrow their layout from frequent ones.
+        strength: how much of the class is seen, where a training fades it in.
         clamp: limit of all activations, as networks trained in float16 have it; 0 for none.
 
     Example:
@@ -266,9 +267,11 @@ class StyleGAN2(nn.Module):
         layers: int = 2,
         shared: int = 0,
         clamp: float = 0.0,
+        strength: float = 1.0,
     ) -> None:
         super().__init__()
         self.z_dim, self.classes, self.shared = z_dim, classes, shared if classes else 0
+        self.strength = strength
         self.mapping = Mapping(z_dim, classes, w_dim, layers)
         self.synthesis = Synthesis(size, channels, w_dim, base, most, self.shared, clamp)
         if self.shared:
@@ -283,9 +286,11 @@ class StyleGAN2(nn.Module):
         """Styles of the blocks that do not see the class."""
         return sum(len(block.convs) for r, block in zip(self.synthesis.sizes, self.synthesis.blocks(), strict=True) if r <= self.shared)  # fmt: skip
 
-    def styles(self, z: Tensor, labels: Tensor | None, strength: float = 1.0, noise: Tensor | None = None) -> Tensor:
+    def styles(
+        self, z: Tensor, labels: Tensor | None, strength: float | None = None, noise: Tensor | None = None
+    ) -> Tensor:
         """``ws [N, styles, w_dim]``."""
-        w: Tensor = self.mapping(z, labels, strength, noise)
+        w: Tensor = self.mapping(z, labels, self.strength if strength is None else strength, noise)
         ws = w[:, None].repeat(1, self.synthesis.styles, 1)
         if not self.shared:
             return ws
@@ -293,7 +298,11 @@ class StyleGAN2(nn.Module):
         return torch.cat([common, ws[:, self.shared_styles :]], dim=1)
 
     def forward(
-        self, z: Tensor, labels: Tensor | None, noise: Sequence[Tensor | None] | str = "const", strength: float = 1.0
+        self,
+        z: Tensor,
+        labels: Tensor | None,
+        noise: Sequence[Tensor | None] | str = "const",
+        strength: float | None = None,
     ) -> Tensor:
         made: Tensor = self.synthesis(self.styles(z, labels, strength), noise)
         return made

@@ -7,7 +7,9 @@ refuses every other name; the source text that such files carry is neither execu
 from __future__ import annotations
 
 import io
+import math
 import pickle
+import pickletools
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from visynth.networks.resample import TAPS
 from visynth.networks.stylegan2 import channels_at
 
 NETWORKS = ("G_ema", "G", "D")
+MOST = 2000  # tensors of a network
 
 
 @dataclass
@@ -31,16 +34,20 @@ class Stored:
     name: str
     state: Mapping[str, Any]
 
-    def tensors(self, prefix: str = "") -> dict[str, Tensor]:
+    def tensors(self, prefix: str = "", depth: int = 0) -> dict[str, Tensor]:
         """Parameters and buffers by their dotted names."""
-        found = {}
+        if depth > 8:
+            raise DataError("the stored network holds itself, or is nested deeper than any StyleGAN2.")
+        found: dict[str, Tensor] = {}
         for kind in ("_parameters", "_buffers"):
             for name, value in self.state.get(kind, {}).items():
                 if isinstance(value, Tensor):
                     found[prefix + name] = value.detach().float()
         for name, child in self.state.get("_modules", {}).items():
             if isinstance(child, Stored):
-                found |= child.tensors(f"{prefix}{name}.")
+                found |= child.tensors(f"{prefix}{name}.", depth + 1)
+                if len(found) > MOST:
+                    raise DataError(f"the stored network has more than {MOST} tensors: no StyleGAN2 has.")
         return found
 
     @property
@@ -75,8 +82,9 @@ def read_stylegan2(path: str | Path, which: str = "G_ema") -> Checkpoint:
         DataError: no such file, something in it that networks and plain containers do not need, or another kind of network.
     """
     try:
-        with open(path, "rb") as stream:
-            found = _Unpickler(stream).load()
+        data = Path(path).read_bytes()
+        _check_size(data)
+        return _checkpoint(path, _Unpickler(io.BytesIO(data)).load(), which)
     except DataError:
         raise
     except OSError as error:
@@ -85,6 +93,9 @@ def read_stylegan2(path: str | Path, which: str = "G_ema") -> Checkpoint:
         raise DataError(
             f"{path} is not a StyleGAN2 pickle that can be read ({type(error).__name__}: {error})."
         ) from error
+
+
+def _checkpoint(path: str | Path, found: Any, which: str) -> Checkpoint:
     if not isinstance(found, dict) or not isinstance(found.get(which), Stored):
         held = choices(name for name in NETWORKS if isinstance(found, dict) and isinstance(found.get(name), Stored))
         raise DataError(f"{path} holds no network {which!r}; it holds {held or 'none'}.")
@@ -136,8 +147,49 @@ def _arguments(path: Any, told: Mapping[str, Any], weights: Mapping[str, Tensor]
 # -- the unpickler ------------------------------------------------------------------------------------------------------
 
 
-class _Dict(dict[Any, Any]):
+class _Fixed(type):
+    """A class that a pickle cannot change."""
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        raise DataError(f"the pickle tries to change {cls.__name__}: it is not loaded.")
+
+
+class _Dict(dict[Any, Any], metaclass=_Fixed):
     """In place of EasyDict."""
+
+    __slots__ = ()
+
+
+class _Call:
+    """A function that a pickle can call and cannot change."""
+
+    __slots__ = ("_function",)
+    _function: Any
+
+    def __init__(self, function: Any) -> None:
+        object.__setattr__(self, "_function", function)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise DataError("the pickle tries to change a function: it is not loaded.")
+
+    def __setstate__(self, state: Any) -> None:
+        raise DataError("the pickle tries to change a function: it is not loaded.")
+
+
+def _check_size(data: bytes) -> None:
+    """Refuse nesting that no network has: it could exhaust the stack of the process.
+
+    Raises:
+        DataError: too many tuples, or too many operations.
+    """
+    tuples = 0
+    for number, (operation, _, _) in enumerate(pickletools.genops(data)):
+        tuples += operation.name.startswith("TUPLE")
+        if tuples > 20_000 or number > 2_000_000:
+            raise DataError("the pickle has more parts than any network: it is not loaded.")
 
 
 def _object(meta: Any) -> Stored:
@@ -156,6 +208,12 @@ def _tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> Tenso
     whole = storage if isinstance(storage, torch.storage.TypedStorage) else None
     if whole is None:
         raise DataError("a stored tensor has no storage.")
+    numbers = [int(offset), *map(int, size), *map(int, stride)]
+    last = int(offset) + sum((int(n) - 1) * int(step) for n, step in zip(size, stride, strict=True))
+    count = math.prod(map(int, size))
+    held = whole._untyped_storage.nbytes() // torch.empty(0, dtype=whole.dtype).element_size()
+    if min(numbers, default=0) < 0 or (count and last >= held) or count > held:
+        raise DataError("a stored tensor reaches beyond its storage.")
     flat = torch.empty(0, dtype=whole.dtype).set_(whole._untyped_storage)
     return flat.as_strided(tuple(size), tuple(stride), int(offset)).clone()
 
@@ -165,13 +223,13 @@ def _parameter(data: Any, *_: Any) -> Any:
 
 
 KNOWN: Mapping[tuple[str, str], Any] = {
-    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _object,
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Call(_object),
     ("dnnlib.util", "EasyDict"): _Dict,
     ("collections", "OrderedDict"): OrderedDict,
     ("builtins", "set"): set,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch.storage", "_load_from_bytes"): _storage,
+    ("torch._utils", "_rebuild_tensor_v2"): _Call(_tensor),
+    ("torch._utils", "_rebuild_parameter"): _Call(_parameter),
+    ("torch.storage", "_load_from_bytes"): _Call(_storage),
 }
 
 
