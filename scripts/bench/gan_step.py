@@ -40,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--variant")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--without", nargs="*", default=[], help="variants to leave out; torch.compile takes minutes")
     told = parser.parse_args()
     if told.variant is not None:
         print(json.dumps(measure(**json.loads(told.variant))))
@@ -47,6 +48,8 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
     for turn in range(told.rounds):
         for name, options in list(VARIANTS.items())[:: 1 if turn % 2 else -1]:
+            if name in told.without:
+                continue
             words = [sys.executable, __file__, "--variant", json.dumps(options)]
             run = subprocess.run(
                 words, capture_output=True, text=True, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
