@@ -43,21 +43,20 @@ def sweep(
         UsageError: a configuration without gamma, or factors that are not positive.
     """
     from visynth.generator import load_generator
-    from visynth.lightning_modules.adversarial import gamma_for
-    from visynth.lightning_modules.gan import AdversarialModule
     from visynth.training import _parsed, fit
 
     if not factors or min(factors) <= 0:
         raise UsageError(f"factors must be positive, but got {list(factors)}.")
     cli = _parsed(["-c", str(config)], logger=False)
-    if not isinstance(cli.model, AdversarialModule):
+    if not callable(getattr(cli.model, "gamma", None)):
         raise UsageError(f"{config} trains a {type(cli.model).__name__}, which has no gamma to choose.")
     root = Path(out)
     ensure_writable(root)
     cli.datamodule.setup("fit")
     cli.model._trainer = cli.trainer
     cli.trainer._data_connector.attach_datamodule(cli.model, cli.datamodule)
-    auto = gamma_for(cli.datamodule.facts.size[0], cli.model.images_a_step())
+    cli.model.facts, cli.model.hparams["gamma"] = cli.datamodule.facts, None  # none told: the rule's
+    auto = cli.model.gamma()
     rows: list[dict[str, Any]] = []
     for factor in factors:
         gamma, run = factor * auto, root / f"gamma_x{factor:g}"
