@@ -8,8 +8,6 @@ under limited data" (CVPR 2021), eq. 4, for LeCam.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
@@ -102,19 +100,3 @@ def gamma_for(size: int, batch: int) -> float:
         [0.0064, 0.0256, 0.1024]
     """
     return 2e-4 * size**2 / batch
-
-
-def lazy(lr: float, beta2: float, every: int) -> tuple[float, float]:
-    """Learning rate and second beta of an optimiser that also takes a penalty every so many steps (StyleGAN2, appendix B).
-
-    Example:
-        >>> [round(v, 6) for v in lazy(2.5e-3, 0.99, 16)]
-        [0.002353, 0.990585]
-    """
-    if not every:
-        return lr, beta2
-    ratio = every / (every + 1)
-    return lr * ratio, float(beta2**ratio)
-
-
-Critic = Callable[[Tensor, Tensor], Tensor]

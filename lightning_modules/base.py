@@ -7,7 +7,7 @@ from typing import Any
 
 import pytorch_lightning
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from visynth import distributed
 from visynth.data.training import Facts
@@ -44,6 +44,21 @@ class GeneratorModule(pytorch_lightning.LightningModule):
     def members(self) -> Sequence[Member]:
         """Fingerprints of the images behind the module, as far as its datamodule knows them."""
         return self.data.members() if hasattr(self.data, "members") else ()
+
+    def trained_card(self, task: str, network: nn.Module, **more: Any) -> dict[str, Any]:
+        """What a generator's card says of its training; ``more`` stands before the licence."""
+        assert self.facts is not None
+        pairs = zip(self.facts.classes, self.facts.counts, strict=True)
+        return {
+            "task": task,
+            "training images": sum(self.facts.counts),
+            "images per class": ", ".join(f"{name} {count}" for name, count in pairs),
+            "images seen in training": int(self.images_seen),
+            "parameters": sum(p.numel() for p in network.parameters()),
+            **more,
+            "licence": "as the images that it was trained on",
+            "made by": "visynth fit",
+        }
 
     def finish_step(self, loss: Tensor, count: int) -> Tensor:
         """Log a batch's loss and count its images over all ranks; a loss that is not finite stops all of them here."""

@@ -21,7 +21,7 @@ from visynth.errors import UsageError, choices
 from visynth.generator import Generator, Spec
 from visynth.lightning_modules import snapshots as snapshot_ladder
 from visynth.lightning_modules.base import GeneratorModule
-from visynth.lightning_modules.draws import Draws, draw, dropout_of, use_position_dropout
+from visynth.lightning_modules.draws import Draws, draw, drawn_classes, dropout_of, use_position_dropout
 from visynth.lightning_modules.losses import WEIGHTINGS, denoising
 from visynth.networks import augment, edm
 from visynth.networks.diffusion import OPTIONS, check_options, to_values
@@ -211,8 +211,7 @@ class Diffusion(GeneratorModule):
         assert self.facts is not None
         dropped = torch.from_numpy(draws.uniform[:, 9] < self.told.label_drop).to(labels.device)
         counts = np.array(self.facts.counts, dtype=np.float64)
-        prior = np.cumsum(counts if counts.sum() else np.ones(len(counts)))
-        others = np.searchsorted(prior / prior[-1], draws.uniform[:, 10], side="right").clip(max=len(counts) - 1)
+        others = drawn_classes(counts if counts.sum() else np.ones(len(counts)), draws.uniform[:, 10])
         nothing = torch.full_like(labels, self.network.classes)
         return torch.where(dropped, nothing, labels), torch.from_numpy(others).to(labels.device)
 
@@ -314,19 +313,8 @@ class Diffusion(GeneratorModule):
         return self.generator(ema, members=self.members(), card=self.card()).save(folder)
 
     def card(self) -> dict[str, Any]:
-        assert self.facts is not None
-        return {
-            "task": "class-conditional diffusion (EDM)",
-            "training images": sum(self.facts.counts),
-            "images per class": ", ".join(
-                f"{n} {c}" for n, c in zip(self.facts.classes, self.facts.counts, strict=True)
-            ),
-            "images seen in training": int(self.images_seen),
-            "parameters": sum(p.numel() for p in self.averages[0].parameters()),
-            "weight average": self.told.ema,
-            "licence": "as the images that it was trained on",
-            "made by": "visynth fit",
-        }
+        task = "class-conditional diffusion (EDM)"
+        return self.trained_card(task, self.averages[0], **{"weight average": self.told.ema})
 
 
 def dropout_for(images: int) -> float:

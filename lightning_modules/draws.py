@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +45,19 @@ def draw(seed: int, positions: Sequence[int], shape: Sequence[int]) -> Draws:
         uniform[row], normal[row] = generator.random(UNIFORMS), generator.standard_normal(NORMALS)
         noise[row] = generator.standard_normal(tuple(shape), dtype=np.float32)
     return Draws(uniform, normal, torch.from_numpy(noise))
+
+
+def drawn_classes(
+    weights: np.ndarray[Any, np.dtype[np.float64]], uniform: np.ndarray[Any, np.dtype[np.float64]]
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Labels with probabilities proportional to ``weights``, one for each number in [0, 1).
+
+    Example:
+        >>> drawn_classes(np.array([3.0, 1.0]), np.array([0.0, 0.7, 0.8])).tolist()
+        [0, 0, 1]
+    """
+    bounds = np.cumsum(weights)
+    return np.searchsorted(bounds / bounds[-1], uniform, side="right").clip(max=len(weights) - 1)
 
 
 class PositionDropout(nn.Module):

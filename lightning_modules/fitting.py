@@ -63,9 +63,7 @@ def train_diffusion(
     Raises:
         DataError: one class only.
     """
-    names = sorted({s.label for s in sources})
-    if len(names) < 2:
-        raise DataError("a class-conditional generator needs at least two classes to train on.")
+    names = _names(sources)
     pool = _pool(sources, names, _shape(sources, size))
     data = GeneratorData.of_pool(pool, measure(pool, names), batch_size=64 if size <= 32 else 32, seed=seed)
     return _train(Diffusion(seed=seed, snapshots=False, width=32 if size <= 32 else 24), data, minutes, say)
@@ -86,9 +84,7 @@ def train_projection(
     Raises:
         DataError: one class only.
     """
-    names = sorted({s.label for s in sources})
-    if len(names) < 2:
-        raise DataError("a class-conditional generator needs at least two classes to train on.")
+    names = _names(sources)
     side = max(16, 2 ** int(np.log2(size)))
     pool = _pool(sources, names, (side, side))
     data = GeneratorData.of_pool(pool, measure(pool, names), batch_size=32, seed=seed)
@@ -106,6 +102,13 @@ def train_projection(
     )
     say(f"    projected {len(chosen)} images, error {found['error']:.3f}, strength {found['strength']:g}")
     return Anchored(replace(made.spec, size=_shape(sources, side)), made.network, made.anchors, card=made.card)
+
+
+def _names(sources: Sequence[Source]) -> list[str]:
+    names = sorted({s.label for s in sources})
+    if len(names) < 2:
+        raise DataError("a class-conditional generator needs at least two classes to train on.")
+    return names
 
 
 def _pool(sources: Sequence[Source], names: Sequence[str], shape: tuple[int, int]) -> Pool:

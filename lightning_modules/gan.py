@@ -18,7 +18,7 @@ from visynth import distributed
 from visynth.lightning_modules import adversarial
 from visynth.lightning_modules.adversarial import gradient_penalty
 from visynth.lightning_modules.gan_base import GANModule
-from visynth.lightning_modules.guard import SLOWER
+from visynth.lightning_modules.guard import set_rates
 from visynth.lightning_modules.latents import Latents, latents
 from visynth.networks import ada
 from visynth.networks.diffusion import to_values
@@ -82,14 +82,16 @@ class AdversarialModule(GANModule):
         """Drop what a step that failed has gathered."""
         self._means = []
 
-    style_width = 0  # of noise on the class embedding
+    @property
+    def style_width(self) -> int:
+        """Width of the noise on the embedding of the class; 0 for none."""
+        return 0
 
     def configure_optimizers(self) -> Any:
         o = self.told
         b1, b2 = o.betas
-        movable = self._movable
         return [
-            torch.optim.Adam(movable, lr=o.lr_d, betas=(b1, b2), eps=1e-8),
+            torch.optim.Adam(self._movable, lr=o.lr_d, betas=(b1, b2), eps=1e-8),
             torch.optim.Adam(self.network.parameters(), lr=o.lr_g, betas=(b1, b2), eps=1e-8),
         ]
 
@@ -172,9 +174,7 @@ class AdversarialModule(GANModule):
         gamma = self.gamma() if int(self.steps_done) % o.r1_every == 0 else 0.0
         real = micro.real.detach().requires_grad_(gamma > 0)
         fake = made.detach().requires_grad_(gamma > 0 and o.r2)
-        with torch.autocast(self.device.type, enabled=False):
-            views = self.views(real)
-        of_real = self._judged(views, micro.labels, micro.positions, "real")
+        of_real = self._judged_real(real, micro)
         of_fake = self._judged([fake, *low], drawn.labels, micro.positions, "discriminator")
         loss = sum_of(
             weight * adversarial.discriminator_loss(o.loss, a, b).mean()
@@ -207,6 +207,11 @@ class AdversarialModule(GANModule):
             seen = [self.augmenter(wide(v), positions, purpose, float(self.ada_p)) for v in views]
         return self.logits(seen, labels)
 
+    def _judged_real(self, real: Tensor, micro: Micro) -> list[tuple[float, Tensor]]:
+        with torch.autocast(self.device.type, enabled=False):
+            views = self.views(real)
+        return self._judged(views, micro.labels, micro.positions, "real")
+
     def penalty(self, images: Tensor, labels: Tensor, logits: Tensor, positions: Sequence[int], purpose: str) -> Tensor:
         """R1 or R2 of each image, through its augmentation; always in float32."""
         if torch.is_autocast_enabled(self.device.type):
@@ -222,9 +227,7 @@ class AdversarialModule(GANModule):
         of_real: Sequence[tuple[float, Tensor | None]] = [(1.0, None)] * len(of_fake)
         if o.loss == "relativistic":
             with torch.no_grad():
-                with torch.autocast(self.device.type, enabled=False):
-                    views = self.views(micro.real)
-                of_real = self._judged(views, micro.labels, micro.positions, "real")
+                of_real = self._judged_real(micro.real, micro)
         loss = sum_of(
             weight * adversarial.generator_loss(o.loss, a, b).mean()
             for (weight, a), (_, b) in zip(of_fake, of_real, strict=True)
@@ -283,10 +286,7 @@ class AdversarialModule(GANModule):
 
     def on_train_start(self) -> None:
         """Rates as told now: a checkpoint brings those of its own time along."""
-        optimizers: Any = self.optimizers()
-        for optimizer, rate in zip(optimizers, (self.told.lr_d, self.told.lr_g), strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * SLOWER ** int(self.restored)
+        set_rates(self)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Finite gradients were made sure of in the step; there is no warm-up."""

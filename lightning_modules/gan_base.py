@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from visynth.data.training import Facts
@@ -20,14 +20,11 @@ from visynth.lightning_modules.few import refuse_if_few
 from visynth.lightning_modules.gan_options import check
 from visynth.lightning_modules.guard import Guard
 from visynth.lightning_modules.latents import Augmenter
-from visynth.networks import ada
-from visynth.networks.discriminator import freeze
-
-DISCRIMINATOR = "discriminator.safetensors"
+from visynth.networks import ada, discriminator
 
 
 class GANModule(GeneratorModule):
-    """What :class:`StyleGAN2`, :class:`BigGAN` and :class:`CGAN` share; they write the ``make_`` methods.
+    """What :class:`StyleGAN2`, :class:`BigGAN` and :class:`CGAN` share; they name their generator and its arguments, and write ``make_critic``.
 
     Args:
         kimg: thousands of real images to show; None goes on until the Trainer stops.
@@ -94,7 +91,7 @@ class GANModule(GeneratorModule):
         super().__init__()
         self.automatic_optimization = False
         self.save_hyperparameters()
-        check(type(self).__name__, self.name or "stylegan2", self.told)
+        check(type(self).__name__, self.generator_class, self.told)
         self.network: Any = None
         self.critic: Any = None
         self.average: Any = None
@@ -107,9 +104,9 @@ class GANModule(GeneratorModule):
 
     # -- for subclasses ------------------------------------------------------------------------------------------
 
-    def make_network(self, facts: Facts) -> nn.Module:
-        """The generator network."""
-        raise NotImplementedError
+    name = ""  # that the generator is registered by
+    generator_class: ClassVar[Any] = None
+    shape: ClassVar[tuple[str, ...]] = ()  # arguments that go to the network
 
     def make_critic(self, facts: Facts) -> nn.Module:
         """The discriminator."""
@@ -117,13 +114,13 @@ class GANModule(GeneratorModule):
 
     def arguments(self) -> dict[str, Any]:
         """Plain values that the network was built with."""
-        raise NotImplementedError
+        assert self.facts is not None
+        return {"classes": len(self.facts.classes), **{name: self.told[name] for name in self.shape}}
 
     def make_generator(self, spec: Spec, network: Any, **kwargs: Any) -> Generator:
         """The exported form of a network."""
-        raise NotImplementedError
-
-    name = ""
+        made: Generator = self.generator_class(spec, network, **kwargs)
+        return made
 
     # -- building ------------------------------------------------------------------------------------------------
 
@@ -153,11 +150,12 @@ class GANModule(GeneratorModule):
         self.facts = facts
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.told.seed)
-            made = self.make_network(facts), self.make_critic(facts)
+            network = self.generator_class.network_class(facts.size[0], facts.channels, **self.arguments())
+            made = network, self.make_critic(facts)
         # On a CPU the step is half as fast again in this layout.
         self.network, self.critic = (part.to(memory_format=torch.channels_last) for part in made)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
-        freeze(self.critic, self.told.freeze)
+        discriminator.freeze(self.critic, self.told.freeze)
         self._movable = [p for p in self.critic.parameters() if p.requires_grad]
         kinds = self.told.augment_kinds
         if self.told.augment == "ada":
@@ -193,8 +191,8 @@ class GANModule(GeneratorModule):
         self.network.load_state_dict(fitting, strict=False)
         self.average.load_state_dict(fitting, strict=False)
         told = f"transfer: {len(fitting)} of {len(self.network.state_dict())} tensors of the generator"
-        if (folder / DISCRIMINATOR).is_file():
-            held = _fitting(load_file(folder / DISCRIMINATOR), self.critic)
+        if (folder / discriminator.FILE).is_file():
+            held = _fitting(load_file(folder / discriminator.FILE), self.critic)
             self.critic.load_state_dict(held, strict=False)
             told += f", {len(held)} of {len(self.critic.state_dict())} of the discriminator"
         self.print(f"{told} come from {folder}")
@@ -243,23 +241,12 @@ class GANModule(GeneratorModule):
 
     def export(self, folder: str | Path, ema: float | None = None) -> Path:
         """Write the generator folder, and the discriminator beside it, which a later training may start from."""
-        critic = save({k: v.detach().cpu().contiguous() for k, v in self.critic.state_dict().items()})
         made = self.generator(ema, members=self.members(), card=self.card())
-        return made.save(folder, {DISCRIMINATOR: critic})
+        return made.save(folder, discriminator.stored(self.critic.state_dict()))
 
-    def card(self) -> Mapping[str, Any]:
-        assert self.facts is not None
-        pairs = zip(self.facts.classes, self.facts.counts, strict=True)
-        return {
-            "task": f"class-conditional GAN ({type(self).__name__})",
-            "training images": sum(self.facts.counts),
-            "images per class": ", ".join(f"{n} {c}" for n, c in pairs),
-            "images seen in training": int(self.images_seen),
-            "parameters": sum(p.numel() for p in self.average.parameters()),
-            "augmentation": f"{self.told.augment}, at the end with probability {float(self.ada_p):.3f}",
-            "licence": "as the images that it was trained on",
-            "made by": "visynth fit",
-        }
+    def card(self) -> dict[str, Any]:
+        used = f"{self.told.augment}, at the end with probability {float(self.ada_p):.3f}"
+        return self.trained_card(f"class-conditional GAN ({type(self).__name__})", self.average, augmentation=used)
 
 
 def _fitting(given: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from visynth import plugins
 from visynth.errors import UsageError, choices
 from visynth.lightning_modules.adversarial import LOSSES
 from visynth.networks import ada, diffaugment
@@ -12,8 +11,8 @@ from visynth.networks import ada, diffaugment
 WAYS = ("ada", "diffaugment", "none")
 
 
-def check(name: str, network: str, o: Any) -> None:
-    """Refuse arguments of an adversarial module that cannot be right, all of them told.
+def check(name: str, generator: Any, o: Any) -> None:
+    """Refuse arguments of an adversarial module, and sampler options of its generator, that cannot be right, all of them told.
 
     Raises:
         UsageError: any of them.
@@ -59,7 +58,6 @@ def check(name: str, network: str, o: Any) -> None:
         problems.append("augment_kinds say what augment='none' never does: take 'ada' or 'diffaugment'")
     if o.augment_kinds == []:
         problems.append("augment_kinds is empty: leave it out, or take augment='none'")
-    generator = plugins.load("generators", network)
     unknown = [option for option in o.sampler or {} if option not in generator.options]
     if unknown:
         problems.append(f"sampler options {choices(unknown)} are unknown; there are {choices(generator.options)}")

@@ -15,19 +15,18 @@ from visynth.data.training import Facts
 from visynth.errors import UsageError
 from visynth.generator import Generator, Spec
 from visynth.lightning_modules.adversarial import path_lengths, path_penalty
+from visynth.lightning_modules.draws import drawn_classes
 from visynth.lightning_modules.gan import AdversarialModule, Micro, fade
 from visynth.lightning_modules.latents import Latents
 from visynth.networks import cgan
 from visynth.networks import gan as generators
-from visynth.networks.biggan import BigGAN as BigGANNetwork
 from visynth.networks.biggan import BigGANDiscriminator
 from visynth.networks.discriminator import Discriminator
 from visynth.networks.layers import wide
 from visynth.networks.norm import measure
 from visynth.networks.projected import ProjectedDiscriminator
 from visynth.networks.resample import downsample
-from visynth.networks.stylegan2 import StyleGAN2 as StyleGAN2Network
-from visynth.networks.stylegan2 import noise_fields
+from visynth.networks.stylegan2 import crossed, noise_fields
 
 STANDING = 32  # batches of standing statistics
 
@@ -60,6 +59,8 @@ class StyleGAN2(AdversarialModule):
     """
 
     name = "stylegan2"
+    generator_class = generators.StyleGAN2
+    shape = ("z_dim", "w_dim", "base", "most", "layers", "shared")
 
     def __init__(
         self,
@@ -100,18 +101,12 @@ class StyleGAN2(AdversarialModule):
             raise UsageError(f"StyleGAN2: {'; '.join(problems)}.")
 
     @property
-    def style_width(self) -> int:  # type: ignore[override]
+    def style_width(self) -> int:
         return int(self.told.w_dim) if self.told.class_noise else 0
 
     def arguments(self) -> dict[str, Any]:
-        assert self.facts is not None
-        told = self.told
-        names = ("z_dim", "w_dim", "base", "most", "layers", "shared")
-        faded = {} if self.strength() == 1 else {"strength": round(self.strength(), 6)}
-        return {"classes": len(self.facts.classes), **{name: told[name] for name in names}, **faded}
-
-    def make_network(self, facts: Facts) -> nn.Module:
-        return StyleGAN2Network(facts.size[0], facts.channels, **self.arguments())
+        strength = self.strength()
+        return super().arguments() | ({} if strength == 1 else {"strength": round(strength, 6)})
 
     def make_critic(self, facts: Facts) -> nn.Module:
         told, classes = self.told, len(facts.classes)
@@ -135,7 +130,7 @@ class StyleGAN2(AdversarialModule):
 
     def make_generator(self, spec: Spec, network: Any, **kwargs: Any) -> Generator:
         network.strength = spec.arguments.get("strength", 1.0)  # in a transition the class is not yet seen whole
-        return generators.StyleGAN2(spec, network, **kwargs)
+        return super().make_generator(spec, network, **kwargs)
 
     # -- the step ------------------------------------------------------------------------------------------------
 
@@ -154,8 +149,7 @@ class StyleGAN2(AdversarialModule):
             cut = np.where(
                 drawn.mix[:, 0] < self.told.mixing, 1 + np.floor(drawn.mix[:, 1] * (ws.shape[1] - 1)), ws.shape[1]
             )
-            first = torch.arange(ws.shape[1]) < torch.from_numpy(cut)[:, None]
-            ws = torch.where(first[:, :, None].to(ws.device), ws, other)
+            ws = crossed(ws, other, cut.tolist())
         return ws
 
     def spread(self) -> Tensor:
@@ -170,11 +164,14 @@ class StyleGAN2(AdversarialModule):
 
     def make(self, drawn: Latents, purpose: str, positions: Sequence[int]) -> list[Tensor]:
         ws = self.styles(drawn)
-        stream = f"gan/{self.told.seed}/{purpose}/noise"
-        fields = [f.to(ws.device) for f in noise_fields(self.network.synthesis.noise_shapes(), positions, stream)]
+        fields = self._fields(purpose, positions)
         if not self.told.shared:
             return [self.network.synthesis(ws, fields)]
         return list(self.network.synthesis.both(ws, fields, self.told.shared))
+
+    def _fields(self, purpose: str, positions: Sequence[int]) -> list[Tensor]:
+        stream = f"gan/{self.told.seed}/{purpose}/noise"
+        return noise_fields(self.network.synthesis.noise_shapes(), positions, stream, self.device)
 
     def views(self, real: Tensor) -> list[Tensor]:
         low = real
@@ -199,9 +196,8 @@ class StyleGAN2(AdversarialModule):
             return None
         drawn = self.draw("path", micro.positions)
         ws = self.styles(drawn)
-        fields = noise_fields(self.network.synthesis.noise_shapes(), micro.positions, f"gan/{told.seed}/path/noise")
         with torch.autocast(self.device.type, enabled=False):
-            images = self.network.synthesis(wide(ws), [f.to(ws.device) for f in fields])
+            images = self.network.synthesis(wide(ws), self._fields("path", micro.positions))
             noise = seeding.noise(micro.positions, images.shape[1:], f"gan/{told.seed}/path/direction").to(images)
             lengths = path_lengths(images, ws, noise)
         self._lengths.append(lengths.detach().mean())
@@ -228,8 +224,6 @@ class StyleGAN2(AdversarialModule):
 class _Simple(AdversarialModule):
     """Networks of batch norms: their statistics are measured when they are to sample."""
 
-    generator_class: Any = None
-
     def make_generator(self, spec: Spec, network: Any, **kwargs: Any) -> Generator:
         shares = self.shares()
         device = next(network.parameters()).device
@@ -237,12 +231,11 @@ class _Simple(AdversarialModule):
         def run(batch: int) -> None:
             seeds = [seeding.derive("standing", batch, row) for row in range(64)]
             uniform = np.array([seeding.rng(seed, "class").random() for seed in seeds])
-            labels = np.searchsorted(np.cumsum(shares), uniform, side="right").clip(max=len(shares) - 1)
-            network(seeding.noise(seeds, (network.z_dim,), "latent").to(device), torch.from_numpy(labels).to(device))
+            labels = torch.from_numpy(drawn_classes(shares, uniform)).to(device)
+            network(seeding.noise(seeds, (network.z_dim,), "latent").to(device), labels)
 
         measure(network, run, STANDING)
-        made: Generator = self.generator_class(spec, network, **kwargs)
-        return made
+        return super().make_generator(spec, network, **kwargs)
 
 
 class BigGAN(_Simple):
@@ -266,6 +259,7 @@ class BigGAN(_Simple):
 
     name = "biggan"
     generator_class = generators.BigGAN
+    shape = ("z_dim", "width", "shared", "attention", "deep")
 
     def __init__(
         self,
@@ -284,14 +278,6 @@ class BigGAN(_Simple):
         **kwargs: Any,
     ) -> None:
         super().__init__(loss=loss, gamma=gamma, augment=augment, lr_g=lr_g, lr_d=lr_d, betas=betas, **kwargs)
-
-    def arguments(self) -> dict[str, Any]:
-        assert self.facts is not None
-        names = ("z_dim", "width", "shared", "attention", "deep")
-        return {"classes": len(self.facts.classes), **{name: self.told[name] for name in names}}
-
-    def make_network(self, facts: Facts) -> nn.Module:
-        return BigGANNetwork(facts.size[0], facts.channels, **self.arguments())
 
     def make_critic(self, facts: Facts) -> nn.Module:
         told = self.told
@@ -318,6 +304,7 @@ class CGAN(_Simple):
 
     name = "cgan"
     generator_class = generators.CGAN
+    shape = ("z_dim", "width")
 
     def __init__(
         self,
@@ -331,13 +318,6 @@ class CGAN(_Simple):
         **kwargs: Any,
     ) -> None:
         super().__init__(augment=augment, lr_g=lr_g, lr_d=lr_d, betas=betas, **kwargs)
-
-    def arguments(self) -> dict[str, Any]:
-        assert self.facts is not None
-        return {"classes": len(self.facts.classes), "z_dim": self.told.z_dim, "width": self.told.width}
-
-    def make_network(self, facts: Facts) -> nn.Module:
-        return cgan.CGAN(facts.size[0], facts.channels, **self.arguments())
 
     def make_critic(self, facts: Facts) -> nn.Module:
         return cgan.CGANDiscriminator(facts.size[0], facts.channels, len(facts.classes), self.told.width_d)

@@ -21,7 +21,7 @@ class Guard:
         if self._kept is None or int(module.steps_done) % EVERY == 0:
             self._kept = {
                 "weights": {name: value.detach().clone() for name, value in self._parts(module).items()},
-                "optimizers": [copy.deepcopy(optimizer.state_dict()) for optimizer in self._optimizers(module)],
+                "optimizers": [copy.deepcopy(optimizer.state_dict()) for optimizer in _optimizers(module)],
             }
 
     def restore(self, module: Any, what: str) -> None:
@@ -40,21 +40,27 @@ class Guard:
         own = self._parts(module)
         for name, value in self._kept["weights"].items():
             own[name].data.copy_(value)
-        slower = SLOWER ** int(module.restored)
-        for optimizer, state, rate in zip(
-            self._optimizers(module), self._kept["optimizers"], (module.told.lr_d, module.told.lr_g), strict=True
-        ):
+        for optimizer, state in zip(_optimizers(module), self._kept["optimizers"], strict=True):
             optimizer.load_state_dict(copy.deepcopy(state))
-            for group in optimizer.param_groups:
-                group["lr"] = rate * slower
+        slower = set_rates(module)
         module.print(
             f"{what} became infinite or not a number after {seen} images: back to the last good weights, learning rates times {slower:g}"
         )
-
-    def _optimizers(self, module: Any) -> list[Any]:
-        return [getattr(optimizer, "optimizer", optimizer) for optimizer in module.optimizers()]
 
     def _parts(self, module: Any) -> dict[str, Any]:
         return {
             name: value for name, value in module.state_dict(keep_vars=True).items() if name not in ("images_seen", "stepped_at", "steps_done", "restored")
         }  # fmt: skip
+
+
+def set_rates(module: Any) -> float:
+    """The learning rates that the module was told, slower for each time that it was restored; gives the factor."""
+    slower = SLOWER ** int(module.restored)
+    for optimizer, rate in zip(_optimizers(module), (module.told.lr_d, module.told.lr_g), strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * slower
+    return slower
+
+
+def _optimizers(module: Any) -> list[Any]:
+    return [getattr(optimizer, "optimizer", optimizer) for optimizer in module.optimizers()]

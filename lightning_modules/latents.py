@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from visynth import seeds as seeding
+from visynth.lightning_modules.draws import drawn_classes
 from visynth.networks import ada
 
 Array = NDArray[np.float64]
@@ -65,13 +66,11 @@ def latents(
     rows = [seeding.rng(int(position), f"gan/{seed}/{purpose}") for position in positions]
     uniform = np.stack([row.random(3) for row in rows])
     z = np.stack([row.standard_normal(2 * z_dim + w_dim, dtype=np.float32) for row in rows])
-    bounds = np.cumsum(shares / shares.sum())
-    labels = np.searchsorted(bounds, uniform[:, 0], side="right").clip(max=len(shares) - 1)
     values = torch.from_numpy(z).to(device, dtype)
     return Latents(
         values[:, :z_dim],
         values[:, z_dim : 2 * z_dim],
-        torch.from_numpy(labels).to(device),
+        torch.from_numpy(drawn_classes(shares, uniform[:, 0])).to(device),
         values[:, 2 * z_dim :],
         uniform[:, 1:],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from visynth.errors import UsageError, choices
-from visynth.files import ensure_writable
+from visynth.files import ensure_writable, write_bytes
 from visynth.generator import Generator
 from visynth.pictures import fit_square, grid, to_display, write_png
 
@@ -97,17 +98,14 @@ def _ways(
     still = {"noise": "const"} if "noise" in generator.options else {}  # noise of each seed would jump from way to way
     pictures = []
     for first, last in zip(seeds, [*seeds[1:], seeds[0]], strict=True):
-        found = generator.interpolate(first, last, label, frames + 1, **still)[
-            :-1
-        ]  # the last one is the next way's first
-        pictures += [_shown(picture) for picture in found]
+        found = generator.interpolate(first, last, label, frames + 1, **still)
+        pictures += [_shown(picture) for picture in found[:-1]]  # the last one is the next way's first
     strip, loop = folder / f"{name}_way.png", folder / f"{name}.{animation}"
     write_png(strip, grid(pictures[: frames + 1 : max(1, frames // 8)], columns=9, side=side))
     images = [Image.fromarray(fit_square(picture, side)) for picture in pictures]
-    # A loop that is cut short by a kill would look like a whole one: it gets its name when it is complete.
-    part = loop.with_name(f".{loop.name}.part")
-    images[0].save(part, format=animation.upper(), save_all=True, append_images=images[1:], duration=60, loop=0)
-    part.replace(loop)
+    data = io.BytesIO()
+    images[0].save(data, format=animation.upper(), save_all=True, append_images=images[1:], duration=60, loop=0)
+    write_bytes(loop, data.getvalue())
     return [strip, loop]
 
 

@@ -24,9 +24,8 @@ def import_stylegan2(
         DataError: a file that cannot be read safely, or another kind of network.
         UsageError: other than one name a class.
     """
-    from safetensors.torch import save
-
     from visynth.generator import Spec
+    from visynth.networks.discriminator import stored
     from visynth.networks.gan import StyleGAN2
     from visynth.networks.stylegan2_pickle import read_stylegan2
 
@@ -46,5 +45,4 @@ def import_stylegan2(
         "licence": "as its source says; it is not known to visynth",
         "made by": "visynth import-stylegan2",
     }
-    tensors = {name: value.contiguous() for name, value in found.discriminator.items()}
-    return made.save(out, {"discriminator.safetensors": save(tensors)} if tensors else None)
+    return made.save(out, stored(found.discriminator) if found.discriminator else None)

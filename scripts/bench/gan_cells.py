@@ -27,6 +27,7 @@ from visynth.data.reading import read_images
 from visynth.data.training import GeneratorData, Pool, measure
 from visynth.lightning_modules import CGAN, BigGAN, Diffusion, StyleGAN2
 from visynth.metrics.quality import Quality, per_class
+from visynth.metrics.support import recall
 from visynth.pictures import grid, to_display, write_png
 from visynth.report import environment
 from visynth.trial import run_trial
@@ -110,13 +111,6 @@ def features(network: Judge, images: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         values = torch.from_numpy(images).float() / 127.5 - 1
         return torch.cat([network.features(part) for part in values.split(256)]).numpy()
-
-
-def recall(real: np.ndarray, made: np.ndarray, k: int = 3) -> float:
-    """Share of real features within the k-th neighbour's distance of a made one (Kynkaanniemi et al., NeurIPS 2019, eq. 2)."""
-    own = torch.cdist(torch.from_numpy(made), torch.from_numpy(made))
-    radius = own.kthvalue(k + 1, dim=1).values
-    return float((torch.cdist(torch.from_numpy(real), torch.from_numpy(made)) <= radius).any(dim=1).float().mean())
 
 
 # -- cells --------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from visynth.lightning_modules.adversarial import (
     gradient_penalty,
     path_lengths,
 )
-from visynth.lightning_modules.gan_base import DISCRIMINATOR
+from visynth.networks.discriminator import FILE
 
 SMALL = {
     "stylegan2": (StyleGAN2, {"base": 64, "most": 8, "z_dim": 8, "w_dim": 8}),
@@ -234,7 +234,7 @@ class TestTransfer:
     def test_weights_come_from_a_generator_folder_and_its_discriminator(self, tmp_path: Path, capsys) -> None:
         first = train(tmp_path / "a", 2)
         folder = first.export(tmp_path / "generator")
-        assert (folder / DISCRIMINATOR).is_file()
+        assert (folder / FILE).is_file()
         load_generator(folder)
         own = module(transfer=str(folder), freeze=1, lr_g=1e-12, lr_d=1e-12)
         train(tmp_path / "b", 1, own, data(counts=(30, 5)))  # few images are what transfer is for

@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812, the field's name
 
 from visynth.errors import UsageError, choices
+from visynth.networks.augment import rotation, scaling
 from visynth.networks.gridsample import grid_sample
+from visynth.networks.resample import upfirdn
 
 GROUPS = {
     "blit": ("xflip", "rotate90", "shift"),
@@ -110,16 +112,16 @@ def plan(uniform: Array, normal: Array, probability: float, kinds: Collection[st
     matrix = np.tile(np.eye(3), (count, 1, 1))
     # Blitting, then general geometry; each step is put in front, so that the first one acts on the picture first.
     flip = np.where(happens("xflip") * (value[0] < 0.5), -1.0, 1.0)
-    matrix = _scaling(flip, np.ones(count)) @ matrix
-    matrix = _rotation(np.floor(value[1] * 4) * happens("rotate90") * np.pi / 2) @ matrix
+    matrix = scaling(flip, np.ones(count)) @ matrix
+    matrix = rotation(np.floor(value[1] * 4) * happens("rotate90") * np.pi / 2) @ matrix
     steps = np.round((value[2:4] * 2 - 1) * 0.125 * size) * happens("shift")
     matrix = _shifting(*(steps * 2 / size)) @ matrix
     scale = 2 ** (0.2 * normal[:, 0] * happens("scale"))
-    matrix = _scaling(scale, scale) @ matrix
-    matrix = _rotation((value[4] * 2 - 1) * np.pi * happens("rotate", rotations)) @ matrix
+    matrix = scaling(scale, scale) @ matrix
+    matrix = rotation((value[4] * 2 - 1) * np.pi * happens("rotate", rotations)) @ matrix
     stretch = 2 ** (0.2 * normal[:, 1] * happens("stretch"))
-    matrix = _scaling(stretch, 1 / stretch) @ matrix
-    matrix = _rotation((value[5] * 2 - 1) * np.pi * happens("rotate", rotations)) @ matrix
+    matrix = scaling(stretch, 1 / stretch) @ matrix
+    matrix = rotation((value[5] * 2 - 1) * np.pi * happens("rotate", rotations)) @ matrix
     moved = happens("move")
     matrix = (
         _shifting(normal[:, 2] * 0.25 * moved, normal[:, 3] * 0.25 * moved) @ matrix
@@ -163,9 +165,14 @@ def blit(images: Tensor, geometry: Tensor) -> Tensor:
     """Flips, quarter turns and shifts by whole pixels: values are only moved."""
     size = images.shape[-1]
     places = (torch.arange(size, device=images.device, dtype=images.dtype) + 0.5) * 2 / size - 1
+    return grid_sample(images, _grid(places, geometry), nearest=True)
+
+
+def _grid(places: Tensor, geometry: Tensor) -> Tensor:
+    """Where the points of a square ``places`` x ``places`` come from, ``[N, S, S, 2]``."""
     y, x = torch.meshgrid(places, places, indexing="ij")
     points = torch.stack([x, y, torch.ones_like(x)], dim=-1).reshape(1, -1, 3)
-    return grid_sample(images, (points @ geometry.transpose(1, 2)).reshape(len(images), size, size, 2), nearest=True)
+    return (points @ geometry.transpose(1, 2)).reshape(len(geometry), len(places), len(places), 2)
 
 
 def _whole_pixels(geometry: Array, size: int) -> NDArray[np.bool_]:
@@ -180,18 +187,13 @@ def warp(images: Tensor, geometry: Tensor) -> Tensor:
 
     Because the filters are orthogonal, going up and down without a transformation between gives the picture again.
     """
-    size, taps = images.shape[-1], _like(np.array(SYM6), images)
-    reach = len(SYM6) // 2
+    size, reach = images.shape[-1], len(SYM6) // 2
     # Value n of the filtered picture stands at (n - CENTRE) / 2 pixels; those from 5 to 2 S + 4 are the picture at twice its size.
-    high = _separable(_spread(reflect(images, reach)), taps.flip(0) * 2**0.5)[..., reach : reach + 2 * size, :]
-    high = high[..., reach : reach + 2 * size]
+    inside = slice(reach, reach + 2 * size)
+    high = upfirdn(reflect(images, reach), SYM6, up=2, gain=4)[..., inside, inside]
     places = (torch.arange(2 * size + 2 * reach - 2, device=images.device, dtype=images.dtype) - CENTRE + 1) / size - 1
-    y, x = torch.meshgrid(places, places, indexing="ij")
-    points = torch.stack([x, y, torch.ones_like(x)], dim=-1).reshape(1, -1, 3)
-    grid = (points @ geometry.transpose(1, 2)).reshape(len(images), len(places), len(places), 2) + (
-        CENTRE - reach + 0.5
-    ) / size
-    return _separable(grid_sample(high, grid), taps / 2**0.5, stride=2)
+    grid = _grid(places, geometry) + (CENTRE - reach + 0.5) / size
+    return upfirdn(grid_sample(high, grid), SYM6[::-1], down=2)
 
 
 def recolour(images: Tensor, colour: Tensor) -> Tensor:
@@ -265,22 +267,6 @@ def _like(values: Array, images: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).to(images.device, images.dtype)
 
 
-def _spread(images: Tensor) -> Tensor:
-    """A zero after each value, along both axes."""
-    spread = images.new_zeros(*images.shape[:2], images.shape[2], 2, images.shape[3], 2)
-    spread[:, :, :, 0, :, 0] = images
-    return spread.flatten(4).flatten(2, 3)
-
-
-def _separable(images: Tensor, taps: Tensor, stride: int = 1) -> Tensor:
-    """Both axes filtered without padding."""
-    count, channels = images.shape[:2]
-    flat = images.flatten(0, 1)[:, None]
-    flat = F.conv2d(flat, taps[None, None, None, :], stride=(1, stride))
-    flat = F.conv2d(flat, taps[None, None, :, None], stride=(stride, 1))
-    return flat.reshape(count, channels, *flat.shape[-2:])
-
-
 def _bank() -> Array:
     """Filters of the four bands ``[4, taps]``, from low to high; their sum is a unit pulse."""
     low = np.convolve(SYM2, SYM2[::-1]) / 2
@@ -325,19 +311,6 @@ def _about_grey(angle: Array) -> Array:
     cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
     sin, cos = np.sin(angle)[:, None, None], np.cos(angle)[:, None, None]
     return np.asarray(np.eye(3) + sin * cross + (1 - cos) * (cross @ cross))
-
-
-def _scaling(x: Array, y: Array) -> Array:
-    made = np.tile(np.eye(3), (len(x), 1, 1))
-    made[:, 0, 0], made[:, 1, 1] = x, y
-    return made
-
-
-def _rotation(angle: Array) -> Array:
-    made = np.tile(np.eye(3), (len(angle), 1, 1))
-    cos, sin = np.cos(angle), np.sin(angle)
-    made[:, 0, 0], made[:, 0, 1], made[:, 1, 0], made[:, 1, 1] = cos, -sin, sin, cos
-    return made
 
 
 def _shifting(x: Array, y: Array) -> Array:

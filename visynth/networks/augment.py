@@ -61,10 +61,10 @@ def parameters(
     across, down = normal[:, 2] * moved, normal[:, 3] * moved
 
     matrix = np.tile(np.eye(3), (count, 1, 1))
-    matrix = _diagonal(1 - 2 * x_flip, 1 - 2 * y_flip) @ matrix
-    matrix = _diagonal(SCALE**scale, SCALE**scale) @ matrix
-    matrix = _rotation(-angle) @ matrix
-    matrix = _rotation(direction) @ _diagonal(SCALE**stretch, SCALE**-stretch) @ _rotation(-direction) @ matrix
+    matrix = scaling(1 - 2 * x_flip, 1 - 2 * y_flip) @ matrix
+    matrix = scaling(SCALE**scale, SCALE**scale) @ matrix
+    matrix = rotation(-angle) @ matrix
+    matrix = rotation(direction) @ scaling(SCALE**stretch, SCALE**-stretch) @ rotation(-direction) @ matrix
     matrix[:, 0, 2] += 2 * SHIFT * across  # an eighth of the picture; its coordinates are 2 wide
     matrix[:, 1, 2] += 2 * SHIFT * down
     inverse = np.linalg.inv(matrix)[:, :2]
@@ -83,13 +83,15 @@ def warp(images: Tensor, theta: Tensor) -> Tensor:
     return torch.where(still.reshape(-1, 1, 1, 1), images, moved)
 
 
-def _diagonal(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+def scaling(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Matrices ``[N, 3, 3]`` that scale both axes."""
     made = np.tile(np.eye(3), (len(x), 1, 1))
     made[:, 0, 0], made[:, 1, 1] = x, y
     return made
 
 
-def _rotation(angle: NDArray[np.float64]) -> NDArray[np.float64]:
+def rotation(angle: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Matrices ``[N, 3, 3]`` that turn by radians."""
     made = np.tile(np.eye(3), (len(angle), 1, 1))
     cos, sin = np.cos(angle), np.sin(angle)
     made[:, 0, 0], made[:, 0, 1], made[:, 1, 0], made[:, 1, 1] = cos, -sin, sin, cos

@@ -72,7 +72,7 @@ class GeneratorBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, condition: int, up: bool, deep: bool) -> None:
         super().__init__()
-        self.inputs, self.outputs, self.up, self.deep = inputs, outputs, up, deep
+        self.outputs, self.up, self.deep = outputs, up, deep
         hidden = inputs // 4 if deep else outputs
         widths = [inputs, hidden, hidden, hidden, outputs] if deep else [inputs, outputs, outputs]
         sizes = [1, 3, 3, 1] if deep else [3, 3]
@@ -100,7 +100,7 @@ class DiscriminatorBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, first: bool, down: bool, deep: bool) -> None:
         super().__init__()
-        self.inputs, self.first, self.down, self.deep = inputs, first, down, deep
+        self.first, self.down, self.deep = first, down, deep
         hidden = outputs // 4 if deep else outputs
         widths = [inputs, hidden, hidden, hidden, outputs] if deep else [inputs, outputs, outputs]
         sizes = [1, 3, 3, 1] if deep else [3, 3]

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import math
 
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from visynth.networks.layers import Conv, Linear, minibatch_std, wide
 from visynth.networks.stylegan2 import Mapping, channels_at, resolutions
+
+FILE = "discriminator.safetensors"  # in a generator's folder
 
 
 class ResidualBlock(nn.Module):
@@ -115,6 +118,11 @@ class Discriminator(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
         return self.logits(x, labels)[0]
+
+
+def stored(weights: dict[str, Tensor]) -> dict[str, bytes]:
+    """A discriminator's weights as the file that lies in a generator's folder, for trainings that start from it."""
+    return {FILE: save({name: value.detach().cpu().contiguous() for name, value in weights.items()})}
 
 
 def freeze(discriminator: nn.Module, count: int) -> None:

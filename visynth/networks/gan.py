@@ -17,7 +17,7 @@ from visynth.networks import cgan
 from visynth.networks.biggan import BigGAN as BigGANNetwork
 from visynth.networks.diffusion import to_integers
 from visynth.networks.stylegan2 import StyleGAN2 as StyleGAN2Network
-from visynth.networks.stylegan2 import noise_fields, truncate
+from visynth.networks.stylegan2 import crossed, noise_fields, truncate
 
 CENTRES = ("class", "global")
 NOISES = ("random", "const", "none")
@@ -168,24 +168,19 @@ class StyleGAN2(_GAN):
         """Pictures of styles."""
         told: Any = noise
         if noise == "random":
-            fields = noise_fields(self.network.synthesis.noise_shapes(), seeds, "noise")
-            told = [field.to(self.device) for field in fields]
+            told = noise_fields(self.network.synthesis.noise_shapes(), seeds, "noise", self.device)
         made: Tensor = self.network.synthesis(ws, told)
         return made
 
 
 def mixed(ws: Tensor, other: Tensor, seeds: Sequence[int], probability: float) -> Tensor:
-    """Styles from a random layer on taken from another latent, each picture by its own seed.
-
-    Source: Karras et al., "A style-based generator architecture" (CVPR 2019), section 3.1.
-    """
+    """Styles :func:`visynth.networks.stylegan2.crossed` at a random layer, each picture by its own seed."""
     styles = ws.shape[1]
     cuts = []
     for seed in seeds:
         generator = seeding.rng(int(seed), "cut")
         cuts.append(int(generator.integers(1, styles)) if generator.random() < probability else styles)
-    own = torch.arange(styles, device=ws.device) < torch.tensor(cuts, device=ws.device)[:, None]
-    return torch.where(own[:, :, None], ws, other)
+    return crossed(ws, other, cuts)
 
 
 class _Plain(_GAN):

@@ -324,12 +324,27 @@ def truncate(ws: Tensor, centre: Tensor, psi: float, cutoff: int | None = None) 
     return drawn if cutoff is None else torch.cat([drawn[:, :cutoff], ws[:, cutoff:]], dim=1)
 
 
-def noise_fields(shapes: Sequence[tuple[int, int]], seeds: Sequence[int], stream: str) -> list[Tensor]:
+def crossed(ws: Tensor, other: Tensor, cuts: Sequence[float]) -> Tensor:
+    """Styles that are another latent's from a layer on, one cut for each picture.
+
+    Source: Karras et al., "A style-based generator architecture" (CVPR 2019), section 3.1, style mixing.
+
+    Example:
+        >>> crossed(torch.zeros(2, 3, 1), torch.ones(2, 3, 1), [1, 3])[..., 0].tolist()
+        [[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
+    """
+    own = torch.arange(ws.shape[1], device=ws.device) < torch.tensor(cuts, device=ws.device)[:, None]
+    return torch.where(own[:, :, None], ws, other)
+
+
+def noise_fields(
+    shapes: Sequence[tuple[int, int]], seeds: Sequence[int], stream: str, device: torch.device | str = "cpu"
+) -> list[Tensor]:
     """A field ``[N, 1, H, W]`` for each shape, each row from its own seed alone."""
     from visynth.seeds import rng
 
     total = sum(height * width for height, width in shapes)
     rows = [rng(int(seed), stream).standard_normal(total, dtype=np.float32) for seed in seeds]
-    flat = torch.from_numpy(np.stack(rows))
+    flat = torch.from_numpy(np.stack(rows)).to(device)
     sizes = [height * width for height, width in shapes]
     return [part.reshape(-1, 1, *shape) for part, shape in zip(torch.split(flat, sizes, dim=1), shapes, strict=True)]

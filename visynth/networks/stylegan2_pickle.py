@@ -31,7 +31,6 @@ MOST = 2000  # tensors of a network
 class Stored:
     """A network or a part of one, as it lies in the file."""
 
-    name: str
     state: Mapping[str, Any]
 
     def tensors(self, prefix: str = "", depth: int = 0) -> dict[str, Tensor]:
@@ -101,11 +100,12 @@ def _checkpoint(path: str | Path, found: Any, which: str) -> Checkpoint:
         raise DataError(f"{path} holds no network {which!r}; it holds {held or 'none'}.")
     generator = found[which].tensors()
     arguments = _arguments(path, found[which].arguments, generator)
-    kept = {name: value for name, value in generator.items() if not name.endswith("resample_filter")}
     critic = found["D"].tensors() if isinstance(found.get("D"), Stored) else {}
-    return Checkpoint(
-        arguments, kept, {name: value for name, value in critic.items() if not name.endswith("resample_filter")}
-    )
+    return Checkpoint(arguments, *(_without_filters(weights) for weights in (generator, critic)))
+
+
+def _without_filters(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in weights.items() if not name.endswith("resample_filter")}
 
 
 def _arguments(path: Any, told: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def _check_size(data: bytes) -> None:
 def _object(meta: Any) -> Stored:
     if not isinstance(meta, dict) or not isinstance(meta.get("state"), dict):
         raise DataError("a stored object has no state.")
-    return Stored(str(meta.get("class_name")), meta["state"])
+    return Stored(meta["state"])
 
 
 def _storage(data: Any) -> Any:
