@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from visynth import distributed
-from visynth.data.training import FEW, Facts
+from visynth.data.training import Facts
 from visynth.errors import UsageError, choices
 from visynth.generator import Generator, Spec
 from visynth.lightning_modules import snapshots as snapshot_ladder
 from visynth.lightning_modules.base import GeneratorModule
 from visynth.lightning_modules.draws import Draws, draw, drawn_classes, dropout_of, use_position_dropout
+from visynth.lightning_modules.few import warn_if_few
 from visynth.lightning_modules.losses import WEIGHTINGS, denoising
 from visynth.networks import augment, edm
 from visynth.networks.diffusion import OPTIONS, check_options, to_values
@@ -145,7 +146,7 @@ class Diffusion(GeneratorModule):
         data = self.data
         if hasattr(data, "facts"):
             facts: Facts = data.facts
-            self.warn_if_few(facts, data)
+            self.warn_if_few()
             return facts
         if told.classes is None or told.channels is None or told.size is None:
             raise UsageError(
@@ -162,14 +163,9 @@ class Diffusion(GeneratorModule):
             told.sigma_data,
         )
 
-    def warn_if_few(self, facts: Facts, data: Any) -> None:
-        """Say what else there is for classes that are too small to learn from; images in memory are a trial's, which measures it."""
-        few = [f"{n} ({c})" for n, c in zip(facts.classes, facts.counts, strict=True) if c < FEW]
-        if few and getattr(data, "images", None) is not None:
-            self.print(
-                f"few images: {', '.join(few)}. A generator trained from scratch on so little rarely helps a classifier; composition or "
-                "inpainting (masks), or a foundation model's image-to-image, may. 'visynth trial' measures it."
-            )
+    def warn_if_few(self) -> None:
+        """Say what else there is for classes that are too small to learn from."""
+        warn_if_few(self.data, self.print)
 
     # -- training ------------------------------------------------------------------------------------------------
 

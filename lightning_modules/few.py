@@ -9,38 +9,43 @@ from visynth.data.training import FEW
 from visynth.errors import UsageError
 
 FEW_GROUPS = 10  # parts, scenes or patients below which many images are still few
-TOO_FEW = 20
+TOO_FEW = 20  # images below which an adversarial training from scratch only copies them
 INSTEAD = (
-    "composition or inpainting (masks), image-to-image with a foundation model, or transfer= from a generator of more images, "
+    "composition or inpainting (masks), image-to-image with a foundation model, or transfer from a generator of more images, "
     "may serve them better; 'visynth trial' measures it"
 )
 
 
-def refuse_if_few(name: str, data: Any, allowed: bool, transfer: bool, say: Callable[[str], None]) -> None:
-    """Warn below 50 images or 10 groups of a class; refuse below 20 unless allowed, or started from a trained generator.
+def warn_if_few(data: Any, say: Callable[[str], None]) -> None:
+    """Name the classes below 50 images or 10 groups; images in memory are a trial's, which measures what they are worth.
 
     Args:
-        name: of the module.
         data: a datamodule with ``facts``, and ``images`` where they are known by group.
-        allowed: the user said that it shall be.
-        transfer: the training starts from a trained generator.
         say: prints the warning.
-
-    Raises:
-        UsageError: a class with fewer than 20 images.
     """
-    facts, images = data.facts, getattr(data, "images", None)
-    counts = dict(zip(facts.classes, facts.counts, strict=True))
-    groups = images.select(lambda item: item.split in ("", "train")).groups() if images is not None else {}
-    short = [f"{c} ({n})" for c, n in counts.items() if n < TOO_FEW]
-    if short and not (allowed or transfer):
-        raise UsageError(
-            f"{name} from scratch cannot learn {', '.join(short)} from fewer than {TOO_FEW} images of a class: {INSTEAD}. allow_few=True trains all the same."
-        )
+    images = getattr(data, "images", None)
+    if images is None:
+        return
+    groups = images.select(lambda item: item.split in ("", "train")).groups()
     few = [
         f"{c} ({n} images" + (f" of {groups[c]} groups)" if groups.get(c, n) < n else ")")
-        for c, n in counts.items()
+        for c, n in zip(data.facts.classes, data.facts.counts, strict=True)
         if n < FEW or groups.get(c, FEW_GROUPS) < FEW_GROUPS
     ]
-    if few and images is not None:
+    if few:
         say(f"few images: {', '.join(few)}: {INSTEAD}.")
+
+
+def refuse_if_few(name: str, data: Any) -> None:
+    """A class with fewer than 20 images is refused by an adversarial training from scratch.
+
+    Raises:
+        UsageError: names the classes, what would serve them, and how to train all the same.
+    """
+    facts = data.facts
+    short = [f"{c} ({n})" for c, n in zip(facts.classes, facts.counts, strict=True) if n < TOO_FEW]
+    if short:
+        raise UsageError(
+            f"{name} from scratch cannot learn {', '.join(short)} from fewer than {TOO_FEW} images of a class: {INSTEAD} "
+            "(transfer=FOLDER starts from a generator). allow_few=True trains all the same."
+        )

@@ -16,7 +16,7 @@ from visynth.data.training import Facts
 from visynth.errors import UsageError
 from visynth.generator import Generator, Spec
 from visynth.lightning_modules.base import GeneratorModule
-from visynth.lightning_modules.few import refuse_if_few
+from visynth.lightning_modules.few import refuse_if_few, warn_if_few
 from visynth.lightning_modules.gan_options import check
 from visynth.lightning_modules.guard import Guard
 from visynth.lightning_modules.latents import Augmenter
@@ -134,9 +134,9 @@ class GANModule(GeneratorModule):
                 raise UsageError(
                     f"{type(self).__name__} needs a datamodule that says what its images are: use visynth.data.training.GeneratorData."
                 )
-            refuse_if_few(
-                type(self).__name__, self.data, self.told.allow_few, self.told.transfer is not None, self.print
-            )
+            if self.told.transfer is None and not self.told.allow_few:
+                refuse_if_few(type(self).__name__, self.data)
+            warn_if_few(self.data, self.print)
             self.build(self.data.facts)
             if self.told.transfer is not None:
                 self.take_over(Path(self.told.transfer))

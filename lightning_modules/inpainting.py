@@ -32,7 +32,7 @@ class Inpainting(Diffusion):
         if augment:
             raise UsageError("Inpainting mirrors and shifts its crops itself: leave augment at 0.")
 
-    def warn_if_few(self, facts: Facts, data: Any) -> None:
+    def warn_if_few(self) -> None:
         """Inpainting is what few images are advised to use."""
 
     def conditions(self, facts: Facts) -> int:

@@ -53,7 +53,10 @@ NEU: dict[str, Callable[[], Any]] = {
 RARE, FEW = "8", 20
 LONG_TAIL: dict[str, dict[str, Any]] = {
     "plain": {},
-    "transition": {"transition": [0.08, 0.16], "shared": 8},
+    "transition": {"transition": [0.08, 0.16]},
+    "noise": {"class_noise": 0.5},
+    # Half of a digit's pixels a side are shared with the other classes' digits here: where UTLO does not belong.
+    "transition_shared": {"transition": [0.08, 0.16], "shared": 8},
     "shared_noise": {"shared": 8, "class_noise": 0.5},
 }
 KIMG = 40.0  # what five minutes show at 16 px; the transition is in parts of it

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import visynth
-from tests.data.kinds import BATCH, CLASSES, COUNT, KINDS, SIDE, base_of
+from tests.data.kinds import BATCH, CLASSES, KINDS, SIDE, base_of
 from tests.data.white import White, white_set
 from tests.ranks import DDP, TRAINER, run_ranks
 from visynth.errors import UsageError
@@ -174,7 +174,3 @@ def test_two_processes(package: str, root, white, tmp_path) -> None:
         assert 0.08 * 2 * STEPS * BATCH <= first["white"] + second["white"] <= 0.42 * 2 * STEPS * BATCH, name
         pairs = zip(first["weights"].values(), second["weights"].values(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs), f"{name}: ranks went apart"
-
-
-def test_counts_of_the_kinds_are_as_told() -> None:
-    assert COUNT == 48

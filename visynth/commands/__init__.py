@@ -1,0 +1,29 @@
+"""One typed function per verb: read the input, call one stage, say what came of it. Flags come from the signatures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from visynth.commands import generators, machine, rendering, trials
+
+COMMANDS: dict[str, Callable[..., int | None]] = {
+    "trial": trials.trial,
+    "quickstart": trials.quickstart,
+    "preflight": trials.preflight,
+    "fit.compose": generators.fit_compose,
+    "fit.export": generators.fit_export,
+    "fit.pipeline": generators.fit_pipeline,
+    "fit.sweep": generators.fit_sweep,
+    "render": rendering.render,
+    "renders.verify": rendering.renders_verify,
+    "renders.export": rendering.renders_export,
+    "renders.score": rendering.renders_score,
+    "renders.review": rendering.renders_review,
+    "evaluate": trials.evaluate,
+    "gate": trials.gate,
+    "explore": rendering.explore,
+    "project": generators.project,
+    "import-stylegan2": generators.import_stylegan2,
+    "doctor": machine.doctor,
+}
+NESTED = {"fit": ("compose", "pipeline", "export", "sweep"), "renders": ("verify", "export", "score", "review")}

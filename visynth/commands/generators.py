@@ -1,0 +1,207 @@
+"""Making generators: without training, from a pipeline, from a run, by a sweep, from a public checkpoint, of variations of real images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from visynth.commands.saying import printer
+from visynth.errors import UsageError
+
+
+def fit_compose(
+    data: str,
+    out: str,
+    masks: str | None = None,
+    groups: str | None = None,
+    group_pattern: str | None = None,
+    good: str | None = None,
+    classes: list[str] | None = None,
+    settings: dict[str, dict[str, Any]] | None = None,
+    without_masks: str | None = None,
+    max_bad_fraction: float = 0.05,
+    quiet: bool = False,
+) -> int:
+    """Make a composition generator: real defects by mask on defect-free images. No training.
+
+    Args:
+        data: class folders (with train/, val/, test/ above them if held out), a .csv or .jsonl list, or a COCO .json.
+        out: the generator folder.
+        masks: folder of masks that mirrors the images' layout.
+        groups: CSV with columns file,group.
+        group_pattern: regular expression on image names whose first group is the group.
+        good: the defect-free class; guessed when not given.
+        classes: defect classes to compose; by default all that can be.
+        settings: per class, e.g. '{crack: {blend: feather, shift: 5}}' (method, blend, shift, feather, scale, flip, ring).
+        without_masks: nsa or perlin, for classes without masks.
+        max_bad_fraction: share of unusable files up to which they are left out.
+        quiet: no progress.
+    """
+    from visynth.compose.settings import Settings
+    from visynth.data.reading import read_images
+    from visynth.fit import fit_compose as run
+
+    images = read_images(
+        data, masks=masks, groups=groups, group_pattern=group_pattern, max_bad_fraction=max_bad_fraction
+    )
+    own = {name: Settings.from_json(values) for name, values in (settings or {}).items()}
+    fitted = run(images, out, good=good, classes=classes, settings=own, without_masks=without_masks)
+    say = printer(quiet)
+    for name, why in fitted.left_out.items():
+        say(f"left out: {name}: {why}")
+    say(f"{len(fitted.bad_masks)} unreliable masks left out")
+    print(f"{out}: makes {', '.join(fitted.generator.classes)}; digest {fitted.generator.digest[:16]}")
+    return 0
+
+
+def fit_pipeline(
+    data: str,
+    out: str,
+    pipeline: str,
+    size: int,
+    mode: str = "image",
+    masks: str | None = None,
+    groups: str | None = None,
+    group_pattern: str | None = None,
+    classes: list[str] | None = None,
+    prompts: dict[str, str] | None = None,
+    negative_prompt: str = "",
+    sampler: dict[str, Any] | None = None,
+    max_bad_fraction: float = 0.05,
+) -> int:
+    """Make a generator of a foundation model's diffusers pipeline, starting from your training images. No training.
+
+    Args:
+        data: class folders (with train/, val/, test/ above them if held out), a .csv or .jsonl list, or a COCO .json.
+        out: the generator folder.
+        pipeline: folder that diffusers' save_pretrained wrote, or a hub id.
+        size: of the made images, in pixels.
+        mode: image (from real images of the class), inpaint (repaint masks of real images) or text.
+        masks: folder of masks that mirrors the images' layout, for inpaint.
+        groups: CSV with columns file,group.
+        group_pattern: regular expression on image names whose first group is the group.
+        classes: by default all.
+        prompts: per class, e.g. '{crack: a photo of a cracked tile}'.
+        negative_prompt: for all classes.
+        sampler: steps, guidance, strengths, e.g. '{strengths: [0.25, 0.5]}'.
+        max_bad_fraction: share of unusable files up to which they are left out.
+    """
+    from visynth.data.reading import read_images
+    from visynth.fit import fit_pipeline as run
+
+    images = read_images(
+        data, masks=masks, groups=groups, group_pattern=group_pattern, max_bad_fraction=max_bad_fraction
+    )
+    made = run(
+        images,
+        out,
+        pipeline,
+        size=size,
+        mode=mode,
+        prompts=prompts,
+        negative_prompt=negative_prompt,
+        classes=classes,
+        sampler=sampler,
+    )
+    print(f"{out}: makes {', '.join(made.classes)} from {len(made.anchors)} real images; digest {made.digest[:16]}")
+    return 0
+
+
+def fit_export(run: str, out: str, ema: float | None = None) -> int:
+    """The generator of a run at its last checkpoint, with any width of the weight average.
+
+    Args:
+        run: folder of 'visynth fit -c ...' (trainer.default_root_dir).
+        out: the generator folder.
+        ema: relative width of the average, in (0, 0.28]: small follows the latest weights, large smooths; by default as configured.
+    """
+    from visynth.training import export
+
+    print(export(run, out, ema))
+    return 0
+
+
+def fit_sweep(
+    training: str,
+    out: str = "sweep",
+    factors: list[float] | None = None,
+    kimg: float = 50.0,
+    count: int = 300,
+    quiet: bool = False,
+) -> int:
+    """Train a GAN for a short budget at several weights of its gradient penalty, and measure KID. What is finished is not done again.
+
+    Args:
+        training: configuration of 'visynth fit -c ...' with an adversarial module.
+        out: folder of the runs.
+        factors: of the automatic gamma; by default 0.25, 0.5, 1, 2 and 4.
+        kimg: thousands of images that each run is shown.
+        count: images that KID is measured with.
+        quiet: no progress.
+    """
+    from visynth.sweep import FACTORS, sweep
+
+    rows = sweep(training, out, factors or FACTORS, kimg, count, printer(quiet))
+    best = rows[0]
+    if best["kid"] is None:
+        raise UsageError(f"the training diverged at every gamma; see {out}, and lower lr_g and lr_d.")
+    print(
+        f"{out}/sweep.json: gamma {best['gamma']:.4g} ({best['factor']:g} times the rule) has the lowest KID, {best['kid']:.4f}"
+    )
+    return 0
+
+
+def project(
+    generator: str,
+    data: str,
+    out: str,
+    classes: list[str] | None = None,
+    strength: float | None = None,
+    steps: int = 300,
+    fit: str = "squash",
+    limit: int = 200,
+    groups: str | None = None,
+    group_pattern: str | None = None,
+    device: str = "cpu",
+    quiet: bool = False,
+) -> int:
+    """Project real images into a StyleGAN2 and write a generator of variations of them: for the rarest classes.
+
+    Args:
+        generator: folder of a StyleGAN2 generator.
+        data: class folders, a .csv or .jsonl list, or a COCO .json; training images are projected.
+        out: folder of the new generator.
+        classes: only these classes.
+        strength: from 0 (the projection itself) to 1 (any image of the class); by default as little as gives no copies.
+        steps: of each projection.
+        fit: crop, pad or squash: how other proportions become the generator's size.
+        limit: images of a class, at most.
+        groups: CSV with columns file,group; groups are drawn evenly.
+        group_pattern: regular expression on image names whose first group is the group.
+        device: where the generator runs.
+        quiet: no progress.
+    """
+    from visynth.data.reading import read_images
+    from visynth.generator import load_generator
+    from visynth.project import project_images
+
+    images = read_images(data, groups=groups, group_pattern=group_pattern)
+    made = project_images(
+        load_generator(generator, device), images, out, classes, strength, steps, fit, limit, printer(quiet)
+    )
+    print(f"{out}: variations of {made.card['projected images']} real images; look at {out}/projections.png")
+    return 0
+
+
+def import_stylegan2(pickle: str, out: str, classes: list[str] | None = None, which: str = "G_ema") -> int:
+    """A public StyleGAN2 checkpoint as a generator folder, to sample from or to fine-tune. Nothing in the file is executed.
+
+    Args:
+        pickle: network-snapshot-....pkl of stylegan2-ada-pytorch, or of stylegan3's repository with its StyleGAN2 configuration.
+        out: folder of the generator.
+        classes: names in label order.
+        which: G_ema (the averaged generator) or G.
+    """
+    from visynth.import_stylegan2 import import_stylegan2 as run
+
+    print(run(pickle, out, classes, which))
+    return 0

@@ -1,0 +1,21 @@
+"""The installation and this machine."""
+
+from __future__ import annotations
+
+
+def doctor() -> int:
+    """Check the installation: versions, weights of the default features, augmentation backend, cores."""
+    import os
+
+    from visynth.data.transforms import backend
+    from visynth.files import cache_folder
+    from visynth.metrics.features import efficientnet_lite0
+    from visynth.report import environment
+
+    for name, value in environment().items():
+        print(f"{name:<26}{value}")
+    print(f"{'cores':<26}{os.cpu_count()}")
+    print(f"{'features':<26}{efficientnet_lite0().name}, weights found")
+    print(f"{'classic augmentation':<26}{backend()}")
+    print(f"{'feature cache':<26}{cache_folder()}")
+    return 0

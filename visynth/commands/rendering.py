@@ -1,0 +1,189 @@
+"""What generators make: rendered sets, and pictures to look at."""
+
+from __future__ import annotations
+
+from json import dumps
+from typing import Any
+
+from visynth.commands.saying import printer, progress
+from visynth.errors import UsageError
+
+
+def render(
+    generator: str,
+    out: str,
+    balance: str = "not majority",
+    to: int | None = None,
+    per_class: int | None = None,
+    classes: list[str] | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    workers: int = 2,
+    encoding: str | None = None,
+    options: dict[str, Any] | None = None,
+    device: str = "cpu",
+    json: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Render a class-balanced set. Interrupted, the same command goes on and ends with the same bytes.
+
+    Args:
+        generator: generator folder, or a hub id.
+        out: folder for the images; work in progress lies in OUT.work.
+        balance: minority, not majority or all: which classes to fill up to the majority (counting their real images).
+        to: fill up to this many images instead of up to the majority.
+        per_class: exactly this many of each class, instead of balance.
+        classes: only these classes.
+        seed: of the whole set.
+        batch_size: images sampled ahead of the encoders; it does not change a byte.
+        workers: encoding processes; they do not change a byte.
+        encoding: png or tiff; png where it can hold the channels.
+        options: sampler options of the generator.
+        device: where the generator runs.
+        json: print the result as JSON.
+        quiet: no progress.
+    """
+    from visynth.generator import load_generator
+    from visynth.render.run import make_plan, render_set
+
+    if batch_size < 1 or workers < 0:
+        raise UsageError(f"batch_size must be at least 1 and workers at least 0, but got {batch_size} and {workers}.")
+    made = load_generator(generator, device=device)
+    plan = make_plan(
+        made,
+        balance=balance,
+        to=to,
+        per_class=per_class,
+        classes=classes,
+        seed=seed,
+        options=options,
+        encoding=encoding,
+    )
+    queue = -(-batch_size // plan.micro_batch)
+    renders = render_set(made, plan, out, workers=workers, queue=queue, progress=None if quiet else progress)
+    told = {"out": out, "counts": renders.counts(), "root": renders.root(), "plan": plan.hash}
+    print(dumps(told) if json else f"{out}: {renders.counts()}; root {told['root']}")
+    return 0
+
+
+def renders_verify(folder: str) -> int:
+    """Check every file of a rendered set against its manifest.
+
+    Args:
+        folder: what 'visynth render' wrote.
+    """
+    from visynth.manifest import read_renders
+
+    found = read_renders(folder, verify=True)
+    print(f"{folder}: {len(found.records)} images as rendered; root {found.root()}")
+    return 0
+
+
+def renders_score(
+    folder: str,
+    data: str,
+    groups: str | None = None,
+    group_pattern: str | None = None,
+    max_bad_fraction: float = 0.01,
+    cache: bool = True,
+    json: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Score every rendered image (does it look like its class, is it a copy), for WithSynthetic's keep=.
+
+    Args:
+        folder: what 'visynth render' wrote; scores.jsonl is written into it.
+        data: the real images that the generator was fitted on, as for 'visynth fit'.
+        groups: CSV with the columns file,group.
+        group_pattern: regular expression whose first group is the image's group.
+        max_bad_fraction: share of unusable files up to which they are left out.
+        cache: keep features of real images on disk.
+        json: print the summary as JSON.
+        quiet: no progress.
+    """
+    from visynth.data.reading import read_images
+    from visynth.manifest import read_renders
+    from visynth.scores import score_renders
+
+    renders = read_renders(folder)
+    images = read_images(data, groups=groups, group_pattern=group_pattern, max_bad_fraction=max_bad_fraction)
+    scores = score_renders(images, renders, cache=cache, say=printer(quiet))
+    told = {}
+    for name, count in renders.counts().items():
+        own = [scores.images[record.file_name] for record in renders.records if record.label == name]
+        if own:
+            agreement = sum(score["agreement"] for score in own) / count
+            told[name] = {"images": count, "agreement": round(agreement, 3), "copies": sum(s["copy"] for s in own)}
+            told[name] |= {"real_agreement": round(scores.real[name], 3)} if name in scores.real else {}
+    if json:
+        print(dumps(told))
+    for name, row in {} if json else told.items():
+        real = f" (real images: {row['real_agreement']:.2f})" if "real_agreement" in row else ""
+        print(f"{name}: {row['images']} images, mean agreement {row['agreement']:.2f}{real}, {row['copies']} copies")
+    return 0
+
+
+def renders_review(
+    folder: str, accept: list[str] | None = None, reject: list[str] | None = None, reviewer: str = ""
+) -> int:
+    """Note a reviewer's decisions on rendered images; what is rejected is not mixed in.
+
+    Args:
+        folder: what 'visynth render' wrote; the decisions are added to review.jsonl in it.
+        accept: files to accept, as the manifest names them (crack/000001.png).
+        reject: files to reject.
+        reviewer: who decides.
+    """
+    from visynth.manifest import read_renders, write_reviews
+
+    decisions = {**dict.fromkeys(accept or [], "accept"), **dict.fromkeys(reject or [], "reject")}
+    counts = write_reviews(read_renders(folder), decisions, reviewer)
+    print(f"{folder}: {counts['accept']} accepted, {counts['reject']} rejected, {counts['open']} without a decision")
+    return 0
+
+
+def renders_export(folder: str, format: str, out: str, copy: bool = False) -> int:
+    """Write boxes and masks of a rendered set for a detector.
+
+    Args:
+        folder: what 'visynth render' wrote.
+        format: coco, yolo or voc.
+        out: a new folder.
+        copy: copy the images instead of linking them.
+    """
+    from visynth.manifest import read_renders
+    from visynth.render.exports import export
+
+    print(export(read_renders(folder), format, out, copy=copy))
+    return 0
+
+
+def explore(
+    generator: str,
+    out: str = "explore",
+    classes: list[str] | None = None,
+    seeds: str = "0-15",
+    frames: int = 24,
+    side: int = 128,
+    animation: str = "webp",
+    device: str = "cpu",
+) -> int:
+    """Look at a generator: a sheet of seeds, and for GANs truncation, ways between pictures and an animation.
+
+    Args:
+        generator: generator folder, or a hub id.
+        out: folder for the pictures.
+        classes: only these classes.
+        seeds: of the sheet, like 0-15 or 3,8,20.
+        frames: from one seed to the next in the animation.
+        side: of each picture, in pixels.
+        animation: webp or gif.
+        device: where the generator runs.
+    """
+    from visynth.explore import explore as run
+    from visynth.generator import load_generator
+    from visynth.seeds import parse_range
+
+    for path in run(load_generator(generator, device), out, classes, parse_range(seeds), frames, side, animation):
+        print(path)
+    return 0

@@ -1,0 +1,45 @@
+"""What commands say: progress on stderr, verdicts on stdout."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+
+def printer(quiet: bool) -> Callable[[str], None]:
+    def say(words: str) -> None:
+        print(words, file=sys.stderr, flush=True)
+
+    return (lambda words: None) if quiet else say
+
+
+def progress(state: Mapping[str, Any]) -> None:
+    counts = ", ".join(f"{name} {count}" for name, count in state["counts"].items() if count)
+    end = "\n" if state["done"] == state["total"] else "\r" if sys.stderr.isatty() else "\n"
+    print(
+        f"{state['done']}/{state['total']} images, {state['images/s']:.0f} images/s, {state['seconds left']:.0f} s left ({counts})",
+        end=end,
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def verdicts(report: Any, as_json: bool) -> None:
+    if as_json:
+        print(
+            dumps(
+                [{"class": v.label, "answer": v.answer, "reason": v.reason, "next": v.next} for v in report.verdicts],
+                indent=2,
+            )
+        )
+        return
+    for verdict in report.verdicts:
+        print(f"{verdict.headline}. {verdict.reason}." + (f"\n    next: {verdict.next}." if verdict.next else ""))
+
+
+def subject(data: str) -> str:
+    path = Path(data).resolve()
+    return f"{path.parent.name}/{path.name}" if path.name in ("images", "train") else path.name
