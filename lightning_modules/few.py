@@ -11,8 +11,8 @@ from visynth.errors import UsageError
 FEW_GROUPS = 10  # parts, scenes or patients below which many images are still few
 TOO_FEW = 20  # images below which an adversarial training from scratch only copies them
 INSTEAD = (
-    "composition or inpainting (masks), image-to-image with a foundation model, or transfer from a generator of more images, "
-    "may serve them better; 'visynth trial' measures it"
+    "composition or inpainting (masks; 'visynth trial' measures what they do), image-to-image with a foundation model, or transfer from a "
+    "generator of more images, may serve them better"
 )
 
 

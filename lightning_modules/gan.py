@@ -113,8 +113,7 @@ class AdversarialModule(GANModule):
         self.steps_done += 1
         self.stepped_at.copy_(self.images_seen)
         self.guard.remember(self)
-        if self.told.kimg is not None and int(self.images_seen) >= 1000 * self.told.kimg:
-            self.trainer.should_stop = True
+        self._stop_at_budget()
 
     def step(self, micros: Sequence[Micro]) -> None:
         """Discriminator, then generator, then the averages.
@@ -156,7 +155,8 @@ class AdversarialModule(GANModule):
         total = torch.zeros((), device=self.device)
         for loss_of in losses:
             loss = loss_of() / len(losses)
-            loss.backward()
+            with torch.autocast(self.device.type, enabled=False):  # penalties are differentiated twice in float32
+                loss.backward()
             total += loss.detach()
         distributed.average_gradients(parameters)
         total = torch.as_tensor(distributed.averaged(total))
@@ -214,10 +214,11 @@ class AdversarialModule(GANModule):
 
     def penalty(self, images: Tensor, labels: Tensor, logits: Tensor, positions: Sequence[int], purpose: str) -> Tensor:
         """R1 or R2 of each image, through its augmentation; always in float32."""
-        if torch.is_autocast_enabled(self.device.type):
-            with torch.autocast(self.device.type, enabled=False):
+        again = torch.is_autocast_enabled(self.device.type)
+        with torch.autocast(self.device.type, enabled=False):
+            if again:
                 logits = self._judged([images.float()], labels, positions, purpose)[0][1]
-        return gradient_penalty(logits.flatten(1).mean(dim=1) if logits.ndim > 1 else logits, images)
+            return gradient_penalty(logits.flatten(1).mean(dim=1) if logits.ndim > 1 else logits, images)
 
     def generator_loss(self, micro: Micro) -> Tensor:
         o = self.told
@@ -285,8 +286,13 @@ class AdversarialModule(GANModule):
         self.log("sign_real", sign)
 
     def on_train_start(self) -> None:
-        """Rates as told now: a checkpoint brings those of its own time along."""
+        """Rates as told now: a checkpoint brings those of its own time along. A budget that was used up before is not exceeded by a step."""
         set_rates(self)
+        self._stop_at_budget()
+
+    def _stop_at_budget(self) -> None:
+        if self.told.kimg is not None and int(self.images_seen) >= 1000 * self.told.kimg:
+            self.trainer.should_stop = True
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Finite gradients were made sure of in the step; there is no warm-up."""

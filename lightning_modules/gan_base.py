@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from visynth.data.training import Facts
 from visynth.errors import UsageError
 from visynth.generator import Generator, Spec
+from visynth.lightning_modules import transfer
 from visynth.lightning_modules.base import GeneratorModule
 from visynth.lightning_modules.few import refuse_if_few, warn_if_few
-from visynth.lightning_modules.gan_options import check
+from visynth.lightning_modules.gan_options import check, check_trainer
 from visynth.lightning_modules.guard import Guard
 from visynth.lightning_modules.latents import Augmenter
 from visynth.networks import ada, discriminator
@@ -124,11 +125,12 @@ class GANModule(GeneratorModule):
 
     # -- building ------------------------------------------------------------------------------------------------
 
+    def configure_callbacks(self) -> list[Any]:
+        """No callbacks; what Lightning calls first, so that a trainer that does not suit is told in our words."""
+        check_trainer(type(self).__name__, self.trainer)
+        return []
+
     def setup(self, stage: str) -> None:
-        if self._trainer is not None and str(self.trainer.precision).startswith("16"):
-            raise UsageError(
-                f"{type(self).__name__} trains in float32 or bf16-mixed, but the trainer has precision {self.trainer.precision!r}: half precision would need its losses scaled."
-            )
         if self.network is None:
             if not hasattr(self.data, "facts"):
                 raise UsageError(
@@ -155,7 +157,7 @@ class GANModule(GeneratorModule):
         # On a CPU the step is half as fast again in this layout.
         self.network, self.critic = (part.to(memory_format=torch.channels_last) for part in made)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
-        discriminator.freeze(self.critic, self.told.freeze)
+        self._freeze(self.told.freeze)
         self._movable = [p for p in self.critic.parameters() if p.requires_grad]
         kinds = self.told.augment_kinds
         if self.told.augment == "ada":
@@ -166,36 +168,48 @@ class GANModule(GeneratorModule):
             )
         self.ada_p.fill_(self.told.augment_p)
 
+    def _freeze(self, count: int) -> None:
+        blocks = len(self.critic.blocks())
+        if count >= blocks:
+            raise UsageError(
+                f"{type(self).__name__}: freeze must be below the {blocks} blocks of the discriminator, but got {count}."
+            )
+        discriminator.freeze(self.critic, count)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["visynth_rates"] = [self.told.lr_d, self.told.lr_g]
+        checkpoint["visynth_rates"] = self._rates()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        if checkpoint.get("visynth_rates") != [self.told.lr_d, self.told.lr_g]:
-            checkpoint["state_dict"]["restored"] = torch.zeros_like(self.restored)  # other rates are another try
+        if checkpoint.get("visynth_rates") != self._rates():
+            checkpoint["state_dict"]["restored"] = torch.zeros_like(self.restored)  # other ones are another try
+
+    def _rates(self) -> list[float | None]:
+        """What may be told anew after a training that went off."""
+        return [self.told.lr_d, self.told.lr_g, self.told.gamma]
 
     def take_over(self, folder: Path) -> None:
-        """Weights of a generator folder, and of the discriminator in it if there is one; what depends on the classes starts anew where they differ."""
+        """Weights of a generator folder, and of the discriminator in it if there is one, see :mod:`visynth.lightning_modules.transfer`."""
         from visynth.generator import load_generator
 
-        given = load_generator(folder).weights()
-        fitting = _fitting(given, self.network)
-        more = sorted(name for name in given if ".fc" in name and name not in self.network.state_dict())
-        if fitting and more:
-            raise UsageError(
-                f"transfer: {folder} has a deeper mapping ({', '.join(more)}) than this network: give as many layers as it has."
-            )
-        if not fitting:
+        assert self.facts is not None
+        source, now = load_generator(folder), self.facts.classes
+        given, own = source.weights(), self.network.state_dict()
+        taken = transfer.fitting(given, own, source.classes, now)
+        if not taken:
             raise UsageError(f"transfer: no weights of {folder} fit this network: give the same size and widths.")
-        self.network.load_state_dict(fitting, strict=False)
-        self.average.load_state_dict(fitting, strict=False)
-        told = f"transfer: {len(fitting)} of {len(self.network.state_dict())} tensors of the generator"
+        transfer.check_depth(given, own, str(folder))
+        for network in (self.network, self.average):
+            network.load_state_dict(taken, strict=False)
+        told = f"transfer: {len(taken)} of {len(own)} tensors of the generator"
         if (folder / discriminator.FILE).is_file():
-            held = _fitting(load_file(folder / discriminator.FILE), self.critic)
-            self.critic.load_state_dict(held, strict=False)
-            told += f", {len(held)} of {len(self.critic.state_dict())} of the discriminator"
-        self.print(f"{told} come from {folder}")
+            own = self.critic.state_dict()
+            taken = transfer.fitting(load_file(folder / discriminator.FILE), own, source.classes, now)
+            self.critic.load_state_dict(taken, strict=False)
+            told += f", {len(taken)} of {len(own)} of the discriminator"
+        new = [name for name in now if name not in source.classes]
+        self.print(f"{told} come from {folder}" + (f"; new classes: {', '.join(new)}" if new else ""))
 
     def shares(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Probability of each class among the fakes: that of the reals."""
@@ -247,9 +261,3 @@ class GANModule(GeneratorModule):
     def card(self) -> dict[str, Any]:
         used = f"{self.told.augment}, at the end with probability {float(self.ada_p):.3f}"
         return self.trained_card(f"class-conditional GAN ({type(self).__name__})", self.average, augmentation=used)
-
-
-def _fitting(given: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Tensors of the same name and shape."""
-    own = network.state_dict()
-    return {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}

@@ -9,6 +9,7 @@ from visynth.lightning_modules.adversarial import LOSSES
 from visynth.networks import ada, diffaugment
 
 WAYS = ("ada", "diffaugment", "none")
+PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 
 
 def check(name: str, generator: Any, o: Any) -> None:
@@ -66,3 +67,27 @@ def check(name: str, generator: Any, o: Any) -> None:
     if problems:
         raise UsageError(f"{name}: " + "; ".join(problems) + ".")
     generator.check_options({**generator.options, **(o.sampler or {})})
+
+
+def check_trainer(name: str, trainer: Any) -> None:
+    """Refuse a trainer that does not suit an adversarial training.
+
+    Raises:
+        UsageError: half precision, or accumulation and clipping by Lightning, which has them for one optimiser alone.
+    """
+    problems = []
+    if trainer.precision not in PRECISIONS:
+        problems.append(
+            f"precision must be one of {choices(PRECISIONS)} (half precision would need scaled losses), but is {trainer.precision!r}"
+        )
+    if trainer.accumulate_grad_batches > 1:
+        count = trainer.accumulate_grad_batches
+        problems.append(
+            f"accumulate_grad_batches={count} is for one optimiser, and here are two: give the model accumulate={count} instead"
+        )
+    if trainer.gradient_clip_val:
+        problems.append(
+            f"gradient_clip_val={trainer.gradient_clip_val:g} is for one optimiser: leave it out, the gradient penalty (gamma) keeps gradients small"
+        )
+    if problems:
+        raise UsageError(f"{name}: the trainer's " + "; ".join(problems) + ".")

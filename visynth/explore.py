@@ -80,12 +80,11 @@ def _sheet(generator: Generator, path: Path, names: list[str], seeds: list[int],
 
 def _truncations(generator: Generator, path: Path, names: list[str], seeds: list[int], side: int) -> Path:
     """A row a class and seed, a column a truncation."""
-    tiles = []
-    for name in names:
-        for seed in seeds[:2]:
-            for truncation in TRUNCATIONS:
-                samples = generator.sample([seed], [generator.classes.index(name)], truncation=truncation)
-                tiles.append(_shown(samples.images[0]))
+    labels = [generator.classes.index(name) for name in names for _ in seeds[:2]]
+    columns = [
+        generator.sample(seeds[:2] * len(names), labels, truncation=truncation).images for truncation in TRUNCATIONS
+    ]
+    tiles = [_shown(picture) for row in zip(*columns, strict=True) for picture in row]
     write_png(path, grid(tiles, columns=len(TRUNCATIONS), side=side))
     return path
 

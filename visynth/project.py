@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ import torch
 from visynth.data.items import ImageSet
 from visynth.data.training import FITS, fit_to, to_channels
 from visynth.errors import DataError, UsageError, choices
+from visynth.files import ensure_writable
 from visynth.generator import Generator, load_generator
-from visynth.pictures import grid, to_display, write_png
+from visynth.members import overlaps
+from visynth.pictures import grid, png, to_display
 from visynth.seeds import noise
 
 
@@ -32,11 +36,11 @@ def project_images(
 
     Args:
         generator: a StyleGAN2, or its folder.
-        images: real ones; those of validation and test splits are left alone.
+        images: real ones; those of validation and test splits, and those that the generator's training held out, are left alone.
         out: the generator folder; ``projections.png`` in it shows real images, their projections and variations.
         classes: of the generator, to project; by default all that the images have.
         strength: how far variations go from the real image to a random one of its class, in [0, 1]; by default the least of 0.2 to 0.8 at
-            which at most 5 % of them are near-duplicates of their parents.
+            which at most 5 % of those of any class are near-duplicates of their parents; a warning says if there is none.
         steps: of the projection.
         fit: how other proportions become the generator's size: "crop", "pad" or "squash".
         limit: images of a class, at most, evenly over groups.
@@ -47,7 +51,7 @@ def project_images(
         DataError: no image of a class.
     """
     from visynth.networks.gan import StyleGAN2
-    from visynth.networks.projection import Anchored, around
+    from visynth.networks.projection import COPIES, Anchored, around
 
     problems = []
     if fit not in FITS:
@@ -67,6 +71,8 @@ def project_images(
         raise UsageError(
             f"classes {choices(unknown or images.classes)} are not in both the generator ({choices(base.classes)}) and the images ({choices(images.classes)})."
         )
+    folder = ensure_writable(out)
+    images = _for_training(base, images, names, say)
     items = [item for name in names for item in _some(images, name, limit)]
     pixels = np.stack([_pixels(images, item, base, fit) for item in items])
     made, found = around(
@@ -85,12 +91,35 @@ def project_images(
         "task": "variations of projected real images (StyleGAN2)",
         "projected images": len(items),
         "root mean square error of projections, of values in [-1, 1]": round(found["error"], 4),
-        "near-duplicates of parents at this strength": round(found["copies"], 4),
+        "near-duplicates of parents at this strength, in the class that has most": round(found["copies"], 4),
         "made by": "visynth project",
     }
-    folder = made.save(out)
-    write_png(folder / "projections.png", _sheet(made, pixels))
+    if found["copies"] > COPIES:
+        warnings.warn(
+            f"{found['copies']:.0%} of the variations of a class at strength {found['strength']:g} are near-duplicates of their parents: take a "
+            "greater strength, or expect copies",
+            stacklevel=2,
+        )
+    made.save(folder, {"projections.png": png(_sheet(made, pixels))})
     return made
+
+
+def _for_training(base: Generator, images: ImageSet, names: Sequence[str], say: Callable[[str], None]) -> ImageSet:
+    """Images of some classes, with the groups that they had in the generator's training; what it held out, and near-copies of that, are left out."""
+    chosen = images.select(lambda item: item.labels in [(name,) for name in names] and item.split in ("", "train"))
+    met = {o.candidate: o for o in overlaps(chosen.members("train"), base.members)}
+    kept = []
+    for item in chosen.items:
+        found = met.get(item.name)
+        group = item.group or (found.member.group if found is not None and found.how != "near-duplicate" else "")
+        if found is None or found.member.split == "train":
+            kept.append(replace(item, group=group))
+    left = len(chosen.items) - len(kept)
+    if left:
+        say(
+            f"{left} images were held out when the generator was trained, or are like one that was: they are left alone"
+        )
+    return replace(chosen, items=tuple(kept))
 
 
 def _some(images: ImageSet, name: str, limit: int) -> list[Any]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from visynth.errors import Diverged, UsageError
 from visynth.files import ensure_writable, write_json
+from visynth.metrics.kernel import FEWEST
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
@@ -57,19 +58,27 @@ def sweep(
     cli.trainer._data_connector.attach_datamodule(cli.model, cli.datamodule)
     cli.model.facts, cli.model.hparams["gamma"] = cli.datamodule.facts, None  # none told: the rule's
     auto = cli.model.gamma()
+    judge = Judge(cli.datamodule, count)
     rows: list[dict[str, Any]] = []
     for factor in factors:
         gamma, run = factor * auto, root / f"gamma_x{factor:g}"
         words = [
             *("-c", str(config), "--trainer.default_root_dir", str(run), "--trainer.devices", "1"),
-            *("--model.init_args.gamma", repr(gamma), "--model.init_args.kimg", repr(float(kimg))),
+            *(
+                "--model.init_args.gamma",
+                repr(gamma),
+                "--model.init_args.kimg",
+                repr(float(kimg)),
+                "--trainer.max_steps",
+                "-1",
+            ),
         ]
         value: float | None = None
         try:
             code = fit(words)
             if code:
                 raise SystemExit(code)  # interrupted: the same command goes on
-            value = _kid(load_generator(run / "generator"), cli.datamodule, count)
+            value = judge.kid(load_generator(run / "generator"))
         except Diverged as error:
             say(f"gamma {gamma:.4g} ({factor:g} times the rule): {error}")
         rows.append({"factor": factor, "gamma": gamma, "kid": value, "run": str(run)})
@@ -80,25 +89,38 @@ def sweep(
     return rows
 
 
-def _kid(generator: Any, data: Any, count: int) -> float:
-    """KID of all classes together, equally many of each on both sides."""
-    from visynth.metrics.features import FeatureBank, extractor
-    from visynth.metrics.quality import per_class
+class Judge:
+    """KID of all classes together, equally many of each on both sides; features of the real images are computed once.
 
-    pictures, labels, classes = data.reference()
-    bank = FeatureBank(extractor(), resolutions=(112,), batch=16)
-    rows = bank.add(pictures)
-    wanted = [number % len(classes) for number in range(count)]
-    samples = generator.sample(range(count), wanted)
-    made = bank.add([samples.crop(n).permute(1, 2, 0).numpy() for n in range(count)], cache=False)
-    features = bank.get(112, "mean")
-    sides = [
-        {name: features[places[marks == k]] for k, name in enumerate(classes)}
-        for places, marks in ((rows, labels), (made, np.array(wanted)))
-    ]
-    whole = per_class(sides[0], sides[1], bank.name(112), frechet=False)[-1]
-    if whole.kid is None:
-        raise UsageError(
-            f"{count} images are too few to measure KID with: give more (--count), or classes with more real images."
-        )
-    return whole.kid.value
+    Raises:
+        UsageError: too few images on a side.
+    """
+
+    def __init__(self, data: Any, count: int) -> None:
+        from visynth.metrics.features import FeatureBank, extractor
+
+        pictures, labels, self.classes = data.reference()
+        self.count, self.bank = count, FeatureBank(extractor(), resolutions=(112,), batch=16)
+        few = min(count, len(pictures))
+        if few < FEWEST:
+            raise UsageError(
+                f"{few} images are too few to measure KID with, at least {FEWEST} are needed on each side: give more (--count), or more real images."
+            )
+        rows = self.bank.add(pictures)
+        self.real = {name: rows[labels == k] for k, name in enumerate(self.classes)}
+
+    def kid(self, generator: Any) -> float:
+        from visynth.metrics.quality import per_class
+
+        wanted = np.arange(self.count) % len(self.classes)
+        samples = generator.sample(range(self.count), wanted.tolist())
+        rows = self.bank.add([samples.crop(n).permute(1, 2, 0).numpy() for n in range(self.count)], cache=False)
+        features = self.bank.get(112, "mean")
+        made = {name: features[rows[wanted == k]] for k, name in enumerate(self.classes)}
+        real = {name: features[places] for name, places in self.real.items()}
+        whole = per_class(real, made, self.bank.name(112), frechet=False)[-1]
+        if whole.kid is None:
+            raise UsageError(
+                f"{self.count} images are too few to measure KID with: give more (--count), or classes with more real images."
+            )
+        return whole.kid.value

@@ -55,6 +55,7 @@ LONG_TAIL: dict[str, dict[str, Any]] = {
     "plain": {},
     "transition": {"transition": [0.08, 0.16]},
     "noise": {"class_noise": 0.5},
+    "balanced": {"temper": 0.0},
     # Half of a digit's pixels a side are shared with the other classes' digits here: where UTLO does not belong.
     "transition_shared": {"transition": [0.08, 0.16], "shared": 8},
     "shared_noise": {"shared": 8, "class_noise": 0.5},
@@ -212,7 +213,9 @@ def long_tail(name: str, seed: int) -> Callable[[Path, Path], dict[str, Any]]:
         kept = np.random.default_rng(seed).permutation(rare)[:FEW]
         rows = np.sort(np.concatenate([np.flatnonzero(pool.labels != classes.index(RARE)), kept]))
         few = Pool(pool.images[rows], pool.labels[rows])
-        given = GeneratorData.of_pool(few, measure(few, classes), batch_size=32, seed=seed)
+        options = dict(LONG_TAIL[name])
+        temper = options.pop("temper", 0.5)  # the data's own default
+        given = GeneratorData.of_pool(few, measure(few, classes), batch_size=32, seed=seed, temper=temper)
         # Digits turned or mirrored are other digits.
         kinds = ["shift", "scale", "stretch", "move", "brightness", "contrast"]
         module = StyleGAN2(
@@ -224,7 +227,7 @@ def long_tail(name: str, seed: int) -> Callable[[Path, Path], dict[str, Any]]:
             augment_kinds=kinds,
             seed=seed,
             allow_few=True,
-            **LONG_TAIL[name],
+            **options,
         )
         seconds = train(module, given, 5.0, out / f"digits_{name}_{seed}")
         images, labels, _ = samples_of(module, 150)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from visynth.explore import explore
 from visynth.generator import load_generator
 from visynth.manifest import read_renders
 from visynth.networks.gan import great_circle, truncated_normal
-from visynth.networks.projection import Anchored, copy_share, project
+from visynth.networks.projection import Anchored, copy_shares, project
 from visynth.project import project_images
 from visynth.render.run import make_plan, render_set
 
@@ -155,6 +156,31 @@ class TestProjection:
         assert main(f"render {tmp_path}/near --out {tmp_path}/s --classes a --per-class 5 --quiet".split()) == 65
         assert "no real image of 'a' was projected; there are some of b" in capsys.readouterr().err
 
+    def test_what_the_generator_held_out_stays_out(self, stylegan, class_folders, tmp_path, capsys) -> None:
+        images = read_images(class_folders({"a": 4, "b": 6}, height=16, width=16, channels=3))
+        held = {"a/a_1.png", "b/b_0.png", "b/b_5.png"}
+        stylegan.members = tuple(
+            replace(member, group="part" + member.path[-5])
+            for member in images.members(lambda item: "test" if item.name in held else "train")
+        )
+        told: list[str] = []
+        made = project_images(stylegan, images, tmp_path / "near", steps=2, strength=0.5, limit=3, say=told.append)
+        anchors = made.spec.arguments["anchors"]
+        assert len(anchors) == 6
+        assert held.isdisjoint(name for _, name, _ in anchors)
+        assert {group for _, _, group in anchors} <= {f"part{n}" for n in range(6)}
+        assert len(made.members) == 10
+        assert told[0].startswith("3 images were held out when the generator was trained")
+
+    def test_ways_of_projections_are_between_what_they_render(self, stylegan) -> None:
+        from tests.contracts.test_generators import make_projected
+
+        made = make_projected((stylegan,))
+        way = made.interpolate(1, 2, 1, 20, strength=0.3)
+        ends = made.sample([1, 2], [1, 1], strength=0.3).images
+        assert (way[[0, -1]].int() - ends.int()).abs().max() <= 1
+        assert len(way) == 20 > made.spec.micro_batch
+
     def test_copies_are_seen(self, stylegan) -> None:
         from tests.contracts.test_generators import make_projected
         from visynth.members import perceptual_hash
@@ -163,7 +189,7 @@ class TestProjection:
         close = made.sample(list(range(24)), [0, 1] * 12, strength=0.0)
         names = [parents[0] for parents in close.parents or ()]
         hashes = [perceptual_hash(image.permute(1, 2, 0).numpy()) for image in close.images]
-        assert copy_share(made, dict(zip(names, hashes, strict=True)), 0.0) == 1.0
+        assert copy_shares(made, dict(zip(names, hashes, strict=True)), 0.0) == {"a": 1.0, "b": 1.0}
 
     def test_other_generators_and_classes_are_told(self, stylegan, composition, class_folders, tmp_path) -> None:
         images = read_images(class_folders({"a": 3, "z": 3}))

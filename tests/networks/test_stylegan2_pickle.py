@@ -209,7 +209,7 @@ class TestHostile:
     def test_what_the_reader_is_made_of_cannot_be_changed(self, tmp_path) -> None:
         for target in (b"cdnnlib.util\nEasyDict\n", b"ctorch._utils\n_rebuild_parameter\n"):
             (tmp_path / "changes.pkl").write_bytes(b"\x80\x02" + target + b"(N}U\x03getNst\x62.")
-            with pytest.raises(DataError):
+            with pytest.raises(DataError, match="tries to change"):
                 read_stylegan2(tmp_path / "changes.pkl")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from tests.ranks import DDP, TRAINER, run_ranks
 from visynth.callbacks.checkpoint import AtomicCheckpointIO, KeepLast
 from visynth.data.training import GeneratorData, Pool, measure
 from visynth.errors import Diverged, UsageError
-from visynth.generator import load_generator
+from visynth.generator import Spec, load_generator
 from visynth.lightning_modules import CGAN, BigGAN, StyleGAN2
 from visynth.lightning_modules.adversarial import (
     discriminator_loss,
@@ -21,7 +22,10 @@ from visynth.lightning_modules.adversarial import (
     gradient_penalty,
     path_lengths,
 )
+from visynth.lightning_modules.gan import Micro
 from visynth.networks.discriminator import FILE
+from visynth.networks.gan import StyleGAN2 as StyleGAN2Generator
+from visynth.networks.stylegan2 import StyleGAN2 as StyleGAN2Network
 
 SMALL = {
     "stylegan2": (StyleGAN2, {"base": 64, "most": 8, "z_dim": 8, "w_dim": 8}),
@@ -79,7 +83,13 @@ def distance(a, b) -> float:
     return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
 
 
-@pytest.mark.parametrize(("name", "extra"), [("stylegan2", FULL), ("biggan", {}), ("cgan", {})])
+# Losses and pictures that the others do not have.
+OTHER = {"loss": "relativistic", "r2": True, "r1_every": 2, "gamma": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"), [("stylegan2", FULL), ("biggan", {}), ("cgan", {}), ("stylegan2", OTHER), ("biggan", OTHER)]
+)
 def test_k_steps_and_k_more_are_2k_steps_bit_for_bit(name: str, extra, tmp_path: Path) -> None:
     whole = train(tmp_path / "whole", 10, module(name, **extra))
     torch.manual_seed(99)  # the global generator has no say
@@ -90,7 +100,7 @@ def test_k_steps_and_k_more_are_2k_steps_bit_for_bit(name: str, extra, tmp_path:
     parts = train(tmp_path / "parts", 10, module(name, **extra), ckpt_path=KeepLast.path(tmp_path / "parts"), **saver)
     assert int(parts.images_seen) == 80
     assert equal(whole, parts)
-    if name == "stylegan2":
+    if extra == FULL:
         assert 0 < float(parts.ada_p) != 0.5
         assert float(parts.path_mean) > 0
 
@@ -115,6 +125,31 @@ def test_two_processes_equal_one_with_the_joined_batch(name: str, extra, tmp_pat
     assert int(ranks[0]["images_seen"]) == int(joined["images_seen"]) == 32 * extra.get("accumulate", 1)
     assert distance(ranks[0], ranks[1]) == 0.0
     assert distance(ranks[0], joined) < 1e-5
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_pictures_with_alpha_and_of_two_bands(channels: int, tmp_path: Path) -> None:
+    given = data()
+    given.pool = Pool(np.repeat(given.pool.images, channels, axis=1), given.pool.labels)
+    given._facts = measure(given.pool, ["dark", "bright"])
+    own = train(tmp_path, 3, module(augment_p=0.8), given)
+    made = own.generator()
+    assert made.sample([1], [0], centre="global", truncation=0.5).images.shape == (1, channels, 16, 16)
+    assert all(bool(torch.isfinite(value).all()) for value in own.state_dict().values())
+
+
+def test_lecam_holds_logits_near_their_running_means(tmp_path: Path) -> None:
+    """From step 1000 on; before, it is the same training without it."""
+
+    def trained(lecam: float, steps_done: int):
+        own = module(lecam=lecam)
+        given = data()
+        own.build(given.facts)
+        own.steps_done.fill_(steps_done)
+        return train(tmp_path, 3, own, given).critic.state_dict()
+
+    assert distance(trained(0.0, 0), trained(10.0, 0)) == 0.0
+    assert distance(trained(0.0, 1000), trained(10.0, 1000)) > 1e-4
 
 
 def test_accumulated_batches_equal_a_large_one(tmp_path: Path) -> None:
@@ -143,6 +178,39 @@ def test_bf16_has_its_penalties_in_float32(tmp_path: Path, monkeypatch) -> None:
     own = train(tmp_path, 3, module(r1_every=1), precision="bf16-mixed")
     assert seen == [(torch.float32, torch.float32)] * 3
     assert all(bool(torch.isfinite(value).all()) for value in own.state_dict().values())
+
+
+@pytest.mark.parametrize("extra", [{"augment_p": 0.6}, {"discriminator": "projected", "view": 64}])
+def test_bf16_changes_no_penalty_and_no_weight_by_it(extra) -> None:
+    own = module(gamma=1.0, r1_every=1, **extra)
+    own.build(data().facts)
+    own.critic.eval()  # spectral norms stay as they are
+    micro = Micro(torch.rand(4, 1, 16, 16), torch.tensor([0, 1, 0, 1]), [0, 1, 2, 3])
+
+    def gradients(bf16: bool) -> list[torch.Tensor]:
+        images = micro.real.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits = own._judged([images], micro.labels, micro.positions, "real")[0][1]
+            penalty = own.penalty(images, micro.labels, logits, micro.positions, "real").mean()
+        with torch.autocast("cpu", enabled=False):
+            found = torch.autograd.grad(penalty, own._movable, allow_unused=True)
+        return [penalty.detach(), *(g for g in found if g is not None)]
+
+    plain, half = gradients(False), gradients(True)
+    assert len(plain) > 3
+    assert all(torch.equal(a, b) for a, b in zip(plain, half, strict=True))
+
+
+@pytest.mark.parametrize("name", ["stylegan2", "biggan", "cgan"])
+def test_bf16_keeps_styles_logits_and_pictures_in_float32(name: str) -> None:
+    own = module(name)
+    own.build(data().facts)
+    labels = torch.tensor([0, 1])
+    with torch.autocast("cpu", torch.bfloat16):
+        made = own.make(own.draw("generator", [0, 1]), "generator", [0, 1])[0]
+        assert made.dtype == own.critic(made, labels).dtype == torch.float32
+        if name == "stylegan2":
+            assert own.network.styles(torch.randn(2, 8), labels).dtype == torch.float32
 
 
 class TestFew:
@@ -185,6 +253,17 @@ class TestGuard:
         assert "back to the last good weights, learning rates times 0.5" in capsys.readouterr().out
         assert [group["lr"] for o in own.optimizers() for group in o.param_groups] == [1.25e-3] * 2
         assert all(bool(torch.isfinite(value).all()) for value in own.state_dict().values())
+
+    def test_weights_and_optimizers_are_those_that_were_remembered(self, tmp_path: Path) -> None:
+        own = train(tmp_path, 4)
+        kept = {name: value.clone() for name, value in own.guard._kept["weights"].items()}
+        moments = own.guard._kept["optimizers"][0]["state"][0]["exp_avg"].clone()
+        assert (
+            distance(kept, {name: own.state_dict()[name] for name in kept}) > 1e-4
+        )  # of the first step; these are of the fourth
+        own.guard.restore(own, "a loss")
+        assert distance(kept, {name: own.state_dict()[name] for name in kept}) == 0.0
+        assert torch.equal(own.optimizers()[0].optimizer.state_dict()["state"][0]["exp_avg"], moments)
 
     def test_after_a_bad_generator_loss_too(self, tmp_path: Path, monkeypatch) -> None:
         calls = []
@@ -244,6 +323,55 @@ class TestTransfer:
         before, now = first.critic.state_dict(), own.critic.state_dict()
         assert torch.equal(before["b16.conv0.weight"], now["b16.conv0.weight"])
 
+    def test_classes_are_taken_by_name(self, tmp_path: Path) -> None:
+        told: list[str] = []
+        for name in SMALL:
+            folder = train(tmp_path / name, 2, module(name)).export(tmp_path / name / "generator")
+            before = load_generator(folder).weights()
+            given = data()
+            given._facts = replace(given.facts, classes=("bright", "new"))
+            own = module(name, transfer=str(folder))
+            own.build(given.facts)
+            start = {part: value.clone() for part, value in own.network.state_dict().items()}
+            own.print = told.append  # there is no trainer
+            own.take_over(folder)
+            embedding = next(part for part in start if part.endswith("embed.weight"))
+            axis = 1 if name == "stylegan2" else 0
+            now = own.network.state_dict()[embedding]
+            assert torch.equal(now.select(axis, 0), before[embedding].select(axis, 1))
+            assert torch.equal(now.select(axis, 1), start[embedding].select(axis, 1))
+            assert told[-1].endswith("; new classes: new")
+
+    def test_an_unconditional_generator_becomes_one_that_makes_the_same(self, tmp_path: Path) -> None:
+        plain = StyleGAN2Network(16, 1, 0, z_dim=8, w_dim=8, base=64, most=8)
+        facts = data().facts
+        spec = Spec(
+            "stylegan2",
+            {"classes": 0, "z_dim": 8, "w_dim": 8, "base": 64, "most": 8, "layers": 2},
+            ("image",),
+            1,
+            (16, 16),
+        )
+        folder = StyleGAN2Generator(spec, plain).save(tmp_path / "generator")
+        z, told = torch.randn(3, 8), []
+        for extra in ({}, {"shared": 8}):
+            own = module(transfer=str(folder), **extra)
+            own.build(facts)
+            own.print = told.append  # there is no trainer
+            own.take_over(folder)
+            for label in (0, 1):
+                made = own.network(z, torch.full((3,), label))
+                assert torch.allclose(made, plain(z, None), atol=1e-5)
+
+    def test_another_depth_is_told(self, tmp_path: Path) -> None:
+        folder = train(tmp_path / "a", 1).export(tmp_path / "generator")
+        with pytest.raises(UsageError, match="has a mapping of 2 layers, this network of 4: give layers=2"):
+            train(tmp_path / "b", 1, module(transfer=str(folder), layers=4))
+
+    def test_no_more_blocks_are_frozen_than_there_are(self) -> None:
+        with pytest.raises(UsageError, match="freeze must be below the 3 blocks of the discriminator, but got 3"):
+            module(freeze=3).build(data().facts)
+
     def test_frozen_blocks_do_not_move(self, tmp_path: Path) -> None:
         own = module(freeze=1)
         own.build(data().facts)
@@ -269,16 +397,28 @@ def test_samples_show_as_much_of_the_class_as_was_trained(tmp_path: Path) -> Non
     assert torch.equal(again.sample([1], [0]).images, made.sample([1], [0]).images)
 
 
-def test_half_precision_is_refused(tmp_path: Path) -> None:
-    own = module()
-    own._trainer = type("T", (), {"precision": "16-mixed", "datamodule": data()})()
-    with pytest.raises(UsageError, match="trains in float32 or bf16-mixed, but the trainer has precision '16-mixed'"):
-        own.setup("fit")
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"precision": "bf16-true"}, "precision must be one of '32-true', 'bf16-mixed'.* but is 'bf16-true'"),
+        (
+            {"accumulate_grad_batches": 2, "gradient_clip_val": 1.0},
+            "give the model accumulate=2 instead; gradient_clip",
+        ),
+    ],
+)
+def test_trainers_that_do_not_suit_are_told(told, words: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=words):
+        train(tmp_path, 1, **told)
 
 
-def test_the_budget_is_in_images(tmp_path: Path) -> None:
-    own = train(tmp_path, 1000, module(kimg=0.04))
+def test_the_budget_is_in_images_and_used_up_once(tmp_path: Path) -> None:
+    saver = {"callbacks": [KeepLast(every_n_steps=2)], "plugins": [AtomicCheckpointIO()], "enable_checkpointing": True}
+    own = train(tmp_path, 1000, module(kimg=0.04), **saver)
     assert int(own.images_seen) == 40
+    saver["callbacks"] = [KeepLast(every_n_steps=2)]
+    again = train(tmp_path, 1000, module(kimg=0.04), ckpt_path=KeepLast.path(tmp_path), **saver)
+    assert equal(own, again)
 
 
 def test_noise_on_classes_is_more_for_rare_ones() -> None:

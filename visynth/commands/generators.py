@@ -171,7 +171,7 @@ def project(
         data: class folders, a .csv or .jsonl list, or a COCO .json; training images are projected.
         out: folder of the new generator.
         classes: only these classes.
-        strength: from 0 (the projection itself) to 1 (any image of the class); by default as little as gives no copies.
+        strength: from 0 (the projection itself) to 1 (any image of the class); by default as little as leaves at most 5 % near-copies in any class.
         steps: of each projection.
         fit: crop, pad or squash: how other proportions become the generator's size.
         limit: images of a class, at most.

@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812, the field's name
 from torch.nn.utils.parametrizations import spectral_norm
 
 from visynth.errors import UsageError
-from visynth.networks.layers import wide
+from visynth.networks.layers import uncast, wide
 from visynth.networks.norm import Norm
 
 # Widths from 4 pixels up, in units of ``width``; the last one is at full size.
@@ -160,6 +160,11 @@ class BigGAN(nn.Module):
     ) -> None:
         super().__init__()
         widths = [width * unit for unit in _widths(size)]
+        places = [8 * 2**number for number in range(len(widths) - 1)]
+        if attention and attention not in places:
+            raise UsageError(
+                f"attention must be 0 or one of {', '.join(map(str, places))} pixels, but got {attention}."
+            )
         self.z_dim, self.classes, self.deep = z_dim, classes, deep
         count = len(widths)  # one part of the latent for the start, one a block
         self.part = z_dim if deep else z_dim // count
@@ -228,7 +233,8 @@ class BigGANDiscriminator(nn.Module):
         for layer in self.layers:
             x = layer(x)
         pooled = wide(F.relu(x)).sum(dim=(2, 3))
-        logits: Tensor = self.out(pooled)[:, 0] + (self.embed(labels) * pooled).sum(dim=1)
+        with uncast(pooled):
+            logits: Tensor = self.out(pooled)[:, 0] + (self.embed(labels) * pooled).sum(dim=1)
         return logits
 
 

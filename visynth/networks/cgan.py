@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812, the field's name
 
 from visynth.errors import UsageError
-from visynth.networks.layers import wide
+from visynth.networks.layers import uncast, wide
 from visynth.networks.norm import Norm
 
 
@@ -81,7 +81,8 @@ class CGANDiscriminator(nn.Module):
         x = torch.cat([x, plane], dim=1)
         for down in self.downs:
             x = F.leaky_relu(down(x), 0.2)
-        logits: Tensor = self.last(wide(x.flatten(1)))[:, 0]
+        with uncast(x):
+            logits: Tensor = self.last(wide(x.flatten(1)))[:, 0]
         return logits
 
 

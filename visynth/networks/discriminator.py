@@ -12,7 +12,7 @@ import math
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from visynth.networks.layers import Conv, Linear, minibatch_std, wide
+from visynth.networks.layers import Conv, Linear, minibatch_std, uncast, wide
 from visynth.networks.stylegan2 import Mapping, channels_at, resolutions
 
 FILE = "discriminator.safetensors"  # in a generator's folder
@@ -55,12 +55,14 @@ class Epilogue(nn.Module):
     def forward(self, x: Tensor, embedded: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.group > 1:
             x = minibatch_std(x, self.group)
-        x = self.fc(wide(self.conv(x).flatten(1)))
-        out = self.out(x)
-        if embedded is None:
-            return out[:, 0], None
-        projected = (out * embedded).sum(dim=1) / math.sqrt(self.embedding)
-        return projected, (self.plain(x)[:, 0] if self.both else None)
+        x = wide(self.conv(x).flatten(1))
+        with uncast(x):
+            x = self.fc(x)
+            out = self.out(x)
+            if embedded is None:
+                return out[:, 0], None
+            projected = (out * embedded).sum(dim=1) / math.sqrt(self.embedding)
+            return projected, (self.plain(x)[:, 0] if self.both else None)
 
 
 class Discriminator(nn.Module):

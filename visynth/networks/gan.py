@@ -67,7 +67,9 @@ class _GAN(Generator):
         merged = {**(self.spec.sampler or {}), **options}
         self.check_options(merged)
         with torch.no_grad():
-            return self.integers(self.way(first, last, label, torch.linspace(0, 1, steps), **merged))
+            places, most = torch.linspace(0, 1, steps), self.spec.micro_batch
+            parts = [places[start : start + most] for start in range(0, steps, most)]
+            return torch.cat([self.integers(self.way(first, last, label, part, **merged)) for part in parts])
 
     def way(self, first: int, last: int, label: int, places: Tensor, **options: Any) -> Tensor:
         """Pictures about in [-1, 1] at places from 0 to 1."""
@@ -86,11 +88,16 @@ class _GAN(Generator):
     @classmethod
     def load_network(cls, spec: Spec, weights: dict[str, Tensor], device: str | torch.device) -> Any:
         """The network of a spec with its weights; its random start leaves the global generator alone."""
-        side, arguments = own_side(spec)
-        with torch.random.fork_rng(devices=[]):
-            network = cls.network_class(side, spec.channels, **arguments)
+        network = cls.empty(spec)
         network.load_state_dict(weights)
         return network.to(device)
+
+    @classmethod
+    def empty(cls, spec: Spec) -> Any:
+        """The network of a spec with random weights."""
+        side, arguments = own_side(spec)
+        with torch.random.fork_rng(devices=[]):
+            return cls.network_class(side, spec.channels, **arguments)
 
 
 def own_side(spec: Spec) -> tuple[int, dict[str, Any]]:
@@ -127,15 +134,14 @@ class StyleGAN2(_GAN):
     def values(self, seeds: Sequence[int], labels: Tensor, **options: Any) -> Tensor:
         return self.pictures(self.styles(seeds, labels, **options), seeds, options["noise"])
 
-    def styles(
-        self, seeds: Sequence[int], labels: Tensor, truncation: float, centre: str, mixing: float, **_: Any
-    ) -> Tensor:
+    def styles(self, seeds: Sequence[int], labels: Tensor, **options: Any) -> Tensor:
         """``[N, styles, w_dim]``, mixed and truncated."""
+        mixing = options["mixing"]
         ws = self.of_latents(seeding.noise(seeds, (self.network.z_dim,), "latent"), labels)
         if mixing:
             other = self.of_latents(seeding.noise(seeds, (self.network.z_dim,), "mixing"), labels)
             ws = mixed(ws, other, seeds, mixing)
-        return truncate(ws, self.centres(labels, centre), truncation)
+        return truncate(ws, self.centres(labels, options["centre"]), options["truncation"])
 
     def way(self, first: int, last: int, label: int, places: Tensor, **options: Any) -> Tensor:
         ends = self.styles([first, last], torch.tensor([label, label], device=self.device), **options)

@@ -22,6 +22,17 @@ def wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def uncast(x: Tensor) -> torch.autocast:
+    """No autocast within: layers of what :func:`wide` gave stay in float32, for styles, logits and pictures.
+
+    Example:
+        >>> with torch.autocast("cpu", torch.bfloat16), uncast(torch.ones(1)):
+        ...     nn.functional.linear(torch.ones(1, 1), torch.ones(1, 1)).dtype
+        torch.float32
+    """
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def lrelu(x: Tensor, gain: float = GAIN, clamp: float = 0.0) -> Tensor:
     """Leaky ReLU of slope 0.2 below zero, times ``gain``; above 0, ``clamp`` limits the result."""
     x = F.leaky_relu(x, 0.2) * gain
@@ -70,14 +81,10 @@ class Conv(nn.Module):
         size: of the kernel, 1 or 3.
         bias: and the rectifier after it.
         down: by FIR, at half the size.
-        clamp: limit of what comes out; 0 for none.
     """
 
-    def __init__(
-        self, inputs: int, outputs: int, size: int, bias: bool = True, down: bool = False, clamp: float = 0.0
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, size: int, bias: bool = True, down: bool = False) -> None:
         super().__init__()
-        self.clamp = clamp
         self.weight = nn.Parameter(torch.randn(outputs, inputs, size, size))
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
         self.down, self.scale = down, 1 / math.sqrt(inputs * size * size)
@@ -91,7 +98,7 @@ class Conv(nn.Module):
             x = conv_down(x, weight) + self.bias[:, None, None]
         else:
             x = F.conv2d(x, weight, self.bias, padding=weight.shape[2] // 2)
-        return lrelu(x, GAIN * gain, self.clamp * gain)
+        return lrelu(x, GAIN * gain)
 
 
 def minibatch_std(x: Tensor, group: int) -> Tensor:

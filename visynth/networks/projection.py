@@ -130,13 +130,15 @@ class Anchored(StyleGAN2):
 
     def _sample(self, seeds: Sequence[int], labels: Sequence[int], **options: Any) -> Samples:
         self.check_options(options)
-        chosen = [self._anchor(seed, label) for seed, label in zip(seeds, labels, strict=True)]
-        styles = self.styles(seeds, torch.tensor(labels, device=self.device), **options)
+        ws = self.styles(seeds, torch.tensor(labels, device=self.device), **options)
+        parents = [(self._anchor(seed, label).path,) for seed, label in zip(seeds, labels, strict=True)]
+        return Samples(self.integers(self.pictures(ws, seeds, options["noise"])), parents=parents)
+
+    def styles(self, seeds: Sequence[int], labels: Tensor, **options: Any) -> Tensor:
+        """``[N, styles, w_dim]``, each near the real image that its seed draws."""
+        chosen = [self._anchor(seed, label) for seed, label in zip(seeds, labels.tolist(), strict=True)]
         anchors = self.anchors[[row.number for row in chosen]].to(self.device)
-        ws = truncate(styles, anchors, options["strength"])
-        images = self.pictures(ws, seeds, options["noise"])
-        parents = [(row.path,) for row in chosen]
-        return Samples(self.integers(images), parents=parents)
+        return truncate(super().styles(seeds, labels, **options), anchors, options["strength"])
 
     def _anchor(self, seed: int, label: int) -> Row:
         groups = self.by_label[label]
@@ -175,18 +177,19 @@ def around(
         labels: of the images.
         names: of the images, which become the parents of samples.
         groups: of the images; they are drawn evenly.
-        strength: of the variations; by default the least of 0.2 to 0.8 at which at most 5 % of them are near-duplicates of their parents.
+        strength: of the variations; by default the least of 0.2 to 0.8 at which at most 5 % of those of any class are near-duplicates of their parents.
         steps: of each projection.
         say: called with words on the way.
 
     Returns:
-        The generator, and ``error`` (root mean square, of values in [-1, 1]), ``strength`` and ``copies`` (their share at that strength).
+        The generator, and ``error`` (root mean square, of values in [-1, 1]), ``strength`` and ``copies`` (their share at that strength, in the class that has most).
     """
     values = torch.from_numpy(images.astype(np.float32)).permute(0, 3, 1, 2) * (2 / base.spec.value_range[1]) - 1
     marks = torch.tensor(list(labels))
     styles, errors = [], []
-    for first in range(0, len(values), 32):
-        found = project(base, values[first : first + 32], marks[first : first + 32], steps)
+    together = 2 * base.spec.micro_batch
+    for first in range(0, len(values), together):
+        found = project(base, values[first : first + together], marks[first : first + together], steps)
         styles.append(found.styles.cpu())
         errors += found.error.tolist()
         say(f"projected {len(errors)} of {len(values)} images, root mean square error {np.mean(errors):.3f}")
@@ -196,26 +199,34 @@ def around(
         base.spec,
         network="stylegan2_projected",
         arguments={**base.spec.arguments, "side": side, "anchors": anchors},
-        sampler={"noise": "none"},
+        sampler={**(base.spec.sampler or {}), "noise": "none"},
     )
     made = Anchored(spec, base.network, torch.cat(styles), members=base.members, card=base.card)
     hashes = {name: perceptual_hash(image) for name, image in zip(names, images, strict=True)}
     tried = STRENGTHS if strength is None else (strength,)
-    copies = {value: copy_share(made, hashes, value) for value in tried}
-    chosen = next((value for value, share in copies.items() if share <= COPIES), tried[-1])
-    say(f"strength {chosen:g}: {copies[chosen]:.0%} of its pictures are near-duplicates of their parents")
-    spec = replace(spec, sampler={"noise": "none", "strength": chosen})
+    copies: dict[float, float] = {}
+    for chosen in tried:
+        shares = copy_shares(made, hashes, chosen)
+        worst = max(shares, key=lambda name: shares[name])
+        copies[chosen] = shares[worst]
+        if copies[chosen] <= COPIES:
+            break
+    say(f"strength {chosen:g}: {copies[chosen]:.0%} of the pictures of {worst!r} are near-duplicates of their parents")
+    spec = replace(spec, sampler={**(spec.sampler or {}), "strength": chosen})
     final = Anchored(spec, base.network, made.anchors, members=base.members, card=base.card)
     return final, {"error": float(np.mean(errors)), "strength": chosen, "copies": copies[chosen]}
 
 
-def copy_share(generator: Anchored, hashes: Mapping[str, str], strength: float, count: int = 96) -> float:
-    """Share of variations whose perceptual hash is within 4 bits of their parent's."""
-    present = [label for label, groups in enumerate(generator.by_label) if groups]
-    seeds = list(range(count))
-    samples = generator.sample(seeds, [present[seed % len(present)] for seed in seeds], strength=strength)
-    near = [
-        distances([perceptual_hash(image.permute(1, 2, 0).numpy())], [hashes[parents[0]]])[0, 0] <= NEAR
-        for image, parents in zip(samples.images, samples.parents or (), strict=True)
-    ]
-    return float(np.mean(near))
+def copy_shares(generator: Anchored, hashes: Mapping[str, str], strength: float, count: int = 48) -> dict[str, float]:
+    """Of each class, the share of ``count`` variations whose perceptual hash is within 4 bits of their parent's."""
+    shares = {}
+    for label, groups in enumerate(generator.by_label):
+        if not groups:
+            continue
+        samples = generator.sample(range(count), [label] * count, strength=strength)
+        near = [
+            distances([perceptual_hash(image.permute(1, 2, 0).numpy())], [hashes[parents[0]]])[0, 0] <= NEAR
+            for image, parents in zip(samples.images, samples.parents or (), strict=True)
+        ]
+        shares[generator.classes[label]] = float(np.mean(near))
+    return shares

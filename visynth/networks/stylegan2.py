@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812, the field's name
 
 from visynth.errors import UsageError
-from visynth.networks.layers import Linear, lrelu, unit_moment, wide
+from visynth.networks.layers import Linear, lrelu, uncast, unit_moment, wide
 from visynth.networks.resample import conv_up, upsample
 
 
@@ -69,6 +69,10 @@ class Mapping(nn.Module):
         self, z: Tensor | None, labels: Tensor | None, strength: float = 1.0, noise: Tensor | None = None
     ) -> Tensor:
         """Styles of latents ``[N, z_dim]`` (None in a discriminator) and labels ``[N]`` or probabilities ``[N, classes]``."""
+        with uncast(next(self.parameters())):
+            return self._styles(z, labels, strength, noise)
+
+    def _styles(self, z: Tensor | None, labels: Tensor | None, strength: float, noise: Tensor | None) -> Tensor:
         parts = [] if z is None else [unit_moment(z.to(next(self.parameters()).dtype))]
         if self.classes:
             assert labels is not None
@@ -100,7 +104,8 @@ def modulated_conv(x: Tensor, weight: Tensor, style: Tensor, demodulate: bool = 
     y = conv_up(x, weight) if up else F.conv2d(x, weight.to(x.dtype), padding=weight.shape[2] // 2)
     if not demodulate:
         return y
-    power = wide(style).square() @ wide(weight).square().sum(dim=(2, 3)).t()  # [N, O]
+    with uncast(x):
+        power = wide(style).square() @ wide(weight).square().sum(dim=(2, 3)).t()  # [N, O]
     return y * (power + 1e-8).rsqrt().to(y.dtype)[:, :, None, None]
 
 
@@ -168,7 +173,8 @@ class Block(nn.Module):
         for conv, w, field in zip(self.convs, ws, noise, strict=False):
             x = conv(x, w, field)
         made = self.torgb(x, ws[-1])
-        return x, made if image is None else upsample(image) + made
+        with uncast(made):
+            return x, made if image is None else upsample(image) + made
 
 
 class Synthesis(nn.Module):
@@ -193,23 +199,22 @@ class Synthesis(nn.Module):
         """Shape of the noise of each convolution, in order."""
         return [tuple(conv.noise_const.shape) for block in self.blocks() for conv in block.convs]  # type: ignore[misc]
 
-    def forward(self, ws: Tensor, noise: Sequence[Tensor | None] | str = "const", until: int | None = None) -> Tensor:
+    def forward(self, ws: Tensor, noise: Sequence[Tensor | None] | str = "const") -> Tensor:
         """Pictures ``[N, C, size, size]``, about in [-1, 1].
 
         Args:
             ws: ``[N, styles, w_dim]``.
             noise: a field ``[N, 1, H, W]`` for each convolution, or ``"const"`` (the stored ones), or ``"none"``.
-            until: give the picture of this lower resolution.
         """
-        return self._pictures(ws, noise, until or self.sizes[-1])[-1]
+        return self._pictures(ws, noise)[-1]
 
     def both(self, ws: Tensor, noise: Sequence[Tensor | None] | str, low: int) -> tuple[Tensor, Tensor]:
         """The pictures at full size, and those of a lower resolution that they are built on."""
-        pictures = self._pictures(ws, noise, self.sizes[-1])
+        pictures = self._pictures(ws, noise)
         return pictures[-1], pictures[self.sizes.index(low)]
 
-    def _pictures(self, ws: Tensor, noise: Sequence[Tensor | None] | str, until: int) -> list[Tensor]:
-        """The pictures of every resolution up to one."""
+    def _pictures(self, ws: Tensor, noise: Sequence[Tensor | None] | str) -> list[Tensor]:
+        """The pictures of every resolution."""
         x: Tensor | None = None
         pictures: list[Tensor] = []
         fields = list(self._fields(noise))
@@ -222,8 +227,6 @@ class Synthesis(nn.Module):
             x, image = block(x, pictures[-1] if pictures else None, styles, fields[place : place + count])
             pictures.append(image)
             place += count
-            if resolution == until:
-                break
         return pictures
 
     def _fields(self, noise: Sequence[Tensor | None] | str) -> Sequence[Tensor | None]:
@@ -308,8 +311,8 @@ class StyleGAN2(nn.Module):
         return made
 
 
-def truncate(ws: Tensor, centre: Tensor, psi: float, cutoff: int | None = None) -> Tensor:
-    """Styles drawn towards a centre ``[w_dim]``, ``[N, w_dim]`` or as the styles: ``centre + psi (w - centre)`` for the first ``cutoff`` ones.
+def truncate(ws: Tensor, centre: Tensor, psi: float) -> Tensor:
+    """Styles drawn towards a centre ``[w_dim]``, ``[N, w_dim]`` or as the styles: ``centre + psi (w - centre)``.
 
     Source: Brock et al., "Large scale GAN training" (ICLR 2019), section 3.1, as StyleGAN uses it in w.
 
@@ -320,8 +323,7 @@ def truncate(ws: Tensor, centre: Tensor, psi: float, cutoff: int | None = None) 
     if psi == 1:
         return ws
     centre = centre[:, None] if centre.ndim == 2 else centre
-    drawn = torch.lerp(centre.expand_as(ws).to(ws.dtype), ws, psi)
-    return drawn if cutoff is None else torch.cat([drawn[:, :cutoff], ws[:, cutoff:]], dim=1)
+    return torch.lerp(centre.expand_as(ws).to(ws.dtype), ws, psi)
 
 
 def crossed(ws: Tensor, other: Tensor, cuts: Sequence[float]) -> Tensor:
