@@ -2,7 +2,8 @@
 
 Manual optimisation, because two networks take turns. A *step* sees ``accumulate`` batches: the discriminator learns from all of them, then the generator. Every
 random number belongs to a position of the stream (:mod:`visynth.lightning_modules.latents`), and means over the joined batch are exchanged between processes, so
-that the same positions give the same step however they are split. The budget is counted in thousands of real images shown (kimg).
+that the same positions give the same step however they are split over processes, and, without batch norm and minibatch standard deviation, over accumulated batches.
+The budget is counted in thousands of real images shown (kimg).
 """
 
 from __future__ import annotations

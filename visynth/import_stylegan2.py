@@ -64,6 +64,4 @@ def _complete(path: str | Path, found: Mapping[str, Any], network: Any) -> None:
         if name not in found or found[name].shape != value.shape
     ]
     if wrong:
-        raise DataError(
-            f"{path} is not a whole StyleGAN2 generator; {len(wrong)} tensors do not fit:\n{listing(wrong)}"
-        )
+        raise DataError(f"{path} is not a whole StyleGAN2 generator:\n{listing(wrong)}")

@@ -234,9 +234,11 @@ def long_tail(name: str, seed: int) -> Callable[[Path, Path], dict[str, Any]]:
         keep(out / f"digits_{name}_{seed}", images, labels)
         real, made = features(critic, pool.images), features(critic, images)
         found = qualities(real, pool.labels, made, labels, classes)
+        rest = pool.images[np.setdiff1d(rare, kept)]
         return {
             "images": int(module.images_seen),
             "seconds": round(seconds),
+            "near copies": near_copies(images[labels == classes.index(RARE)], pool.images[kept], rest),
             "judge's accuracy": round(accuracy, 3),
             "recall": {c: round(recall(real[pool.labels == k], made[labels == k]), 3) for k, c in enumerate(classes)},
             "made of its class": {
@@ -247,6 +249,16 @@ def long_tail(name: str, seed: int) -> Callable[[Path, Path], dict[str, Any]]:
         }
 
     return run
+
+
+def near_copies(made: np.ndarray, seen: np.ndarray, others: np.ndarray) -> float:
+    """Share of made images that are nearer to one that was trained on than 99 % of other real images of the class are, by pixels."""
+
+    def nearest(images: np.ndarray) -> np.ndarray:
+        a, b = (part.astype(np.float32).reshape(len(part), -1) for part in (images, seen))
+        return np.sqrt(((a[:, None] - b[None]) ** 2).mean(axis=2)).min(axis=1)
+
+    return round(float((nearest(made) < np.quantile(nearest(others), 0.01)).mean()), 3)
 
 
 def magnetic_tile(data: Path, out: Path) -> dict[str, Any]:
@@ -304,7 +316,7 @@ def tables(lines: dict[str, dict[str, Any]]) -> None:
             others = [c for c in run["recall"] if c != RARE]
             print(
                 f"| {name} | {run['images']:,} | {run['recall'][RARE]:.2f} | {kid[RARE]:.3f} | {run['made of its class'][RARE]:.2f} | "
-                f"{np.mean([run['recall'][c] for c in others]):.2f} | {np.mean([kid[c] for c in others]):.3f} |"
+                f"{np.mean([run['recall'][c] for c in others]):.2f} | {np.mean([kid[c] for c in others]):.3f} | {run['near copies']:.2f} |"
             )
 
 

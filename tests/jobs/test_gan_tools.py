@@ -220,6 +220,9 @@ def test_a_sweep_of_gamma_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys
     assert main(words) == 0
     assert "is finished" in capsys.readouterr().out
     assert (tmp_path / "s" / "gamma_x4" / "generator" / "model.safetensors").stat().st_mtime_ns == before
+    assert main(["fit", "sweep", config, "--out", "few", "--count", "10"]) == 64
+    assert "10 images are too few to measure KID with" in capsys.readouterr().err
+    assert not list((tmp_path / "few").glob("gamma*"))  # told before anything was trained
     other = str(resources.files("visynth.configs") / "smoke" / "diffusion.yaml")
     assert main(["fit", "sweep", other, "--out", "t"]) == 64
     assert "trains a Diffusion, which has no gamma to choose" in capsys.readouterr().err

@@ -219,6 +219,8 @@ class TestDiffAugment:
         told = np.full((1, 7), 0.5)
         told[0, 0] = 0.9
         assert torch.allclose(diffaugment(x, told, ["colour"]), x + 0.4)
+        seen = diffaugment(x[:, :2], told, ["colour"])  # grey and alpha
+        assert torch.allclose(seen, x[:, :2] + torch.tensor([0.4, 0.0])[:, None, None])
 
 
 class TestControl:

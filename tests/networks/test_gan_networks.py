@@ -63,6 +63,10 @@ class TestBigGAN:
             layer(torch.randn(1, 6, 4, 4))
         assert torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2).item() == pytest.approx(1, abs=1e-3)
 
+    def test_attention_where_there_is_no_layer_is_told(self) -> None:
+        with pytest.raises(UsageError, match="attention must be 0 or one of 8, 16, 32 pixels, but got 64"):
+            BigGAN(32, 1, 2, z_dim=12, width=4, shared=8, attention=64)
+
     def test_attention_starts_as_the_identity(self) -> None:
         layer, x = Attention(8), torch.randn(2, 8, 4, 4)
         assert torch.equal(layer(x), x)

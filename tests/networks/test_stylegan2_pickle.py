@@ -214,6 +214,16 @@ class TestHostile:
 
 
 class TestOther:
+    def test_a_generator_that_is_not_whole(self, stand_ins, tmp_path) -> None:
+        network = filled(StyleGAN2(16, 1, 0, 24, 32, 512, 48, 2))
+        weights = weights_of(network)
+        del weights["mapping.w_avg"]
+        told = {"z_dim": 24, "synthesis_kwargs": {"channel_base": 512, "conv_clamp": None}}
+        path = stand_ins(tmp_path / "network.pkl", G_ema=("Generator", weights, told))
+        with pytest.raises(DataError, match=r"not a whole StyleGAN2 generator:\n  - mapping.w_avg: missing"):
+            import_stylegan2(path, tmp_path / "generator")
+        assert not (tmp_path / "generator").exists()
+
     def test_files_that_are_none(self, tmp_path) -> None:
         (tmp_path / "torn.pkl").write_bytes(b"\x80\x04\x95")
         with pytest.raises(DataError, match="is not a StyleGAN2 pickle that can be read"):

@@ -20,7 +20,7 @@ def diffaugment(images: Tensor, uniform: NDArray[np.float64], kinds: Collection[
     """Augmented images.
 
     Args:
-        images: ``[N, C, S, S]`` about in [-1, 1].
+        images: ``[N, C, S, S]`` about in [-1, 1], of 1 to 4 channels; a second or fourth one is alpha and keeps its values in "colour".
         uniform: ``[N, 7]`` in [0, 1).
         kinds: out of "colour", "translation" and "cutout".
 
@@ -39,11 +39,13 @@ def diffaugment(images: Tensor, uniform: NDArray[np.float64], kinds: Collection[
 
 
 def _colour(images: Tensor, told: Tensor) -> Tensor:
+    shown = images.shape[1] - (images.shape[1] in (2, 4))
+    images, alpha = images[:, :shown], images[:, shown:]
     images = images + (told[:, 0] - 0.5)
     grey = images.mean(dim=1, keepdim=True)
     images = (images - grey) * (told[:, 1] * 2) + grey
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    return (images - mean) * (told[:, 2] + 0.5) + mean
+    return torch.cat([(images - mean) * (told[:, 2] + 0.5) + mean, alpha], dim=1)
 
 
 def _translation(images: Tensor, told: Tensor) -> Tensor:
