@@ -9,7 +9,7 @@ from visynth.data.training import FEW
 from visynth.errors import UsageError
 
 FEW_GROUPS = 10  # parts, scenes or patients below which many images are still few
-TOO_FEW = 20  # images below which an adversarial training from scratch only copies them
+TOO_FEW = 20  # images below which an adversarial training from scratch is refused
 INSTEAD = (
     "composition or inpainting (masks; 'visynth trial' measures what they do), image-to-image with a foundation model, or transfer from a "
     "generator of more images, may serve them better"

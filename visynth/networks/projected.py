@@ -77,7 +77,7 @@ class ProjectedDiscriminator(nn.Module):
             if self.classes:
                 made = (made * self.embed(labels)[:, :, None]).sum(dim=1) / math.sqrt(EMBEDDING)
             logits.append(made.flatten(1))
-        return torch.cat(logits, dim=1)
+        return wide(torch.cat(logits, dim=1))
 
     def _features(self, x: Tensor) -> list[Tensor]:
         found = []
