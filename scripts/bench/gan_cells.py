@@ -3,7 +3,7 @@
     OMP_WAIT_POLICY=PASSIVE .venv/bin/python scripts/bench/gan_cells.py --data ../shared/data [--cells NAME ...] [--threads 1]
 
 ``neu_*`` (10 minutes each): NEU-DET at 32 px, generators of at most 1.5 million parameters. ``digits_*`` (5 minutes each): digits at 16 px with one class cut to
-20 images, plain conditioning against two options for few images, three seeds. ``magnetic_tile`` (60): variations of projected defects against composition.
+20 images, plain conditioning against options for few images, three seeds; ``*_x3`` three times as long. ``magnetic_tile`` (60): variations of projected defects against composition.
 KID is measured with a small classifier that was trained on the real images alone, before any generator and by none of them. ``--tables`` prints what there is.
 """
 
@@ -202,7 +202,7 @@ def qualities(real: Any, real_labels: Any, made: Any, labels: Any, classes: tupl
     return per_class(sides[0], sides[1], "judge", frechet=False)
 
 
-def long_tail(name: str, seed: int) -> Callable[[Path, Path], dict[str, Any]]:
+def long_tail(name: str, seed: int, times: int = 1) -> Callable[[Path, Path], dict[str, Any]]:
     def run(data: Path, out: Path) -> dict[str, Any]:
         whole = GeneratorData("sklearn:digits", 16)
         whole.setup()
@@ -223,15 +223,16 @@ def long_tail(name: str, seed: int) -> Callable[[Path, Path], dict[str, Any]]:
             most=64,
             z_dim=64,
             w_dim=64,
-            kimg=KIMG,
+            kimg=times * KIMG,
             augment_kinds=kinds,
             seed=seed,
             allow_few=True,
             **options,
         )
-        seconds = train(module, given, 5.0, out / f"digits_{name}_{seed}")
+        cell = f"digits_{name}_{seed}" + (f"_x{times}" if times > 1 else "")
+        seconds = train(module, given, 5.0 * times, out / cell)
         images, labels, _ = samples_of(module, 150)
-        keep(out / f"digits_{name}_{seed}", images, labels)
+        keep(out / cell, images, labels)
         real, made = features(critic, pool.images), features(critic, images)
         found = qualities(real, pool.labels, made, labels, classes)
         rest = pool.images[np.setdiff1d(rare, kept)]
@@ -287,6 +288,7 @@ def magnetic_tile(data: Path, out: Path) -> dict[str, Any]:
 CELLS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     **{f"neu_{name}": neu(name) for name in NEU},
     **{f"digits_{name}_{seed}": long_tail(name, seed) for seed in range(3) for name in LONG_TAIL},
+    **{f"digits_{name}_0_x3": long_tail(name, 0, 3) for name in ("plain", "balanced")},
     "magnetic_tile": magnetic_tile,
 }
 
@@ -310,8 +312,8 @@ def tables(lines: dict[str, dict[str, Any]]) -> None:
             f"| real halves (95th percentile) | | | | {' | '.join(str(q['kid'].get('null_high')) for q in first['quality'])} | {first['accuracy'][0]:.2f} |"
         )
     for name in LONG_TAIL:
-        runs = [lines[f"digits_{name}_{seed}"] for seed in range(3) if f"digits_{name}_{seed}" in lines]
-        for run in runs:
+        cells = [f"digits_{name}_{seed}{times}" for times in ("", "_x3") for seed in range(3)]
+        for run in [lines[cell] for cell in cells if cell in lines]:
             kid = {q["class"]: q["kid"]["value"] for q in run["quality"]}
             others = [c for c in run["recall"] if c != RARE]
             print(
