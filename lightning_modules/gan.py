@@ -23,7 +23,7 @@ from visynth.lightning_modules.guard import set_rates
 from visynth.lightning_modules.latents import Latents, latents
 from visynth.networks import ada
 from visynth.networks.diffusion import to_values
-from visynth.networks.layers import wide
+from visynth.networks.layers import uncast, wide
 
 
 @dataclass
@@ -156,7 +156,7 @@ class AdversarialModule(GANModule):
         total = torch.zeros((), device=self.device)
         for loss_of in losses:
             loss = loss_of() / len(losses)
-            with torch.autocast(self.device.type, enabled=False):  # penalties are differentiated twice in float32
+            with uncast(loss):  # penalties are differentiated twice in float32
                 loss.backward()
             total += loss.detach()
         distributed.average_gradients(parameters)
@@ -204,19 +204,19 @@ class AdversarialModule(GANModule):
         self, views: Sequence[Tensor], labels: Tensor, positions: Sequence[int], purpose: str
     ) -> list[tuple[float, Tensor]]:
         """Logits of augmented views; all views of an image are augmented by the same numbers, in full precision: places need it."""
-        with torch.autocast(self.device.type, enabled=False):
+        with uncast(views[0]):
             seen = [self.augmenter(wide(v), positions, purpose, float(self.ada_p)) for v in views]
         return self.logits(seen, labels)
 
     def _judged_real(self, real: Tensor, micro: Micro) -> list[tuple[float, Tensor]]:
-        with torch.autocast(self.device.type, enabled=False):
+        with uncast(real):
             views = self.views(real)
         return self._judged(views, micro.labels, micro.positions, "real")
 
     def penalty(self, images: Tensor, labels: Tensor, logits: Tensor, positions: Sequence[int], purpose: str) -> Tensor:
         """R1 or R2 of each image, through its augmentation; always in float32."""
         again = torch.is_autocast_enabled(self.device.type)
-        with torch.autocast(self.device.type, enabled=False):
+        with uncast(images):
             if again:
                 logits = self._judged([images.float()], labels, positions, purpose)[0][1]
             return gradient_penalty(logits.flatten(1).mean(dim=1) if logits.ndim > 1 else logits, images)

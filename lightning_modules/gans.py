@@ -22,7 +22,7 @@ from visynth.networks import cgan
 from visynth.networks import gan as generators
 from visynth.networks.biggan import BigGANDiscriminator
 from visynth.networks.discriminator import Discriminator
-from visynth.networks.layers import wide
+from visynth.networks.layers import uncast, wide
 from visynth.networks.norm import measure
 from visynth.networks.projected import ProjectedDiscriminator
 from visynth.networks.resample import downsample
@@ -196,7 +196,7 @@ class StyleGAN2(AdversarialModule):
             return None
         drawn = self.draw("path", micro.positions)
         ws = self.styles(drawn)
-        with torch.autocast(self.device.type, enabled=False):
+        with uncast(ws):
             images = self.network.synthesis(wide(ws), self._fields("path", micro.positions))
             noise = seeding.noise(micro.positions, images.shape[1:], f"gan/{told.seed}/path/direction").to(images)
             lengths = path_lengths(images, ws, noise)

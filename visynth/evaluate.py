@@ -226,10 +226,7 @@ def assign_splits(images: ImageSet, members: Sequence[Member]) -> ImageSet:
     Raises:
         DataError: images that the data call test or validation, but that the generator was fitted on (all listed).
     """
-    candidates = images.members("test")
-    overlaps = members_file.overlaps(candidates, members)
-    met = {o.candidate: o.member for o in overlaps if o.how != "near-duplicate"}
-    like = {o.candidate: o.member for o in overlaps if o.how == "near-duplicate" and o.member.split == "train"}
+    met, like = members_file.meetings(images.members("test"), members)
     leaked = [
         f"{item.name} ({item.split}) was the training image {met[item.name].path}"
         for item in images.items
@@ -243,7 +240,7 @@ def assign_splits(images: ImageSet, members: Sequence[Member]) -> ImageSet:
     for item in images.items:
         member = met.get(item.name)
         split = item.split or (member.split if member else "test")
-        if split == "test" and item.name in like:
+        if split == "test" and item.name in like and like[item.name].split == "train":
             continue  # a near-copy of a training image would test what was learned by heart
         kept.append(replace(item, split=split, group=item.group or (member.group if member else item.name)))
     return replace(images, items=tuple(kept))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from visynth.errors import DataError, UsageError, listing
-from visynth.files import ensure_writable, hash_file
+from visynth.errors import DataError, UsageError
+from visynth.files import hash_file
 
 
 def import_stylegan2(
@@ -39,9 +38,10 @@ def import_stylegan2(
         raise UsageError(f"{path} knows {count} classes, but {len(names)} names were given: {', '.join(names)}.")
     together = max(1, min(16, 16 * 256**2 // size**2))  # pictures of 1024 pixels one by one
     spec = Spec("stylegan2", arguments, names, channels, (size, size), sampler={"noise": "const"}, micro_batch=together)
-    _complete(path, found.generator, StyleGAN2.empty(spec))
-    folder = ensure_writable(out)
-    made = StyleGAN2.build(spec, found.generator, "cpu")
+    try:
+        made = StyleGAN2.build(spec, found.generator, "cpu")
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
     made.card = {
         "task": "StyleGAN2, imported",
         "source": Path(path).name,
@@ -49,19 +49,4 @@ def import_stylegan2(
         "licence": "as its source says; it is not known to visynth",
         "made by": "visynth import-stylegan2",
     }
-    return made.save(folder, stored(found.discriminator) if found.discriminator else None)
-
-
-def _complete(path: str | Path, found: Mapping[str, Any], network: Any) -> None:
-    """Every tensor that the network has must have come, in its shape.
-
-    Raises:
-        DataError: names those that did not.
-    """
-    wrong = [
-        f"{name}: {tuple(found[name].shape) if name in found else 'missing'}, but {tuple(value.shape)} is needed"
-        for name, value in network.state_dict().items()
-        if name not in found or found[name].shape != value.shape
-    ]
-    if wrong:
-        raise DataError(f"{path} is not a whole StyleGAN2 generator:\n{listing(wrong)}")
+    return made.save(out, stored(found.discriminator) if found.discriminator else None)

@@ -146,5 +146,14 @@ def overlaps(candidates: Sequence[Member], members: Sequence[Member]) -> list[Ov
     return found
 
 
+def meetings(candidates: Sequence[Member], members: Sequence[Member]) -> tuple[dict[str, Member], dict[str, Member]]:
+    """By the candidate's path, the member that it is (the same file or pixels), and the one that it is a near-duplicate of."""
+    same: dict[str, Member] = {}
+    like: dict[str, Member] = {}
+    for overlap in overlaps(candidates, members):
+        (like if overlap.how == "near-duplicate" else same)[overlap.candidate] = overlap.member
+    return same, like
+
+
 def _line(member: Member) -> str:
     return canonical_json(asdict(member))

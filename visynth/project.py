@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from visynth.data.items import ImageSet
+from visynth.data.items import ImageSet, Item
 from visynth.data.training import FITS, fit_to, to_channels
 from visynth.errors import DataError, UsageError, choices
 from visynth.files import ensure_writable
 from visynth.generator import Generator, load_generator
-from visynth.members import overlaps
+from visynth.members import Member, meetings
 from visynth.pictures import grid, png, to_display
 from visynth.seeds import noise
 
@@ -72,7 +72,7 @@ def project_images(
             f"classes {choices(unknown or images.classes)} are not in both the generator ({choices(base.classes)}) and the images ({choices(images.classes)})."
         )
     folder = ensure_writable(out)
-    images = _for_training(base, images, names, say)
+    images, prints = _for_training(base, images, names, say)
     items = [item for name in names for item in _some(images, name, limit)]
     pixels = np.stack([_pixels(images, item, base, fit) for item in items])
     made, found = around(
@@ -85,7 +85,7 @@ def project_images(
         steps,
         say,
     )
-    made.members = tuple(_members(base, images, items))
+    made.members = tuple(_members(base, items, prints))
     made.card = {
         **base.card,
         "task": "variations of projected real images (StyleGAN2)",
@@ -104,27 +104,32 @@ def project_images(
     return made
 
 
-def _for_training(base: Generator, images: ImageSet, names: Sequence[str], say: Callable[[str], None]) -> ImageSet:
-    """Images of some classes, with the groups that they had in the generator's training; what it held out, and near-copies of that, are left out."""
+def _for_training(
+    base: Generator, images: ImageSet, names: Sequence[str], say: Callable[[str], None]
+) -> tuple[ImageSet, dict[str, Member]]:
+    """Images of some classes with the groups that they had in the generator's training, and their fingerprints by name.
+
+    What the training held out, and near-copies of that, are left out.
+    """
     chosen = images.select(lambda item: item.labels in [(name,) for name in names] and item.split in ("", "train"))
-    met = {o.candidate: o for o in overlaps(chosen.members("train"), base.members)}
+    prints = {member.path: member for member in chosen.members("train")}
+    same, like = meetings(list(prints.values()), base.members)
     kept = []
     for item in chosen.items:
-        found = met.get(item.name)
-        group = item.group or (found.member.group if found is not None and found.how != "near-duplicate" else "")
-        if found is None or found.member.split == "train":
-            kept.append(replace(item, group=group))
+        own = same.get(item.name)
+        if (own or like.get(item.name, prints[item.name])).split == "train":
+            kept.append(replace(item, group=item.group or (own.group if own else "")))
     left = len(chosen.items) - len(kept)
     if left:
         say(
             f"{left} images were held out when the generator was trained, or are like one that was: they are left alone"
         )
-    return replace(chosen, items=tuple(kept))
+    return replace(chosen, items=tuple(kept)), prints
 
 
 def _some(images: ImageSet, name: str, limit: int) -> list[Any]:
-    """Training images of a class: all, or ``limit`` of them, taking groups in turn."""
-    items = [item for item in images.items if item.labels == (name,) and item.split in ("", "train")]
+    """Images of a class: all, or ``limit`` of them, taking groups in turn."""
+    items = [item for item in images.items if item.labels == (name,)]
     if not items:
         raise DataError(f"there is no training image of {name!r} alone to project.")
     groups: dict[str, list[Any]] = {}
@@ -142,10 +147,10 @@ def _pixels(images: ImageSet, item: Any, generator: Any, fit: str) -> Any:
     return fit_to(image, (side, side), fit)
 
 
-def _members(base: Generator, images: ImageSet, items: list[Any]) -> list[Any]:
+def _members(base: Generator, items: Sequence[Item], prints: Mapping[str, Member]) -> list[Member]:
     """The generator's own real images and those that were projected: the leak guard must know both."""
     known = {member.sha256 for member in base.members if member.split == "train"}
-    more = [images.member(item, "train") for item in items]
+    more = [replace(prints[item.name], group=item.group or item.name) for item in items]
     return [*base.members, *(member for member in more if member.sha256 not in known)]
 
 

@@ -44,7 +44,7 @@ def sweep(
         UsageError: a configuration without gamma, or factors that are not positive.
     """
     from visynth.generator import load_generator
-    from visynth.training import _parsed, fit
+    from visynth.training import _connect, _parsed, fit
 
     if not factors or min(factors) <= 0:
         raise UsageError(f"factors must be positive, but got {list(factors)}.")
@@ -53,9 +53,7 @@ def sweep(
         raise UsageError(f"{config} trains a {type(cli.model).__name__}, which has no gamma to choose.")
     root = Path(out)
     ensure_writable(root)
-    cli.datamodule.setup("fit")
-    cli.model._trainer = cli.trainer
-    cli.trainer._data_connector.attach_datamodule(cli.model, cli.datamodule)
+    _connect(cli)
     cli.model.facts, cli.model.hparams["gamma"] = cli.datamodule.facts, None  # none told: the rule's
     auto = cli.model.gamma()
     judge = Judge(cli.datamodule, count)
@@ -64,14 +62,8 @@ def sweep(
         gamma, run = factor * auto, root / f"gamma_x{factor:g}"
         words = [
             *("-c", str(config), "--trainer.default_root_dir", str(run), "--trainer.devices", "1"),
-            *(
-                "--model.init_args.gamma",
-                repr(gamma),
-                "--model.init_args.kimg",
-                repr(float(kimg)),
-                "--trainer.max_steps",
-                "-1",
-            ),
+            *("--model.init_args.gamma", repr(gamma), "--model.init_args.kimg", repr(float(kimg))),
+            *("--trainer.max_steps", "-1"),
         ]
         value: float | None = None
         try:

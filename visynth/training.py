@@ -94,12 +94,17 @@ def export(run: str | Path, out: str | Path, ema: float | None = None) -> Path:
 
     cli = _parsed(["--config", str(run / "config.yaml"), "--trainer.default_root_dir", str(run)], logger=False)
     found = torch.load(KeepLast.path(run), map_location="cpu", weights_only=True)
-    cli.datamodule.setup("fit")
-    cli.model._trainer = cli.trainer
-    cli.trainer._data_connector.attach_datamodule(cli.model, cli.datamodule)
+    _connect(cli)
     cli.model.on_load_checkpoint(found)
     cli.model.load_state_dict(found["state_dict"], strict=cli.model.strict_loading)
     return Path(cli.model.export(out, ema))
+
+
+def _connect(cli: Any) -> None:
+    """Trainer, model and data know each other and the data are read, without a fit."""
+    cli.datamodule.setup("fit")
+    cli.model._trainer = cli.trainer
+    cli.trainer._data_connector.attach_datamodule(cli.model, cli.datamodule)
 
 
 def _parsed(words: Sequence[str], logger: bool = True) -> Any:

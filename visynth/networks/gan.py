@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from visynth import seeds as seeding
-from visynth.errors import UsageError, choices
+from visynth.errors import DataError, UsageError, choices, listing
 from visynth.generator import Generator, Samples, Spec
 from visynth.networks import cgan
 from visynth.networks.biggan import BigGAN as BigGANNetwork
@@ -87,17 +87,23 @@ class _GAN(Generator):
 
     @classmethod
     def load_network(cls, spec: Spec, weights: dict[str, Tensor], device: str | torch.device) -> Any:
-        """The network of a spec with its weights; its random start leaves the global generator alone."""
-        network = cls.empty(spec)
-        network.load_state_dict(weights)
-        return network.to(device)
+        """The network of a spec with its weights; its random start leaves the global generator alone.
 
-    @classmethod
-    def empty(cls, spec: Spec) -> Any:
-        """The network of a spec with random weights."""
+        Raises:
+            DataError: weights that are missing or of another shape, all of them told.
+        """
         side, arguments = own_side(spec)
         with torch.random.fork_rng(devices=[]):
-            return cls.network_class(side, spec.channels, **arguments)
+            network = cls.network_class(side, spec.channels, **arguments)
+        wrong = [
+            f"{name}: {tuple(weights[name].shape) if name in weights else 'missing'}, but {tuple(value.shape)} is needed"
+            for name, value in network.state_dict().items()
+            if name not in weights or weights[name].shape != value.shape
+        ]
+        if wrong:
+            raise DataError(f"the weights are not a whole {cls.__name__} generator:\n{listing(wrong)}")
+        network.load_state_dict(weights)
+        return network.to(device)
 
 
 def own_side(spec: Spec) -> tuple[int, dict[str, Any]]:

@@ -130,15 +130,21 @@ class Anchored(StyleGAN2):
 
     def _sample(self, seeds: Sequence[int], labels: Sequence[int], **options: Any) -> Samples:
         self.check_options(options)
-        ws = self.styles(seeds, torch.tensor(labels, device=self.device), **options)
-        parents = [(self._anchor(seed, label).path,) for seed, label in zip(seeds, labels, strict=True)]
+        chosen = self._chosen(seeds, labels)
+        ws = self._near(chosen, seeds, torch.tensor(labels, device=self.device), **options)
+        parents = [(row.path,) for row in chosen]
         return Samples(self.integers(self.pictures(ws, seeds, options["noise"])), parents=parents)
 
     def styles(self, seeds: Sequence[int], labels: Tensor, **options: Any) -> Tensor:
         """``[N, styles, w_dim]``, each near the real image that its seed draws."""
-        chosen = [self._anchor(seed, label) for seed, label in zip(seeds, labels.tolist(), strict=True)]
+        return self._near(self._chosen(seeds, labels.tolist()), seeds, labels, **options)
+
+    def _near(self, chosen: Sequence[Row], seeds: Sequence[int], labels: Tensor, **options: Any) -> Tensor:
         anchors = self.anchors[[row.number for row in chosen]].to(self.device)
         return truncate(super().styles(seeds, labels, **options), anchors, options["strength"])
+
+    def _chosen(self, seeds: Sequence[int], labels: Sequence[int]) -> list[Row]:
+        return [self._anchor(seed, label) for seed, label in zip(seeds, labels, strict=True)]
 
     def _anchor(self, seed: int, label: int) -> Row:
         groups = self.by_label[label]
