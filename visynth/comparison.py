@@ -36,6 +36,7 @@ from visynth.metrics.verdict import (
     detectable,
     interval,
 )
+from visynth.errors import DataError
 from visynth.report import ClassVerdict, arms, text
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def _run_stored(
 
 def _run_cell(cell: Cell, tables: Tables, learner: str, seed: int, only: Sequence[str] | None = None) -> Outcomes:
     fitter = plugins.load("learners", learner)()
-    items = arming.build_arms(cell, seed)
+    items = arming.build_arms(cell, seed, tables)
     folds = inner_folds(items["real"], sorted({cell.groups[row] for row in cell.train}), INNER_FOLDS, cell.draw)
     outcomes: Outcomes = {}
     for name, arm in items.items():
@@ -166,9 +167,19 @@ def _run_cell(cell: Cell, tables: Tables, learner: str, seed: int, only: Sequenc
 
 
 def add_dense(results: Results, cells: Sequence[Cell], head: DenseHead, seed: int = 0) -> None:
-    """The arm "dense": the mask-supervised head on each cell's real images."""
+    """The arm "dense": the mask-supervised head on each cell's real images.
+
+    Raises:
+        DataError: in some cell no training image of the class has a mask: the arm is given for all cells or for none.
+    """
+    without = [cell for cell in cells if not head.can_learn(cell.train[cell.positive[cell.train]])]
+    if without:
+        raise DataError(
+            f"the dense head learns where the class is from masks, but in {len(without)} of {len(cells)} cells no training image of "
+            f"{results.label} has one."
+        )
     for cell in cells:
-        items = arming.build_arms(cell, seed)["real"]
+        items = arming.real_items(cell)
         folds = inner_folds(items, sorted({cell.groups[row] for row in cell.train}), INNER_FOLDS, cell.draw)
         outcome = head.fit(items, cell.test, folds, seed)
         results.add(cell, "dense", outcome.scores, outcome.inner, outcome.chosen, outcome.scores)
@@ -263,7 +274,9 @@ def _baseline(results: Results, bootstrap: Bootstrap) -> str:
     }
     # Without inner folds (one group) nothing can be chosen on validation: then the balanced sampler is the rival.
     chosen = max(validated, key=lambda name: validated[name]) if max(validated.values()) >= 0 else "balanced"
-    return max({chosen, *baselines}, key=lambda name: (bootstrap.mean(results.tested[name], "ap")[0], name == chosen))
+    # Equal means (logit adjustment ranks as "real" does) go to the one chosen on validation, else to the first in order.
+    means = {name: bootstrap.mean(results.tested[name], "ap")[0] for name in baselines}
+    return max(baselines, key=lambda name: (means[name], name == chosen))
 
 
 def _arm_rows(results: Results, bootstrap: Bootstrap, baseline: str, candidates: Sequence[str]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from visynth.files import write_bytes
 
 Image = NDArray[Any]
+FEW_VALUES = 8  # values of a channel up to which a picture is line art
 
 
 def to_display(image: Image) -> NDArray[np.uint8]:
@@ -55,6 +56,17 @@ def box(mask: NDArray[np.bool_]) -> list[float]:
     if not len(rows):
         return []
     return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
+
+
+def few_values(image: Image) -> bool:
+    """Whether an image is made of few values, as line art and printed boards are: its edges must stay hard and its values the same.
+
+    Example:
+        >>> few_values(np.array([[[0], [255]]], np.uint8)), few_values(np.arange(256, dtype=np.uint8).reshape(16, 16, 1))
+        (True, False)
+    """
+    values = image.reshape(-1, image.shape[2])
+    return all(np.count_nonzero(np.bincount(channel)) <= FEW_VALUES for channel in values.T)
 
 
 def fit_square(image: NDArray[np.uint8], side: int, fill: int = 255) -> NDArray[np.uint8]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from visynth.compose.fit import LARGE, guess_good
 from visynth.data import groups as grouping
+from visynth.data import parts as matching
 from visynth.data.decode import Array
 from visynth.data.items import ImageSet, in_threads
 from visynth.data.masks import judge, load_mask
@@ -27,6 +28,7 @@ from visynth.metrics.features import NATIVE_LIMIT
 from visynth.report import bullets, table
 
 LEARNED_GROUPS = 20  # groups of a class from which on a learned generator has something to learn from
+SHOWN_PAIRS = 40  # pairs of groups that look like one part, listed with their images
 MIN_GROUPS = 3  # groups of the rare class without which nothing can be held out and chosen on
 
 
@@ -45,6 +47,7 @@ class Preflight:
     crossing_share: float
     group_source: str
     suits: dict[str, str]
+    parts: matching.PartCheck = field(default_factory=lambda: matching.PartCheck((), 0, 0))
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -79,7 +82,28 @@ class Preflight:
         lines.append(
             f"groups used: {self.group_source}; {self.crossing_share:.1%} of the images have a near-duplicate in another group ({self.crossing} pairs)"
         )
-        return lines
+        return [*lines, *self.part_lines()]
+
+    def part_lines(self) -> list[str]:
+        """Groups that look like one part, whoever gave them."""
+        found = self.parts
+        some = "" if found.checked == found.groups else f" ({found.checked} of {found.groups} groups were looked at)"
+        if found.one_design:
+            return [
+                f"local features agree between most groups: parts of one design, or one fixture{some}; whether two groups are one part cannot "
+                "be told from them"
+            ]
+        if not found.pairs:
+            return [f"no two groups look like one part by their local features{some}"] if found.checked > 1 else []
+        together = matching.components([pair.groups for pair in found.pairs])
+        head = (
+            f"{len(found.pairs)} pairs of groups look like one part{some}, so a split by these groups leaks: "
+            f"{'; '.join(' = '.join(sorted(part)) for part in together)}. Look at the images named below; "
+            "groups_merged.csv (written beside groups.csv) has them merged"
+        )
+        return [head, *map(str, found.pairs[:SHOWN_PAIRS])] + (
+            [f"and {len(found.pairs) - SHOWN_PAIRS} pairs more"] if len(found.pairs) > SHOWN_PAIRS else []
+        )
 
 
 def preflight(images: ImageSet, rare: Sequence[str], *, good: str | None = None, grouped: bool = False) -> Preflight:
@@ -116,6 +140,8 @@ def preflight(images: ImageSet, rare: Sequence[str], *, good: str | None = None,
     crossing = grouping.across_groups(found, [item.group for item in images.items])
     touched = {index for pair in crossing for index in pair}
 
+    parts = matching.find_same_parts(images)
+
     masks = {item.name for item in images.items if (mask := load_mask(images, item)) is not None and mask.any()}
     masked = {name: sum(item.name in masks for item in images.items if name in item.labels) for name in images.classes}
     good = good or guess_good(images.classes, masked, images.counts())
@@ -144,6 +170,7 @@ def preflight(images: ImageSet, rare: Sequence[str], *, good: str | None = None,
         crossing_share=len(touched) / len(images),
         group_source=source,
         suits={name: _suits(images, name, good, masked, group_counts, len(shapes) > 1) for name in images.classes},
+        parts=parts,
         warnings=notes,
     )
 
@@ -200,7 +227,7 @@ def _suits(
         if not reasons:
             return "none: its images show other classes, too"
         bad = sum(reason is not None for reason in reasons)
-        if bad <= len(reasons) / 2:
+        if bad < len(reasons) / 2:
             return "composition by mask" + (f" ({bad} of {len(reasons)} masks unreliable, left out)" if bad else "")
         return f"none: {bad} of {len(reasons)} masks are unreliable" + (
             ", and too few groups to learn from" if groups[name] < LEARNED_GROUPS else "; a learned generator may"
@@ -225,10 +252,16 @@ def headroom_note(base: float, oracle: float, seen: float) -> str:
     return f"headroom {room:.2f} AP, the test sees effects from {seen:.2f} on"
 
 
-def write_groups(path: Path, images: ImageSet) -> None:
-    """Write ``groups.csv`` with the groups in use, to be checked and given back with ``--groups``."""
-    stream = io.StringIO()
-    csv.writer(stream).writerows(
-        [("file", "class", "group"), *((i.name, ";".join(i.labels), i.group) for i in images.items)]
-    )
-    write_text(path, stream.getvalue())
+def write_groups(folder: Path, found: Preflight) -> list[str]:
+    """Write ``groups.csv`` with the groups in use, to be checked and given back with ``--groups``; and ``groups_merged.csv`` where some look
+    like one part. Returns the names of the files."""
+    groups = [item.group for item in found.images.items]
+    tables = {"groups.csv": groups}
+    if found.parts.pairs and not found.parts.one_design:
+        tables["groups_merged.csv"] = matching.merged(groups, found.parts)
+    for name, column in tables.items():
+        stream = io.StringIO()
+        rows = zip(found.images.items, column, strict=True)
+        csv.writer(stream).writerows([("file", "class", "group"), *((i.name, ";".join(i.labels), g) for i, g in rows)])
+        write_text(folder / name, stream.getvalue())
+    return list(tables)

@@ -90,7 +90,7 @@ def run_trial(
     out = ensure_writable(out)
     say("preflight: files, groups, near-duplicates")
     flight = preflight(images, rare, good=good, grouped=grouped)
-    write_groups(out / "groups.csv", flight.images)
+    write_groups(out, flight)
     bench = make_workbench(flight, options, say)
     flight.seconds = time.monotonic() - started
     for line in [*flight.leak_lines(), f"defect-free class: {flight.good or 'none; name it with --good'}"]:
@@ -161,7 +161,10 @@ def _measure(
         results[name].synthesizer = "composition"
         if options.dense and flight.masked.get(name):
             head = head or make_dense_head(bench, say)
-            add_dense(results[name], cells, head, options.seed)
+            try:
+                add_dense(results[name], cells, head, options.seed)
+            except DataError as error:  # a rival the less, not a trial the less
+                notes.append(f"{name}: no dense head: {error}")
         costs.append(time.monotonic() - begun)
     budget = deadline - time.monotonic()
     studio, why = open_studio(

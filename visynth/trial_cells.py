@@ -14,16 +14,16 @@ from visynth import seeds as seeding
 from visynth.comparison import run_cells, summarise
 from visynth.compose.fit import Fitted, Source, fit_composition
 from visynth.data.items import ImageSet, Item
-from visynth.data.masks import judge, load_mask
+from visynth.data.masks import judge, load_mask, remembered
 from visynth.data.splits import group_folds, pick_groups
 from visynth.data.transforms import CANDIDATES, augment
-from visynth.errors import DataError, VisynthError
+from visynth.errors import DataError, UsageError, VisynthError, choices
 from visynth.files import cache_folder
 from visynth.metrics.arms import Cell, Extra
 from visynth.metrics.dense import DenseHead, coverage
 from visynth.metrics.features import FeatureBank, extractor
 from visynth.preflight import Preflight, headroom_note
-from visynth.trial_learned import Studio, learned_extra
+from visynth.trial_learned import KINDS, Studio, learned_extra
 
 Say = Callable[[str], None]
 COPIES = 4  # augmented copies of each real image, per candidate
@@ -66,6 +66,28 @@ class TrialOptions:
     learned: str = "auto"
     learn_size: int = 0
 
+    def __post_init__(self) -> None:
+        least = {"draws": 1, "folds": 2, "synthetic": 1, "workers": 0, "seed": 0, "learn_size": 0}
+        problems = [
+            f"{name} must be at least {low}, but got {getattr(self, name)}"
+            for name, low in least.items()
+            if getattr(self, name) < low
+        ]
+        if self.rare_groups is not None and self.rare_groups < 1:
+            problems.append(
+                f"rare_groups must be at least 1, or not given for all there are, but got {self.rare_groups}"
+            )
+        if not self.minutes > 0:
+            problems.append(f"minutes must be above 0, but got {self.minutes:g}")
+        if 0 < self.learn_size < 8 or self.learn_size % 8:
+            problems.append(f"learn_size must be a multiple of 8, or 0 to choose, but got {self.learn_size}")
+        if self.learned not in KINDS:
+            problems.append(f"learned must be one of {choices(KINDS)}, but got {self.learned!r}")
+        if self.learner not in plugins.names("learners"):
+            problems.append(f"learner must be one of {choices(plugins.names('learners'))}, but got {self.learner!r}")
+        if problems:
+            raise UsageError("trial: " + "; ".join(problems) + ".")
+
 
 @dataclass
 class Workbench:
@@ -77,6 +99,7 @@ class Workbench:
     bank: FeatureBank
     positive: dict[str, np.ndarray[Any, np.dtype[np.bool_]]]
     groups: list[str]
+    judge: Callable[[Any, Any], str | None] = field(default_factory=lambda: remembered(judge))
     augmented: dict[tuple[str, str], dict[int, list[int]]] = field(default_factory=dict)
 
 
@@ -241,7 +264,7 @@ def make_cells(
                     )
                 }
             else:
-                fitted = fit_composition(own, good=str(flight.good), classes=[name], judge=judge)
+                fitted = fit_composition(own, good=str(flight.good), classes=[name], judge=bench.judge)
                 extras = _synthesise(bench, fitted, options, draw, fold)
         except VisynthError as error:
             say(f"  {name}: draw {draw + 1}, fold {fold + 1} has no synthesis: {str(error).splitlines()[0]}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from visynth import plugins
 from visynth import seeds as seeding
-from visynth.errors import DataError, UsageError, choices
+from visynth.errors import DataError, UsageError
 from visynth.metrics.arms import Cell, Extra
 
 if TYPE_CHECKING:
@@ -97,8 +97,6 @@ def open_studio(
         seed: of the trial.
         say: receives progress lines.
     """
-    if kind not in KINDS:
-        raise UsageError(f"learned must be one of {choices(KINDS)}, but got {kind!r}.")
     composable = [n for n in flight.images.classes if flight.suits[n].startswith("composition")]
     learnable = [n for n in flight.rare if flight.suits[n].startswith("a learned generator")]
     if kind == "auto":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
@@ -9,7 +10,7 @@ from visynth.compose import blend, noise
 from visynth.compose.fit import Source, fit_composition, guess_good
 from visynth.compose.placement import foreground, place
 from visynth.compose.settings import Settings, from_masks, thinness
-from visynth.data.masks import judge
+from visynth.data.masks import judge, remembered
 from visynth.errors import DataError, UsageError
 from visynth.generator import load_generator
 from visynth.pictures import box
@@ -289,3 +290,75 @@ def test_the_good_class_is_guessed_only_where_it_is_plain() -> None:
     assert guess_good(["a", "b", "c"], {"a": 4}, {"a": 4, "b": 9, "c": 20}) is None
     assert guess_good(["a", "b"], {"a": 4}, {"a": 40, "b": 9}) is None
     assert guess_good(["a", "b"], {}, {"a": 4, "b": 9}) is None
+
+
+# -- masks are judged by their outlines; pictures of few values are pasted hard -----------------------------------------------
+
+
+def grain(seed: int, side: int = 96) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(0, 12, (side, side)).astype(np.float32)
+    return np.clip(110 + cv2.GaussianBlur(noise, (0, 0), 1) * 2, 0, 255).astype(np.uint8)
+
+
+def test_a_faint_defect_is_seen_by_its_outline_and_bare_grain_is_not() -> None:
+    accepted = {"defect": 0, "nothing": 0}
+    for seed in range(40):
+        image, mask = grain(seed), disc((96, 96), (40 + seed % 9, 45), 9)
+        faint = np.where(mask, np.clip(image.astype(int) + 14, 0, 255), image).astype(np.uint8)  # about one deviation
+        accepted["defect"] += judge(faint[:, :, None], mask) is None
+        accepted["nothing"] += judge(image[:, :, None], mask) is None
+    assert accepted["defect"] == 40
+    assert accepted["nothing"] <= 10
+
+
+def board(seed: int) -> np.ndarray:
+    """A printed board in black and white: traces of three pixels."""
+    image = np.zeros((64, 64), np.uint8)
+    for row in range(6 + seed % 3, 64, 10):
+        image[row : row + 3] = 255
+    return image[:, :, None]
+
+
+def test_line_art_keeps_its_values_and_every_defect_changes_its_background() -> None:
+    sources = [Source(f"good{k}", "good", f"g{k}", board(k)) for k in range(6)]
+    for k in range(6):  # cut traces: black where a trace was
+        image, mask = board(k), np.zeros((64, 64), bool)
+        row = 6 + k % 3 + 10 * (k % 4)
+        mask[row - 1 : row + 4, 20 + 3 * k : 26 + 3 * k] = True
+        image[mask] = 0
+        sources.append(Source(f"cut{k}", "cut", f"c{k}", image, mask))
+    fitted = fit_composition(sources, good="good", judge=judge)
+    assert not fitted.bad_masks
+    assert fitted.generator.settings[0].blend == "hard"
+    samples = fitted.generator.sample(range(200), [0] * 200)
+    assert set(np.unique(samples.images.numpy())) == {0, 255}
+    grounds = {b.name: b.image for b in fitted.generator.backgrounds}
+    for k in range(200):
+        background = grounds[samples.parents[k][0]]
+        changed = samples.crop(k).permute(1, 2, 0).numpy() != background
+        assert changed[samples.masks[k].numpy()].sum() >= 6
+        assert not changed[~samples.masks[k].numpy()].any()
+
+
+def test_a_defect_that_can_never_be_seen_is_told() -> None:
+    mask = disc((64, 64), (30, 30), 5)
+    black = np.zeros((64, 64, 1), np.uint8)
+    sources = [Source("good", "good", "g", black), Source("bad", "bad", "b", black, mask)]
+    fitted = fit_composition(sources, good="good", judge=lambda image, mask: None)
+    with pytest.raises(DataError, match="no bad could be seen in 20 places"):
+        fitted.generator.sample([1], [0])
+
+
+def test_soft_images_still_get_soft_edges() -> None:
+    mask = disc((96, 96), (40, 40), 8)
+    dark = np.where(mask, 30, grain(1)).astype(np.uint8)[:, :, None]
+    sources = [Source("g", "good", "g", grain(2)[:, :, None]), Source("b", "bad", "b", dark, mask)]
+    assert fit_composition(sources, good="good", judge=judge).generator.settings[0].blend == "feather"
+
+
+def test_a_mask_is_judged_once() -> None:
+    asked = []
+    ask = remembered(lambda image, mask: asked.append(1) or "no")
+    image, mask = grain(0), disc((96, 96), (9, 9), 3)
+    assert [ask(image, mask), ask(image, mask), ask(image, mask.copy())] == ["no"] * 3
+    assert len(asked) == 2

@@ -20,7 +20,8 @@ from visynth import commands
 from visynth.cli import VERBS, main
 from visynth.comparison import macro_f1_table, run_cells, summarise
 from visynth.data.decode import encode_png
-from visynth.data.reading import read_images
+from visynth.data.parts import find_same_parts
+from visynth.data.reading import read_groups, read_images
 from visynth.data.samples import write_samples
 from visynth.data.unpack import is_packed, unpack
 from visynth.errors import DataError, IntegrityError, UsageError
@@ -29,6 +30,7 @@ from visynth.fit import fit_compose
 from visynth.gate import decide
 from visynth.generator import load_generator
 from visynth.metrics.arms import Cell, Extra
+from visynth.networks.unet import Denoiser, recipe
 from visynth.preflight import preflight
 from visynth.render.run import make_plan, render_set
 from visynth.report import ClassVerdict, Report, arms, bullets, gallery, read_report, table, text
@@ -570,5 +572,39 @@ def test_preflight_of_magnetic_tile_is_quick_and_finds_the_leak(real_data) -> No
     assert 180 <= len(set(found.proposal.groups)) <= 260
     assert found.good == "free"
     assert found.suits["blowhole"].startswith("composition")
-    assert found.suits["fray"].startswith("none: 17 of 32 masks are unreliable")
+    assert found.suits["fray"].startswith("none: 16 of 32 masks are unreliable")
     assert any("a random split leaks" in line for line in found.leak_lines())
+
+
+@pytest.mark.data
+def test_preflight_names_the_groups_that_are_one_tile(real_data) -> None:
+    """The first grouping of magnetic_tile parted twenty tiles into several groups; the second one is right."""
+    root = real_data("magnetic_tile")
+    truth = read_groups(root / "groups.csv")
+    wrong = find_same_parts(read_images(root / "images", groups=root / "groups_v1.csv"))
+    assert not [pair for pair in wrong.pairs if truth[pair.images[0]] != truth[pair.images[1]]]
+    assert len({truth[pair.images[0]] for pair in wrong.pairs}) >= 18
+    assert not wrong.one_design
+    assert find_same_parts(read_images(root / "images", groups=root / "groups.csv")).pairs == ()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"folds": 1}, "folds must be at least 2, but got 1"),
+        ({"rare_groups": 0}, "rare_groups must be at least 1, or not given for all there are, but got 0"),
+        ({"draws": 0, "minutes": 0}, "draws must be at least 1, but got 0; minutes must be above 0"),
+        ({"learn_size": 20}, "learn_size must be a multiple of 8"),
+        ({"learner": "resnet"}, "learner must be one of 'finetune', 'frozen'"),
+    ],
+)
+def test_trial_options_check_themselves(wrong, told) -> None:
+    with pytest.raises(UsageError, match=re.escape(told)):
+        TrialOptions(**wrong)
+
+
+def test_sizes_that_cannot_be_halved_often_have_fewer_levels() -> None:
+    for size in ((128, 72), (72, 128), (96, 40), (128, 128), (64, 64)):
+        Denoiser(1, 2, size, width=8, **recipe(size))
+    assert len(recipe((128, 72))["multipliers"]) == 4
+    assert len(recipe((128, 128))["multipliers"]) == 5

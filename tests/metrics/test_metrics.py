@@ -9,7 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, f1_score, roc_curve
 from torch import nn
 
-from visynth.errors import UsageError
+from visynth import comparison
+from visynth.comparison import run_cells
+from visynth.errors import DataError, UsageError
 from visynth.metrics import arms, verdict
 from visynth.metrics.dense import DenseHead, coverage
 from visynth.metrics.features import Extractor, FeatureBank, efficientnet_lite0, extractor, prepare, prepare_square
@@ -204,6 +206,9 @@ class TestFrozen:
         assert frozenset().union(*folds) == {str(g) for g in range(20)}
 
 
+TABLES = {(0, "max"): np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)}
+
+
 class TestArms:
     def cell(self) -> arms.Cell:
         positive = np.array([True] * 4 + [False] * 16 + [True] * 4)
@@ -219,7 +224,7 @@ class TestArms:
         )
 
     def test_every_arm_has_the_same_total_weight(self) -> None:
-        built = arms.build_arms(self.cell(), seed=0)
+        built = arms.build_arms(self.cell(), 0, TABLES)
         assert set(built) == {
             "real",
             "balanced",
@@ -235,7 +240,7 @@ class TestArms:
             assert items.weights.sum() == pytest.approx(20)
 
     def test_what_each_arm_is(self) -> None:
-        built = arms.build_arms(self.cell(), seed=0)
+        built = arms.build_arms(self.cell(), 0, TABLES)
         real, double, balanced = built["real"], built["duplicate"], built["balanced"]
         assert set(real.weights) == {1.0}
         assert double.weights[0] / double.weights[5] == pytest.approx(
@@ -255,7 +260,7 @@ class TestArms:
 
     def test_smote_lies_between_two_reals_of_the_class(self) -> None:
         table = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
-        items = arms.build_arms(self.cell(), seed=0)["smote"]
+        items = arms.build_arms(self.cell(), 0, TABLES)["smote"]
         values = items.features(table)
         np.testing.assert_array_equal(values[:20], table[:20])
         for k in range(20, 26):
@@ -265,14 +270,68 @@ class TestArms:
             np.testing.assert_allclose(values[k], a + items.mix[k] * (b - a), rtol=1e-5)
             assert len(items.parents[k]) == 2
 
+    def test_smote_takes_one_of_the_five_nearest_of_the_class(self) -> None:
+        # Eight images of the class on a line, listed in an order that says nothing: neighbours lie near in value, not in row.
+        line = np.array([0, 100, 1, 101, 2, 102, 3, 103], np.float32)
+        table = np.concatenate([line, np.full(12, 50, np.float32)])[:, None]
+        made = arms.Extra(np.arange(60) % 8, [frozenset({"g0"})] * 60)
+        cell = arms.Cell(
+            0, 0, np.arange(20), np.zeros(0, np.int64), np.arange(2), np.arange(20) < 8, [f"g{i}" for i in range(20)], {"synthetic": made}
+        )  # fmt: skip
+        near = arms.nearest_in_class(np.arange(8), {(0, "max"): table}, 3)
+        for row, others in enumerate(near):
+            assert set(others) == {other for other in range(8) if other % 2 == row % 2 and other != row}
+        items = arms.build_arms(cell, 0, {(0, "max"): table})["smote"]
+        truth = np.abs(table[:8] - table[:8].T)
+        np.fill_diagonal(truth, np.inf)
+        allowed = np.argsort(truth, axis=1)[:, :5]
+        pairs = {(int(a), int(b)) for a, b in zip(items.rows[20:], items.partners[20:], strict=True)}
+        assert all(b in allowed[a] for a, b in pairs)
+        assert len(pairs) > 20, "all five neighbours are drawn from"
+
     def test_smote_mixes_activation_maps_too(self) -> None:
         table = np.random.default_rng(0).normal(size=(40, 3, 2, 2)).astype(np.float16)
-        items = arms.build_arms(self.cell(), seed=0)["smote"]
+        items = arms.build_arms(self.cell(), 0, TABLES)["smote"]
         assert items.features(table).shape == (26, 3, 2, 2)
 
     def test_logit_adjustment_moves_all_scores_by_the_log_odds(self) -> None:
-        items = arms.build_arms(self.cell(), seed=0)["real"]
+        items = arms.build_arms(self.cell(), 0, TABLES)["real"]
         np.testing.assert_allclose(arms.adjust(np.zeros(3), items), -np.log(0.2 / 0.8))
+
+
+class TestBaseline:
+    def results(self):
+        cells = [arms.Cell(d, 0, np.arange(12), np.zeros(0, np.int64), np.arange(12, 24), np.arange(24) % 3 == 0, [f"g{i}" for i in range(24)]) for d in range(2)]  # fmt: skip
+        table = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
+        return run_cells("class", cells, {(0, "max"): table}, workers=0)
+
+    def test_equal_baselines_are_named_in_their_own_order(self) -> None:
+        """Logit adjustment ranks as "real" does: which of the two a report names must not depend on the interpreter's hashing."""
+        results = self.results()
+        assert results.tested.keys() == {"real", "balanced", "logit_adjusted", "duplicate"}
+        for name in ("balanced", "duplicate"):
+            results.tested[name], results.inner[name] = results.tested["real"], results.inner["real"]
+        results.inner = {name: [0.5, 0.5] for name in results.inner}
+        bootstrap = Bootstrap(results.tested["real"])
+        assert comparison._baseline(results, bootstrap) == "real"
+        results.inner["balanced"] = [0.6, 0.6]
+        assert comparison._baseline(results, bootstrap) == "balanced"
+
+
+class TestDense:
+    def test_without_a_mask_in_some_cell_it_says_so(self) -> None:
+        positive = np.arange(12) % 2 == 0
+        covered = [np.ones(2, np.float32) if row in (0, 2) else None for row in range(12)]
+        head = DenseHead([np.ones((2, 3), np.float16)] * 12, covered)
+        groups = [f"g{i}" for i in range(12)]
+        none = np.zeros(0, np.int64)
+        masked = arms.Cell(0, 0, np.arange(6), none, np.arange(6, 12), positive, groups)
+        bare = arms.Cell(0, 1, np.arange(6, 12), none, np.arange(6), positive, groups)
+        with pytest.raises(DataError, match="in 1 of 2 cells no training image of crack has one"):
+            comparison.add_dense(comparison.Results("crack"), [masked, bare], head)
+        results = comparison.Results("crack")
+        comparison.add_dense(results, [masked], head)
+        assert len(results.tested["dense"]) == 1
 
 
 class TestFeatures:

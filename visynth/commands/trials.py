@@ -145,7 +145,7 @@ def preflight(
         grouped=groups is not None or group_pattern is not None or any(i.group for i in images.items),
     )
     if out is not None:
-        write_groups(ensure_writable(out) / "groups.csv", found.images)
+        write_groups(ensure_writable(out), found)
     if json:
         print(
             dumps(
@@ -154,6 +154,10 @@ def preflight(
                     "groups": found.images.groups(),
                     "suits": found.suits,
                     "lines": found.leak_lines(),
+                    "same_part": [
+                        {"groups": list(pair.groups), "images": list(pair.images), "agreeing": pair.alignment.agreeing}
+                        for pair in found.parts.pairs
+                    ],
                 },
                 indent=2,
             )

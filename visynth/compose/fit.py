@@ -15,7 +15,7 @@ from visynth.compose.settings import Settings, from_masks
 from visynth.errors import DataError, UsageError, choices
 from visynth.generator import Spec
 from visynth.members import Member
-from visynth.pictures import box
+from visynth.pictures import box, few_values
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -116,6 +116,7 @@ def fit_composition(
     if unknown:
         raise UsageError(f"classes {choices(unknown)} have no training images; there are {choices(present)}.")
 
+    hard = all(few_values(s.image) for s in sources if s.label == good)
     left_out: dict[str, str] = {}
     bad_masks: dict[str, str] = {}
     chosen: list[tuple[str, list[Defect], Settings]] = []
@@ -123,7 +124,7 @@ def fit_composition(
         own = [s for s in sources if s.label == name]
         usable, why = _usable(own, judge, bad_masks)
         if usable:
-            rule = (settings or {}).get(name) or from_masks([s.mask for s in usable if s.mask is not None])
+            rule = (settings or {}).get(name) or from_masks([s.mask for s in usable if s.mask is not None], hard=hard)
         elif without_masks:
             usable = own
             rule = (settings or {}).get(name) or Settings(
@@ -177,14 +178,14 @@ def _assemble(
 def _usable(
     own: Sequence[Source], judge: Callable[[Array, Mask], str | None], bad_masks: dict[str, str]
 ) -> tuple[list[Source], str]:
-    """Images with a mask worth pasting; none when most of a class's masks are not."""
+    """Images with a mask worth pasting; none when half of a class's masks are not, or more."""
     masked = [s for s in own if s.mask is not None]
     if not masked:
         return [], "it has no masks"
     reasons = {s.name: judge(s.image, s.mask) for s in masked if s.mask is not None}
     bad = {name: why for name, why in reasons.items() if why}
     bad_masks.update(bad)
-    if len(bad) > len(masked) / 2:
+    if len(bad) >= len(masked) / 2:
         # "the mask covers 35% of ..." and "... 41% of ..." are one reason: count them by their first words.
         kinds = Counter(" ".join(why.split()[:3]) for why in bad.values())
         example = next(why for why in bad.values() if why.startswith(kinds.most_common(1)[0][0]))

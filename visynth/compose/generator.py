@@ -22,6 +22,9 @@ from visynth.pictures import box, resize
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
+SEEN = 6  # pixels of its mask that a composite must change, by more than
+CHANGE = 2  # grey levels of 256 (any change counts in pictures pasted hard)
+REDRAWS = 20  # places tried until a defect can be seen
 ATTEMPTS = 20  # backgrounds tried for one image before the last resort, its defect unscaled at any place
 
 
@@ -147,17 +150,31 @@ class Composition(Generator):
     # -- one image -----------------------------------------------------------------------------------------------
 
     def compose(self, seed: int, label: int, poisson_limit: int) -> tuple[Array, Mask, tuple[str, ...]]:
-        """One image ``[h, w, C]``, its mask ``[h, w]`` and the names of the images it was made from."""
-        plan = self.arrange(seed, label)
-        patch = plan.patch
-        if plan.control is not None:
-            patch = _same_place(plan.control.image, plan.where, patch.shape[:2])
-        image = _set_in(patch, plan.mask, plan.ground.image, plan.where, plan.settings, poisson_limit)
-        return image, plan.labelled(), plan.parents
+        """One image ``[h, w, C]``, its mask ``[h, w]`` and the names of the images it was made from.
 
-    def arrange(self, seed: int, label: int) -> Arrangement:
-        """What goes where for one seed: a background, a defect and its place. It draws no pixel."""
-        generator = seeding.rng(seed, f"compose/{label}")
+        A defect that cannot be seen where it came to stand (black on black) would teach that nothing is a defect: its place is drawn
+        anew.
+
+        Raises:
+            DataError: no defect of the class could be seen in any of 20 places.
+        """
+        for redraw in range(REDRAWS):
+            plan = self.arrange(seed, label, redraw)
+            patch = plan.patch
+            if plan.control is not None:
+                patch = _same_place(plan.control.image, plan.where, patch.shape[:2])
+            image = _set_in(patch, plan.mask, plan.ground.image, plan.where, plan.settings, poisson_limit)
+            labelled = plan.labelled()
+            if plan.control is not None or _can_be_seen(image, plan.ground.image, labelled, plan.settings):
+                return image, labelled, plan.parents
+        raise DataError(
+            f"no {self.classes[label]} could be seen in {REDRAWS} places: the pixels under its masks look like the defect-free images (seed "
+            f"{seed}, for instance {plan.source.name} on {plan.ground.name}). Check the masks, or leave this class out of composition."
+        )
+
+    def arrange(self, seed: int, label: int, redraw: int = 0) -> Arrangement:
+        """What goes where for one seed: a background, a defect and its place; ``redraw`` counts the places drawn before. It draws no pixel."""
+        generator = seeding.rng(seed, f"compose/{label}" + (f"/{redraw}" if redraw else ""))
         control = self.settings[label].method == "control"
         for attempt in range(ATTEMPTS):
             ground = seeding.draw_even(self._grounds, generator)
@@ -212,7 +229,12 @@ class Composition(Generator):
             side = max(2, round(image.shape[1] * factor)), max(2, round(image.shape[0] * factor))
             bigger = cv2.resize(mask.astype(np.float32), side, interpolation=cv2.INTER_LINEAR) >= 0.5
             if bigger.any():  # a one-pixel defect may vanish when it shrinks: then it keeps its size
-                image, mask = resize(image, (side[1], side[0])), bigger
+                wanted = side[1], side[0]
+                if settings.blend == "hard":  # no value between two others
+                    kept = [np.arange(n) * old // n for n, old in zip(wanted, image.shape[:2], strict=True)]
+                    image, mask = image[kept[0]][:, kept[1]], mask[kept[0]][:, kept[1]]
+                else:
+                    image, mask = resize(image, wanted), bigger
         return _trim(image, mask, round(settings.ring + settings.feather))
 
     def _foreground(self, ground: Background) -> Mask:
@@ -249,6 +271,10 @@ def _set_in(
     tall, wide = mask.shape
     # Work on the patch's window alone: large images cost no more than small ones.
     part = np.s_[top : top + tall, left : left + wide]
+    if settings.blend == "hard":
+        image = ground.copy()
+        image[part][mask] = patch[mask]
+        return image
     target = ground[part].astype(np.float32)
     around = blending.ring(mask, settings.ring)
     matched = blending.match_ring(patch.astype(np.float32), around, target, around)
@@ -261,6 +287,13 @@ def _set_in(
     top_value = np.iinfo(ground.dtype).max
     image[part] = np.clip(np.rint(mixed), 0, top_value).astype(ground.dtype)
     return image
+
+
+def _can_be_seen(image: Array, ground: Array, mask: Mask, settings: Settings) -> bool:
+    """Whether enough pixels under the mask differ from the background that was there."""
+    least = 0.0 if settings.blend == "hard" else CHANGE * np.iinfo(image.dtype).max / 255
+    change = np.abs(image[mask].astype(np.float32) - ground[mask].astype(np.float32)).max(axis=1, initial=0)
+    return int((change > least).sum()) >= min(SEEN, int(mask.sum()))
 
 
 def _trim(image: Array, mask: Mask, margin: int) -> tuple[Array, Mask]:

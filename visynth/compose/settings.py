@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from visynth.errors import UsageError, choices
 
 METHODS = ("mask", "nsa", "perlin", "control")
-BLENDS = ("feather", "poisson", "mixed")
+BLENDS = ("feather", "poisson", "mixed", "hard")
 THIN = 6.0  # area of the mask over the area of its largest inscribed disc, from which on it is a line
 
 
@@ -24,7 +24,8 @@ class Settings:
     Attributes:
         method: ``"mask"`` cuts real defects by mask; ``"nsa"`` and ``"perlin"`` cut random regions of images of the
             class; ``"control"`` does to defect-free images what "mask" does, with defect-free pixels.
-        blend: ``"feather"``, ``"poisson"`` or ``"mixed"`` (Poisson with mixed gradients).
+        blend: ``"feather"``, ``"poisson"``, ``"mixed"`` (Poisson with mixed gradients) or ``"hard"`` (the pixels inside the mask as they
+            are: for line art and printed boards, where a soft edge makes values that no camera gives).
         shift: largest move from the defect's own place, in pixels.
         feather: width of the soft edge, in pixels.
         scale: smallest and largest factor of size.
@@ -82,11 +83,13 @@ def thinness(mask: NDArray[np.bool_]) -> float:
     return float(mask.sum()) / max(np.pi * radius**2, 1.0)
 
 
-def from_masks(masks: Sequence[NDArray[np.bool_]]) -> Settings:
+def from_masks(masks: Sequence[NDArray[np.bool_]], *, hard: bool = False) -> Settings:
     """Settings for a class: thin defects (cracks) hardly move and get narrow seams, compact ones move freely.
 
-    A crack follows the edges and grain around it, so a wide shift or a broad feather makes it stand out as false.
+    ``hard`` is for pictures of few values: nothing is scaled, matched or blended there, so that no new value comes up. A crack follows the edges and grain around it, so a wide shift or a broad feather makes it stand out as false.
     """
+    if hard:
+        return Settings(blend="hard", feather=0.0, scale=(1.0, 1.0))
     if float(np.median([thinness(mask) for mask in masks])) >= THIN:
         return Settings(blend="mixed", shift=10, feather=2.0, scale=(0.9, 1.1))
     return Settings()

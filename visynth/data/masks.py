@@ -6,6 +6,7 @@ defect. A mask is *unreliable* when pasting it would not paste what one sees; :f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +17,13 @@ from numpy.typing import NDArray
 from visynth.data.decode import EXTENSIONS, Array, decode
 from visynth.data.items import ImageSet, Item, in_threads
 from visynth.errors import DataError, raise_all
+from visynth.pictures import few_values
 
 Mask = NDArray[np.bool_]
+SIDE = 2  # pixels on each side of an outline that are compared, averaged over
+BOX = 7  # pixels square
+CLEAR = 2.0  # times the usual change of values across an outline, from which on it shows something
+FEW_PLACES = 4  # places around a mask without which there is no usual change
 
 
 def attach_masks(images: ImageSet, folder: str | Path) -> ImageSet:
@@ -84,17 +90,18 @@ def load_mask(images: ImageSet, item: Item, label: str | None = None) -> Mask | 
     return canvas.astype(bool)
 
 
-def judge(image: Array, mask: Mask, max_area: float = 0.25, min_contrast: float = 0.35) -> str | None:
+def judge(image: Array, mask: Mask, max_area: float = 0.25) -> str | None:
     """Why a mask should not be pasted, or None when it is fine.
 
-    The test of visibility compares the pixels inside with a ring outside: their means in units of the ring's
-    standard deviation, or their standard deviations as a ratio. Where both are alike, the mask covers nothing to be seen.
+    What a mask outlines is seen by its outline: values change across it more than they do across the same outline set beside it. The
+    statistic is the mean local difference between the two sides of the outline (within two pixels of it, each side averaged over
+    7x7 pixels); it is compared with that of up to 24 places around. Where hardly any fit, inside and surroundings are compared by mean and
+    standard deviation. Pictures of few values (line art, printed boards) have no grain to compare with: there any mask goes.
 
     Args:
         image: ``[H, W, C]``.
         mask: ``[H, W]``.
         max_area: share of the image from which on a paste would replace the picture instead of editing it.
-        min_contrast: smallest contrast in standard deviations.
 
     Example:
         >>> flat = np.full((32, 32, 1), 90, np.uint8)
@@ -106,11 +113,66 @@ def judge(image: Array, mask: Mask, max_area: float = 0.25, min_contrast: float 
     area = float(mask.mean())
     if area > max_area:
         return f"the mask covers {area:.0%} of the image (limit {max_area:.0%}): a paste would replace the picture"
+    if mask.all() or few_values(image):
+        return None
+    own, around = outline_contrast(image, mask)
+    if len(around) >= FEW_PLACES:
+        usual = float(np.median(around))
+        if own > CLEAR * usual or own > float(np.quantile(around, 0.95)):
+            return None
+        return f"the outline shows nothing: values change by {own:.1f} grey levels across it, by {usual:.1f} across the same outline set beside it"
+    return _alike_inside(image, mask)
+
+
+def outline_contrast(image: Array, mask: Mask) -> tuple[float, list[float]]:
+    """Mean local difference across a mask's outline, in grey levels of 8 bits, and the same at places around it.
+
+    Places are the mask's own shape moved by 1, 1.5 and 2 times its size in eight directions, as far as they lie on the image and beside
+    the mask.
+    """
+    grey = image.astype(np.float32).mean(axis=2) * (255 / np.iinfo(image.dtype).max)
+    height, width = mask.shape
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    top, left, tall, wide = rows[0], columns[0], rows[-1] + 1 - rows[0], columns[-1] + 1 - columns[0]
+    edge = SIDE + BOX
+    shape = np.pad(mask[top : top + tall, left : left + wide], edge).astype(np.uint8)
+    kernel = np.ones((2 * SIDE + 1,) * 2, np.uint8)
+    inner = (shape - cv2.erode(shape, kernel)).astype(np.float32)
+    outer = (cv2.dilate(shape, kernel) - shape).astype(np.float32)
+    smooth = np.pad(cv2.GaussianBlur(grey, (0, 0), 1), edge)
+    there = np.pad(np.ones((height, width), np.float32), edge)  # what lies beyond the picture says nothing
+
+    def at(row: int, column: int) -> float:
+        window = np.s_[row : row + tall + 2 * edge, column : column + wide + 2 * edge]
+        values, valid = smooth[window], there[window]
+        counts = [_sum(side * valid) for side in (inner, outer)]
+        sums = [_sum(side * valid * values) for side in (inner, outer)]
+        seen = (inner * valid > 0) & (counts[0] > 0.5) & (counts[1] > 0.5)
+        if not seen.any():
+            return 0.0
+        return float(np.abs(sums[0][seen] / counts[0][seen] - sums[1][seen] / counts[1][seen]).mean())
+
+    around = []
+    taken = np.pad(mask, edge)
+    body = shape[edge:-edge, edge:-edge].astype(bool)
+    for factor in (1.0, 1.5, 2.0):
+        for down, right in ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1)):
+            row, column = top + round(down * factor * (tall + 6)), left + round(right * factor * (wide + 6))
+            if 0 <= row <= height - tall and 0 <= column <= width - wide:
+                if not (taken[edge + row : edge + row + tall, edge + column : edge + column + wide] & body).any():
+                    around.append(at(row, column))
+    return at(top, left), around
+
+
+def _sum(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(cv2.boxFilter(values, -1, (BOX, BOX), normalize=False, borderType=cv2.BORDER_CONSTANT))
+
+
+def _alike_inside(image: Array, mask: Mask, min_contrast: float = 0.35) -> str | None:
+    """The test for masks that leave no room around: means in the surroundings' standard deviations, or deviations as a ratio."""
     grey = image.astype(np.float32).mean(axis=2)
     width = max(3, round(0.5 * np.sqrt(mask.sum())))
     outside = cv2.dilate(mask.astype(np.uint8), np.ones((2 * width + 1,) * 2, np.uint8)).astype(bool) & ~mask
-    if not outside.any():
-        return "the mask leaves nothing around it to compare with"
     inside_mean, inside_std = float(grey[mask].mean()), float(grey[mask].std())
     ring_mean, ring_std = float(grey[outside].mean()), float(grey[outside].std())
     contrast = abs(inside_mean - ring_mean) / max(ring_std, 1.0)
@@ -118,3 +180,15 @@ def judge(image: Array, mask: Mask, max_area: float = 0.25, min_contrast: float 
     if contrast < min_contrast and texture < min_contrast:
         return f"inside and around the mask look alike (contrast {contrast:.2f} standard deviations): it shows nothing"
     return None
+
+
+def remembered(judge: Callable[[Array, Mask], str | None]) -> Callable[[Array, Mask], str | None]:
+    """The same judgement, made once for each mask that is still in memory: a trial asks for the same masks in every cell."""
+    known: dict[int, tuple[Mask, str | None]] = {}
+
+    def ask(image: Array, mask: Mask) -> str | None:
+        if id(mask) not in known:
+            known[id(mask)] = mask, judge(image, mask)
+        return known[id(mask)][1]
+
+    return ask

@@ -8,7 +8,8 @@ duplicate           the class's real images repeated to the count that synthesis
 balanced            the class and the rest at equal weight, as a balanced sampler gives
 logit_adjusted      trained as "real", scores moved by the log prior (Menon et al., ICLR 2021, eq. 9): for one class against
                     the rest this moves every score alike, so it changes decisions (macro-F1) but no ranking
-smote               balanced, with points between real images of the class in feature space (Chawla et al., JAIR 2002)
+smote               balanced, with points between a real image of the class and one of its five nearest of that class in feature
+                    space (Chawla et al., "SMOTE", JAIR 2002, section 4.2)
 augment/<name>      balanced, with classic augmentations of the class's real images
 synthetic           balanced, with synthetic images of the class (made images of any arm share the class's weight half and
                     half with its real ones)
@@ -28,6 +29,8 @@ from numpy.typing import NDArray
 from visynth import seeds as seeding
 from visynth.metrics.learning import Floats, Ints, Items
 
+NEIGHBOURS = 5  # of SMOTE, as in its paper
+POOLED = ("mean", "max")  # tables of one vector an image
 BASELINES = ("real", "duplicate", "balanced", "logit_adjusted", "smote", "augment")
 
 
@@ -60,16 +63,22 @@ class Cell:
         return [self.groups[row] for row in self.test]
 
 
-def build_arms(cell: Cell, seed: int) -> dict[str, Items]:
-    """Every arm's training items. The sum of weights is the number of real training images in each."""
+def build_arms(cell: Cell, seed: int, tables: Mapping[tuple[int, str], NDArray[np.float32]]) -> dict[str, Items]:
+    """Every arm's training items. The sum of weights is the number of real training images in each.
+
+    Args:
+        cell: the comparison.
+        seed: of what is drawn at random.
+        tables: features by (resolution, pooling), ``[bank rows, D]``: SMOTE finds its neighbours in them.
+    """
     extras = cell.extras
     count = len(extras["synthetic"].rows) if "synthetic" in extras else 0
     positives = int(cell.positive[cell.train].sum())
     real = _items(cell, cell.train)
-    arms = {"real": _weighted(real, None), "balanced": _weighted(real, 1.0), "logit_adjusted": _weighted(real, None)}
+    arms = {"real": real_items(cell), "balanced": _weighted(real, 1.0), "logit_adjusted": _weighted(real, None)}
     arms["duplicate"] = _weighted(real, None, repeat=(positives + count) / max(positives, 1))
     if count:
-        arms["smote"] = _weighted(_smote(cell, real, count, seed) if positives > 1 else real, 1.0)
+        arms["smote"] = _weighted(_smote(cell, real, count, seed, tables) if positives > 1 else real, 1.0)
     for name, extra in extras.items():
         if name.startswith("augment/"):
             arms[name] = _weighted(_joined(real, extra, True), 1.0)
@@ -81,6 +90,11 @@ def build_arms(cell: Cell, seed: int) -> dict[str, Items]:
     if cell.has_oracle:  # in a cell that has no more groups to give, the oracle is the balanced arm
         arms["oracle"] = _weighted(_items(cell, np.concatenate([cell.train, cell.more])), 1.0, total=len(cell.train))
     return arms
+
+
+def real_items(cell: Cell) -> Items:
+    """The arm "real": the training images as they are."""
+    return _weighted(_items(cell, cell.train), None)
 
 
 def adjust(scores: Floats, items: Items) -> Floats:
@@ -110,12 +124,18 @@ def _joined(items: Items, extra: Extra, positive: bool) -> Items:
     )
 
 
-def _smote(cell: Cell, items: Items, count: int, seed: int, neighbours: int = 5) -> Items:
-    """Points between a real image of the class and another; with few images any other one is a neighbour."""
+def _smote(
+    cell: Cell, items: Items, count: int, seed: int, tables: Mapping[tuple[int, str], NDArray[np.float32]]
+) -> Items:
+    """The items and ``count`` points between a real image of the class and one of its nearest in the class.
+
+    Source: Chawla et al., "SMOTE: Synthetic Minority Over-sampling Technique", JAIR 16 (2002), section 4.2, with its k = 5.
+    """
     generator = seeding.rng(seeding.derive("smote", seed, cell.draw, cell.fold), "pairs")
     own = items.rows[items.positive]
+    near = nearest_in_class(own, tables, NEIGHBOURS)
     first = generator.integers(0, len(own), count)
-    second = (first + generator.integers(1, min(neighbours, len(own) - 1) + 1, count)) % len(own)
+    second = near[first, generator.integers(0, near.shape[1], count)]
     joined = _joined(
         items,
         Extra(
@@ -130,6 +150,30 @@ def _smote(cell: Cell, items: Items, count: int, seed: int, neighbours: int = 5)
         partners=np.concatenate([items.rows, own[second]]),
         mix=np.concatenate([zeros, generator.random(count)]),
     )
+
+
+def nearest_in_class(rows: Ints, tables: Mapping[tuple[int, str], NDArray[np.float32]], k: int) -> Ints:
+    """For each of some rows the k nearest others among them, nearest first, ``[n, min(k, n - 1)]``, as places in ``rows``.
+
+    Distance is Euclidean over all pooled tables (every resolution and pooling, each scaled to one mean squared deviation), so that
+    an arm's neighbours do not depend on which table its learner chooses later.
+
+    Example:
+        >>> line = np.array([[0.0], [10.0], [1.0], [11.0]], np.float32)
+        >>> nearest_in_class(np.arange(4), {(0, "max"): line}, 1).ravel().tolist()
+        [2, 3, 0, 1]
+    """
+    squared = np.zeros((len(rows), len(rows)))
+    for (_, pool), table in tables.items():
+        if pool not in POOLED:
+            continue
+        values = table[rows].astype(np.float64)
+        values -= values.mean(axis=0)
+        lengths = (values**2).sum(axis=1)
+        distances = np.maximum(lengths[:, None] + lengths[None, :] - 2 * values @ values.T, 0)
+        squared += distances / max(float(lengths.mean()), 1e-12)
+    np.fill_diagonal(squared, np.inf)  # an image is not its own neighbour; an equal one may be
+    return np.argsort(squared, axis=1, kind="stable")[:, : min(k, len(rows) - 1)]
 
 
 def _weighted(items: Items, balance: float | None, *, repeat: float = 1.0, total: int | None = None) -> Items:

@@ -38,13 +38,19 @@ class DenseHead:
     covered: Sequence[NDArray[np.float32] | None]
     penalties: tuple[float, ...] = (0.01, 0.1)
 
+    def can_learn(self, rows: Ints) -> bool:
+        """Whether one of these rows, images of the class, has a mask that says where it is."""
+        return any(covered is not None and covered.any() for covered in (self.covered[row] for row in rows))
+
     def fit(self, items: Items, test: Ints, folds: Sequence[frozenset[str]], seed: int) -> Outcome:
         """Choose C on two inner folds, fit with one round of hard negatives, score the test rows."""
         from threadpoolctl import threadpool_limits
 
         with threadpool_limits(1):
             best = (-1.0, self.penalties[0])
+            # A fold whose other side has no mask of the class teaches nothing: nothing is chosen on it.
             parts = [split_parts(items, held) for held in folds[:2]]
+            parts = [(train, held) for train, held in parts if self.can_learn(items.rows[train & items.positive])]
             for penalty in self.penalties:
                 found = []
                 for train, held in parts:

@@ -159,12 +159,16 @@ def check_size(size: Sequence[int], multipliers: Sequence[int]) -> None:
 def recipe(size: tuple[int, int]) -> dict[str, Any]:
     """Levels and attention for a size, as EDM's and ADM's networks have them, small enough for small data.
 
+    Sides that cannot be halved as often (72 of 128x72) have fewer levels.
+
     Example:
         >>> recipe((8, 8))["multipliers"], recipe((64, 64))["multipliers"]
         ([1, 2], [1, 2, 2, 2])
     """
     side = min(size)
     levels = 2 if side < 16 else 3 if side <= 32 else 4 if side <= 64 else 5
+    while levels > 2 and any(length % 2 ** (levels - 1) for length in size):
+        levels -= 1
     multipliers = [1, 2, 2, 2, 4][:levels] if levels < 5 else [1, 1, 2, 2, 4]
     lowest = size[0] // 2 ** (levels - 1)
     return {"multipliers": multipliers, "attention": sorted({lowest, lowest * 2}) if side > 8 else [lowest]}
