@@ -277,7 +277,7 @@ class LoRA(GeneratorModule):
         import diffusers
         from safetensors.torch import save_file
 
-        from visynth.files import new_folder
+        from visynth.folders import new_folder
 
         if ema is not None:
             raise UsageError("LoRA keeps no weight average: leave ema out.")

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visynth import plugins
+from visynth.errors import DataError
 from visynth.metrics import arms as arming
 from visynth.metrics.arms import Cell
 from visynth.metrics.learning import inner_folds
@@ -36,7 +37,6 @@ from visynth.metrics.verdict import (
     detectable,
     interval,
 )
-from visynth.errors import DataError
 from visynth.report import ClassVerdict, arms, text
 
 if TYPE_CHECKING:

@@ -17,14 +17,15 @@ from visynth.data.decode import decode
 from visynth.data.items import ImageSet, Item
 from visynth.data.transforms import CANDIDATES, augment, backend
 from visynth.errors import DataError, UsageError, choices, listing
-from visynth.files import cache_folder, ensure_writable
+from visynth.files import cache_folder
+from visynth.folders import check_apart, claim_files
 from visynth.manifest import Renders, read_renders
 from visynth.members import Member
 from visynth.metrics.arms import Cell, Extra
 from visynth.metrics.features import FeatureBank, extractor
 from visynth.metrics.memorization import copies
 from visynth.metrics.quality import per_class, table_rows
-from visynth.report import ClassVerdict, Report, bullets, environment, table, text
+from visynth.report import FILES, ClassVerdict, Report, bullets, environment, table, text
 
 COPIES = 4
 
@@ -61,7 +62,8 @@ def evaluate_renders(
         DataError: test images that the generator was fitted on, or nothing held out to test on.
     """
     started = time.monotonic()
-    out = ensure_writable(out)
+    check_apart(out, images.folders())
+    out = claim_files(out, FILES)
     renders = renders if isinstance(renders, Renders) else read_renders(renders)
     say("fingerprints of the real images")
     images = assign_splits(images, renders.members)

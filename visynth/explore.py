@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from visynth.errors import UsageError, choices
-from visynth.files import ensure_writable, write_bytes
+from visynth.folders import claim_files, put_files
 from visynth.generator import Generator
-from visynth.pictures import fit_square, grid, to_display, write_png
+from visynth.pictures import fit_square, grid, png, to_display
 
 TRUNCATIONS = (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
 FORMATS = ("webp", "gif")
@@ -59,7 +59,7 @@ def explore(
     if problems:
         raise UsageError("explore: " + "; ".join(problems) + ".")
     folder = Path(out)
-    ensure_writable(folder)
+    claim_files(folder, _names(generator, names, animation))
     made = [_sheet(generator, folder / "seeds.png", names, list(seeds), side)]
     if "truncation" in generator.options and "centre" in generator.options:
         made.append(_truncations(generator, folder / "truncation.png", names, list(seeds), side))
@@ -69,12 +69,21 @@ def explore(
     return made
 
 
+def _names(generator: Generator, classes: Sequence[str], animation: str) -> list[str]:
+    """Every file that may be written."""
+    return [
+        "seeds.png",
+        "truncation.png",
+        *(f"{name}{end}" for name in classes for end in ("_way.png", f".{animation}")),
+    ]
+
+
 def _sheet(generator: Generator, path: Path, names: list[str], seeds: list[int], side: int) -> Path:
     """A row a class, a column a seed."""
     labels = [generator.classes.index(name) for name in names for _ in seeds]
     samples = generator.sample(seeds * len(names), labels)
     tiles = [_shown(samples.crop(row)) for row in range(len(samples))]
-    write_png(path, grid(tiles, columns=len(seeds), side=side))
+    put_files(path.parent, {path.name: png(grid(tiles, columns=len(seeds), side=side))})
     return path
 
 
@@ -85,7 +94,7 @@ def _truncations(generator: Generator, path: Path, names: list[str], seeds: list
         generator.sample(seeds[:2] * len(names), labels, truncation=truncation).images for truncation in TRUNCATIONS
     ]
     tiles = [_shown(picture) for row in zip(*columns, strict=True) for picture in row]
-    write_png(path, grid(tiles, columns=len(TRUNCATIONS), side=side))
+    put_files(path.parent, {path.name: png(grid(tiles, columns=len(TRUNCATIONS), side=side))})
     return path
 
 
@@ -100,11 +109,11 @@ def _ways(
         found = generator.interpolate(first, last, label, frames + 1, **still)
         pictures += [_shown(picture) for picture in found[:-1]]  # the last one is the next way's first
     strip, loop = folder / f"{name}_way.png", folder / f"{name}.{animation}"
-    write_png(strip, grid(pictures[: frames + 1 : max(1, frames // 8)], columns=9, side=side))
+    sheet = png(grid(pictures[: frames + 1 : max(1, frames // 8)], columns=9, side=side))
     images = [Image.fromarray(fit_square(picture, side)) for picture in pictures]
     data = io.BytesIO()
     images[0].save(data, format=animation.upper(), save_all=True, append_images=images[1:], duration=60, loop=0)
-    write_bytes(loop, data.getvalue())
+    put_files(folder, {strip.name: sheet, loop.name: data.getvalue()})
     return [strip, loop]
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -62,7 +60,12 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Readable JSON with sorted keys, written atomically."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+    write_bytes(path, readable_json(value))
+
+
+def readable_json(value: Any) -> bytes:
+    """Indented JSON with sorted keys, as files hold it."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def sync_folder(folder: Path) -> None:
@@ -86,11 +89,9 @@ def ensure_writable(folder: str | Path) -> Path:
         OutputError: it cannot be created or written.
     """
     folder = Path(folder)
-    probe = folder / f".probe.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
+        _probe(folder)
     except OSError as error:
         raise OutputError(
             f"cannot write to {folder}: {error.strerror or error}. Choose another output folder."
@@ -98,34 +99,19 @@ def ensure_writable(folder: str | Path) -> Path:
     return folder
 
 
-@contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
-    """A folder that appears under its name only when the block ends well, replacing an older one.
-
-    Example:
-        >>> import tempfile
-        >>> root = Path(tempfile.mkdtemp())
-        >>> with new_folder(root / "made") as folder:
-        ...     (folder / "a.txt").write_text("done") and (root / "made").exists()
-        False
-        >>> (root / "made" / "a.txt").read_text()
-        'done'
-    """
-    path = Path(path)
-    ensure_writable(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+def _probe(folder: Path) -> None:
+    """Create and remove a file: without a name where the system can, so that a kill leaves nothing behind."""
+    nameless = getattr(os, "O_TMPFILE", None)
+    if nameless is not None:
+        try:
+            os.close(os.open(folder, nameless | os.O_WRONLY, 0o600))
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                raise
+    probe = folder / f".probe.{os.getpid()}"
+    probe.write_bytes(b"")
+    probe.unlink()
 
 
 def cache_folder() -> Path:

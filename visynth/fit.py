@@ -11,7 +11,7 @@ from visynth.data.items import ImageSet
 from visynth.data.masks import Mask, judge, load_mask
 from visynth.data.training import fit_to, to_channels
 from visynth.errors import DataError, UsageError, choices
-from visynth.files import ensure_writable
+from visynth.folders import check_apart, claim
 from visynth.networks.foundation import Anchor, Foundation, make_foundation
 
 
@@ -38,7 +38,7 @@ def fit_compose(
 
     Args:
         images: images with a split other than train are only recorded as held out.
-        out: the generator folder; replaced when it exists.
+        out: the generator folder; an older one that is all ours is replaced.
         good: the defect-free class; guessed from names and masks when None.
         classes: defect classes to compose; by default all that can be.
         settings: per class, instead of those inferred from its masks.
@@ -47,8 +47,10 @@ def fit_compose(
 
     Raises:
         UsageError: the defect-free class cannot be guessed.
+        OutputError: ``out`` holds something that visynth did not write, or lies among the data.
     """
-    ensure_writable(Path(out).parent)
+    check_apart(out, images.folders())
+    claim(out)
     train = images.select(lambda item: item.split in ("", "train"))
     sources = sources_of(images)
     masked = {name: sum(s.mask is not None for s in sources if s.label == name) for name in images.classes}
@@ -105,7 +107,8 @@ def fit_pipeline(
     Raises:
         DataError: no pipeline there, one of another kind, or no image to start from.
     """
-    ensure_writable(Path(out).parent)
+    check_apart(out, images.folders())
+    claim(out)
     names = list(classes or images.classes)
     unknown = [name for name in names if name not in images.classes]
     if unknown:

@@ -24,7 +24,8 @@ import torch
 from visynth import members as members_file
 from visynth import plugins
 from visynth.errors import DataError, IntegrityError, UsageError, choices
-from visynth.files import hash_file, hash_json, new_folder, write_bytes, write_json, write_text
+from visynth.files import hash_file, hash_json, write_bytes, write_json, write_text
+from visynth.folders import new_folder, restore
 from visynth.members import Member
 
 if TYPE_CHECKING:
@@ -382,6 +383,7 @@ def read_json(folder: Path) -> dict[str, Any]:
 
 def _local(path: str | Path) -> Path:
     folder = Path(path)
+    restore(folder)
     if folder.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/")):
         if not folder.is_dir():
             raise IntegrityError(f"there is no generator folder at {path}. Make one with 'visynth fit'.")

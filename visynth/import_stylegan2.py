@@ -7,6 +7,7 @@ from pathlib import Path
 
 from visynth.errors import DataError, UsageError
 from visynth.files import hash_file
+from visynth.folders import claim
 
 
 def import_stylegan2(
@@ -29,6 +30,7 @@ def import_stylegan2(
     from visynth.networks.gan import StyleGAN2
     from visynth.networks.stylegan2_pickle import read_stylegan2
 
+    claim(out)
     found = read_stylegan2(path, which)
     arguments = dict(found.arguments)
     size, channels = arguments.pop("size"), arguments.pop("channels")

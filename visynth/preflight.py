@@ -23,7 +23,7 @@ from visynth.data.items import ImageSet, in_threads
 from visynth.data.masks import judge, load_mask
 from visynth.data.reading import with_groups
 from visynth.errors import DataError, UsageError, choices
-from visynth.files import write_text
+from visynth.folders import put_files
 from visynth.metrics.features import NATIVE_LIMIT
 from visynth.report import bullets, table
 
@@ -252,6 +252,9 @@ def headroom_note(base: float, oracle: float, seen: float) -> str:
     return f"headroom {room:.2f} AP, the test sees effects from {seen:.2f} on"
 
 
+GROUP_FILES = ("groups.csv", "groups_merged.csv")
+
+
 def write_groups(folder: Path, found: Preflight) -> list[str]:
     """Write ``groups.csv`` with the groups in use, to be checked and given back with ``--groups``; and ``groups_merged.csv`` where some look
     like one part. Returns the names of the files."""
@@ -259,9 +262,11 @@ def write_groups(folder: Path, found: Preflight) -> list[str]:
     tables = {"groups.csv": groups}
     if found.parts.pairs and not found.parts.one_design:
         tables["groups_merged.csv"] = matching.merged(groups, found.parts)
+    files = {}
     for name, column in tables.items():
         stream = io.StringIO()
         rows = zip(found.images.items, column, strict=True)
         csv.writer(stream).writerows([("file", "class", "group"), *((i.name, ";".join(i.labels), g) for i, g in rows)])
-        write_text(folder / name, stream.getvalue())
-    return list(tables)
+        files[name] = stream.getvalue().encode()
+    put_files(folder, files)
+    return list(files)

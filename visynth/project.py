@@ -14,7 +14,7 @@ import torch
 from visynth.data.items import ImageSet, Item
 from visynth.data.training import FITS, fit_to, to_channels
 from visynth.errors import DataError, UsageError, choices
-from visynth.files import ensure_writable
+from visynth.folders import check_apart, claim
 from visynth.generator import Generator, load_generator
 from visynth.members import Member, meetings
 from visynth.pictures import grid, png, to_display
@@ -71,7 +71,8 @@ def project_images(
         raise UsageError(
             f"classes {choices(unknown or images.classes)} are not in both the generator ({choices(base.classes)}) and the images ({choices(images.classes)})."
         )
-    folder = ensure_writable(out)
+    check_apart(out, images.folders())
+    folder = claim(out)
     images, prints = _for_training(base, images, names, say)
     items = [item for name in names for item in _some(images, name, limit)]
     pixels = np.stack([_pixels(images, item, base, fit) for item in items])

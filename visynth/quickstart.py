@@ -7,16 +7,18 @@ from pathlib import Path
 from visynth.data.reading import read_images
 from visynth.data.samples import write_samples
 from visynth.files import ensure_writable
+from visynth.folders import claim
 from visynth.report import Report
 from visynth.trial import run_trial
 from visynth.trial_cells import Say, TrialOptions
 
 RARE = "spot"
+TRIAL = "trial"  # folder of the results
 RARE_GROUPS = 3  # a scarcity that can be measured: the other regions with spots serve the oracle and the test
 
 
 def quickstart(out: str | Path = "quickstart", *, minutes: float = 4.0, say: Say = lambda words: None) -> Report:
-    """Write the samples to ``out/data`` and run a trial on them into ``out``.
+    """Write the samples to ``out/data`` and run a trial on them into ``out/trial``.
 
     Args:
         out: folder for data and results.
@@ -24,6 +26,7 @@ def quickstart(out: str | Path = "quickstart", *, minutes: float = 4.0, say: Say
         say: receives progress lines.
     """
     out = ensure_writable(out)
+    claim(out / TRIAL)
     data = write_samples(out / "data")
     say(f"samples written to {data} (semi-synthetic: real textures, simulated defects)")
     images = read_images(data / "images", masks=data / "masks", groups=data / "groups.csv")
@@ -31,7 +34,7 @@ def quickstart(out: str | Path = "quickstart", *, minutes: float = 4.0, say: Say
     return run_trial(
         images,
         [RARE],
-        out,
+        out / TRIAL,
         options=options,
         grouped=True,
         subject="the built-in texture samples (semi-synthetic)",

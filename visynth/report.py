@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from visynth.errors import IntegrityError
-from visynth.files import write_json, write_text
+from visynth.files import readable_json
+from visynth.folders import put_files
 
+FILES = ("report.html", "report.json")
 SCHEMA = "visynth.report/1"
 ANSWERS = ("helps", "does not", "cannot tell", "not measured")
 
@@ -88,12 +90,14 @@ class Report:
         }
 
     def write(self, folder: str | Path) -> None:
-        """Write ``report.json`` and ``report.html`` into a folder, each complete or not at all."""
+        """Write ``report.json`` and ``report.html`` into a folder, each complete or not at all.
+
+        Raises:
+            OutputError: files of these names are there that visynth did not write.
+        """
         from visynth.report_page import page
 
-        folder = Path(folder)
-        write_text(folder / "report.html", page(self))
-        write_json(folder / "report.json", self.to_json())
+        put_files(folder, {"report.html": page(self).encode(), "report.json": readable_json(self.to_json())})
 
 
 def read_report(path: str | Path) -> Report:

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from visynth.errors import Diverged, UsageError
-from visynth.files import ensure_writable, write_json
+from visynth.files import readable_json
+from visynth.folders import claim_files, put_files
 from visynth.metrics.kernel import FEWEST
 
+SUMMARY = "sweep.json"
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
@@ -52,7 +54,7 @@ def sweep(
     if not callable(getattr(cli.model, "gamma", None)):
         raise UsageError(f"{config} trains a {type(cli.model).__name__}, which has no gamma to choose.")
     root = Path(out)
-    ensure_writable(root)
+    claim_files(root, [SUMMARY])
     _connect(cli)
     cli.model.facts, cli.model.hparams["gamma"] = cli.datamodule.facts, None  # none told: the rule's
     auto = cli.model.gamma()
@@ -77,7 +79,7 @@ def sweep(
         if value is not None:
             say(f"gamma {gamma:.4g} ({factor:g} times the rule): KID {value:.4f}")
     rows.sort(key=lambda row: math.inf if row["kid"] is None else row["kid"])
-    write_json(root / "sweep.json", {"auto gamma": auto, "kimg": kimg, "runs": rows})
+    put_files(root, {SUMMARY: readable_json({"auto gamma": auto, "kimg": kimg, "runs": rows})})
     return rows
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visynth.errors import ConflictError, UsageError, VisynthError, listing
-from visynth.files import ensure_writable, hash_json, write_json, write_text
+from visynth.files import hash_json, readable_json
+from visynth.folders import claim, claim_files, put_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,14 +47,16 @@ def fit(words: Sequence[str]) -> int:
     """
     cli = _parsed(words)
     root = Path(cli.trainer.default_root_dir)
-    ensure_writable(root)
+    claim_files(root, ["config.yaml", FINISHED])
     text = cli.parser.dump(cli.config, skip_none=False)
     checkpoint = _resume_from(root, text)
     if checkpoint is not None and _finished(root) == hash_json(text):
         print(f"{root / 'generator'} is finished; change the configuration or the run folder to train another.")
         return 0
+    for name in ("generator", "lora"):  # now, not after hours of training
+        claim(root / name)
     if cli.trainer.is_global_zero:
-        write_text(root / "config.yaml", text)
+        put_files(root, {"config.yaml": text.encode()})
     with _gentle_interrupt(cli.trainer.callbacks) as interrupted:
         try:
             # A local file that we wrote ourselves: plain tensors and plain values.
@@ -63,14 +66,14 @@ def fit(words: Sequence[str]) -> int:
         except SystemExit as stop:  # Lightning raises a subclass of it between two steps after SIGTERM
             if not cli.trainer.received_sigterm:
                 raise stop
-        except ValueError as error:
-            raise _told(error) from error
     if interrupted or cli.trainer.received_sigterm:
         print(f"stopped after {cli.trainer.global_step} steps; the same command goes on", file=sys.stderr)
         return INTERRUPTED if interrupted else STOPPED
     _export(cli, root)
+    for name in ("generator", "lora"):  # now, not after hours of training
+        claim(root / name)
     if cli.trainer.is_global_zero:
-        write_json(root / FINISHED, {"configuration": hash_json(text)})
+        put_files(root, {FINISHED: readable_json({"configuration": hash_json(text)})})
     return 0
 
 
@@ -163,7 +166,10 @@ def _parsed(words: Sequence[str], logger: bool = True) -> Any:
         except VisynthError:
             raise
         except Exception as error:
-            raise _told(error) from error
+            told = _told(error)
+            if told is error:  # of a module or datamodule that is not ours: its author needs the traceback
+                raise
+            raise told from error
 
 
 def _silence() -> None:
@@ -173,13 +179,19 @@ def _silence() -> None:
 
 
 def _told(error: Exception) -> Exception:
-    """A VisynthError inside another library's error, else a usage error with its words."""
+    """A VisynthError inside another library's error; a usage error where the command line or a configuration is wrong; else the error."""
+    from argparse import ArgumentError
+
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, VisynthError):
             return seen
         seen = seen.__cause__ or seen.__context__
-    return UsageError(f"{error}\nSee 'visynth fit --help', and configs/ for complete examples.")
+    if isinstance(error, (ArgumentError, MisconfigurationException)):
+        return UsageError(f"{error}\nSee 'visynth fit --help', and configs/ for complete examples.")
+    return error
 
 
 def _loggers(root: str) -> list[Any]:

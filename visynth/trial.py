@@ -29,8 +29,8 @@ from visynth.data.items import ImageSet
 from visynth.data.masks import judge
 from visynth.data.transforms import CANDIDATES, backend
 from visynth.errors import DataError, UsageError, VisynthError
-from visynth.files import ensure_writable
 from visynth.fit import sources_of
+from visynth.folders import check_apart, claim, new_folder
 from visynth.generator import Generator
 from visynth.metrics.arms import Cell
 from visynth.metrics.dense import DenseHead
@@ -71,7 +71,7 @@ def run_trial(
     Args:
         images: the set, from :func:`visynth.read_images`; give the training part only.
         rare: classes that matter.
-        out: folder for the results.
+        out: folder for the results; those of an older trial are replaced.
         options: draws, folds, budget and more.
         good: the defect-free class; guessed when None.
         grouped: whether the images' groups were given by the user.
@@ -83,14 +83,15 @@ def run_trial(
         the report, as written.
 
     Raises:
+        OutputError: ``out`` holds something that visynth did not write, or lies among the data.
         DataError, UsageError: what :func:`visynth.preflight.preflight` and the composition raise.
     """
     options = options or TrialOptions()
     started = time.monotonic()
-    out = ensure_writable(out)
+    check_apart(out, images.folders())
+    out = claim(out)
     say("preflight: files, groups, near-duplicates")
     flight = preflight(images, rare, good=good, grouped=grouped)
-    write_groups(out, flight)
     bench = make_workbench(flight, options, say)
     flight.seconds = time.monotonic() - started
     for line in [*flight.leak_lines(), f"defect-free class: {flight.good or 'none; name it with --good'}"]:
@@ -107,7 +108,11 @@ def run_trial(
     report.section("Preflight", *flight.blocks(), text(f"Preflight took {flight.seconds:.0f} s."))
     _sum_up(report, flight, bench, results, notes, options)
 
-    report.write(out)  # the verdicts are safe before anything more is made
+    with new_folder(
+        out
+    ) as folder:  # the verdicts are safe before anything more is made; what an older trial left goes with it
+        write_groups(folder, flight)
+        report.write(folder)
     try:
         _write_outputs(report, flight, bench, composable, studio, out, render, options, say)
     except (DataError, UsageError) as error:
@@ -318,7 +323,7 @@ def _write_outputs(
             say(f"rendering {count} images of each of {', '.join(chosen)}")
             purpose = "training" if helped else "looking"
             plan = make_plan(generator, per_class=count, classes=chosen + control, seed=options.seed, purpose=purpose)
-            render_set(generator, plan, _fresh(out / f"renders{ending}"), workers=0)
+            render_set(generator, plan, out / f"renders{ending}", workers=0)
             use = (
                 "It holds only classes that help, and defect-free controls: it can be mixed into a training as it is."
                 if helped
@@ -347,15 +352,6 @@ def _final_learned(flight: Preflight, studio: Studio, say: Say) -> Generator:
     generator.members = tuple(images.members(lambda item: item.split or "train"))
     generator.card |= {"task": studio.name, "training images": len(train), "made by": "visynth trial"}
     return generator
-
-
-def _fresh(folder: Path) -> Path:
-    """A trial run again replaces its own renders: they belong to the generator beside them."""
-    import shutil
-
-    for old in (folder, folder.with_name(folder.name + ".work")):
-        shutil.rmtree(old, ignore_errors=True)
-    return folder
 
 
 def _conditions(flight: Preflight, bench: Workbench, options: TrialOptions, seconds: float) -> dict[str, Any]:

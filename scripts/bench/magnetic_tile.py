@@ -91,7 +91,9 @@ def main() -> None:
     for name in given.classes:
         if any(line["class"] == name and line["learner"] == given.learner for line in lines):
             continue
-        options = TrialOptions(rare_groups=3, draws=given.draws, minutes=600, others=False, learner=given.learner)
+        options = TrialOptions(
+            rare_groups=3, draws=given.draws, minutes=600, others=False, learner=given.learner, learned="none"
+        )
         lines.append(run(given.data, name, given.out / given.learner, options))
         with open(file, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(lines[-1]) + "\n")

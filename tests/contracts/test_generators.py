@@ -203,6 +203,7 @@ def test_saved_and_loaded_it_gives_the_same_bytes(generator: Generator, saved) -
 
 def test_the_folder_holds_what_the_contract_names(saved) -> None:
     assert sorted(p.name for p in saved.iterdir()) == [
+        ".visynth.json",
         "README.md",
         "generator.json",
         "members.jsonl",

@@ -25,6 +25,7 @@ CORE = {
     "errors",
     "distributed",
     "files",
+    "folders",
     "members",
     "pictures",
 }

@@ -100,20 +100,6 @@ class TestBalance:
 
 
 class TestFiles:
-    def test_new_folder_leaves_nothing_when_the_block_fails(self, tmp_path) -> None:
-        (tmp_path / "x").mkdir()
-        (tmp_path / "x" / "old").write_text("old")
-
-        def fail() -> None:
-            with files.new_folder(tmp_path / "x") as made:
-                (made / "half").write_text("half")
-                raise RuntimeError
-
-        with pytest.raises(RuntimeError):
-            fail()
-        assert [p.name for p in tmp_path.iterdir()] == ["x"]
-        assert (tmp_path / "x" / "old").read_text() == "old"
-
     def test_write_keeps_the_old_file_when_it_cannot_write(self, tmp_path, monkeypatch) -> None:
         path = tmp_path / "a.json"
         files.write_json(path, {"a": 1})

@@ -56,7 +56,14 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def test_it_trains_exports_and_knows_when_it_is_done(config, tmp_path: Path, capsys) -> None:
     assert main(["fit", "-c", config()]) == 0
     run = tmp_path / "run"
-    assert {p.name for p in run.iterdir()} == {"config.yaml", "checkpoints", "finished.json", "generator", "log"}
+    assert {p.name for p in run.iterdir()} == {
+        ".visynth.json",
+        "config.yaml",
+        "checkpoints",
+        "finished.json",
+        "generator",
+        "log",
+    }
     assert load_generator(run / "generator").classes == tuple("0123456789")
     assert (run / "log" / "version_0" / "metrics.csv").read_text().count("\n") >= 6
     before = (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns

@@ -27,6 +27,7 @@ from visynth.data.unpack import is_packed, unpack
 from visynth.errors import DataError, IntegrityError, UsageError
 from visynth.evaluate import assign_splits, evaluate_renders
 from visynth.fit import fit_compose
+from visynth.folders import strangers
 from visynth.gate import decide
 from visynth.generator import load_generator
 from visynth.metrics.arms import Cell, Extra
@@ -60,6 +61,7 @@ class TestTrial:
     def test_it_writes_what_it_promises(self, finished) -> None:
         report, out = finished
         assert sorted(p.name for p in out.iterdir()) == [
+            ".visynth.json",
             "generator",
             "groups.csv",
             "renders",
@@ -130,11 +132,22 @@ class TestTrial:
                 )
         images = read_images(medium / "images" / "list.csv")
         options = TrialOptions(draws=2, synthetic=6, workers=0, others=False, learned="none")
-        report = run_trial(images, ["spot"], tmp_path, options=options, good="good", grouped=True)
+        report = run_trial(images, ["spot"], tmp_path / "out", options=options, good="good", grouped=True)
         # Without masks nothing can be composed, and the trial says so instead of inventing something.
         assert report.verdicts[0].answer == "not measured"
         assert "no masks" in report.verdicts[0].reason
         (medium / "images" / "list.csv").unlink()
+
+    def test_a_second_trial_leaves_nothing_of_the_first(self, finished, medium, tmp_path) -> None:
+        out = tmp_path / "out"
+        shutil.copytree(finished[1], out)
+        assert (out / "renders").is_dir()
+        images = read_images(medium / "images", groups=medium / "groups.csv")  # without masks nothing is composed
+        options = TrialOptions(draws=1, folds=2, synthetic=6, workers=0, others=False, learned="none")
+        report = run_trial(images, ["spot"], out, options=options, good="good", grouped=True)
+        assert report.verdicts[0].answer == "not measured"
+        assert sorted(p.name for p in out.iterdir()) == [".visynth.json", "groups.csv", "report.html", "report.json"]
+        assert strangers(out) == []
 
     @pytest.mark.parametrize(
         ("rare", "error", "told"),
@@ -151,10 +164,10 @@ class TestTrial:
 
     def test_one_class_or_one_group_is_not_enough(self, class_folders, tmp_path) -> None:
         with pytest.raises(DataError, match="one class only"):
-            run_trial(read_images(class_folders({"spot": 5})), ["spot"], tmp_path)
+            run_trial(read_images(class_folders({"spot": 5})), ["spot"], tmp_path / "out")
         images = read_images(class_folders({"good": 5, "spot": 5}, root="two"), group_pattern=r"^(\w+)/")
         with pytest.raises(DataError, match=r"spot has 5 images in 1 group"):
-            run_trial(images, ["spot"], tmp_path, grouped=True)
+            run_trial(images, ["spot"], tmp_path / "out", grouped=True)
 
     def test_large_images_are_told_what_is_done_to_them(self, class_folders) -> None:
         images = read_images(class_folders({"good": 3, "spot": 3}, height=1100, width=300))

@@ -98,11 +98,12 @@ def quickstart(out: str = "quickstart", minutes: float = 4.0, json: bool = False
         json: print the verdicts as JSON.
         quiet: no progress.
     """
+    from visynth.quickstart import TRIAL
     from visynth.quickstart import quickstart as run
 
     report = run(out, minutes=minutes, say=printer(quiet))
     verdicts(report, json)
-    print(f"open {Path(out) / 'report.html'}", file=sys.stderr)
+    print(f"open {Path(out) / TRIAL / 'report.html'}", file=sys.stderr)
     return 0
 
 
@@ -131,13 +132,16 @@ def preflight(
         json: print JSON.
     """
     from visynth.data.reading import read_images
-    from visynth.files import ensure_writable
+    from visynth.folders import check_apart, claim_files
+    from visynth.preflight import GROUP_FILES, write_groups
     from visynth.preflight import preflight as run
-    from visynth.preflight import write_groups
 
     images = read_images(
         data, masks=masks, groups=groups, group_pattern=group_pattern, max_bad_fraction=max_bad_fraction
     )
+    if out is not None:
+        check_apart(out, images.folders())
+        claim_files(out, GROUP_FILES)
     found = run(
         images,
         rare,
@@ -145,7 +149,7 @@ def preflight(
         grouped=groups is not None or group_pattern is not None or any(i.group for i in images.items),
     )
     if out is not None:
-        write_groups(ensure_writable(out), found)
+        write_groups(Path(out), found)
     if json:
         print(
             dumps(

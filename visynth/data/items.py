@@ -82,6 +82,11 @@ class ImageSet:
         """Groups per class."""
         return {name: len({i.group or i.name for i in self.items if name in i.labels}) for name in self.classes}
 
+    def folders(self) -> set[Path]:
+        """Folders that images and masks are read from; all that lies in them is data."""
+        found = {item.path.parent for item in self.items} | {i.mask.parent for i in self.items if i.mask is not None}
+        return found | ({self.root} if self.root.is_dir() else set())
+
     def image(self, item: Item) -> Array:
         """Decoded pixels ``[H, W, C]``."""
         return read(item.path, self.limits)

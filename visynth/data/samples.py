@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from visynth import seeds as seeding
 from visynth.data.decode import encode_png
 from visynth.errors import UsageError, choices
-from visynth.files import new_folder, write_bytes
+from visynth.files import write_bytes
+from visynth.folders import new_folder
 
 PHOTOGRAPHS = ("brick", "grass", "gravel")
 REGION, TILE = 102, 80
@@ -36,7 +37,7 @@ def write_samples(folder: str | Path, *, per_class: Mapping[str, int] | None = N
     """Write ``images/<class>/*.png``, ``masks/<class>/*.png`` and ``groups.csv`` into a new folder.
 
     Args:
-        folder: made anew; an older one of this name is replaced.
+        folder: made anew; an older one of this name is replaced if it holds nothing else.
         per_class: images per class, by default good 240, spot 45, stain 30, scratch 30.
         seed: of offsets, exposures and defects.
 

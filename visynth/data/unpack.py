@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from visynth.data.decode import encode_png
 from visynth.errors import DataError, choices
-from visynth.files import cache_folder, hash_file, new_folder
+from visynth.files import cache_folder, hash_file
+from visynth.folders import new_folder
 
 DIGITS = "sklearn:digits"
 NAMES: Mapping[str, tuple[str, ...]] = {"pneumoniamnist": ("normal", "pneumonia")}  # the label numbers' meanings
@@ -44,7 +45,7 @@ def unpack(data: str | Path) -> Path:
 
 
 def _write(folder: Path, images: Iterator[tuple[str, NDArray[Any]]]) -> Path:
-    if not folder.is_dir():
+    if not folder.is_dir():  # it is named by its content
         with new_folder(folder) as made:
             for name, image in images:
                 (made / name).parent.mkdir(parents=True, exist_ok=True)

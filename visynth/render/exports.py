@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 import numpy as np
 
 from visynth.errors import ConflictError, UsageError, choices
-from visynth.files import new_folder, write_json, write_text
+from visynth.files import write_json, write_text
+from visynth.folders import new_folder
 from visynth.manifest import Record, Renders, decode_mask
 
 FORMATS = ("coco", "yolo", "voc")
