@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,12 +15,13 @@ from visynth import plugins
 from visynth import seeds as seeding
 from visynth.comparison import Results, arms_block, class_verdict, macro_f1_table, run_cells, summarise
 from visynth.data.decode import decode
+from visynth.data.filters import selected
 from visynth.data.items import ImageSet, Item
 from visynth.data.transforms import CANDIDATES, augment, backend
 from visynth.errors import DataError, UsageError, choices, listing
 from visynth.files import cache_folder
 from visynth.folders import check_apart, claim_files
-from visynth.manifest import Renders, read_renders
+from visynth.manifest import Renders, control_class, read_renders
 from visynth.members import Member
 from visynth.metrics.arms import Cell, Extra
 from visynth.metrics.features import FeatureBank, extractor
@@ -41,6 +43,7 @@ def evaluate_renders(
     learner: str = "frozen",
     workers: int = 2,
     cache: bool = True,
+    keep: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda words: None,
 ) -> Report:
     """Measure a rendered set per class and write ``report.json`` and ``report.html`` to ``out``.
@@ -56,6 +59,7 @@ def evaluate_renders(
         learner: registered name.
         workers: processes for fitting.
         cache: keep features of real images on disk.
+        keep: which images count, as for :class:`visynth.WithSynthetic`; by default all but those that a reviewer rejected.
         say: receives progress lines.
 
     Raises:
@@ -64,7 +68,11 @@ def evaluate_renders(
     started = time.monotonic()
     check_apart(out, images.folders())
     out = claim_files(out, FILES)
-    renders = renders if isinstance(renders, Renders) else read_renders(renders)
+    whole = renders if isinstance(renders, Renders) else read_renders(renders)
+    renders = selected(whole, keep)
+    left_out = len(whole.records) - len(renders.records)
+    if left_out:
+        say(f"{left_out} of {len(whole.records)} rendered images do not count (rejected by reviewers, or filtered by keep)")
     say("fingerprints of the real images")
     images = assign_splits(images, renders.members)
     by_split = {split: images.select(lambda item, split=split: item.split == split) for split in ("train", "test")}  # type: ignore[misc]
@@ -76,7 +84,7 @@ def evaluate_renders(
     wanted = (
         list(classes)
         if classes is not None
-        else [name for name in possible if rendered.get(name) and name != _control(renders)]
+        else [name for name in possible if rendered.get(name) and name != control_class(renders)]
     )
     unknown = [name for name in wanted if name not in possible or not rendered.get(name)]
     if unknown or not wanted:
@@ -85,6 +93,7 @@ def evaluate_renders(
             f"real training images {counts['train']}, real test images {counts['test']}."
         )
 
+    control = control_class(renders)
     kept = [item for item in images.items if item.split in ("train", "test")]
     bank = FeatureBank(
         extractor(),
@@ -127,7 +136,6 @@ def evaluate_renders(
             extras: dict[str, Extra] = {}
             if name in wanted:
                 extras["synthetic"] = made(name, seed, limit)
-                control = _control(renders)
                 if control and rendered.get(control):
                     extras["control"] = made(control, seed, max(1, limit // 3))
                 for candidate, pool in copies.items():
@@ -148,7 +156,7 @@ def evaluate_renders(
         report.verdicts.append(class_verdict(results[name], summary, masks=False, macro_f1=f1.get(name, {})))
         blocks += arms_block(results[name], summary, learner, f1.get(name, {}))
     for name in images.classes:
-        if name not in wanted and name != _control(renders):
+        if name not in wanted and name != control:
             report.verdicts.append(
                 ClassVerdict(name, "not measured", "it was not rendered, or has no real images on one side")
             )
@@ -160,6 +168,7 @@ def evaluate_renders(
         "Reading this",
         bullets(
             [
+                f"{left_out} of {len(whole.records)} rendered images do not count: reviewers rejected them, or keep= filters them out.",
                 "The test images are real and were never seen by the generator: their fingerprints were compared with its members."
             ]
         ),
@@ -258,16 +267,6 @@ def _check_sides(train: ImageSet, test: ImageSet, renders: Renders) -> None:
         raise DataError(
             f"none of the images was used to fit the generator of {renders.folder}: give the data that it was fitted on, with the held-out images."
         )
-
-
-def _control(renders: Renders) -> str | None:
-    """The class that is rendered without any box: defect-free images under the same seams."""
-    empty = [
-        name
-        for name in renders.classes
-        if renders.counts()[name] and not any(r.boxes for r in renders.records if r.label == name)
-    ]
-    return empty[0] if len(empty) == 1 and renders.plan["kind"] in ("composite", "inpainted") else None
 
 
 def _copies(

@@ -93,6 +93,13 @@ class Renders:
         return root_hash(self.records)
 
 
+def control_class(renders: Renders) -> str | None:
+    """The class of the seam controls: the one class of a composed or inpainted set whose images are without any box, defect-free ones."""
+    counts = renders.counts()
+    empty = [n for n in renders.classes if counts[n] and not any(r.boxes for r in renders.records if r.label == n)]
+    return empty[0] if len(empty) == 1 and renders.plan["kind"] in ("composite", "inpainted") else None
+
+
 def root_hash(records: Iterable[Record]) -> str:
     digest = sha256()
     for record in sorted(records, key=lambda r: r.file_name):

@@ -59,7 +59,7 @@ class TestReplacing:
 
     def test_what_came_while_we_worked_stays(self, tmp_path) -> None:
         make(tmp_path / "out", "one")
-        with pytest.raises(OutputError, match="late.txt"), new_folder(tmp_path / "out"):
+        with pytest.raises(OutputError, match=r"late\.txt"), new_folder(tmp_path / "out"):
             (tmp_path / "out/late.txt").write_text("precious")
         assert (tmp_path / "out/late.txt").read_text() == "precious"
 

@@ -30,6 +30,7 @@ from visynth.fit import fit_compose
 from visynth.folders import strangers
 from visynth.gate import decide
 from visynth.generator import load_generator
+from visynth.manifest import read_renders, write_reviews
 from visynth.metrics.arms import Cell, Extra
 from visynth.networks.unet import Denoiser, recipe
 from visynth.preflight import preflight
@@ -293,6 +294,18 @@ class TestEvaluate:
         assert [v.label for v in report.verdicts] == ["scratch", "spot"]
         assert {"real", "duplicate", "balanced", "augment", "synthetic"} <= set(report.verdicts[0].numbers["arms"])
         assert read_report(tmp_path / "report").verdicts[0].answer == report.verdicts[0].answer
+
+    def test_what_reviewers_rejected_is_not_measured(self, rendered, tmp_path) -> None:
+        images, renders = rendered
+        shutil.copytree(renders.folder, tmp_path / "set")
+        own = read_renders(tmp_path / "set")
+        rejected = [r.file_name for r in own.records if r.label == "spot"][1:]
+        write_reviews(own, dict.fromkeys(rejected, "reject"), "anna")
+        report = evaluate_renders(images, own.folder, tmp_path / "report", seeds=1, workers=0, classes=["spot"])
+        counts = next(s for s in report.sections if s["title"] == "Images")["blocks"][0]["rows"]
+        assert next(row for row in counts if row[0] == "spot")[3] == 1
+        assert report.verdicts[0].numbers["synthetic_per_cell"] == 1
+        assert f"{len(rejected)} of {len(own.records)} rendered images do not count" in (tmp_path / "report/report.html").read_text()
 
     def test_splits_come_from_the_members(self, rendered, medium) -> None:
         images, renders = rendered

@@ -318,7 +318,7 @@ class TestBaseline:
         assert comparison._baseline(results, bootstrap) == "balanced"
 
 
-class TestDense:
+class TestDenseWithoutMasks:
     def test_without_a_mask_in_some_cell_it_says_so(self) -> None:
         positive = np.arange(12) % 2 == 0
         covered = [np.ones(2, np.float32) if row in (0, 2) else None for row in range(12)]

@@ -142,7 +142,14 @@ def renders_review(
     return 0
 
 
-def renders_export(folder: str, format: str, out: str, copy: bool = False) -> int:
+def renders_export(
+    folder: str,
+    format: str,
+    out: str,
+    copy: bool = False,
+    whole_image: bool = False,
+    keep: dict[str, Any] | None = None,
+) -> int:
     """Write boxes and masks of a rendered set for a detector.
 
     Args:
@@ -150,11 +157,13 @@ def renders_export(folder: str, format: str, out: str, copy: bool = False) -> in
         format: coco, yolo or voc.
         out: a new folder.
         copy: copy the images instead of linking them.
+        whole_image: for sets without boxes: one box around each whole image.
+        keep: which images count, e.g. '{review: accepted}'; by default all but those that a reviewer rejected.
     """
     from visynth.manifest import read_renders
     from visynth.render.exports import export
 
-    print(export(read_renders(folder), format, out, copy=copy))
+    print(export(read_renders(folder), format, out, copy=copy, whole_image=whole_image, keep=keep))
     return 0
 
 

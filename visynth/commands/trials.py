@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from json import dumps
 from pathlib import Path
+from typing import Any
 
 from visynth.commands.saying import printer, subject, verdicts
 
@@ -187,6 +188,7 @@ def evaluate(
     learner: str = "frozen",
     workers: int = 2,
     cache: bool = True,
+    keep: dict[str, Any] | None = None,
     max_bad_fraction: float = 0.05,
     json: bool = False,
     quiet: bool = False,
@@ -205,6 +207,7 @@ def evaluate(
         learner: frozen or finetune.
         workers: processes for fitting.
         cache: keep features of real images on disk.
+        keep: which rendered images count, e.g. '{review: accepted, copies: false}'; by default all but those that a reviewer rejected.
         max_bad_fraction: share of unusable files up to which they are left out.
         json: print the verdicts as JSON.
         quiet: no progress.
@@ -223,6 +226,7 @@ def evaluate(
         learner=learner,
         workers=workers,
         cache=cache,
+        keep=keep,
         say=printer(quiet),
     )
     verdicts(report, json)

@@ -1,12 +1,18 @@
-"""Which rendered images are mixed in: by reviewers' decisions and by scores, both files beside the manifest."""
+"""Which rendered images count: by reviewers' decisions and by scores, both files beside the manifest. Training, measuring and exporting ask here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from visynth.errors import UsageError
 from visynth.manifest import REVIEW, SCORES, Record, Renders, read_reviews, read_scores
+
+
+def selected(renders: Renders, keep: Mapping[str, Any] | None = None) -> Renders:
+    """The set with the images that count alone, see :func:`kept`; how many are left out is the difference in ``records``."""
+    return replace(renders, records=tuple(kept(renders, keep or {})))
 
 
 def kept(renders: Renders, keep: Mapping[str, Any]) -> list[Record]:

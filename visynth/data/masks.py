@@ -158,9 +158,9 @@ def outline_contrast(image: Array, mask: Mask) -> tuple[float, list[float]]:
     for factor in (1.0, 1.5, 2.0):
         for down, right in ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1)):
             row, column = top + round(down * factor * (tall + 6)), left + round(right * factor * (wide + 6))
-            if 0 <= row <= height - tall and 0 <= column <= width - wide:
-                if not (taken[edge + row : edge + row + tall, edge + column : edge + column + wide] & body).any():
-                    around.append(at(row, column))
+            fits = 0 <= row <= height - tall and 0 <= column <= width - wide
+            if fits and not (taken[edge + row : edge + row + tall, edge + column : edge + column + wide] & body).any():
+                around.append(at(row, column))
     return at(top, left), around
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import torch
 from visynth import members as members_file
 from visynth import seeds as seeding
 from visynth.data.decode import Array, read
-from visynth.data.filters import kept
+from visynth.data.filters import selected
 from visynth.data.plans import picture
 from visynth.data.synthetic import by_label
 from visynth.data.targets import Truth
@@ -59,7 +59,7 @@ def open_renders(source: Any, keep: Mapping[str, Any]) -> Renders:
         raise DataError(
             f"{renders.folder} holds no images: there is nothing to mix. Render some with 'visynth render'."
         )
-    return replace(renders, records=tuple(kept(renders, keep)))
+    return selected(renders, keep)
 
 
 def truth_of(record: Record, indices: Mapping[str, int], regions: bool = True) -> Truth:

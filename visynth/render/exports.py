@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import yaml
 
-from visynth.errors import ConflictError, UsageError, choices
+from visynth.data.decode import read
+from visynth.data.filters import selected
+from visynth.errors import ConflictError, DataError, UsageError, choices
 from visynth.files import write_json, write_text
 from visynth.folders import new_folder
-from visynth.manifest import Record, Renders, decode_mask
+from visynth.manifest import Record, Renders, control_class, decode_mask
 
 FORMATS = ("coco", "yolo", "voc")
 
 
-def export(renders: Renders, form: str, out: str | Path, *, copy: bool = False) -> Path:
+def export(
+    renders: Renders,
+    form: str,
+    out: str | Path,
+    *,
+    copy: bool = False,
+    whole_image: bool = False,
+    keep: Mapping[str, Any] | None = None,
+) -> Path:
     """Write a rendered set's annotations.
+
+    A detector learns from images without boxes that there is nothing to find. Only defect-free pictures may be such: where a set has
+    boxes, those are the ones of the class without any (the seam controls); a set without boxes (whole images of a diffusion model or a
+    GAN) is refused unless the whole image is to be the box.
 
     Args:
         renders: from :func:`visynth.manifest.read_renders`.
@@ -27,15 +44,19 @@ def export(renders: Renders, form: str, out: str | Path, *, copy: bool = False) 
             ``"voc"`` (``Annotations/*.xml``).
         out: a new folder.
         copy: copy the images; by default they are hard links where the filesystem allows.
+        whole_image: give every image of a class without boxes one box around all of it.
+        keep: which images count, as for :class:`visynth.WithSynthetic`; by default all but those that a reviewer rejected.
 
     Returns:
         the folder, with an ``images`` folder beside the annotations.
 
     Raises:
-        UsageError: unknown format. ConflictError: the folder exists.
+        UsageError: unknown format; nothing counts. ConflictError: the folder exists.
+        DataError: images that show their class without saying where.
     """
     if form not in FORMATS:
         raise UsageError(f"export format must be one of {choices(FORMATS)}, but got {form!r}.")
+    renders = _boxed(selected(renders, keep), whole_image)
     out = Path(out)
     if out.exists():
         raise ConflictError(f"{out} exists already: choose a new folder for the export.")
@@ -45,6 +66,30 @@ def export(renders: Renders, form: str, out: str | Path, *, copy: bool = False) 
         writers: dict[str, Callable[[Renders, Path], None]] = {"coco": _coco, "yolo": _yolo, "voc": _voc}
         writers[form](renders, made)
     return out
+
+
+def _boxed(renders: Renders, whole_image: bool) -> Renders:
+    """The set with a box for every image that shows its class.
+
+    Raises:
+        DataError: images without boxes that are no seam controls.
+    """
+    control = control_class(renders)
+    bare = Counter(r.label for r in renders.records if not r.boxes and r.label != control)
+    if not bare:
+        return renders
+    if not whole_image:
+        told = ", ".join(f"{count} of {name!r}" for name, count in bare.items())
+        raise DataError(
+            f"{renders.folder} does not say where its objects are ({told} have no box): as images without boxes they would teach a "
+            "detector that there is nothing to find. Render with a generator that knows (composition, inpainting), or give "
+            "--whole-image for one box around each whole image."
+        )
+    records = (
+        replace(r, boxes=((0.0, 0.0, float(r.width), float(r.height)),)) if not r.boxes and r.label in bare else r
+        for r in renders.records
+    )
+    return replace(renders, records=tuple(records))
 
 
 def flat(record: Record) -> str:
@@ -94,21 +139,21 @@ def _yolo(renders: Renders, out: Path) -> None:
             numbers = " ".join(f"{value:.6f}" for value in (*middle, *side))
             lines.append(f"{renders.classes.index(record.label)} {numbers}\n")
         write_text(out / "labels" / f"{Path(flat(record)).stem}.txt", "".join(lines))
-    names = "".join(f"  {number}: {name}\n" for number, name in enumerate(renders.classes))
-    write_text(
-        out / "data.yaml",
-        f"path: .\ntrain: images\nval: images  # replace: validate on real images only\nnames:\n{names}",
-    )
+    # A library writes it: classes are called 'no', '007' or 'crack #2', which mean other things in YAML.
+    told = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(renders.classes))}
+    head = "# val: replace, and validate on real images only\n"
+    write_text(out / "data.yaml", head + yaml.safe_dump(told, sort_keys=False, allow_unicode=True))
 
 
 def _voc(renders: Renders, out: Path) -> None:
     (out / "Annotations").mkdir()
+    depth = _depth(renders)
     for record in renders.records:
         root = ElementTree.Element("annotation")
         _add(root, "folder", "images")
         _add(root, "filename", flat(record))
         size = ElementTree.SubElement(root, "size")
-        for tag, value in (("width", record.width), ("height", record.height), ("depth", 3)):
+        for tag, value in (("width", record.width), ("height", record.height), ("depth", depth)):
             _add(size, tag, value)
         for x1, y1, x2, y2 in record.boxes:
             thing = ElementTree.SubElement(root, "object")
@@ -122,6 +167,11 @@ def _voc(renders: Renders, out: Path) -> None:
             out / "Annotations" / f"{Path(flat(record)).stem}.xml",
             ElementTree.tostring(root, encoding="unicode") + "\n",
         )
+
+
+def _depth(renders: Renders) -> int:
+    """Channels of the images: of one generator, so the first tells for all."""
+    return int(read(renders.folder / renders.records[0].file_name).shape[2])
 
 
 def _add(parent: ElementTree.Element, tag: str, value: object) -> None:
