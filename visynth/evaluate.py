@@ -72,7 +72,9 @@ def evaluate_renders(
     renders = selected(whole, keep)
     left_out = len(whole.records) - len(renders.records)
     if left_out:
-        say(f"{left_out} of {len(whole.records)} rendered images do not count (rejected by reviewers, or filtered by keep)")
+        say(
+            f"{left_out} of {len(whole.records)} rendered images do not count (rejected by reviewers, or filtered by keep)"
+        )
     say("fingerprints of the real images")
     images = assign_splits(images, renders.members)
     by_split = {split: images.select(lambda item, split=split: item.split == split) for split in ("train", "test")}  # type: ignore[misc]
@@ -169,7 +171,7 @@ def evaluate_renders(
         bullets(
             [
                 f"{left_out} of {len(whole.records)} rendered images do not count: reviewers rejected them, or keep= filters them out.",
-                "The test images are real and were never seen by the generator: their fingerprints were compared with its members."
+                "The test images are real and were never seen by the generator: their fingerprints were compared with its members.",
             ]
         ),
     )

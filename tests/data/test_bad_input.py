@@ -98,14 +98,17 @@ class TestPictures:
         assert images.shape[1:] == (1, 16, 16)
         assert is_white(images) == 12
 
-    def test_grey_becomes_colour_and_not_the_other_way_round(self, backend: str, tmp_path) -> None:
+    def test_grey_becomes_colour_and_colour_grey(self, backend: str, tmp_path) -> None:
         images = train(made(backend, tmp_path / "grey"), backend, channels=3)
         assert images.shape[1:] == (3, 16, 16)
         assert is_white(images) == 12
-        with pytest.raises(
-            UsageError, match="rendered images have 3 channels, the dataset's samples 1: render from images"
-        ):
-            train(made(backend, tmp_path / "colour", channels=3), backend)
+        images = train(made(backend, tmp_path / "colour", channels=3), backend)
+        assert images.shape[1:] == (1, 16, 16)
+        assert is_white(images) == 12
+
+    def test_other_channels_have_no_meaning_here(self, backend: str, tmp_path) -> None:
+        with pytest.raises(UsageError, match=r"rendered images have 4 channels, the dataset's samples 1"):
+            train(made(backend, tmp_path, channels=4), backend)
 
     def test_another_shape_is_not_squashed(self, backend: str, tmp_path) -> None:
         with pytest.raises(UsageError, match="40x20, the dataset's samples 16x16: that would squash them"):

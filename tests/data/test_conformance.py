@@ -76,7 +76,7 @@ def fit(package: str, name: str, root: Path, source=None, trainer=TRAINER, **opt
     with warnings.catch_warnings():
         # Of the kinds themselves, with or without the plugin; and what one of them is to be told.
         warnings.filterwarnings("ignore", "'pin_memory' argument is set as true")
-        warnings.filterwarnings("ignore", "the loader draws with WeightedRandomSampler")
+        warnings.filterwarnings("ignore", "samples carry (.|\n)* follow neither from the label nor from the position")
         if name in ("with_everything", "augmented_on_the_device"):
             warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in both")
         lightning.Trainer(max_steps=STEPS, max_epochs=-1, **trainer).fit(module, data)
@@ -128,7 +128,9 @@ def test_the_share_is_met_and_all_else_stays(name: str, backend: str, root, whit
     assert wrapped.hooks == plain.hooks
     assert set(wrapped.white) == {CLASSES["spot"]}
     items = STEPS * BATCH
-    if (
+    if name == "weighted_sampler":  # a quarter of the spots, which are an eighth to a third of what the sampler draws
+        assert 1 <= len(wrapped.white) <= 0.25 * items
+    elif (
         backend == "samples"
     ):  # 12 positions of each whole epoch; the rest of one, or a weighted sampler, draws by chance
         assert 0.08 * items <= len(wrapped.white) <= 0.42 * items
@@ -171,6 +173,7 @@ def test_two_processes(package: str, root, white, tmp_path) -> None:
             assert rank["same"], f"{name}: share=0 changed the training"
             assert rank["sizes"], f"{name}: batches have other sizes"
             assert rank["steps"] == STEPS
-        assert 0.08 * 2 * STEPS * BATCH <= first["white"] + second["white"] <= 0.42 * 2 * STEPS * BATCH, name
+        least = 0.01 if name == "weighted_sampler" else 0.08
+        assert least * 2 * STEPS * BATCH <= first["white"] + second["white"] <= 0.42 * 2 * STEPS * BATCH, name
         pairs = zip(first["weights"].values(), second["weights"].values(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs), f"{name}: ranks went apart"

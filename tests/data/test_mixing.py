@@ -394,7 +394,7 @@ class TestLabels:
                 image, label = super().__getitem__(index)
                 return image, label + 1
 
-        with pytest.raises(UsageError, match="the first training sample has the label 1, but"):
+        with pytest.raises(UsageError, match="training sample 0 has the label 1, but"):
             self.loader(train, renders, Moved(train, transforms.ToTensor()))
 
     def test_text_is_refused(self) -> None:
@@ -496,11 +496,13 @@ class TestLoaders:
         dataset = ImageFolder(train, transforms.ToTensor())
         sampler = WeightedRandomSampler([1.0] * 48, 10, generator=torch.Generator().manual_seed(0))
         wrapped = visynth.WithSynthetic(
-            folder_module("pytorch_lightning", train, shuffle=None, sampler=sampler), renders.folder, **EXACT
+            folder_module("pytorch_lightning", train, shuffle=None, sampler=sampler),
+            renders.folder,
+            **EXACT,
+            backend="samples",
         )
         wrapped.setup("fit")
-        with pytest.warns(UserWarning, match="the loader draws with WeightedRandomSampler"):
-            loader = wrapped.train_dataloader()
+        loader = wrapped.train_dataloader()
         assert loader.sampler is sampler
         assert len(loader) == 3
         assert len(dataset) == len(loader.dataset) == 48

@@ -54,8 +54,8 @@ def test_two_groups_of_one_part_are_named_and_merged(folder) -> None:
     found = preflight(images, ["bad"], good="good", grouped=True)
     assert {pair.groups for pair in found.parts.pairs} == {("0", "8"), ("1", "9")}
     assert any("look like one part" in line and "0 = 8; 1 = 9" in line for line in found.leak_lines())
-    assert write_groups(folder, found) == ["groups.csv", "groups_merged.csv"]
-    with open(folder / "groups_merged.csv", newline="", encoding="utf-8") as stream:
+    assert write_groups(folder / "out", found) == ["groups.csv", "groups_merged.csv"]
+    with open(folder / "out/groups_merged.csv", newline="", encoding="utf-8") as stream:
         assert {row["group"] for row in csv.DictReader(stream)} == {str(g) for g in range(8)}
 
 
@@ -88,7 +88,7 @@ def test_parts_of_one_design_are_told_as_such(tmp_path) -> None:
     found = preflight(read_images(tmp_path, group_pattern=r"\d"), ["bad"], good="good", grouped=True)
     assert found.parts.one_design
     assert "parts of one design" in found.part_lines()[0]
-    assert write_groups(tmp_path, found) == ["groups.csv"]
+    assert write_groups(tmp_path / "out", found) == ["groups.csv"]
 
 
 def test_components_join_over_several_pairs() -> None:

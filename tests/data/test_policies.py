@@ -108,9 +108,10 @@ class TestShare:
     @pytest.mark.parametrize("backend", ["batches", "online"])
     def test_the_share_is_exact_over_batches(self, backend: str, source) -> None:
         module = train(source, backend, share=0.3, batch=5, trainer={"max_epochs": 1})
-        # 10 batches of 5, the last of 3 rows only: floor(15) slots in all.
-        assert sum(module.white) == 15
-        assert set(module.white) == {1, 2}
+        # 9 batches of 5 rows: floor(13.5) slots in all; the last one has 3 rows, and 0.9 slots by chance.
+        assert sum(module.white[:9]) == 13
+        assert module.white[9] in (0, 1)
+        assert set(module.white[:9]) == {1, 2}
 
 
 class TestSlots:

@@ -35,7 +35,14 @@ def module(data, **loader):
 
 
 def mixed(data, folder, **options):
-    told = {"share": 0.5, "balance": {"spot": 9}, "spread": 0.0, "classes": {"spot": 3}, "leak_guard": False}
+    told = {
+        "share": 0.5,
+        "balance": {"spot": 9},
+        "spread": 0.0,
+        "classes": {"spot": 3},
+        "leak_guard": False,
+        "backend": "samples",
+    }
     return visynth.WithSynthetic(module(data), folder, **{**told, **options}).train_dataloader().dataset
 
 
@@ -147,7 +154,9 @@ class TestBoxes:
             BoxTarget({"boxes": boxes, "labels": torch.tensor([1])})
 
     def test_numbers_of_classes_must_be_told(self, white) -> None:
-        with pytest.raises(UsageError, match=r"must be matched with the dataset's labels: give classes="):
+        with pytest.raises(
+            UsageError, match=r"must be matched with the dataset's labels, and the dataset does not say"
+        ):
             mixed(Pairs(detection, JOINT), white.folder, classes=None)
 
 

@@ -305,7 +305,10 @@ class TestEvaluate:
         counts = next(s for s in report.sections if s["title"] == "Images")["blocks"][0]["rows"]
         assert next(row for row in counts if row[0] == "spot")[3] == 1
         assert report.verdicts[0].numbers["synthetic_per_cell"] == 1
-        assert f"{len(rejected)} of {len(own.records)} rendered images do not count" in (tmp_path / "report/report.html").read_text()
+        assert (
+            f"{len(rejected)} of {len(own.records)} rendered images do not count"
+            in (tmp_path / "report/report.html").read_text()
+        )
 
     def test_splits_come_from_the_members(self, rendered, medium) -> None:
         images, renders = rendered

@@ -306,13 +306,19 @@ class TestExports:
     @pytest.mark.parametrize("form", ["coco", "yolo", "voc"])
     def test_images_without_boxes_are_no_background(self, renders, form, tmp_path) -> None:
         """A diffusion model's or a GAN's set: it shows its class, but does not say where."""
-        bare = replace(renders, plan={**renders.plan, "kind": "trained"}, records=tuple(replace(r, boxes=(), mask=None) for r in renders.records))
+        bare = replace(
+            renders,
+            plan={**renders.plan, "kind": "trained"},
+            records=tuple(replace(r, boxes=(), mask=None) for r in renders.records),
+        )
         with pytest.raises(DataError, match="12 of 'good', 12 of 'scratch', 12 of 'spot', 12 of 'stain' have no box"):
             export(bare, form, tmp_path / "x")
         assert not (tmp_path / "x").exists()
         folder = export(bare, form, tmp_path / "y", whole_image=True)
         if form == "yolo":
-            assert {p.read_text().split(" ", 1)[1] for p in (folder / "labels").iterdir()} == {"0.500000 0.500000 1.000000 1.000000\n"}
+            assert {p.read_text().split(" ", 1)[1] for p in (folder / "labels").iterdir()} == {
+                "0.500000 0.500000 1.000000 1.000000\n"
+            }
         elif form == "coco":
             notes = json.loads((folder / "annotations.json").read_text())["annotations"]
             assert [note["bbox"] for note in notes] == [[0, 0, r.width, r.height] for r in bare.records]

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Subset
 from visynth import distributed
 from visynth import seeds as seeding
 from visynth.callbacks.logs import log_grid, log_values
+from visynth.data.labels import class_names
 from visynth.data.reading import read_images
 from visynth.errors import DataError, UsageError
 from visynth.files import cache_folder, hash_json, write_bytes
@@ -33,6 +34,7 @@ from visynth.metrics.stats import FeatureReservoir, split
 from visynth.pictures import grid, to_display
 
 Array = NDArray[Any]
+Scale = tuple[float, float] | None  # what black and white are
 # Two callbacks on one trainer share what they sampled at a step.
 _shared: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
 
@@ -55,6 +57,8 @@ class QualityCallback(Callback):
         options: for ``sample``.
         seed: of the made images; the same at every evaluation, so that sheets can be compared.
         cache: keep real features on disk ($VISYNTH_CACHE, else the user's cache folder).
+        value_range: what black and white are in floating-point samples of the module, for instance [0, 1]; [-1, 1] shows by itself.
+        real_range: the same of the images of its training loader, where those are what is compared with.
 
     Raises:
         UsageError: features of no known name, numbers that cannot be right, a module without ``sample``.
@@ -77,8 +81,15 @@ class QualityCallback(Callback):
         options: dict[str, Any] | None = None,
         seed: int = 0,
         cache: bool = True,
+        value_range: list[float] | None = None,
+        real_range: list[float] | None = None,
     ) -> None:
         super().__init__()
+        for name, told in (("value_range", value_range), ("real_range", real_range)):
+            if told is not None and (len(told) != 2 or not told[0] < told[1]):
+                raise UsageError(f"{name} must be [black, white], for instance [0, 1], but got {told}.")
+        self.value_range: Scale = None if value_range is None else (value_range[0], value_range[1])
+        self.real_range: Scale = None if real_range is None else (real_range[0], real_range[1])
         if count < 1 or max_real < 1 or every_n_steps < 1 or not 0 < max_cost <= 1 or grid < 0:
             raise UsageError(
                 f"count, max_real and every_n_steps must be at least 1, max_cost in (0, 1] and grid at least 0, but got {count}, {max_real}, {every_n_steps}, {max_cost}, {grid}."
@@ -218,7 +229,7 @@ class QualityCallback(Callback):
         if hasattr(data, "reference"):
             found: tuple[list[Array], NDArray[np.int64], tuple[str, ...]] = data.reference()
             return found
-        return _from_loader(trainer.train_dataloader, self.max_real)
+        return _from_loader(trainer.train_dataloader, self.max_real, self.real_range)
 
     def _made_features(self, trainer: Any, pl_module: Any, classes: int) -> list[NDArray[np.float32]]:
         store = _shared.setdefault(trainer, {})
@@ -232,7 +243,7 @@ class QualityCallback(Callback):
         rank, world = distributed.rank(), distributed.world_size()
         labels = [k % classes for k in range(self.count)]
         seeds = [seeding.derive("quality", self.seed, k) for k in range(self.count)]
-        images = _sampled(pl_module, seeds[rank::world], labels[rank::world], self.options)
+        images = _sampled(pl_module, seeds[rank::world], labels[rank::world], self.options, self.value_range)
         own = torch.from_numpy(self._embed(pl_module, images))
         # Ranks may have unequal shares; the reservoir is gathered whole, however many each of them filled in.
         pool = FeatureReservoir(own.shape[1], size=self.count, rank=rank).to(pl_module.device)
@@ -244,7 +255,9 @@ class QualityCallback(Callback):
         if self.grid and distributed.is_main():
             shown = [label for label in range(classes) for _ in range(self.grid)]
             grid_seeds = [seeding.derive("sheet", self.seed, k) for k in range(len(shown))]
-            pictures = [to_display(image) for image in _sampled(pl_module, grid_seeds, shown, self.options)]
+            pictures = [
+                to_display(image) for image in _sampled(pl_module, grid_seeds, shown, self.options, self.value_range)
+            ]
             sheet = grid(pictures, self.grid, max(48, min(160, max(pictures[0].shape[:2]))))
         made = split(features, own_labels, classes)
         store.update(key=key, made=made, sheet=sheet)
@@ -297,7 +310,9 @@ def _agreed(own: bool) -> bool:
     return bool(flag)
 
 
-def _sampled(pl_module: Any, seeds: Sequence[int], labels: Sequence[int], options: Mapping[str, Any]) -> list[Array]:
+def _sampled(
+    pl_module: Any, seeds: Sequence[int], labels: Sequence[int], options: Mapping[str, Any], scale: Scale = None
+) -> list[Array]:
     """Images ``[H, W, C]`` of a module, whose modes and the global random state stay as they were."""
     if not seeds:  # a rank may have nothing to make
         return []
@@ -311,18 +326,35 @@ def _sampled(pl_module: Any, seeds: Sequence[int], labels: Sequence[int], option
         module.training = training
     if hasattr(found, "crop"):
         return [found.crop(i).permute(1, 2, 0).cpu().numpy() for i in range(len(found))]
-    return [_integers(image).permute(1, 2, 0).cpu().numpy() for image in found]
+    pictures = _integers(list(found), scale, f"{type(pl_module).__name__}.sample()")
+    return [picture.permute(1, 2, 0).cpu().numpy() for picture in pictures]
 
 
-def _integers(image: Tensor) -> Tensor:
-    """A float image in [-1, 1] as uint8; integers as they are."""
-    if image.dtype in (torch.uint8, torch.uint16):
-        return image
-    return ((image.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+def _integers(images: Sequence[Tensor], scale: Scale, what: str, option: str = "value_range") -> list[Tensor]:
+    """Float images as uint8, by a declared scale or, where values below 0 show it, from [-1, 1]; integers of 8 or 16 bits as they are.
+
+    Raises:
+        DataError: values that are of no such scale; nothing is guessed where it is not shown.
+    """
+    if all(image.dtype in (torch.uint8, torch.uint16) for image in images):
+        return list(images)
+    if any(not image.is_floating_point() for image in images):
+        raise DataError(f"{what} gives {images[0].dtype}: uint8, uint16 or floating-point images [C, H, W] are read.")
+    low, high = min(float(i.min()) for i in images), max(float(i.max()) for i in images)
+    if scale is None and not (-1.1 <= low < -0.05 and high <= 1.1):
+        raise DataError(
+            f"{what} gives floating-point images with values from {low:.3g} to {high:.3g}, which do not show what black and white are. Say it "
+            "to the callback: {option}=[0, 1], [-1, 1] or [0, 255]."
+        )
+    black, white = scale or (-1.0, 1.0)
+    slack = 0.1 * (white - black)
+    if low < black - slack or high > white + slack:
+        raise DataError(f"{what} gives values from {low:.3g} to {high:.3g}, outside {option}={[black, white]}.")
+    return [((i.float() - black) * (255 / (white - black))).round().clamp(0, 255).to(torch.uint8) for i in images]
 
 
-def _from_loader(loader: Any, most: int) -> tuple[list[Array], NDArray[np.int64], tuple[str, ...]]:
-    """Images and labels of the data set behind a training loader that gives (image, label) or dicts; floats are taken as [-1, 1].
+def _from_loader(loader: Any, most: int, scale: Scale = None) -> tuple[list[Array], NDArray[np.int64], tuple[str, ...]]:
+    """Images and labels of the data set behind a training loader that gives (image, label) or dicts; floats by their scale, see :func:`_integers`.
 
     A loader of our own reads them, evenly spaced and the same on every rank: the training's iterator, its workers and its share
     of the ranks are left alone.
@@ -334,16 +366,22 @@ def _from_loader(loader: Any, most: int) -> tuple[list[Array], NDArray[np.int64]
         )
     count = len(dataset)
     rows = np.linspace(0, count - 1, min(most, count)).astype(int).tolist()
-    images: list[Array] = []
+    floats: list[Tensor] = []
     labels: list[int] = []
     with torch.random.fork_rng(devices=[]):  # transforms of the user's may draw from the global generator
         for batch in DataLoader(Subset(dataset, rows), loader.batch_size or 32, collate_fn=loader.collate_fn):
             pictures, own = (batch["image"], batch["label"]) if isinstance(batch, Mapping) else (batch[0], batch[1])
-            images += [_integers(picture).permute(1, 2, 0).cpu().numpy() for picture in pictures]
+            floats += list(pictures)
             labels += own.tolist()
-    if not images:
+    if not floats:
         raise DataError("the training data hold no images to compare with: name real images by real=.")
-    return images, np.array(labels, dtype=np.int64), tuple(str(k) for k in range(max(labels) + 1))
+    images = [
+        i.permute(1, 2, 0).cpu().numpy()
+        for i in _integers(floats, scale, f"the training data set {type(dataset).__name__}", "real_range")
+    ]
+    told = class_names(dataset) or {}
+    names = {label: name for name, label in told.items()}
+    return images, np.array(labels, dtype=np.int64), tuple(names.get(k, str(k)) for k in range(max(labels) + 1))
 
 
 def _chosen(labels: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:

@@ -15,6 +15,8 @@ from visynth.data.synthetic import as_picture
 from visynth.errors import UsageError
 from visynth.pictures import resize
 
+GREY = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -129,9 +131,15 @@ class Adapter:
         top = torch.iinfo(images.dtype).max
         values = images.to(torch.float32) / top
         if values.shape[1] != self.channels:
-            if values.shape[1] != 1 and not (values.shape[1] == 4 and self.channels == 3):
+            if values.shape[1] == 1:
+                values = values.expand(-1, self.channels, -1, -1)
+            elif values.shape[1] == 4 and self.channels == 3:
+                values = values[:, :3]
+            elif values.shape[1] == 3 and self.channels == 1:
+                weights = torch.tensor(GREY, device=values.device).reshape(1, 3, 1, 1)
+                values = (values * weights).sum(dim=1, keepdim=True)
+            else:
                 raise _other_channels(values.shape[1], self.channels)
-            values = values.expand(-1, self.channels, -1, -1) if values.shape[1] == 1 else values[:, :3]
         self._check_shape((values.shape[2], values.shape[3]))
         if tuple(values.shape[-2:]) != self.size:
             values = torch.nn.functional.interpolate(values, self.size, mode="bilinear", antialias=True)
@@ -192,6 +200,8 @@ def _channels(picture: Array, wanted: int) -> Array:
         return np.repeat(picture, wanted, axis=2)
     if have == 4 and wanted == 3:
         return picture[:, :, :3]
+    if have == 3 and wanted == 1:
+        return np.rint(picture.astype(np.float64) @ np.array(GREY)).astype(picture.dtype)[:, :, None]
     raise _other_channels(have, wanted)
 
 

@@ -7,32 +7,41 @@ with rendered pictures that a loader of their own reads ahead. ``online`` does s
 from __future__ import annotations
 
 import functools
+import logging
+import math
 import warnings
+from array import array
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SequentialSampler, SubsetRandomSampler
 
 from visynth import balance as balancing
+from visynth import distributed
 from visynth import seeds as seeding
-from visynth.data.convert import random_state_kept
+from visynth.data.convert import Converter, random_state_kept
 from visynth.data.form import Form
 from visynth.data.joining import Joiner, Plan
 from visynth.data.labels import find_labels, map_classes
 from visynth.data.loaders import Leaf, chosen, exchange, with_dataset, within
-from visynth.data.mixed import MixedDataset
+from visynth.data.mixed import MixedDataset, first_sample
 from visynth.data.plans import Mix
-from visynth.data.policy import Options, needs_progress, share_at, training_progress
-from visynth.data.sources import GeneratedSource, RenderedSource, has_regions, is_generator, open_renders
+from visynth.data.policy import DEFAULT_BALANCE, MOST, Options, needs_progress, share_at, training_progress
+from visynth.data.sources import GeneratedSource, RenderedSource, has_regions, is_generator, of_classes, open_renders
 from visynth.data.targets import BoxTarget, MaskTarget, target_of
 from visynth.errors import UsageError
 from visynth.generator import Generator, read_json
 from visynth.manifest import Renders
 
-KNOWN_SAMPLERS = (RandomSampler, SequentialSampler, DistributedSampler)  # they draw every position alike
+KNOWN_SAMPLERS = (
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    DistributedSampler,
+)  # they draw every position alike
 
 
 @dataclass
@@ -103,29 +112,46 @@ def choose_backend(found: Sequence[Leaf], source: Any, options: Options) -> str:
             "Take backend='batches' (rendered images) or 'online' (a generator), which exchange rows of any batches; or name the "
             "loader that it can mix into with loader=."
         )
-    return ("batches" if problems else "samples") if asked == "auto" else asked
+    if asked != "auto":
+        return asked
+    # Batches show their labels where the dataset does not, and vary the pictures of a row that a sampler draws many times.
+    if problems or any(_labels(leaf, options) is None or draws_its_own(leaf) for leaf in found):
+        return "batches"
+    return "samples"
+
+
+def draws_its_own(leaf: Leaf) -> bool:
+    """Whether a loader's sampler decides how often each class comes: balanced, weighted, M of a class."""
+    if not isinstance(leaf.loader, DataLoader) or leaf.problem() is not None:
+        return False
+    # With a batch sampler of the user's own, the loader's own sampler is a default that nobody asks.
+    return not isinstance(getattr(leaf.loader.batch_sampler, "sampler", None), KNOWN_SAMPLERS)
 
 
 def _mixed_loader(leaf: Leaf, renders: Renders, options: Options, trainer: Any) -> Any:
     loader: DataLoader[Any] = leaf.loader
     labels = _labels(leaf, options)
-    if not isinstance(loader.sampler, KNOWN_SAMPLERS):
-        warnings.warn(
-            f"the loader draws with {type(loader.sampler).__name__}: synthetic samples replace positions of the dataset, so "
-            "their share of what is drawn follows that sampler's weights. backend='batches' keeps to share whatever the sampler.",
-            stacklevel=5,
+    within = draws_its_own(leaf)
+    if labels is None and _has_classes(leaf, options):
+        raise UsageError(
+            "backend='samples' exchanges samples before they are loaded, and the labels of this dataset cannot be read without loading them, so "
+            "samples of the very class that is to be filled would make room: give labels= (one a sample), or take backend='batches', which "
+            "reads them in the batches."
         )
     with random_state_kept():  # one real sample is read to see what samples look like
-        geometry = _shows_geometry(loader.dataset[0], options)
+        geometry = _shows_geometry(first_sample(loader.dataset)[1], options)
     made, regions = _rendered_classes(renders)
     needed = [name for name in made if name in regions] if geometry else made
     indices = map_classes(loader.dataset, made, needed, options.classes, labels, geometry=geometry)
     mix = plan_mix(made, indices, options, labels, leaf.length, renders.counts())
     if not mix.share and not options.fields:
         return loader
-    with random_state_kept():
-        source = RenderedSource(renders, indices, mix.seed)
-        dataset = MixedDataset(loader.dataset, source, labels, mix, options, _share_of_epoch(options, mix, trainer))
+    with random_state_kept():  # samples are read: transforms may draw random numbers
+        names = held_classes(made, indices, mix, labels)
+        source = RenderedSource(of_classes(renders, names), indices, mix.seed)
+        share_of = _share_of_epoch(options, mix, trainer)
+        dataset = MixedDataset(loader.dataset, source, labels, mix, options, share_of, within and labels is not None)
+    tell(trainer, "samples", leaf, mix, dataset.convert, dataset.within)
     if trainer is not None:
         dataset.epoch_of = functools.partial(next_epoch, trainer)
     return with_dataset(loader, dataset)
@@ -144,7 +170,7 @@ def _joiner(leaf: Leaf, source: Any, options: Options, trainer: Any) -> Joiner |
     if not mix.share and not options.fields:
         return None
     seed = seeding.derive("joiner", mix.seed, leaf.name)
-    names = tuple(name for name in made if name in indices or name not in regions)
+    names = tuple(n for n in held_classes(made, indices, mix, labels) if n in indices or n not in regions)
     if online:
         synthetic: Any = GeneratedSource(source, seed, options.sampler or {}, options.autocast)
     else:
@@ -154,7 +180,12 @@ def _joiner(leaf: Leaf, source: Any, options: Options, trainer: Any) -> Joiner |
     private = type(leaf.loader) is DataLoader and leaf.loader.num_workers > 0  # a subclass may keep its batches
     context = getattr(leaf.loader, "multiprocessing_context", None)
     share_of = _share_of_batch(options, mix, trainer)
-    return Joiner(Plan(names, indices, mix, options, share_of, dataset, seed, private, workers, context), synthetic)
+    within = draws_its_own(leaf)
+    plan = Plan(
+        names, indices, mix, options, share_of, dataset, seed, private, workers, context, within,
+        lambda convert: tell(trainer, "online" if online else "batches", leaf, mix, convert, within),
+    )  # fmt: skip
+    return Joiner(plan, synthetic)
 
 
 def plan_mix(
@@ -176,11 +207,16 @@ def plan_mix(
         rendered: images of each class, for a rendered set.
 
     Raises:
-        UsageError: labels are unknown and neither share nor a balance dict says how much.
+        UsageError: labels are unknown, and a balance other than a dict is asked for, or neither share nor a dict says how much.
     """
     if labels is None:
         if isinstance(options.balance, Mapping):
             wanted = balancing.targets(options.balance, dict.fromkeys(made, 0))
+        elif options.balance is not None:
+            raise UsageError(
+                f"balance={options.balance!r} counts the training labels, which cannot be read without loading images: give labels= (one a "
+                "sample), or a dict of exact counts, or share= alone."
+            )
         elif options.share is None:
             raise UsageError(
                 "the training labels cannot be read without loading images: give share=, a balance dict, or labels=."
@@ -192,10 +228,13 @@ def plan_mix(
                 "the number of training samples is not known: give share= (the fraction that is synthetic)."
             )
     else:
-        numbers = np.bincount(np.asarray(labels), minlength=max(indices.values(), default=0) + 1)
+        numbers = Counter(int(label) for label in labels if int(label) >= 0)  # -1 says "not labelled"
         names = {place: name for name, place in indices.items()}
-        counts = {names.get(place, f"label {place}"): int(n) for place, n in enumerate(numbers) if n or place in names}
-        wanted = balancing.targets(options.balance, counts, to=options.to, cap=options.cap)
+        balance = DEFAULT_BALANCE if options.balance is None else options.balance
+        # A word fills the classes that the training holds; one that it does not hold must be named.
+        held = {*numbers, *names} if isinstance(balance, Mapping) or callable(balance) else {*numbers}
+        counts = {names.get(place, f"label {place}"): numbers[place] for place in sorted(held)}
+        wanted = balancing.targets(balance, counts, to=options.to, cap=options.cap)
     wanted = {name: n for name, n in wanted.items() if name in made}
     total = sum(wanted.values())
     if not total:
@@ -205,7 +244,7 @@ def plan_mix(
                 stacklevel=6,
             )
         return Mix(wanted, 0.0, options.spread, options.seed)
-    derived = total / (int(length or 0) + total)
+    derived = min(total / (int(length or 0) + total), MOST)
     share = options.share if isinstance(options.share, (int, float)) else derived
     if isinstance(options.share, Mapping):
         share = share_at(options.share, 0.0)
@@ -213,11 +252,41 @@ def plan_mix(
     return Mix(wanted, float(share), options.spread, options.seed)
 
 
+def held_classes(made: Sequence[str], indices: Mapping[str, int], mix: Mix, labels: Sequence[int] | None) -> list[str]:
+    """Classes that may be drawn: those that the training holds, or that the balance names; a training of normals stays one."""
+    if labels is None:
+        return list(made)
+    there = {int(label) for label in labels}
+    return [name for name in made if indices.get(name) in there or mix.counts.get(name, 0) or name not in indices]
+
+
+def log_info(trainer: Any, words: str, *values: Any) -> None:
+    """A line on the first rank by a child of Lightning's own logger, so that it shows where Lightning's lines show."""
+    if not distributed.rank():
+        package = "visynth" if trainer is None else f"{type(trainer).__module__.split('.trainer')[0]}.visynth"
+        logging.getLogger(package).info(words, *values)
+
+
+def tell(trainer: Any, backend: str, leaf: Leaf, mix: Mix, convert: Converter, within: bool) -> None:
+    """One line at the start of a training: what is mixed in, and how."""
+    classes = ", ".join(name for name, count in mix.counts.items() if count)
+    of = f"share {mix.share:.3g} " + ("of the samples of each class that receives" if within else "of all samples")
+    where = f" into loader {leaf.name!r}" if leaf.name else ""
+    words = "mixing synthetic images%s: backend %s, %s, of %s; images by %s"
+    log_info(trainer, words, where, backend, of, classes, convert.name)
+
+
 def _labels(leaf: Leaf, options: Options) -> list[int] | None:
     labels = list(options.labels) if options.labels is not None else find_labels(leaf.dataset)
     if labels is not None and leaf.length is not None and len(labels) != leaf.length:
         raise UsageError(f"labels has {len(labels)} entries, the training dataset {leaf.length} samples.")
     return labels
+
+
+def _has_classes(leaf: Leaf, options: Options) -> bool:
+    """Whether labels are classes: masks and boxes are not read for room, since most of them hold background."""
+    with random_state_kept():
+        return not _shows_geometry(first_sample(leaf.dataset)[1], options)
 
 
 def _shows_geometry(sample: Any, options: Options) -> bool:
@@ -271,6 +340,27 @@ def _share_of_batch(options: Options, mix: Mix, trainer: Any) -> Callable[[int],
         progress = training_progress(trainer) if total is None else number / total
         return share_at(share, min(1.0, progress), options.finish)
 
+    return remembered(of)
+
+
+def remembered(share_of: Callable[[int], float]) -> Callable[[int], float]:
+    """The share of each batch, asked once: pictures are read ahead, and where the loader's length is not known the answer changes meanwhile.
+
+    Example:
+        >>> answers = iter([0.1, 0.9])
+        >>> of = remembered(lambda number: next(answers))
+        >>> [of(3), of(4), of(3)]
+        [0.1, 0.9, 0.1]
+    """
+    known = array("d")
+
+    def of(number: int) -> float:
+        if number >= len(known):
+            known.extend([math.nan] * (number + 1 - len(known)))
+        if math.isnan(known[number]):
+            known[number] = share_of(number)
+        return known[number]
+
     return of
 
 
@@ -281,7 +371,7 @@ def next_epoch(trainer: Any) -> int:
     it has asked the loader for its next batches.
     """
     epoch = trainer.fit_loop.epoch_progress.current
-    over = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch and epoch.processed < epoch.started
+    over = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch and epoch.completed < epoch.started
     return int(trainer.current_epoch) + int(over)
 
 

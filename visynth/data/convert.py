@@ -25,7 +25,7 @@ from visynth.data.targets import Target, Truth
 from visynth.errors import DataError
 
 OWN_WAYS = ("RGB", "picture", "array")  # how a dataset's transform may want a picture: most read their files as RGB
-GIVEN_WAYS = ("picture", "RGB", "array")
+GIVEN_WAYS = ("picture", "RGB", "L", "array")
 ALBUMENTATIONS = ("albumentations", "albumentations RGB")
 
 
@@ -40,6 +40,15 @@ class Converter:
         size = (picture.shape[0], picture.shape[1])
         image, moved = self._image(picture, [target.raw(truth, size) for target in self.targets])
         return [image, *(t.finish(raw, truth) for t, raw in zip(self.targets, moved, strict=True))]
+
+    @property
+    def name(self) -> str:
+        """The way in words, for logs and errors."""
+        if isinstance(self.through, Adapter):
+            return f"scaled from black = {_short(self.through.low)} to white = {_short(self.through.high)}, as inferred from real samples"
+        kind = type(self.through.transform).__name__
+        own = "the given transform" if self.through.given else "the dataset's own transform"
+        return f"{own} ({kind}, called with {self.through.way})"
 
     @property
     def joint(self) -> bool:
@@ -68,6 +77,7 @@ class Through:
     way: str
     joint: bool = False
     short: bool = False  # an 8-bit file can go to it without an array between
+    given: bool = False  # by the user, and not found in the dataset
 
     def __call__(self, picture: Array, raw: list[Any]) -> tuple[Any, list[Any]]:
         geometry = [g for g in raw if g is not None]
@@ -89,7 +99,7 @@ class Through:
                 image.load()
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error})") from error
-        return self.transform(image.convert("RGB") if self.way == "RGB" else image)
+        return self.transform(image.convert(self.way) if self.way in ("RGB", "L") else image)
 
 
 def find_converter(
@@ -121,7 +131,9 @@ def find_converter(
 
     def fitting(own: Callable[..., Any], moves: bool, ways: tuple[str, ...]) -> Converter | None:
         for way in ALBUMENTATIONS if _is_albumentations(own) else ways:
-            candidate = Converter(Through(own, way, moves, short and way in ("RGB", "picture")), targets)
+            candidate = Converter(
+                Through(own, way, moves, short and way in ("RGB", "picture", "L"), own is transform), targets
+            )
             # Trying a transform draws random numbers: the user's own stream must not notice.
             with random_state_kept():
                 try:
@@ -134,7 +146,7 @@ def find_converter(
 
     if transform is not None:
         way = ALBUMENTATIONS[0] if _is_albumentations(transform) else GIVEN_WAYS[0]
-        told = Converter(Through(transform, way, joint, short and way == "picture"), targets)
+        told = Converter(Through(transform, way, joint, short and way == "picture", True), targets)
         return fitting(transform, joint, GIVEN_WAYS) or told
     for own, moves in _candidates(dataset, joint):
         found = fitting(own, moves, OWN_WAYS)
@@ -273,7 +285,7 @@ def _given(picture: Array, way: str) -> Any:
     if way == "array":
         return picture
     image = as_picture(picture)
-    return image.convert("RGB") if way == "RGB" and isinstance(image, Image.Image) else image
+    return image.convert(way) if way in ("RGB", "L") and isinstance(image, Image.Image) else image
 
 
 def _spatial(image: Any) -> tuple[int, int] | None:
@@ -282,6 +294,11 @@ def _spatial(image: Any) -> tuple[int, int] | None:
     if isinstance(image, torch.Tensor):
         return int(image.shape[-2]), int(image.shape[-1])
     return (int(image.shape[0]), int(image.shape[1])) if isinstance(image, np.ndarray) else None
+
+
+def _short(bound: Any) -> str:
+    values = np.atleast_1d(np.asarray(bound, dtype=np.float64))
+    return f"{values[0]:.4g}" if len(set(values.tolist())) == 1 else str([round(float(v), 4) for v in values])
 
 
 def _varies(picture: Array) -> bool:

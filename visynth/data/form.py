@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,12 @@ class Form:
         Raises:
             UsageError: neither a pair, a dict nor a dataclass with an image and a label.
         """
-        keys = _keys(sample)
+        keys = keys_of(sample)
+        if isinstance(sample, (list, tuple)) and sample and all(isinstance(part, Mapping) for part in sample):
+            raise UsageError(
+                f"a sample is a {type(sample).__name__} of {len(sample)} dicts, several pictures at once: WithSynthetic exchanges samples of one "
+                "picture. Let the dataset give them one by one and group them in collate_fn, or mix before they are cropped."
+            )
         if keys is None:
             raise UsageError(
                 f"samples must be (image, label), dicts or dataclasses, but got {type(sample).__name__}: wrap the dataset so that "
@@ -86,19 +91,19 @@ class Form:
                 rest.append(value)
         return type(sample)(rest)
 
-    def check_extras(self, sample: Any) -> None:
+    def check_extras(self, sample: Any, told: Collection[Any] = ()) -> None:
         """Refuse samples that carry more pictures: a synthetic sample would bring another image's along.
 
         Raises:
             UsageError: a further field with two or more dimensions, or a dict.
         """
         known = (self.image, self.label, self.mask)
-        keys = getattr(sample, "_fields", None) or _keys(sample) or []
-        more = [key for key in keys if key not in known and _is_picture(_get(sample, key))]
+        keys = getattr(sample, "_fields", None) or keys_of(sample) or []
+        more = [k for k in keys if k not in known and k not in told and _is_picture(_get(sample, k))]
         if more:
             raise UsageError(
                 f"samples carry {choices(more)} beside image and label: a synthetic sample cannot fill them (a mask is filled where "
-                f"it is called one of {choices(MASK_KEYS)}). Give a dataset without them to WithSynthetic."
+                f"it is called one of {choices(MASK_KEYS)}). Say what stands there with extra={{field: value}}, or give a dataset without them."
             )
 
 
@@ -115,7 +120,8 @@ def check_growth(sample: Any) -> None:
         )
 
 
-def _keys(sample: Any) -> list[Any] | None:
+def keys_of(sample: Any) -> list[Any] | None:
+    """Keys, names or places of a sample's parts; None where it has none."""
     if isinstance(sample, Mapping):
         return list(sample)
     if dataclasses.is_dataclass(sample) and not isinstance(sample, type):

@@ -8,6 +8,7 @@ the batch: rows of classes that receive synthetic samples stay.
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,15 +20,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from visynth import distributed
 from visynth import seeds as seeding
+from visynth.data.agreement import check_values
 from visynth.data.convert import Converter, fast_adapter, find_converter
 from visynth.data.decode import Array
-from visynth.data.form import FLAG, WEIGHT, Form, check_growth
-from visynth.data.mixed import mix_up, mixing_weight, parts_of, targets_of
-from visynth.data.plans import Mix, Slots, SlotStream
+from visynth.data.fields import Fields, learn_fields
+from visynth.data.form import FLAG, WEIGHT, Form, check_growth, keys_of
+from visynth.data.mixed import check_boxes, mix_up, mixing_weight, parts_of, targets_of
+from visynth.data.plans import MOST_ROWS, Mix, Slots, SlotStream, within_share
 from visynth.data.policy import Options
 from visynth.data.sources import GeneratedSource, RenderedSource, as_array, truth_of, truths
-from visynth.data.targets import Truth, labels_in, probabilities
-from visynth.errors import UsageError
+from visynth.data.targets import ClassTarget, Truth, labels_in, probabilities
+from visynth.errors import UsageError, choices
 
 Draw = tuple[str, int]  # class, and number within the class
 
@@ -47,6 +50,8 @@ class Plan:
         private: batches come from worker processes, so that nobody else can hold their tensors: rows are exchanged in place.
         workers: of the loader of rendered pictures.
         context: how that one starts them.
+        within: rows are exchanged within their class, because the loader's own sampler decides how often each class comes.
+        tell: called with the way that was found for pictures, once.
     """
 
     names: tuple[str, ...]
@@ -59,6 +64,8 @@ class Plan:
     private: bool = False
     workers: int = 0
     context: Any = None
+    within: bool = False
+    tell: Callable[[Converter], None] = lambda convert: None
 
 
 class Joiner:
@@ -72,6 +79,8 @@ class Joiner:
         self.slots: Slots | None = None
         self.convert: Converter | None = None
         self.fast: Any = None
+        self.by_label = {label: name for name, label in plan.indices.items() if name in plan.names}
+        self.fields: Fields | None = None
         self.short = 0  # rows that found no room
         self.done = 0
         self._ahead: _Ahead | None = None
@@ -96,19 +105,36 @@ class Joiner:
         size = _rows_of(images)
         if self.slots is None:
             self.slots = Slots(self.plan.share_of, size, distributed.rank(), distributed.world_size())
-        draws = [self.stream.at(n) for n in self.slots.of(number)]
         labels = form.get(batch, form.label)
-        rows = self._rows(labels, size, number, len(draws))
-        self.done, self.short = self.done + len(draws), self.short + len(draws) - len(rows)
+        shown = _shown(labels, size)
         if first:
-            self._learn(batch, images)
+            self._learn(batch, images, shown)
+        self._see(batch, shown)
+        rows, draws = self._chosen(shown, size, number)
         parts: dict[Any, Any] = {}
         if rows:
-            made = self._made(draws[: len(rows)], number, images)
+            ahead = not self.plan.within and size == self.slots.size
+            made = self._made(draws, number if ahead else None, images)
             parts = self._exchanged(batch, made, rows, number)
+            parts |= self._further(batch, draws, rows)
         if options.num_classes and form.label not in parts:
             parts[form.label] = _soft(labels, options.num_classes)
-        return form.put(batch, parts | self._fields(rows, size, images))
+        return form.put(batch, parts | self._flags(rows, size, images))
+
+    def _chosen(self, shown: Sequence[set[int]], size: int, number: int) -> tuple[list[int], list[Draw]]:
+        """The rows that are synthetic, and what stands there."""
+        assert self.slots is not None
+        if self.plan.within:
+            rows, draws = self._rows_within(shown, number)
+            self.done += len(rows)
+            return rows, draws
+        same = size == self.slots.size
+        numbers: Sequence[int] = (
+            self.slots.of(number) if same else self.slots.of_other_size(number, size, self.plan.seed)
+        )
+        rows = self._rows(shown, number, len(numbers))
+        self.done, self.short = self.done + len(numbers), self.short + len(numbers) - len(rows)
+        return rows, [self.stream.at(n) for n in numbers][: len(rows)]
 
     def close(self) -> None:
         """Let the workers of the loader of rendered pictures go."""
@@ -127,38 +153,85 @@ class Joiner:
 
     # -- one batch ------------------------------------------------------------------------------------------------
 
-    def _rows(self, labels: Any, size: int, number: int, count: int) -> list[int]:
-        """Rows that make room, drawn among those of classes that receive nothing."""
+    def _rows(self, shown: Sequence[set[int]], number: int, count: int) -> list[int]:
+        """Rows that make room, drawn among those of classes that receive nothing; of the batch's largest class where all receive."""
         if not count:
             return []
-        labels = labels.cpu() if isinstance(labels, torch.Tensor) else labels  # once, not once a row
-        shown = [labels_in(labels[row]) for row in range(size)]
-        free = [row for row in range(size) if not shown[row] & self.receiving]
-        if all(found & self.receiving for found in shown):
-            # Like the other backend: where every class receives, all may be replaced.
-            free = list(range(size)) if self.receiving >= set(self.plan.indices.values()) else []
+        labelled = [row for row, found in enumerate(shown) if not any(label < 0 for label in found)]
+        free = [row for row in labelled if not shown[row] & self.receiving]
+        if not free and self.receiving >= set(self.plan.indices.values()):
+            counts = Counter(label for row in labelled for label in shown[row])
+            largest = max(counts, key=lambda label: (counts[label], -label), default=None)
+            free = [row for row in labelled if shown[row] == {largest}]
         seed = seeding.derive("rows", self.plan.seed, number, distributed.rank())
         chosen = seeding.rng(seed, "rows").permutation(len(free))[:count]
         return sorted(free[place] for place in chosen)
 
-    def _learn(self, batch: Any, images: Any) -> None:
+    def _rows_within(self, shown: Sequence[set[int]], number: int) -> tuple[list[int], list[Draw]]:
+        """Rows that are exchanged for others of their own class: each class keeps the count that the loader's sampler gave it."""
+        share = self.plan.share_of(number)
+        seed = seeding.derive("within", self.plan.seed, number, distributed.rank())
+        chances = seeding.rng(seed, "rows").random(len(shown))
+        rows, draws = [], []
+        for row, (found, chance) in enumerate(zip(shown, chances, strict=True)):
+            name = self.by_label.get(next(iter(found))) if len(found) == 1 else None
+            if name is not None and chance < within_share(name, self.plan.mix, share):
+                rows.append(row)
+                draws.append((name, (number * distributed.world_size() + distributed.rank()) * MOST_ROWS + row))
+        return rows, draws
+
+    def _learn(self, batch: Any, images: Any, shown: Sequence[set[int]]) -> None:
         """From the first batch: how a synthetic picture becomes a row."""
         assert self.form is not None
-        form = self.form
-        form.check_extras(_rows_only(batch, form))
+        form, plan = self.form, self.plan
         mask = None if form.mask is None else form.get(batch, form.mask)[0]
-        targets = targets_of(form.get(batch, form.label)[0], mask, None)
+        labels = form.get(batch, form.label)
+        targets = targets_of(labels[0], mask, None)
+        if isinstance(targets[0], ClassTarget):
+            nameless = [name for name in plan.names if name not in plan.indices]
+            if nameless:
+                raise UsageError(
+                    f"synthetic {choices(nameless)} have no number among the dataset's labels {dict(plan.indices)}: give all of them in "
+                    "classes={name: label} to WithSynthetic, or render the others alone (--classes)."
+                )
+        check_boxes(list(labels) if isinstance(labels, (list, tuple)) else [])
+        samples = [(None, _only(shown[row]), _row_of(batch, form, row)) for row in range(len(shown))]
+        self.fields = learn_fields(form, samples, self.by_label, plan.options.extra)
         picture = self._picture(images)
         values = images if isinstance(images, (torch.Tensor, np.ndarray)) else None
         row = images[0]
         real = row.cpu() if isinstance(row, torch.Tensor) else row
-        self.convert = find_converter(
-            self.plan.dataset, real, real, targets, self.plan.options.transform, picture, values
-        )
+        self.convert = find_converter(plan.dataset, real, real, targets, plan.options.transform, picture, values)
+        pictures = self.source.examples() if isinstance(self.source, RenderedSource) else [picture]
+        reals = [image.cpu() if isinstance(image, torch.Tensor) else image for image in images]
+        check_values(self.convert, None, reals, pictures, None)
         if isinstance(self.source, GeneratedSource):
             self.fast = fast_adapter(self.convert, real, picture)
         if isinstance(images, torch.Tensor):  # told at once, even where the first batch takes no synthetic rows
-            _check_row(self.convert(picture, Truth(0, None))[0], row)
+            _check_row(self.convert(picture, Truth(next(iter(plan.indices.values()), 0), None))[0], row)
+        plan.tell(self.convert)
+
+    def _see(self, batch: Any, shown: Sequence[set[int]]) -> None:
+        """Note what fields that follow from the label say of labels that come up for the first time."""
+        assert self.fields is not None
+        assert self.form is not None
+        for key, table in self.fields.by_label.items():
+            for row, found in enumerate(shown):
+                label = _only(found)
+                if label is not None and label not in table:
+                    self.fields.see(key, label, _entry(self.form.get(batch, key), row))
+
+    def _further(self, batch: Any, draws: Sequence[Draw], rows: Sequence[int]) -> dict[Any, Any]:
+        """Columns of further fields with the synthetic rows' own values."""
+        assert self.fields is not None
+        assert self.form is not None
+        wanted = [self.fields.values(self.plan.indices.get(name), None) for name, _ in draws]
+        columns: dict[Any, Any] = {}
+        for key in {key for values in wanted for key in values}:
+            column = self.form.get(batch, key)
+            some = [(row, values[key]) for row, values in zip(rows, wanted, strict=True) if key in values]
+            columns[key] = _put(column, [value for _, value in some], [row for row, _ in some])
+        return columns
 
     def _picture(self, images: Any) -> Array:
         if isinstance(self.source, RenderedSource):
@@ -166,11 +239,13 @@ class Joiner:
         samples = self.source.make(self.plan.names[:1], [0], _device(images))
         return as_array(samples, 0)
 
-    def _made(self, draws: Sequence[Draw], number: int, images: Any) -> list[list[Any]]:
-        """``[image, label, ...]`` for each draw, in the user's terms."""
+    def _made(self, draws: Sequence[Draw], ahead: int | None, images: Any) -> list[list[Any]]:
+        """``[image, label, ...]`` for each draw, in the user's terms; ``ahead`` is the batch's number where its pictures were read ahead."""
         assert self.convert is not None
         if isinstance(self.source, RenderedSource):
-            return self._from_loader(number)[: len(draws)]
+            if ahead is not None:
+                return self._from_loader(ahead)[: len(draws)]
+            return [_converted(self.source, self.convert, draw) for draw in draws]
         device = _device(images)
         names = [name for name, _ in draws]
         samples = self.source.make(names, [n for _, n in draws], device)
@@ -221,7 +296,7 @@ class Joiner:
             parts[form.mask] = _put(form.get(batch, form.mask), columns[form.mask], rows)
         return parts
 
-    def _fields(self, rows: list[int], size: int, images: Any) -> dict[Any, Any]:
+    def _flags(self, rows: list[int], size: int, images: Any) -> dict[Any, Any]:
         options, device = self.plan.options, _device(images)
         flags = torch.zeros(size, dtype=torch.bool)
         flags[rows] = True
@@ -327,17 +402,26 @@ def _rows_of(images: Any) -> int:
     )
 
 
-def _rows_only(batch: Any, form: Form) -> Any:
-    """The batch with its further tensors as rows: what is one-dimensional in a batch is a number in a sample."""
+def _shown(labels: Any, size: int) -> list[set[int]]:
+    """Classes that each row's label shows."""
+    labels = labels.cpu() if isinstance(labels, torch.Tensor) else labels  # once, not once a row
+    return [labels_in(labels[row]) for row in range(size)]
 
-    def first(value: Any) -> Any:
-        return value[0] if isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim else value
 
-    if isinstance(batch, dict):
-        return {key: first(value) for key, value in batch.items()}
-    if isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields"):
-        return type(batch)(first(value) for value in batch)
-    return batch
+def _only(found: set[int]) -> int | None:
+    return next(iter(found)) if len(found) == 1 else None
+
+
+def _row_of(batch: Any, form: Form, row: int) -> Any:
+    """One row of a batch as a sample of its own; parts that are no columns stay whole."""
+    keys = [key for key in keys_of(batch) or [] if not (hasattr(batch, "_fields") and isinstance(key, int))]
+    return form.put(batch, {key: _entry(form.get(batch, key), row) for key in keys})
+
+
+def _entry(column: Any, row: int) -> Any:
+    if isinstance(column, (torch.Tensor, np.ndarray)):
+        return column[row] if column.ndim else column
+    return column[row] if isinstance(column, (list, tuple)) and row < len(column) else column
 
 
 def _device(images: Any) -> torch.device:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from torch.utils.data import ConcatDataset, Subset
 
+from visynth.data.form import LABEL_KEYS
 from visynth.errors import UsageError, choices
 
 T = TypeVar("T")
@@ -30,33 +31,95 @@ def per_sample(dataset: Any, read: Callable[[Any], list[T] | None]) -> list[T] |
 
 
 def find_labels(dataset: Any) -> list[int] | None:
-    """Labels of a dataset without loading images: ``targets``, ``labels`` or ``samples``, through Subset and ConcatDataset."""
+    """Labels of a dataset without loading images, through Subset and ConcatDataset; None where it does not show them.
+
+    Read are ``targets`` and ``labels`` (``[N]`` or ``[N, 1]`` whole numbers), ``samples``, the tensors of a TensorDataset, the label column of a
+    Hugging Face dataset, and lists of dicts (``data``, as MONAI's datasets keep them).
+    """
     return per_sample(dataset, _labels)
 
 
 def _labels(dataset: Any) -> list[int] | None:
     if not hasattr(dataset, "__len__"):
         return None
+    for read in (_of_attributes, _of_pairs, _of_tensors, _of_columns, _of_dicts):
+        found = read(dataset)
+        if found is not None and len(found) == len(dataset):
+            return found
+    return None
+
+
+def _of_attributes(dataset: Any) -> list[int] | None:
     for name in ("targets", "labels"):
         values = getattr(dataset, name, None)
         if values is not None and hasattr(values, "__len__") and len(values) == len(dataset):
-            try:
-                flat = np.asarray(values)
-            except ValueError:  # several labels a sample, of different number
-                continue
-            if flat.ndim == 1 and np.issubdtype(flat.dtype, np.integer):
-                return [int(v) for v in flat]
+            found = whole_numbers(values)
+            if found is not None:
+                return found
+    return None
+
+
+def _of_pairs(dataset: Any) -> list[int] | None:
     samples = getattr(dataset, "samples", None)
-    if (
-        isinstance(samples, list)
-        and samples
-        and isinstance(samples[0], tuple)
-        and isinstance(samples[0][-1], (int, np.integer))
-    ):
-        return [int(sample[-1]) for sample in samples]
+    if not isinstance(samples, list) or not samples or not all(isinstance(pair, tuple) for pair in samples):
+        return None
+    return whole_numbers([pair[-1] for pair in samples])
+
+
+def _of_tensors(dataset: Any) -> list[int] | None:
     tensors = getattr(dataset, "tensors", None)  # a TensorDataset
-    if isinstance(tensors, tuple) and len(tensors) > 1 and tensors[1].ndim == 1 and not tensors[1].is_floating_point():
-        return [int(v) for v in tensors[1]]
+    if isinstance(tensors, tuple) and len(tensors) > 1 and not tensors[1].is_floating_point():
+        return whole_numbers(tensors[1])
+    return None
+
+
+def _of_columns(dataset: Any) -> list[int] | None:
+    """The label column of a Hugging Face dataset: reading a column does not decode the pictures in the others."""
+    features = getattr(dataset, "features", None)
+    if not isinstance(features, Mapping):
+        return None
+    column = next((name for name in LABEL_KEYS if name in features), None)
+    if column is None:
+        return None
+    bare = dataset.with_format(None) if hasattr(dataset, "with_format") else dataset
+    return whole_numbers(list(bare[column]))
+
+
+def _of_dicts(dataset: Any) -> list[int] | None:
+    rows = getattr(dataset, "data", None)
+    if not isinstance(rows, (list, tuple)) or not rows or not all(isinstance(row, Mapping) for row in rows):
+        return None
+    key = next((name for name in LABEL_KEYS if name in rows[0]), None)
+    return None if key is None else whole_numbers([row.get(key) for row in rows])
+
+
+def whole_numbers(values: Any) -> list[int] | None:
+    """Values as a list of whole numbers, or None where they are anything else.
+
+    Example:
+        >>> whole_numbers(np.array([[2], [0]])), whole_numbers([0.5]), whole_numbers([[1, 0]]), whole_numbers(["a"])
+        ([2, 0], None, None, None)
+    """
+    try:
+        flat = np.asarray(values)
+    except (ValueError, TypeError):  # several labels a sample, of different number
+        return None
+    flat = flat[:, 0] if flat.ndim == 2 and flat.shape[1] == 1 else flat
+    return flat.tolist() if flat.ndim == 1 and np.issubdtype(flat.dtype, np.integer) else None
+
+
+def class_names(dataset: Any) -> dict[str, int] | None:
+    """``{class name: label}`` where a dataset says so: ``class_to_idx``, ``classes``, or the features of a Hugging Face dataset."""
+    told = find_attribute(dataset, "class_to_idx")
+    if isinstance(told, Mapping):
+        return {str(name): int(place) for name, place in told.items()}
+    names = find_attribute(dataset, "classes")
+    if names is None:
+        features = find_attribute(dataset, "features")
+        key = next((k for k in LABEL_KEYS if k in features), None) if isinstance(features, Mapping) else None
+        names = None if key is None else getattr(features[key], "names", None)
+    if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
+        return {name: place for place, name in enumerate(names)}
     return None
 
 
@@ -81,7 +144,8 @@ def map_classes(
 ) -> dict[str, int]:
     """``{synthetic class: the user's label}``.
 
-    Given ``classes`` decide; else the dataset's ``class_to_idx`` or ``classes``; else the generator's order where the counts agree.
+    Given ``classes`` decide; else what the dataset says (:func:`class_names`). An order is never guessed: a class that is called by another's
+    number trains on wrong labels without a word.
 
     Args:
         dataset: the user's, or None.
@@ -92,25 +156,29 @@ def map_classes(
         geometry: labels are masks or boxes, whose numbers often start at 1 for the background's sake: only told ones are taken.
 
     Raises:
-        UsageError: a class without a label; the message lists both sides.
+        UsageError: a class without a label; the message lists both sides and shows the line to write.
     """
     told: dict[str, int]
     if classes is not None:
         told = dict(classes) if isinstance(classes, Mapping) else {name: place for place, name in enumerate(classes)}
-    elif find_attribute(dataset, "class_to_idx") is not None:
-        told = {str(name): int(place) for name, place in find_attribute(dataset, "class_to_idx").items()}
-    elif find_attribute(dataset, "classes") is not None and not geometry:
-        told = {str(name): place for place, name in enumerate(find_attribute(dataset, "classes"))}
-    elif labels is not None and not geometry and len(set(labels)) == len(made):
-        told = {name: place for place, name in enumerate(made)}
     else:
-        seen = "the dataset's labels" if labels is None else f"the labels {sorted(set(labels))}"
-        raise UsageError(
-            f"the synthetic classes {choices(made)} must be matched with {seen}: give classes={{name: label}} to WithSynthetic."
-        )
+        found = class_names(dataset)
+        if found is None or (geometry and find_attribute(dataset, "class_to_idx") is None):
+            seen = "the dataset's labels" if labels is None else f"the labels {_some(sorted(set(labels)))}"
+            line = ", ".join(f"{name!r}: ..." for name in made)
+            raise UsageError(
+                f"the synthetic classes {choices(made)} must be matched with {seen}, and the dataset does not say which number means what "
+                f"(it has neither class_to_idx nor classes). Say it: WithSynthetic(..., classes={{{line}}})."
+            )
+        told = found
     missing = [name for name in made if name in needed and name not in told]
     if missing:
         raise UsageError(
             f"synthetic classes {choices(missing)} are not among the dataset's {choices(told)}: give classes={{name: label}} to WithSynthetic."
         )
     return {name: told[name] for name in made if name in told}
+
+
+def _some(values: Sequence[int], most: int = 20) -> str:
+    shown = ", ".join(map(str, values[:most]))
+    return f"[{shown}]" if len(values) <= most else f"[{shown}, and {len(values) - most} more]"

@@ -15,10 +15,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
 from visynth import members as members_file
-from visynth.data.decode import EXTENSIONS, Array, decode
+from visynth.data.decode import Array, decode
 from visynth.data.form import Form
 from visynth.data.items import in_threads
 from visynth.data.labels import per_sample
+from visynth.data.paths import file_paths
 from visynth.errors import DataError, UsageError, listing
 from visynth.files import hash_file
 from visynth.members import Member, perceptual_hash, pixel_hash
@@ -83,35 +84,6 @@ def fingerprints(dataset: Any, split: str) -> list[Member] | None:
     if pictures is not None:
         return [_of_array(f"sample {place}", picture, split) for place, picture in enumerate(pictures)]
     return _of_samples(dataset, split)
-
-
-def file_paths(dataset: Any) -> list[Path] | None:
-    """Paths of a dataset's images, through Subset and ConcatDataset."""
-    return per_sample(dataset, _paths)
-
-
-def _paths(dataset: Any) -> list[Path] | None:
-    for name in ("samples", "imgs", "files", "paths", "image_paths", "img_paths", "filenames", "images", "items"):
-        values = getattr(dataset, name, None)
-        if not isinstance(values, (list, tuple)) or len(values) != len(dataset) or not len(values):
-            continue
-        first = [value[0] if isinstance(value, (list, tuple)) else value for value in values]
-        if all(isinstance(value, (str, Path)) and str(value).lower().endswith(EXTENSIONS) for value in first):
-            found = _existing(dataset, [Path(value) for value in first])
-            if found is not None:
-                return found
-    return None
-
-
-def _existing(dataset: Any, paths: list[Path]) -> list[Path] | None:
-    """The paths where they exist, as they are or below one of the folders that a dataset usually names."""
-    for name in (None, "root", "root_dir", "img_dir", "image_dir", "images_dir", "data_dir", "folder", "path"):
-        base = Path() if name is None else getattr(dataset, name, None)
-        if isinstance(base, (str, Path)):
-            tried = [Path(base) / path for path in paths]
-            if all(path.is_file() for path in tried):
-                return tried
-    return None
 
 
 def _pictures(dataset: Any) -> list[Array] | None:

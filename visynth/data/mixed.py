@@ -7,7 +7,7 @@ without talking, and the user's sampler, batch size and epoch length stay what t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,19 @@ import torch
 from torch.utils.data import Dataset
 
 from visynth import seeds as seeding
+from visynth.data.agreement import check_values
 from visynth.data.convert import Converter, find_converter
+from visynth.data.fields import learn_fields
 from visynth.data.form import FLAG, WEIGHT, Form, check_growth
 from visynth.data.labels import find_attribute
-from visynth.data.plans import Mix, plan_epoch, replaceable
+from visynth.data.plans import Mix, plan_epoch, plan_within, replaceable
 from visynth.data.policy import Options
 from visynth.data.sources import RenderedSource, truth_of
-from visynth.data.targets import ClassTarget, Target, probabilities, target_of
+from visynth.data.targets import ClassTarget, Target, box_problem, labels_in, probabilities, target_of
 from visynth.errors import UsageError
+
+EXAMPLES = 16  # real samples that are looked at before a training
+BILLION = 10**9
 
 
 class MixedDataset(Dataset[Any]):
@@ -35,6 +40,7 @@ class MixedDataset(Dataset[Any]):
         mix: how much of what.
         options: what WithSynthetic was told.
         share_of: share of an epoch; by default always the mix's.
+        within: replace within the class, because the loader's own sampler decides how often each class comes.
     """
 
     def __init__(
@@ -45,27 +51,40 @@ class MixedDataset(Dataset[Any]):
         mix: Mix,
         options: Options,
         share_of: Callable[[int], float] | None = None,
+        within: bool = False,
     ) -> None:
         self.real, self.source, self.mix, self.options = real, source, mix, options
-        self.share_of = share_of
+        self.share_of, self.within = share_of, within
+        self.labels = None if labels is None else [int(label) for label in labels]
         self.allowed = replaceable(len(real), labels, mix.receiving(source.indices))
-        self._warn_of_caps()
-        self.example = real[0]
+        if not within:
+            self._warn_of_caps()
+        place, self.example = first_sample(real)
         self.form = Form.of(self.example, options.image_key, options.label_key)
-        self.form.check_extras(self.example)
         if options.is_synthetic or options.weight is not None:
             check_growth(self.example)
+        samples = [(place, self.example), *_more_samples(real, self.labels, place)]
+        shown = [(p, self._label_of(p, sample), sample) for p, sample in samples]
+        names = {label: name for name, label in source.indices.items()}
+        self.fields = learn_fields(self.form, shown, names, options.extra)
         label, mask = self.form.get(self.example, self.form.label), self.form.mask
         self.targets = targets_of(label, None if mask is None else self.form.get(self.example, mask), real)
-        self._check_label(labels)
+        check_boxes([self.form.get(sample, self.form.label) for _, sample in samples])
+        self._check_label(place)
         image = self.form.get(self.example, self.form.image)
-        self.convert: Converter = find_converter(real, image, image, self.targets, options.transform, source.example())
+        reals = [self.form.get(sample, self.form.image) for _, sample in samples]
+        self.convert: Converter = find_converter(
+            real, image, image, self.targets, options.transform, source.example(), stacked(reals)
+        )
+        check_values(self.convert, real, reals, source.examples(), lambda s: self.form.get(s, self.form.image))
         # Shared memory, because persistent loader workers keep their copy of the dataset for all epochs.
         self.now = torch.zeros(3, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self.epoch_of: Callable[[], int | None] | None = None
         self.starts = 0
         self._plan: tuple[tuple[int, ...], dict[int, int]] = ((-1,), {})
+        self._slots: dict[int, int] = {}  # of epochs; they are asked of the trainer, which loader workers do not have
         self.begin(0)
+        self._made = True
 
     def __len__(self) -> int:
         return len(self.real)
@@ -74,6 +93,13 @@ class MixedDataset(Dataset[Any]):
         if name.startswith("__") or "real" not in self.__dict__:
             raise AttributeError(name)
         return getattr(self.real, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = self.__dict__
+        if "_made" in own and name not in own and not hasattr(type(self), name):
+            setattr(self.real, name, value)  # a callback that sets something on the user's dataset must reach it
+        else:
+            super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         # These hold the trainer, which loader workers must not get.
@@ -85,21 +111,29 @@ class MixedDataset(Dataset[Any]):
     def begin(self, epoch: int) -> None:
         """Set the epoch, its slots and those of all epochs before: called in the main process."""
         slots = self.slots(epoch)
-        constant = self.share_of is None
-        before = epoch * slots if constant else sum(self.slots(earlier) for earlier in range(epoch))
+        before = epoch * slots if self.share_of is None else sum(self.slots(earlier) for earlier in range(epoch))
         self.now.copy_(torch.tensor([epoch, slots, before]))
 
     def slots(self, epoch: int) -> int:
-        share = self.mix.share if self.share_of is None else self.share_of(epoch)
-        return min(round(share * len(self.real)), len(self.allowed))
+        """Synthetic positions of an epoch (within classes: their share, in billionths)."""
+        if epoch not in self._slots:
+            share = self.mix.share if self.share_of is None else self.share_of(epoch)
+            count = round(share * (BILLION if self.within else len(self.real)))
+            self._slots[epoch] = count if self.within else min(count, len(self.allowed))
+        return self._slots[epoch]
 
     def plan(self) -> dict[int, int]:
         """``{position: row of the rendered set}`` of the current epoch."""
         now = tuple(self.now.tolist())
         if self._plan[0] != now:
-            epoch, slots, before = now
-            self._plan = (now, plan_epoch(self.allowed, self.source.places, self.mix, epoch, slots, before))
+            self._plan = (now, self._planned(*now))
         return self._plan[1]
+
+    def _planned(self, epoch: int, slots: int, before: int) -> dict[int, int]:
+        if not self.within:
+            return plan_epoch(self.allowed, self.source.places, self.mix, epoch, slots, before)
+        classes = {label: name for name, label in self.source.indices.items()}
+        return plan_within(self.labels or [], classes, self.source.places, self.mix, epoch, slots / BILLION)
 
     def __getitem__(self, index: int) -> Any:
         index = int(index)
@@ -111,8 +145,9 @@ class MixedDataset(Dataset[Any]):
         record = renders.records[row]
         truth = truth_of(record, self.source.indices, self.convert.joint)
         made = self.convert.from_file(renders.folder / record.file_name, truth)
-        sample = self.real[index] if self.options.mixup else self.example
-        parts = dict(zip(parts_of(self.form), made, strict=True))
+        read = self.options.mixup or self.fields.unknown
+        sample = self.real[index] if read else self.example
+        parts = dict(zip(parts_of(self.form), made, strict=True)) | self.fields.values(truth.label, index)
         if self.options.mixup:
             places = (self.form.image, self.form.label)
             lam = mixing_weight(self.options, self.mix.seed, int(self.now[0]), index)
@@ -131,15 +166,20 @@ class MixedDataset(Dataset[Any]):
             parts[WEIGHT] = float(options.weight) if synthetic else 1.0
         return self.form.put(sample, parts)
 
-    def _check_label(self, labels: Sequence[int] | None) -> None:
-        """What we make of the first sample's own label must be that label."""
+    def _label_of(self, place: int, sample: Any) -> int | None:
+        """A real sample's own class, or None where it shows none or several."""
+        shown = labels_in(self.form.get(sample, self.form.label)) if self.labels is None else {self.labels[place]}
+        return next(iter(shown)) if len(shown) == 1 else None
+
+    def _check_label(self, place: int) -> None:
+        """What we make of a sample's own label must be that label."""
         target = self.targets[0]
-        if labels is None or not isinstance(target, ClassTarget):
+        if self.labels is None or not isinstance(target, ClassTarget) or self.labels[place] < 0:
             return
-        made, real = target.of(int(labels[0])), self.form.get(self.example, self.form.label)
+        made, real = target.of(self.labels[place]), self.form.get(self.example, self.form.label)
         if not np.array_equal(np.asarray(made), np.asarray(real)):
             raise UsageError(
-                f"the first training sample has the label {real!r}, but its entry in the dataset's labels makes {made!r}: "
+                f"training sample {place} has the label {real!r}, but its entry in the dataset's labels makes {made!r}: "
                 "give labels= to WithSynthetic as the samples carry them."
             )
 
@@ -151,6 +191,58 @@ class MixedDataset(Dataset[Any]):
                 "receive none: the share is capped there. Lower share, or balance fewer classes.",
                 stacklevel=4,
             )
+
+
+def first_sample(dataset: Any, most: int = 32) -> tuple[int, Any]:
+    """The first sample that is one: datasets may give None for files that cannot be read, which a collate_fn leaves out.
+
+    Raises:
+        UsageError: none of the first ones.
+    """
+    for place in range(min(most, len(dataset))):
+        sample = dataset[place]
+        if sample is not None:
+            return place, sample
+    raise UsageError(
+        f"the first {min(most, len(dataset))} training samples are None: there is no sample to learn from."
+    )
+
+
+def _more_samples(dataset: Any, labels: Sequence[int] | None, known: int) -> list[tuple[int, Any]]:
+    """Some further samples: of each class the first and the last (and one between) where labels are known, else spread evenly."""
+    if labels is None:
+        rows = np.linspace(0, len(dataset) - 1, min(EXAMPLES, len(dataset))).round().astype(int).tolist()
+    else:
+        own: dict[int, list[int]] = {}
+        for place, label in enumerate(labels):
+            own.setdefault(label, []).append(place)
+        each = max(2, min(4, EXAMPLES // max(len(own), 1)))
+        few = list(own.values())[: EXAMPLES // 2]
+        rows = [of[round(k * (len(of) - 1) / (each - 1))] for of in few for k in range(each)]
+    found = [(place, dataset[place]) for place in sorted({*rows} - {known})]
+    return [(place, sample) for place, sample in found if sample is not None]
+
+
+def stacked(images: Sequence[Any]) -> Any:
+    """All values of some images in one row, for their range; None where they are PIL images."""
+    if not all(isinstance(image, (torch.Tensor, np.ndarray)) for image in images):
+        return None
+    return torch.cat([torch.as_tensor(image).detach().cpu().flatten().double() for image in images])
+
+
+def check_boxes(labels: Sequence[Any]) -> None:
+    """Refuse detection targets whose boxes cannot be corners in pixels.
+
+    Raises:
+        UsageError: see :func:`visynth.data.targets.box_problem`.
+    """
+    for label in labels:
+        if isinstance(label, Mapping) and isinstance(label.get("boxes"), torch.Tensor) and label["boxes"].ndim == 2:
+            problem = box_problem(label["boxes"])
+            if problem:
+                raise UsageError(
+                    f"boxes must be (x1, y1, x2, y2) in pixels, but {problem}: convert them in the dataset."
+                )
 
 
 def targets_of(label: Any, mask: Any, dataset: Any) -> tuple[Target, ...]:

@@ -14,7 +14,7 @@ import functools
 import importlib
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
@@ -70,6 +70,12 @@ class _Wrapper:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return wrap(copy.deepcopy(self._visynth_inner, memo), self._visynth_source, self._visynth_options)
+
+    @property
+    def __class__(self) -> Any:
+        # isinstance(trainer.datamodule, Mine) in the user's code must hold; what is defined is asked of the type itself.
+        inner = self.__dict__.get("_visynth_inner")
+        return type(self) if inner is None else type(inner)
 
     @property
     def hparams(self) -> Any:
@@ -147,9 +153,11 @@ class WithSynthetic(pytorch_lightning.LightningDataModule):
         datamodule: of ``pytorch_lightning`` or ``lightning.pytorch``. Samples are ``(image, label)``, dicts or dataclasses; labels are
             classes, masks or torchvision's detection targets.
         source: a renders folder; or a generator folder or Generator, which makes the images during the training.
-        balance: which classes receive how much, see :func:`visynth.balance.targets`; counts come from the training labels.
-        share: fraction of the samples that is synthetic; None means s / (n + s) for n real samples and s wanted; 0 is
-            bit-identical to the datamodule alone. A schedule is ``{"start": a, "end": b, "shape": "linear" | "cosine", "until": u}``
+        balance: which classes receive how much, see :func:`visynth.balance.targets`; counts come from the training labels. None means
+            "not majority" where labels can be read. A class that the training does not hold is added only where a dict names it.
+        share: fraction of the samples that is synthetic; None means s / (n + s) for n real samples and s wanted, but at most a quarter;
+            0 is bit-identical to the datamodule alone. Where the loader draws with a sampler of its own (balanced, weighted, M of a
+            class), each class keeps its count, and share is the fraction of the samples of the classes that receive. A schedule is ``{"start": a, "end": b, "shape": "linear" | "cosine", "until": u}``
             or ``{"steps": {0: a, 0.5: b}}``, over the part of the training that is done.
         to: fill classes up to this many.
         cap: most synthetic images per real one that a balance word asks for.
@@ -174,6 +182,8 @@ class WithSynthetic(pytorch_lightning.LightningDataModule):
             "copies": False}``; by default what a reviewer rejected is left out.
         workers: processes that read rendered pictures for "batches"; by default 1 where the user's loader has any.
         sampler: options of the generator for "online".
+        extra: values of further fields of the samples, by key or place, for synthetic ones (``{"path": "", "site": -1}``). What is a
+            function of the label (its name, its one-hot vector) or the same everywhere needs none; of any other field a warning tells.
         autocast: "bfloat16" or "float16" for the generator in "online"; the training's own precision does not touch it.
         leak_guard: refuse when validation or test images are among those that the generator was fitted on.
 
@@ -192,7 +202,7 @@ class WithSynthetic(pytorch_lightning.LightningDataModule):
         cls,
         datamodule: pytorch_lightning.LightningDataModule,
         source: str | Path | Any,
-        balance: str | float | dict[str, int] = "not majority",
+        balance: str | float | dict[str, int] | None = None,
         share: float | dict[str, Any] | None = None,
         to: int | None = None,
         cap: float = 10,
@@ -213,6 +223,7 @@ class WithSynthetic(pytorch_lightning.LightningDataModule):
         keep: dict[str, Any] | None = None,
         workers: int | None = None,
         sampler: dict[str, Any] | None = None,
+        extra: dict[str, Any] | None = None,
         autocast: str | None = None,
         leak_guard: bool = True,
     ) -> Any:
@@ -236,6 +247,7 @@ def wrap(inner: Any, source: str | Path, options: Options) -> Any:
     if not _overrides(inner, "train_dataloader"):
         raise UsageError(f"{type(inner).__name__} has no train_dataloader, so there is nothing to mix into.")
     wrapper = _wrapper_class(cast(Any, type(inner)), base, tuple(n for n in (*LOADERS, *HOOKS) if _overrides(inner, n)))
+    _own_hyperparameters(inner)
     made = wrapper.__new__(wrapper)
     base.__init__(made)
     made._visynth_start(inner, source, options)
@@ -268,6 +280,11 @@ def _wrapper_class(inner: Any, base: Any, defined: tuple[str, ...]) -> Any:
     }
     for name in defined:
         body[name] = _train if name == "train_dataloader" else _forward(name)
+    # What the base class has too would be found there before the wrapped one is asked (its name, for instance).
+    for name in dir(inner):
+        shadowed = not name.startswith("_") and name not in body and name not in vars(_Wrapper) and hasattr(base, name)
+        if shadowed and getattr(inner, name) is not getattr(base, name) and not callable(getattr(inner, name)):
+            body[name] = _attribute(name)
     return type(inner.__name__, (_Wrapper, base), body)
 
 
@@ -292,6 +309,33 @@ def _forward(name: str) -> Callable[..., Any]:
 
     forward.__name__ = name
     return forward
+
+
+def _attribute(name: str) -> property:
+    return property(
+        lambda self: getattr(self._visynth_inner, name), lambda self, value: setattr(self._visynth_inner, name, value)
+    )
+
+
+def _own_hyperparameters(inner: Any) -> None:
+    """Give a wrapped DataModule its own hyperparameters back.
+
+    LightningCLI puts the configuration of its ``data`` entry into whatever DataModule calls ``save_hyperparameters``, also into one that
+    is an argument of another one: of ours.
+    """
+    found = inner.__dict__.get("_hparams")
+    if not isinstance(found, Mapping) or "datamodule" not in found or "source" not in found:
+        return
+    told = found["datamodule"]
+    while isinstance(told, Mapping) and "datamodule" in told.get("init_args", {}):
+        told = told["init_args"]["datamodule"]
+    if not isinstance(told, Mapping) or "class_path" not in told:
+        return
+    given = {**told.get("init_args", {}), **told.get("dict_kwargs", {}), "_class_path": told["class_path"]}
+    given |= {name: found[name] for name in ("_instantiator",) if name in found}
+    for name in ("_hparams", "_hparams_initial"):
+        if name in inner.__dict__:
+            inner.__dict__[name] = type(found)(given)
 
 
 def _overrides(datamodule: Any, name: str) -> bool:

@@ -6,6 +6,7 @@ worker agrees without talking. :class:`Slots` and :class:`SlotStream` do it batc
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visynth import seeds as seeding
+
+OTHER, MOST_ROWS = 2**40, 2**16  # numbers of rows of batches of other sizes start here; most of one batch
 
 
 @dataclass(frozen=True)
@@ -123,11 +126,60 @@ def deal(shares: Any, total: int) -> list[int]:
 
 
 def replaceable(length: int, labels: Sequence[int] | None, receiving: set[int]) -> list[int]:
-    """Positions that may be replaced: those of classes that receive no synthetic images, or all where none is such."""
+    """Positions that may be replaced: those of classes that receive no synthetic images, or of the largest class where all receive.
+
+    Example:
+        >>> replaceable(5, [0, 0, 1, -1, 2], {1}), replaceable(3, [0, 0, 1], {0, 1})
+        ([0, 1, 4], [0, 1])
+    """
     if labels is None:
         return list(range(length))
-    rest = [position for position, label in enumerate(labels) if int(label) not in receiving]
-    return rest or list(range(length))
+    # A sample without a label (-1, as semi-supervised sets have it) is left alone.
+    counts = Counter(int(label) for label in labels if int(label) >= 0)
+    if counts and set(counts) <= receiving:  # every class receives: the one with most samples makes room
+        receiving = receiving - {max(counts, key=lambda label: (counts[label], -label))}
+    return [p for p, label in enumerate(labels) if int(label) >= 0 and int(label) not in receiving]
+
+
+def plan_within(
+    labels: Sequence[int],
+    classes: Mapping[int, str],
+    places: Mapping[str, Sequence[int]],
+    mix: Mix,
+    epoch: int,
+    share: float,
+) -> dict[int, int]:
+    """Like :func:`plan_epoch`, for loaders that draw by a sampler of their own: positions are replaced within their class.
+
+    Of each class that receives, ``share`` of the positions are synthetic (of the others that can be made, ``spread`` times as many), so
+    that the sampler's counts of every class stay what they are.
+
+    Args:
+        labels: of the positions.
+        classes: name of each label that can be made.
+        places: rows of the rendered set by class.
+        mix: what is mixed in.
+        epoch: number of the epoch.
+        share: of the positions of a class.
+    """
+    plan: dict[int, int] = {}
+    own: dict[int, list[int]] = {}
+    for position, label in enumerate(labels):
+        own.setdefault(int(label), []).append(position)
+    for label, name in sorted(classes.items()):
+        if not places.get(name) or label not in own:
+            continue
+        count = round(within_share(name, mix, share) * len(own[label]))
+        order = seeding.rng(seeding.derive("within", mix.seed, epoch, name), "positions").permutation(len(own[label]))
+        for number, place in enumerate(order[:count].tolist()):
+            row = picture(len(places[name]), mix.seed, name, epoch * len(own[label]) + number)
+            plan[own[label][place]] = places[name][row]
+    return plan
+
+
+def within_share(name: str, mix: Mix, share: float) -> float:
+    """Part of a class's own samples that is synthetic where a sampler keeps the classes' counts."""
+    return share if mix.counts.get(name, 0) else share * mix.spread
 
 
 class Slots:
@@ -162,6 +214,12 @@ class Slots:
         # The sum of many floats may fall a hair below a whole number.
         first, last = (int(value + 1e-6) for value in (self._sum, self._sum + self._wanted(batch)))
         return range(first + (self.rank - first) % self.world, last, self.world)
+
+    def of_other_size(self, batch: int, size: int, seed: int) -> list[int]:
+        """Numbers for a batch of another size than the first one's, the last of an epoch for instance: its own share, rounded by chance."""
+        draw = seeding.rng(seeding.derive("size", seed, batch, self.rank), "slots").random()
+        first = OTHER + (batch * self.world + self.rank) * MOST_ROWS
+        return [first + k for k in range(min(int(self.share(batch) * size + draw), MOST_ROWS))]
 
     def _wanted(self, batch: int) -> float:
         return self.share(batch) * self.size * self.world

@@ -19,6 +19,9 @@ SHAPES = ("linear", "cosine")
 REVIEWS = ("not rejected", "accepted", "any")
 KEEP = ("review", "agreement", "copies")
 
+DEFAULT_BALANCE = "not majority"
+MOST = 0.25  # share of synthetic samples that is not exceeded unless a share is asked for
+
 Share = float | Mapping[str, Any] | None
 
 
@@ -30,7 +33,7 @@ class Options:
         UsageError: every option that cannot be right, told together.
     """
 
-    balance: Balance = "not majority"
+    balance: Balance | None = None
     share: Share = None
     to: int | None = None
     cap: float = balancing.CAP
@@ -51,6 +54,7 @@ class Options:
     keep: Mapping[str, Any] | None = None
     workers: int | None = None
     sampler: Mapping[str, Any] | None = None
+    extra: Mapping[Any, Any] | None = None
     autocast: str | None = None
     leak_guard: bool = True
 

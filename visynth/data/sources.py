@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,10 +62,15 @@ def open_renders(source: Any, keep: Mapping[str, Any]) -> Renders:
     return selected(renders, keep)
 
 
+def of_classes(renders: Renders, names: Sequence[str]) -> Renders:
+    """The set with the images of some classes alone."""
+    return replace(renders, records=tuple(record for record in renders.records if record.label in names))
+
+
 def truth_of(record: Record, indices: Mapping[str, int], regions: bool = True) -> Truth:
     """What the manifest knows of a rendered picture, in the user's numbers; a mask is decoded only where ``regions`` are wanted."""
     mask = decode_mask(record.mask) if regions and record.mask is not None else None
-    return Truth(indices.get(record.label), mask, record.boxes)
+    return Truth(indices.get(record.label), mask, record.boxes, record.label)
 
 
 def has_regions(renders: Renders, name: str) -> bool:
@@ -97,6 +102,12 @@ class RenderedSource:
 
     def example(self) -> Array:
         return read(self.renders.folder / self.renders.records[0].file_name)
+
+    def examples(self, most: int = 8) -> list[Array]:
+        """Some pictures, spread over the set."""
+        records = self.renders.records
+        rows = sorted({round(k * (len(records) - 1) / (most - 1)) for k in range(most)})
+        return [read(self.renders.folder / records[row].file_name) for row in rows]
 
 
 class GeneratedSource:

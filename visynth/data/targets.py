@@ -33,6 +33,20 @@ class Truth:
     label: int | None
     mask: Array | None
     boxes: tuple[tuple[float, ...], ...] = ()
+    name: str = ""  # of its class
+
+
+def known(truth: Truth) -> int:
+    """The label of a synthetic picture.
+
+    Raises:
+        UsageError: the user has no number for its class: it must not become class 0.
+    """
+    if truth.label is None:
+        raise UsageError(
+            f"a synthetic picture{f' of {truth.name!r}' if truth.name else ''} has no label in the dataset: name its number with classes={{name: label}}."
+        )
+    return int(truth.label)
 
 
 class ClassTarget:
@@ -47,7 +61,7 @@ class ClassTarget:
         """Nothing: a class does not move with the picture."""
 
     def finish(self, made: Any, truth: Truth) -> Any:
-        return self.of(int(truth.label or 0))
+        return self.of(known(truth))
 
     def of(self, index: int) -> Any:
         """A class index as the user's dataset gives it."""
@@ -91,6 +105,10 @@ class BoxTarget:
                 f"{list(getattr(boxes, 'shape', []))}: convert them in the dataset."
             )
 
+        problem = box_problem(boxes)
+        if problem:
+            raise UsageError(f"boxes must be (x1, y1, x2, y2) in pixels, but {problem}: convert them in the dataset.")
+
     def raw(self, truth: Truth, size: tuple[int, int]) -> dict[str, Any]:
         from torchvision import tv_tensors
 
@@ -98,7 +116,7 @@ class BoxTarget:
         boxes = torch.tensor(truth.boxes, dtype=torch.float32).reshape(-1, 4)
         made: dict[str, Any] = {
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
-            "labels": torch.full((count,), int(truth.label or 0), dtype=torch.int64),
+            "labels": torch.full((count,), known(truth) if count else 0, dtype=torch.int64),
         }
         if "masks" in self.real:
             made["masks"] = tv_tensors.Mask(_box_masks(truth, size))
@@ -122,6 +140,30 @@ class BoxTarget:
         return {key: _as(value, found[key]) if key in found else value for key, value in self.real.items()}
 
 
+def box_problem(boxes: torch.Tensor) -> str | None:
+    """Why boxes ``[N, 4]`` cannot be corners in pixels, or None.
+
+    Example:
+        >>> box_problem(torch.tensor([[0.1, 0.2, 0.5, 0.9]]))
+        'all values are at most 1 (for instance [0.1, 0.2, 0.5, 0.9]): they are parts of the image'
+        >>> box_problem(torch.tensor([[20.0, 30.0, 8.0, 6.0]]))
+        'x2 <= x1 or y2 <= y1 in [20.0, 30.0, 8.0, 6.0]: they look like a centre or corner with width and height'
+    """
+    values = boxes.as_subclass(torch.Tensor).detach().cpu().float()
+    if not len(values):
+        return None
+    wrong = (values[:, 2] <= values[:, 0]) | (values[:, 3] <= values[:, 1])
+
+    def shown(row: torch.Tensor) -> list[float]:
+        return [round(float(v), 4) for v in row]
+
+    if bool((values <= 1).all()):
+        return f"all values are at most 1 (for instance {shown(values[0])}): they are parts of the image"
+    if bool(wrong.any()):
+        return f"x2 <= x1 or y2 <= y1 in {shown(values[wrong][0])}: they look like a centre or corner with width and height"
+    return None
+
+
 class MaskTarget:
     """A map of class numbers ``[H, W]`` or ``[1, H, W]``: 0 where nothing is, the class where the synthetic region is.
 
@@ -142,7 +184,7 @@ class MaskTarget:
         from torchvision import tv_tensors
 
         region = np.zeros(size, bool) if truth.mask is None else truth.mask
-        value = 1 if self.binary else int(truth.label or 0)
+        value = 1 if self.binary else known(truth) if region.any() else 0
         return tv_tensors.Mask(torch.from_numpy(region.astype(np.uint8 if value < 256 else np.int64) * value))
 
     def finish(self, made: Any, truth: Truth) -> Any:
