@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -45,6 +45,28 @@ def _group() -> Any:
     if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return None
     return torch.distributed
+
+
+def on_main(work: Callable[[], None]) -> None:
+    """Do something on the first process while the others wait; where it fails, all fail with the same error.
+
+    Example:
+        >>> on_main(lambda: print("once"))
+        once
+    """
+    group = _group()
+    if group is None or group.get_world_size() == 1:
+        work()
+        return
+    failure: list[Any] = [None]
+    if group.get_rank() == 0:
+        try:
+            work()
+        except Exception as error:
+            failure = [error]
+    group.broadcast_object_list(failure)
+    if failure[0] is not None:
+        raise failure[0]
 
 
 def averaged(tensor: Any) -> Any:

@@ -16,7 +16,8 @@ from visynth import seeds as seeding
 from visynth.comparison import Results, arms_block, class_verdict, macro_f1_table, run_cells, summarise
 from visynth.data.decode import decode
 from visynth.data.filters import selected
-from visynth.data.items import ImageSet, Item
+from visynth.data.items import BadFile, ImageSet, Item
+from visynth.data.leaks import Accepted, is_accepted, read_accepted
 from visynth.data.transforms import CANDIDATES, augment, backend
 from visynth.errors import DataError, UsageError, choices, listing
 from visynth.files import cache_folder
@@ -44,6 +45,7 @@ def evaluate_renders(
     workers: int = 2,
     cache: bool = True,
     keep: Mapping[str, Any] | None = None,
+    accept_leaks: Accepted = None,
     say: Callable[[str], None] = lambda words: None,
 ) -> Report:
     """Measure a rendered set per class and write ``report.json`` and ``report.html`` to ``out``.
@@ -60,6 +62,8 @@ def evaluate_renders(
         workers: processes for fitting.
         cache: keep features of real images on disk.
         keep: which images count, as for :class:`visynth.WithSynthetic`; by default all but those that a reviewer rejected.
+        accept_leaks: pairs of test and training images that you looked at and that are different: a CSV with the columns candidate and
+            member, or such pairs.
         say: receives progress lines.
 
     Raises:
@@ -76,7 +80,13 @@ def evaluate_renders(
             f"{left_out} of {len(whole.records)} rendered images do not count (rejected by reviewers, or filtered by keep)"
         )
     say("fingerprints of the real images")
-    images = assign_splits(images, renders.members)
+    before = len(images.bad)
+    images = assign_splits(images, renders.members, accept_leaks)
+    near = images.bad[before:]
+    if near:
+        say(
+            f"{len(near)} test images are near-duplicates of training images and are left out:\n{listing([f'{b.name} {b.reason}' for b in near])}"
+        )
     by_split = {split: images.select(lambda item, split=split: item.split == split) for split in ("train", "test")}  # type: ignore[misc]
     _check_sides(by_split["train"], by_split["test"], renders)
 
@@ -171,6 +181,8 @@ def evaluate_renders(
         bullets(
             [
                 f"{left_out} of {len(whole.records)} rendered images do not count: reviewers rejected them, or keep= filters them out.",
+                f"{len(near)} test images were left out as near-duplicates of training images"
+                + (": " + ", ".join(b.name for b in near[:20]) + "." if near else "."),
                 "The test images are real and were never seen by the generator: their fingerprints were compared with its members.",
             ]
         ),
@@ -231,32 +243,49 @@ def _quality(
     ]
 
 
-def assign_splits(images: ImageSet, members: Sequence[Member]) -> ImageSet:
+def assign_splits(images: ImageSet, members: Sequence[Member], accept: Accepted = None) -> ImageSet:
     """Each image's split and group: the data's own, else those of the same member, else test and a group of its own.
 
-    Test images that are near-duplicates of training images are left out.
+    Test images that are near-duplicates of training images are left out, and told in ``bad``.
+
+    Args:
+        images: real ones.
+        members: of the generator.
+        accept: pairs that were looked at and are different, see :func:`visynth.data.leaks.read_accepted`.
 
     Raises:
         DataError: images that the data call test or validation, but that the generator was fitted on (all listed).
     """
-    met, like = members_file.meetings(images.members("test"), members)
+    accepted = read_accepted(accept)
+    found = members_file.overlaps(images.members("test"), members)
+    met = {o.candidate: o for o in found if o.how in (members_file.SAME_FILE, members_file.SAME_PIXELS)}
+    like = {o.candidate: o for o in found if o.how == members_file.NEARLY}
     leaked = [
-        f"{item.name} ({item.split}) was the training image {met[item.name].path}"
+        f"{item.name} ({item.split}) was the training image {met[item.name].member.path} ({met[item.name].how})"
         for item in images.items
-        if item.split in ("val", "test") and item.name in met and met[item.name].split == "train"
+        if item.split in ("val", "test")
+        and item.name in met
+        and met[item.name].member.split == "train"
+        and not is_accepted(met[item.name], accepted)
     ]
     if leaked:
         raise DataError(
-            f"{len(leaked)} test images were used to fit the generator, so they cannot test it:\n{listing(leaked)}"
+            f"{len(leaked)} test images were used to fit the generator, so they cannot test it. Pairs that are different can be accepted with "
+            f"--accept-leaks (a CSV with the columns candidate,member):\n{listing(leaked)}"
         )
-    kept = []
+    kept, bad = [], []
     for item in images.items:
-        member = met.get(item.name)
+        member = met[item.name].member if item.name in met else None
         split = item.split or (member.split if member else "test")
-        if split == "test" and item.name in like and like[item.name].split == "train":
-            continue  # a near-copy of a training image would test what was learned by heart
+        near = like.get(item.name)
+        if split == "test" and near is not None and near.member.split == "train" and not is_accepted(near, accepted):
+            # A near-copy of a training image would test what was learned by heart.
+            bad.append(
+                BadFile(item.name, f"is a near-duplicate of training image {near.member.path}, so it does not test")
+            )
+            continue
         kept.append(replace(item, split=split, group=item.group or (member.group if member else item.name)))
-    return replace(images, items=tuple(kept))
+    return replace(images, items=tuple(kept), bad=(*images.bad, *bad))
 
 
 def _check_sides(train: ImageSet, test: ImageSet, renders: Renders) -> None:

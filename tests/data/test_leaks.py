@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import pytorch_lightning
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler
@@ -15,9 +18,14 @@ from torchvision.datasets import CocoDetection, ImageFolder
 from torchvision.transforms import v2
 
 import visynth
-from tests.data.test_mixing import PACKAGES, folder_module
+from tests.data.test_mixing import PACKAGES, folder_module, net
+from tests.ranks import DDP, run_ranks
+from visynth.data import leaks, mixing
 from visynth.data.leaks import check_leaks, datasets_of, file_paths, fingerprints
+from visynth.data.reading import read_images
 from visynth.errors import DataError
+from visynth.evaluate import assign_splits
+from visynth.members import overlaps
 
 
 @pytest.fixture
@@ -145,3 +153,155 @@ class TestSamples:
 
         with pytest.warns(UserWarning, match="cannot see the pictures of the val dataset Batches"):
             check_leaks(renders.members, {"val": DataLoader(Batches(), batch_size=None)})
+
+
+# -- blank images, likeness, stages, the cache, accepted pairs ------------------------------------------------------------
+
+
+def write(folder: Path, images: dict[str, np.ndarray]) -> Path:
+    for name, image in images.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / name)
+    return folder
+
+
+def part(seed: int, shot: int = 0) -> np.ndarray:
+    """A part of one design under one light, as all the others, with grain of its own."""
+    design = cv2.resize(np.random.default_rng(77).normal(120, 40, (7, 7)), (64, 64), interpolation=cv2.INTER_CUBIC)
+    grain = np.random.default_rng(seed).normal(0, 7, (64, 64))
+    return np.clip(design + grain + np.random.default_rng(10**6 + shot).normal(0, 0.5, (64, 64)), 0, 255).astype(
+        np.uint8
+    )
+
+
+def guard(train: Path, held: Path, **options) -> None:
+    images = read_images(train)
+    check_leaks(images.members("train"), {"val": DataLoader(ImageFolder(held))}, **options)
+
+
+STRIPES = np.tile(np.where(np.arange(64) % 8 < 4, 40, 200).astype(np.uint8), (64, 1))
+BLANK = {
+    "a/black.png": np.zeros((64, 64), np.uint8),
+    "a/white.png": np.full((64, 64), 255, np.uint8),
+    "a/stripes.png": STRIPES,
+}
+
+
+def test_blank_images_meet_without_a_word(tmp_path, caplog) -> None:
+    train = write(tmp_path / "train", {**BLANK, "b/part.png": part(0)})
+    held = write(tmp_path / "val", {**BLANK, "a/other.png": np.zeros((32, 32), np.uint8), "b/part.png": part(1)})
+    with caplog.at_level("INFO"):
+        guard(train, held)
+    assert "3 held-out images are as blank as training images" in caplog.text
+
+
+def test_parts_that_look_alike_are_no_leak_and_another_copy_is(tmp_path) -> None:
+    train = write(tmp_path / "train", {"a/0.png": part(0), "b/1.png": part(1)})
+    others = {f"a/{seed}.png": part(seed) for seed in range(2, 30)}
+    candidates = read_images(write(tmp_path / "others", others)).members("val")
+    trained = read_images(train).members("train")
+    coarse = [replace(m, fine="") for m in trained]
+    assert overlaps(candidates, coarse), "their coarse structure agrees: the old hash alone would object"
+    assert not overlaps(candidates, trained)
+    again = write(tmp_path / "again", {"a/again.png": part(0, shot=1)})
+    Image.fromarray(part(1)).save(again / "a/again.jpg", quality=80)
+    with pytest.raises(DataError, match=r"fitted on 2 held-out images \(2 by near-duplicate\)"):
+        guard(train, again)
+
+
+def test_pairs_that_were_looked_at_are_accepted_file_by_file(tmp_path) -> None:
+    train = write(tmp_path / "train", {"a/0.png": part(0), "b/1.png": part(1)})
+    held = write(tmp_path / "val", {"a/x.png": part(0), "b/y.png": part(1)})
+    with pytest.raises(DataError, match=r"2 held-out images \(2 by same file\)(.|\n)*columns candidate and member"):
+        guard(train, held)
+    with pytest.raises(DataError, match=r"1 held-out images(.|\n)*b/y.png"):
+        guard(train, held, accept=[("a/x.png", "a/0.png")])
+    with pytest.raises(DataError, match="2 held-out images"):
+        guard(train, held, accept=[("a/x.png", "b/1.png")])
+    guard(train, held, accept=["a/x.png", "b/y.png"])
+    (tmp_path / "fine.csv").write_text("candidate;member\na/x.png;a/0.png\nb/y.png;\n")
+    guard(train, held, accept=tmp_path / "fine.csv")
+    (tmp_path / "wrong.csv").write_text("file,member\n")
+    with pytest.raises(DataError, match="must have the columns candidate and member, but has 'file', 'member'"):
+        guard(train, held, accept=tmp_path / "wrong.csv")
+
+
+def test_a_test_set_of_its_own_stage_is_looked_at_then(train, renders, caplog) -> None:
+    class Data(pytorch_lightning.LightningDataModule):
+        def setup(self, stage=None):
+            if stage == "test":
+                self.held = ImageFolder(train, transforms.ToTensor())
+
+        def train_dataloader(self):
+            return DataLoader(ImageFolder(train, transforms.ToTensor()), 4)
+
+        def test_dataloader(self):
+            return DataLoader(self.held, 4)
+
+    wrapped = visynth.WithSynthetic(Data(), renders.folder, share=0.3)
+    with caplog.at_level("INFO"):
+        wrapped.setup("fit")
+    assert "the test set cannot be had before setup('test') (AttributeError" in caplog.text
+    with pytest.raises(DataError, match=r"fitted on 48 held-out images(.|\n)*test: "):
+        wrapped.setup("test")
+
+
+def test_a_users_own_error_in_a_validation_loader_is_not_swallowed(train, renders) -> None:
+    class Data(pytorch_lightning.LightningDataModule):
+        def train_dataloader(self):
+            return DataLoader(ImageFolder(train, transforms.ToTensor()), 4)
+
+        def val_dataloader(self):
+            raise KeyError("my own mistake")
+
+    with pytest.raises(KeyError, match="my own mistake"):
+        visynth.WithSynthetic(Data(), renders.folder, share=0.3).setup("fit")
+
+
+def test_files_that_did_not_change_are_not_read_again(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("VISYNTH_CACHE", str(tmp_path / "cache"))
+    held = ImageFolder(write(tmp_path / "val", {"a/x.png": part(0), "b/y.png": part(1)}))
+    read = []
+    decode = leaks.decode
+    monkeypatch.setattr(leaks, "decode", lambda path: read.append(path) or decode(path))
+    first = fingerprints(held, "val")
+    assert len(read) == 2
+    assert fingerprints(held, "val") == first
+    assert len(read) == 2
+    write(tmp_path / "val", {"a/x.png": part(5)})
+    assert fingerprints(held, "val") != first
+    assert len(read) == 4
+
+
+def guarded(rank: int, train: str, folder: str, out: str) -> None:
+    calls = []
+    check = mixing.check_leaks
+    mixing.check_leaks = lambda *told: calls.append(1) or check(*told)
+    try:
+        module = folder_module("pytorch_lightning", Path(train), validate=Path(train))
+        trainer = pytorch_lightning.Trainer(**DDP, max_epochs=1)
+        trainer.fit(net("pytorch_lightning"), visynth.WithSynthetic(module, folder, share=0.3))
+        told = "none"
+    except DataError as error:
+        told = str(error)
+    Path(out, f"{rank}.json").write_text(json.dumps([len(calls), told]))
+
+
+def test_one_process_looks_and_all_are_told(train, renders, tmp_path) -> None:
+    run_ranks(guarded, str(train), str(renders.folder), str(tmp_path))
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert [calls for calls, _ in ranks] == [1, 0]
+    assert all("fitted on 48 held-out images" in told for _, told in ranks)
+
+
+def test_evaluate_tells_what_it_leaves_out(tmp_path) -> None:
+    trained = read_images(write(tmp_path / "train", {"a/0.png": part(0), "b/1.png": part(1)})).members("train")
+    both = write(
+        tmp_path / "all", {"a/0.png": part(0), "b/1.png": part(1), "a/near.png": part(0, shot=3), "b/new.png": part(9)}
+    )
+    found = assign_splits(read_images(both), trained)
+    assert {i.name: i.split for i in found.items} == {"a/0.png": "train", "b/1.png": "train", "b/new.png": "test"}
+    assert [(b.name, b.reason) for b in found.bad] == [
+        ("a/near.png", "is a near-duplicate of training image a/0.png, so it does not test")
+    ]
+    assert len(assign_splits(read_images(both), trained, ["a/near.png"])) == 4

@@ -189,6 +189,7 @@ def evaluate(
     workers: int = 2,
     cache: bool = True,
     keep: dict[str, Any] | None = None,
+    accept_leaks: str | None = None,
     max_bad_fraction: float = 0.05,
     json: bool = False,
     quiet: bool = False,
@@ -207,6 +208,7 @@ def evaluate(
         learner: frozen or finetune.
         workers: processes for fitting.
         cache: keep features of real images on disk.
+        accept_leaks: CSV with the columns candidate,member: pairs of test and training images that you looked at and that are different.
         keep: which rendered images count, e.g. '{review: accepted, copies: false}'; by default all but those that a reviewer rejected.
         max_bad_fraction: share of unusable files up to which they are left out.
         json: print the verdicts as JSON.
@@ -227,6 +229,7 @@ def evaluate(
         workers=workers,
         cache=cache,
         keep=keep,
+        accept_leaks=accept_leaks,
         say=printer(quiet),
     )
     verdicts(report, json)

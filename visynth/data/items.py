@@ -12,7 +12,7 @@ from typing import TypeVar
 from visynth.data.decode import DEFAULT_LIMITS, Array, Limits, decode, read
 from visynth.errors import DataError, UsageError, choices, listing
 from visynth.files import hash_file
-from visynth.members import Member, perceptual_hash, pixel_hash
+from visynth.members import Member, fine_hash, perceptual_hash, pixel_hash
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -106,6 +106,7 @@ class ImageSet:
             sha256=hash_file(item.path),
             pixels=pixel_hash(pixels),
             phash=perceptual_hash(pixels),
+            fine=fine_hash(pixels),
         )
 
     def members(self, split: Callable[[Item], str] | str) -> list[Member]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +22,36 @@ from visynth.data.form import Form
 from visynth.data.items import in_threads
 from visynth.data.labels import per_sample
 from visynth.data.paths import file_paths
-from visynth.errors import DataError, UsageError, listing
-from visynth.files import hash_file
-from visynth.members import Member, perceptual_hash, pixel_hash
+from visynth.data.tables import read_table
+from visynth.errors import DataError, IntegrityError, UsageError, choices, listing
+from visynth.files import cache_folder, hash_file, hash_json
+from visynth.members import Member, Overlap, fine_hash, perceptual_hash, pixel_hash
+
+Accepted = str | Path | Iterable[Any] | None
+SCHEMA = 2  # of the fingerprints: another hash is another cache
+logger = logging.getLogger("visynth")
 
 
-def check_leaks(members: Sequence[Member], held_out: Mapping[str, Any]) -> None:
+def check_leaks(members: Sequence[Member], held_out: Mapping[str, Any], accept: Accepted = None) -> None:
     """Compare held-out images with the members that the generator was fitted on.
 
     Images are found by their paths (``samples``, ``imgs``, ``files``, ``paths``, ... of the datasets), else as raw 8-bit pictures
     (``data``), else every sample is read once, without the dataset's transforms where they can be left out. A warning says
-    where pictures could be seen as their transforms give them only, or not at all.
+    where pictures could be seen as their transforms give them only, or not at all. Fingerprints of files are kept on disk.
 
     Args:
         members: of the rendered set.
         held_out: ``{"val": loaders, "test": loaders}``.
+        accept: held-out images that were looked at and are fine, see :func:`read_accepted`.
 
     Raises:
-        DataError: images that meet, all listed, with how they meet.
+        DataError: images that meet, all listed by how surely they do.
     """
     trained = [m for m in members if m.split == "train"]
     if not trained:
         return
-    problems = []
+    accepted = read_accepted(accept)
+    found: list[tuple[str, Overlap]] = []
     for split, loaders in held_out.items():
         for dataset in datasets_of(loaders):
             candidates = fingerprints(dataset, split)
@@ -53,12 +62,54 @@ def check_leaks(members: Sequence[Member], held_out: Mapping[str, Any]) -> None:
                     stacklevel=4,
                 )
                 continue
-            problems += [f"{split}: {overlap}" for overlap in members_file.overlaps(candidates, trained)]
-    if problems:
-        raise DataError(
-            f"the generator was fitted on {len(problems)} held-out images, so validation would be too good. Fit it on the training "
-            f"part only (a split column, or train/ val/ test/ folders):\n{listing(problems)}"
+            found += [(split, overlap) for overlap in members_file.overlaps(candidates, trained)]
+    told = [(s, o) for s, o in found if o.how != members_file.BLANK and not is_accepted(o, accepted)]
+    blank = sum(o.how == members_file.BLANK for _, o in found)
+    if blank:
+        logger.info(
+            "leak guard: %d held-out images are as blank as training images of the generator, which says nothing", blank
         )
+    if told:
+        order = (members_file.SAME_FILE, members_file.SAME_PIXELS, members_file.NEARLY)
+        told.sort(key=lambda pair: order.index(pair[1].how))
+        counts = ", ".join(f"{n} by {how}" for how in order if (n := sum(o.how == how for _, o in told)))
+        raise DataError(
+            f"the generator was fitted on {len(told)} held-out images ({counts}), so validation would be too good. Fit it on the training "
+            "part only (a split column, or train/ val/ test/ folders). Pairs that you looked at and that are different can be accepted: "
+            f"accept_leaks= takes a CSV with the columns candidate and member, or the pairs.\n"
+            f"{listing([f'{split}: {overlap}' for split, overlap in told])}"
+        )
+
+
+def read_accepted(accept: Accepted) -> set[tuple[str, str]]:
+    """Pairs (held-out image, member) that may meet, by their paths or names; an empty member accepts the image whatever it meets.
+
+    Args:
+        accept: a CSV with the columns candidate and member, or such pairs, or names of held-out images alone.
+
+    Raises:
+        DataError: a file that cannot be read or has other columns.
+    """
+    if accept is None:
+        return set()
+    if isinstance(accept, (str, Path)):
+        table = read_table(Path(accept))
+        if "candidate" not in table.columns:
+            raise DataError(f"{accept} must have the columns candidate and member, but has {choices(table.columns)}.")
+        return {(row["candidate"], row.get("member", "")) for _, row in table.rows if row["candidate"]}
+    return {(pair, "") if isinstance(pair, str) else (str(pair[0]), str(pair[1])) for pair in accept}
+
+
+def is_accepted(overlap: Overlap, accepted: set[tuple[str, str]]) -> bool:
+    """Whether a meeting was accepted: by the whole path of the image, or by an end of it."""
+
+    def names(said: str, path: str) -> bool:
+        return path == said or path.endswith(f"/{said}")
+
+    return any(
+        names(candidate, overlap.candidate) and (not member or names(member, overlap.member.path))
+        for candidate, member in accepted
+    )
 
 
 def datasets_of(loaders: Any) -> list[Any]:
@@ -79,7 +130,7 @@ def fingerprints(dataset: Any, split: str) -> list[Member] | None:
     """Members of a dataset's images, or None where neither paths nor raw pictures can be found."""
     paths = file_paths(dataset)
     if paths is not None:
-        return in_threads(lambda path: _of_file(path, split), paths)
+        return _of_files(paths, split)
     pictures = per_sample(dataset, _pictures)
     if pictures is not None:
         return [_of_array(f"sample {place}", picture, split) for place, picture in enumerate(pictures)]
@@ -168,6 +219,24 @@ def _picture(sample: Any) -> Array | None:
     return array[:, :, None] if array.ndim == 2 else np.ascontiguousarray(array)
 
 
+def _of_files(paths: Sequence[Path], split: str) -> list[Member]:
+    """Members of files; those that were seen before, at the same size and time of change, are read from the cache."""
+    stats = [path.stat() for path in paths]
+    keys = [f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}" for path, stat in zip(paths, stats, strict=True)]
+    file = cache_folder() / "fingerprints" / f"{hash_json([SCHEMA, sorted(keys)])}.jsonl"
+    try:
+        known = {member.path: member for member in members_file.read(file)}
+    except (OSError, IntegrityError):
+        known = {}
+    if not known.keys() >= {str(path) for path in paths}:
+        found = in_threads(lambda path: _of_file(path, split), paths)
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+            file.parent.mkdir(parents=True, exist_ok=True)
+            members_file.write(file, found)
+        return found
+    return [replace(known[str(path)], split=split) for path in paths]
+
+
 def _of_file(path: Path, split: str) -> Member:
     try:
         return _of_array(str(path), decode(path), split, hash_file(path))
@@ -178,4 +247,4 @@ def _of_file(path: Path, split: str) -> Member:
 def _of_array(name: str, picture: Any, split: str, digest: str = "") -> Member:
     array = np.asarray(picture) if isinstance(picture, Image.Image) else picture
     array = array[:, :, None] if array.ndim == 2 else array
-    return Member(name, "", "", split, digest, pixel_hash(array), perceptual_hash(array))
+    return Member(name, "", "", split, digest, pixel_hash(array), perceptual_hash(array), fine_hash(array))

@@ -21,11 +21,12 @@ from typing import Any, cast
 
 import pytorch_lightning
 
-from visynth.data.backends import Mixed, mix_loaders
+from visynth.data.backends import Mixed, log_info, mix_loaders
 from visynth.data.convert import random_state_kept
 from visynth.data.leaks import check_leaks
 from visynth.data.policy import Options
 from visynth.data.sources import members_of
+from visynth.distributed import on_main
 from visynth.errors import UsageError
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader", "predict_dataloader")
@@ -47,7 +48,7 @@ class _Wrapper:
     def _visynth_start(self, inner: Any, source: str | Path, options: Options) -> None:
         state = self.__dict__
         state["_visynth_inner"], state["_visynth_source"], state["_visynth_options"] = inner, source, options
-        state["_visynth_checked"], state["_visynth_mixed"] = False, None
+        state["_visynth_checked"], state["_visynth_mixed"] = set(), None
         for name in ("prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices"):
             if hasattr(inner, name):
                 state[name] = getattr(inner, name)
@@ -94,14 +95,16 @@ class _Wrapper:
         return self._visynth_inner.hparams_initial
 
     def setup(self, stage: str | None = None) -> None:
-        """The wrapped setup, then the leak guard: once, when training is set up."""
+        """The wrapped setup, then the leak guard: once for validation images and once for test images, when they can be had."""
         inner = self._visynth_ready()
         inner.setup(stage=stage)
         options = self._visynth_options
-        if options.leak_guard and not options.off and stage in (None, "fit") and not self._visynth_checked:
-            with random_state_kept():
-                check_leaks(members_of(self._visynth_source), _held_out(inner))
-            self.__dict__["_visynth_checked"] = True
+        if not options.leak_guard or options.off:
+            return
+        with random_state_kept():
+            held_out = _held_out(inner, stage, self._visynth_checked)
+            on_main(lambda: check_leaks(members_of(self._visynth_source), held_out, options.accept_leaks))
+        self._visynth_checked.update(held_out)
 
     def _visynth_ready(self) -> Any:
         """The wrapped DataModule with the trainer that its code may read."""
@@ -186,6 +189,7 @@ class WithSynthetic(pytorch_lightning.LightningDataModule):
             function of the label (its name, its one-hot vector) or the same everywhere needs none; of any other field a warning tells.
         autocast: "bfloat16" or "float16" for the generator in "online"; the training's own precision does not touch it.
         leak_guard: refuse when validation or test images are among those that the generator was fitted on.
+        accept_leaks: held-out images that you looked at and that are fine: a CSV with the columns candidate and member, or such pairs.
 
     Raises:
         UsageError: arguments or classes that cannot be matched; loaders that a backend cannot mix into.
@@ -226,6 +230,7 @@ class WithSynthetic(pytorch_lightning.LightningDataModule):
         extra: dict[str, Any] | None = None,
         autocast: str | None = None,
         leak_guard: bool = True,
+        accept_leaks: str | list[Any] | None = None,
     ) -> Any:
         given = locals()
         return wrap(datamodule, source, Options(**{field.name: given[field.name] for field in fields(Options)}))
@@ -344,13 +349,26 @@ def _overrides(datamodule: Any, name: str) -> bool:
     return name in vars(datamodule) or getattr(type(datamodule), name, None) is not getattr(base, name, None)
 
 
-def _held_out(inner: Any) -> dict[str, Any]:
-    """Validation and test loaders, where they can be had: test loaders may need setup("test"), which a fit does not call."""
+def _held_out(inner: Any, stage: str | None, checked: set[str]) -> dict[str, Any]:
+    """Validation and test loaders that were not looked at yet.
+
+    A test set may be made in ``setup("test")``, which a fit does not call: then it is looked at when that is called. Errors of
+    loaders that a stage is set up for are the user's own to see.
+    """
+    wanted = {"val": (None, "fit", "validate"), "test": (None, "test")}
     loaders = {}
-    for name in ("val", "test"):
-        if _overrides(inner, f"{name}_dataloader"):
+    for split, stages in wanted.items():
+        name = f"{split}_dataloader"
+        if split in checked or not _overrides(inner, name):
+            continue
+        if stage in stages:
+            loaders[split] = getattr(inner, name)()
+        elif split == "test" and stage == "fit":
             try:
-                loaders[name] = getattr(inner, f"{name}_dataloader")()
-            except Exception:  # the user's code, not set up for this stage: there is nothing to check yet
-                continue
+                loaders[split] = getattr(inner, name)()
+            except Exception as error:
+                log_info(
+                    inner.trainer, "leak guard: the test set cannot be had before setup('test') (%s: %s); it is checked then",
+                    type(error).__name__, error,
+                )  # fmt: skip
     return loaders

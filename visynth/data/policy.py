@@ -57,6 +57,7 @@ class Options:
     extra: Mapping[Any, Any] | None = None
     autocast: str | None = None
     leak_guard: bool = True
+    accept_leaks: Any = None
 
     def __post_init__(self) -> None:
         problems = [*_share_problems(self.share), *self._number_problems()]
