@@ -27,7 +27,7 @@ from visynth.files import canonical_json, write_text
 SPLITS = ("train", "val", "test")
 BLOCK = 1024  # candidates compared at a time, so that memory stays flat
 NEAR = 4  # Hamming distance up to which two perceptual hashes mean the same picture
-FINE = 57  # of 192 bits of finer structure, up to which it is the same; chance gives 96, with a deviation of 7
+FINE = 40  # of 192 bits of finer structure, up to which it is the same: copies differ in up to 20, chance gives 96
 PLAIN = 2.0  # grey levels of deviation, over the picture or across even stripes, up to which it is plain
 PLAIN_MARK = "plain"
 SAME_FILE, SAME_PIXELS, NEARLY, BLANK = "same file", "same pixels", "near-duplicate", "equal blank image"

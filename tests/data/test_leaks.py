@@ -167,8 +167,8 @@ def write(folder: Path, images: dict[str, np.ndarray]) -> Path:
 
 def part(seed: int, shot: int = 0) -> np.ndarray:
     """A part of one design under one light, as all the others, with grain of its own."""
-    design = cv2.resize(np.random.default_rng(77).normal(120, 40, (7, 7)), (64, 64), interpolation=cv2.INTER_CUBIC)
-    grain = np.random.default_rng(seed).normal(0, 7, (64, 64))
+    design = cv2.resize(np.random.default_rng(77).normal(120, 40, (6, 6)), (64, 64), interpolation=cv2.INTER_CUBIC)
+    grain = np.random.default_rng(seed).normal(0, 9, (64, 64))
     return np.clip(design + grain + np.random.default_rng(10**6 + shot).normal(0, 0.5, (64, 64)), 0, 255).astype(
         np.uint8
     )
