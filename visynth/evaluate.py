@@ -16,7 +16,7 @@ from visynth import seeds as seeding
 from visynth.comparison import Results, arms_block, class_verdict, macro_f1_table, run_cells, summarise
 from visynth.data.decode import decode
 from visynth.data.filters import selected
-from visynth.data.items import BadFile, ImageSet, Item
+from visynth.data.items import BadFile, ImageSet, Item, Lazy
 from visynth.data.leaks import Accepted, is_accepted, read_accepted
 from visynth.data.transforms import CANDIDATES, augment, backend
 from visynth.errors import DataError, UsageError, choices, listing
@@ -113,10 +113,12 @@ def evaluate_renders(
         trunk=getattr(plugins.load("learners", learner), "trunk", 0),
     )
     say(f"features of {len(kept)} real and {len(renders.records)} synthetic images")
-    pictures = [images.image(item) for item in kept]
+    pictures: Sequence[Any] = Lazy(images.image, kept)
     bank.add(pictures)
     rows_of = {
-        name: bank.add([decode(renders.folder / r.file_name) for r in renders.records if r.label == name])
+        name: bank.add(
+            Lazy(lambda r: decode(renders.folder / r.file_name), [r for r in renders.records if r.label == name])
+        )
         for name in renders.classes
     }
     group_of = {item.name: item.group for item in kept}
@@ -305,8 +307,10 @@ def _copies(
 ) -> list[tuple[int, int]]:
     """(bank row, real row) of augmented copies of a class's training images."""
     pairs = [(int(row), copy) for row in train if positive[row] for copy in range(COPIES)]
-    rows = bank.add(
-        [augment(pictures[row], candidate, seeding.derive("augment", row, copy, candidate))[0] for row, copy in pairs],
-        cache=False,
-    )
+
+    def augmented(pair: tuple[int, int]) -> Any:
+        row, copy = pair
+        return augment(pictures[row], candidate, seeding.derive("augment", row, copy, candidate))[0]
+
+    rows = bank.add(Lazy(augmented, pairs), cache=False)
     return [(int(place), row) for place, (row, _) in zip(rows, pairs, strict=True)]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from visynth import seeds as seeding
 from visynth.data.decode import decode
-from visynth.data.items import ImageSet
+from visynth.data.items import ImageSet, Lazy
 from visynth.errors import DataError
 from visynth.evaluate import assign_splits
 from visynth.files import cache_folder, canonical_json, write_text
@@ -76,8 +76,8 @@ def score_renders(
         )
     bank = FeatureBank(extractor(), cache=cache_folder() / "features" if cache else None)
     say(f"features of {len(items)} real and {len(renders.records)} synthetic images")
-    rows = bank.add([train.image(item) for item in items])
-    made_rows = bank.add([decode(renders.folder / record.file_name) for record in renders.records])
+    rows = bank.add(Lazy(train.image, items))
+    made_rows = bank.add(Lazy(lambda record: decode(renders.folder / record.file_name), renders.records))
     by_max, by_mean = (
         bank.get(bank.resolutions[0], pool) for pool in ("max", "mean")
     )  # small defects show in the maximum

@@ -182,7 +182,7 @@ def _told(error: Exception) -> Exception:
     """A VisynthError inside another library's error; a usage error where the command line or a configuration is wrong; else the error."""
     from argparse import ArgumentError
 
-    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     seen: BaseException | None = error
     while seen is not None:

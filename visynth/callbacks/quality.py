@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Subset
 from visynth import distributed
 from visynth import seeds as seeding
 from visynth.callbacks.logs import log_grid, log_values
+from visynth.data.items import Lazy
 from visynth.data.labels import class_names
 from visynth.data.reading import read_images
 from visynth.errors import DataError, UsageError
@@ -194,9 +195,9 @@ class QualityCallback(Callback):
 
     def _real_features(self, trainer: Any, pl_module: Any) -> tuple[list[NDArray[np.float32]], tuple[str, ...]]:
         if self._reals is None:
-            images, labels, classes = self._reference(trainer)
+            images, labels, classes = self._reference(trainer, pl_module)
             keep = _chosen(labels, self.max_real, self.seed)
-            images, labels = [images[i] for i in keep], labels[keep]
+            images, labels = Lazy(images.__getitem__, keep.tolist()), labels[keep]
             path = self._cache_path(pl_module, images)
             features = self._read_cache(path, len(images))
             if not _agreed(features is not None):
@@ -208,7 +209,7 @@ class QualityCallback(Callback):
             self._reals = [features[labels == label] for label in range(len(classes))], classes
         return self._reals
 
-    def _compute_reals(self, pl_module: Any, images: list[Array]) -> NDArray[np.float32]:
+    def _compute_reals(self, pl_module: Any, images: Sequence[Array]) -> NDArray[np.float32]:
         """Each rank embeds its share; all ranks end with all of them, in order."""
         rank, world = distributed.rank(), distributed.world_size()
         own = self._embed(pl_module, images[rank::world])
@@ -219,15 +220,16 @@ class QualityCallback(Callback):
         features, places = pool.compute()
         return features[places.argsort()].cpu().numpy()
 
-    def _reference(self, trainer: Any) -> tuple[list[Array], NDArray[np.int64], tuple[str, ...]]:
+    def _reference(self, trainer: Any, pl_module: Any) -> tuple[Sequence[Array], NDArray[np.int64], tuple[str, ...]]:
         data = trainer.datamodule
         if self.real is not None:
             images = read_images(self.real)
             items = [item for item in images.items if len(item.labels) == 1]
             labels = np.array([images.classes.index(item.label) for item in items], dtype=np.int64)
-            return [images.image(item) for item in items], labels, images.classes
+            enough = 2 * self._side(pl_module), 2 * self._side(pl_module)
+            return Lazy(lambda item: images.image(item, enough), items), labels, images.classes
         if hasattr(data, "reference"):
-            found: tuple[list[Array], NDArray[np.int64], tuple[str, ...]] = data.reference()
+            found: tuple[Sequence[Array], NDArray[np.int64], tuple[str, ...]] = data.reference()
             return found
         return _from_loader(trainer.train_dataloader, self.max_real, self.real_range)
 

@@ -201,7 +201,7 @@ def _channels(picture: Array, wanted: int) -> Array:
     if have == 4 and wanted == 3:
         return picture[:, :, :3]
     if have == 3 and wanted == 1:
-        return np.rint(picture.astype(np.float64) @ np.array(GREY)).astype(picture.dtype)[:, :, None]
+        return np.asarray(np.rint(picture.astype(np.float64) @ np.array(GREY)).astype(picture.dtype)[:, :, None])
     raise _other_channels(have, wanted)
 
 

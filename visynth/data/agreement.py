@@ -61,7 +61,7 @@ def _check_files(convert: Converter, dataset: Any, image: Any) -> bool:
             made = _values(convert(picture, Truth(0, None))[0])
         except Exception:  # the user's code, or a picture of another kind than the rendered ones
             return False
-        if own is None or made is None or own.shape != made.shape or not np.array_equal(own, again):
+        if own is None or again is None or made is None or own.shape != made.shape or not np.array_equal(own, again):
             return False  # augmented at random: two readings differ as much as a wrong way would
         # Of each: mean, deviation and both ends, which a flip at random leaves as they are.
         sides = [np.array([v.mean(), v.std(), v.min(), v.max()]) for v in (own, made)]
@@ -115,5 +115,5 @@ def _values(image: Any) -> np.ndarray[Any, Any] | None:
         return np.asarray(image).astype(np.float64) if image.mode in ("L", "RGB") else None
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()
-        return (image.float() if image.dtype in (torch.bfloat16, torch.float16) else image).numpy().astype(np.float64)
-    return image.astype(np.float64) if isinstance(image, np.ndarray) and image.dtype != object else None
+        return np.asarray(image.float() if image.dtype in (torch.bfloat16, torch.float16) else image, np.float64)
+    return np.asarray(image, np.float64) if isinstance(image, np.ndarray) and image.dtype != object else None

@@ -156,5 +156,7 @@ def _floating(value: Any) -> bool:
 
 def _one_hot_of(value: Any) -> int | None:
     flat = np.asarray(value)
-    hot = np.flatnonzero(flat) if flat.ndim == 1 and len(flat) > 1 else []
+    if flat.ndim != 1 or len(flat) < 2:
+        return None
+    hot = np.flatnonzero(flat)
     return int(hot[0]) if len(hot) == 1 and flat[hot[0]] == 1 else None

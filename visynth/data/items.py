@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from visynth.data.decode import DEFAULT_LIMITS, Array, Limits, decode, read
 from visynth.errors import DataError, UsageError, choices, listing
 from visynth.files import hash_file
 from visynth.members import Member, fine_hash, perceptual_hash, pixel_hash
 
+WHOLE = (8, 8)  # enough to see that a file can be decoded to its end: large JPEGs are then not decoded at full size
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -52,6 +53,28 @@ class Item:
         return self.labels[0]
 
 
+class Lazy(Sequence[B]):
+    """A sequence whose entries are made when they are asked for, and kept nowhere: images of a set without the memory for all of them.
+
+    Example:
+        >>> squares = Lazy(lambda value: value * value, [1, 2, 3])
+        >>> len(squares), squares[2], list(squares)
+        (3, 9, [1, 4, 9])
+    """
+
+    def __init__(self, make: Callable[[A], B], values: Sequence[A]) -> None:
+        self._make: Callable[[Any], B] = make
+        self._values: Sequence[Any] = values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return Lazy(self._make, self._values[place])
+        return self._make(self._values[place])
+
+
 @dataclass(frozen=True)
 class BadFile:
     """A file that could not be used, and why."""
@@ -87,9 +110,9 @@ class ImageSet:
         found = {item.path.parent for item in self.items} | {i.mask.parent for i in self.items if i.mask is not None}
         return found | ({self.root} if self.root.is_dir() else set())
 
-    def image(self, item: Item) -> Array:
-        """Decoded pixels ``[H, W, C]``."""
-        return read(item.path, self.limits)
+    def image(self, item: Item, at_least: tuple[int, int] | None = None) -> Array:
+        """Decoded pixels ``[H, W, C]``; ``at_least`` as :func:`visynth.data.decode.decode` takes it."""
+        return read(item.path, self.limits, at_least)
 
     def select(self, keep: Callable[[Item], bool]) -> ImageSet:
         """The set with only the items that ``keep`` accepts."""
@@ -141,7 +164,7 @@ def drop_unreadable(images: ImageSet, max_bad_fraction: float) -> ImageSet:
 
     def reason(item: Item) -> str | None:
         try:
-            decode(item.path, images.limits)
+            decode(item.path, images.limits, WHOLE)
         except DataError as error:
             return str(error)
         return None

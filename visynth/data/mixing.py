@@ -72,7 +72,7 @@ class _Wrapper:
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return wrap(copy.deepcopy(self._visynth_inner, memo), self._visynth_source, self._visynth_options)
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
         # isinstance(trainer.datamodule, Mine) in the user's code must hold; what is defined is asked of the type itself.
         inner = self.__dict__.get("_visynth_inner")
@@ -340,7 +340,7 @@ def _own_hyperparameters(inner: Any) -> None:
     given |= {name: found[name] for name in ("_instantiator",) if name in found}
     for name in ("_hparams", "_hparams_initial"):
         if name in inner.__dict__:
-            inner.__dict__[name] = type(found)(given)
+            inner.__dict__[name] = cast(Any, type(found))(given)
 
 
 def _overrides(datamodule: Any, name: str) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -153,7 +154,8 @@ def local_features(image: Array) -> Features:
     small = resize(image, (max(8, round(height * factor)), max(8, round(width * factor)))) if factor < 1 else image
     grey = small.astype(np.float32).mean(axis=2) * (255 / np.iinfo(image.dtype).max)
     even = cv2.createCLAHE(4, (4, 4)).apply(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
-    points, values = cv2.SIFT_create(nfeatures=FEATURES, contrastThreshold=0.03).detectAndCompute(even, None)
+    sift: Any = cv2.SIFT_create(nfeatures=FEATURES, contrastThreshold=0.03)  # type: ignore[attr-defined]
+    points, values = sift.detectAndCompute(even, None)
     if values is None or not len(points):
         return Features(np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32))
     strongest = np.argsort([-point.response for point in points], kind="stable")[:FEATURES]

@@ -247,14 +247,22 @@ class GeneratorData(StreamData):
         """The training images in memory."""
         assert self.images is not None
         images = self.images
-        decoded = in_threads(lambda item: images.image(item), items)
-        dtypes = sorted({image.dtype.name for image in decoded})
+        fitted = in_threads(lambda item: self._fitted(images, item), items)
+        dtypes = sorted({image.dtype.name for image in fitted})
         if len(dtypes) > 1:
             raise DataError(f"{images.root} mixes images of {choices(dtypes)}: convert them to one value type.")
-        channels = self.channels or (1 if all(image.shape[2] == 1 for image in decoded) else 3)
-        fitted = [fit_to(to_channels(image, channels), self.size, self.fit) for image in decoded]
+        channels = self.channels or (1 if all(image.shape[2] == 1 for image in fitted) else 3)
+        fitted = [to_channels(image, channels) for image in fitted]
         labels = np.array([images.classes.index(item.label) for item in items], dtype=np.int64)
         return Pool(np.ascontiguousarray(np.stack(fitted).transpose(0, 3, 1, 2)), labels)
+
+    def _fitted(self, images: ImageSet, item: Item) -> Array:
+        """One image at the training's size: each is fitted as it is decoded, so that a set of large photographs needs no memory for them."""
+        enough = 2 * self.size[0], 2 * self.size[1]
+        image = images.image(item, enough)
+        # Channels are settled first where the arguments do, so that colour is weighed before it is averaged.
+        image = image if self.channels is None else to_channels(image, self.channels)
+        return np.array(fit_to(image, self.size, self.fit))  # a copy: a crop would keep the whole image alive
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         assert self.pool is not None
@@ -346,12 +354,18 @@ def measure(pool: Pool, classes: Sequence[str]) -> Facts:
 def to_channels(image: Array, channels: int) -> Array:
     """``[H, W, C]`` with the wanted channels: grey is repeated, colour is weighed (ITU-R BT.601), alpha is opaque where there is none.
 
+    Where alpha is not wanted, the picture is set on black by it: what nobody sees must not be trained on.
+
     Example:
         >>> to_channels(np.full((2, 2, 1), 9, np.uint8), 3).shape
         (2, 2, 3)
     """
     alpha = image.shape[2] in (2, 4)
     colour = image[:, :, :-1] if alpha else image
+    if alpha and channels in (1, 3):
+        top = np.iinfo(image.dtype).max
+        seen = colour.astype(np.float32) * (image[:, :, -1:].astype(np.float32) / top)
+        colour = np.rint(seen).astype(image.dtype)
     if colour.shape[2] > 3:
         raise DataError(f"an image has {image.shape[2]} channels: the trained generators take 1 to 4.")
     if channels in (1, 2) and colour.shape[2] == 3:

@@ -249,13 +249,35 @@ class FeatureBank:
         return len(self._rows[self.resolutions[0]])
 
     def add(self, images: Sequence[Array], *, cache: bool = True) -> NDArray[np.int64]:
-        """Compute the features of pictures and return their row numbers; ``cache=False`` keeps them off the disk."""
+        """Compute the features of pictures and return their row numbers; ``cache=False`` keeps them off the disk.
+
+        Every picture is asked for once, and none is kept: a :class:`visynth.data.items.Lazy` sequence is decoded as it goes.
+        """
         start = len(self)
+        found: dict[int, list[Floats | None]] = {resolution: [None] * len(images) for resolution in self.resolutions}
+        waiting: dict[tuple[int, tuple[int, ...]], list[tuple[int, Floats, Path | None]]] = defaultdict(list)
+        squares: list[Floats] = []
+        for index, image in enumerate(images):
+            key = pixel_hash(image) if cache and self.cache is not None else ""
+            for resolution in self.resolutions:
+                path = self._path(key, resolution) if key else None
+                if path is not None and path.is_file() and path.stat().st_size == 8 * self.extractor.width:
+                    found[resolution][index] = np.frombuffer(path.read_bytes(), "<f4").reshape(2, -1).copy()
+                    continue
+                picture = self.extractor.prepare(image, resolution)
+                batch = waiting[(resolution, picture.shape)]
+                batch.append((index, picture, path))
+                if len(batch) == self.batch:
+                    self._pool(waiting.pop((resolution, picture.shape)), found[resolution])
+            if self.trunk:
+                squares.append(prepare_square(image, self.trunk))
+                if len(squares) == self.batch or index == len(images) - 1:
+                    self._trunks.extend(self.extractor.trunk_of(squares).numpy().astype(np.float16))
+                    squares = []
+        for resolution, shape in sorted(waiting):
+            self._pool(waiting[(resolution, shape)], found[resolution])
         for resolution in self.resolutions:
-            self._rows[resolution].extend(self._pooled(images, resolution, cache))
-        for first in range(0, len(images) if self.trunk else 0, self.batch):
-            squares = [prepare_square(image, self.trunk) for image in images[first : first + self.batch]]
-            self._trunks.extend(self.extractor.trunk_of(squares).numpy().astype(np.float16))
+            self._rows[resolution].extend(row for row in found[resolution] if row is not None)
         self._stacked.clear()
         return np.arange(start, start + len(images))
 
@@ -289,38 +311,16 @@ class FeatureBank:
         """The extractor's name with its resolution, as caches and reports quote it."""
         return f"{self.extractor.name}@{resolution or 'native'}"
 
-    def _pooled(self, images: Sequence[Array], resolution: int, cache: bool) -> list[Floats]:
-        found: list[Floats | None] = [None] * len(images)
-        paths = [self._path(image, resolution) if cache else None for image in images]
-        waiting: dict[tuple[int, ...], list[tuple[int, Floats]]] = defaultdict(list)
+    def _pool(self, rows: Sequence[tuple[int, Floats, Path | None]], found: list[Floats | None]) -> None:
+        """Mean and maximum of one batch's maps, kept in their places and on disk."""
+        maps = self.extractor.maps([picture for _, picture, _ in rows])
+        pooled = torch.stack([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1).numpy()
+        for (index, _, path), row in zip(rows, pooled, strict=True):
+            found[index] = row
+            self.computed += 1
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_bytes(path, row.astype("<f4").tobytes())
 
-        def flush(shape: tuple[int, ...]) -> None:
-            rows = waiting.pop(shape)
-            maps = self.extractor.maps([picture for _, picture in rows])
-            pooled = torch.stack([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1).numpy()
-            for (index, _), row in zip(rows, pooled, strict=True):
-                found[index] = row
-                self.computed += 1
-                path = paths[index]
-                if path is not None:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    write_bytes(path, row.astype("<f4").tobytes())
-
-        for index, image in enumerate(images):
-            path = paths[index]
-            if path is not None and path.is_file() and path.stat().st_size == 8 * self.extractor.width:
-                found[index] = np.frombuffer(path.read_bytes(), "<f4").reshape(2, -1).copy()
-                continue
-            picture = self.extractor.prepare(image, resolution)
-            waiting[picture.shape].append((index, picture))
-            if len(waiting[picture.shape]) == self.batch:
-                flush(picture.shape)
-        for shape in sorted(waiting):
-            flush(shape)
-        return [row for row in found if row is not None]
-
-    def _path(self, image: Array, resolution: int) -> Path | None:
-        if self.cache is None:
-            return None
-        key = pixel_hash(image)
-        return self.cache / self.name(resolution) / key[:2] / f"{key}.f32"
+    def _path(self, key: str, resolution: int) -> Path | None:
+        return None if self.cache is None else self.cache / self.name(resolution) / key[:2] / f"{key}.f32"
