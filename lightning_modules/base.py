@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from visynth import distributed
-from visynth.data.training import Facts
+from visynth.data.training import Facts, check_same_data
 from visynth.errors import Diverged
 from visynth.members import Member
 
@@ -106,9 +106,13 @@ class GeneratorModule(pytorch_lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.facts is not None
         checkpoint["visynth_facts"] = self.facts.to_json()
+        if hasattr(self.data, "state"):
+            checkpoint["visynth_data"] = self.data.state()
         # The images of a step that was not finished are met again.
         checkpoint["state_dict"]["images_seen"] = self.stepped_at.clone()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if hasattr(self.data, "state"):
+            check_same_data(checkpoint.get("visynth_data", {}), self.data.state())
         if self.facts is None:
             self.build(Facts.from_json(checkpoint["visynth_facts"]))

@@ -258,7 +258,7 @@ class Diffusion(GeneratorModule):
     # -- what it makes -------------------------------------------------------------------------------------------
 
     def generator(self, ema: float | None = None, **kwargs: Any) -> Generator:
-        """The generator as it stands.
+        """The generator of the weights as they stand: a copy, which further training leaves alone.
 
         Args:
             ema: relative width of the weight average; other widths than those held need snapshots.
@@ -268,7 +268,7 @@ class Diffusion(GeneratorModule):
         if facts is None:
             raise UsageError("there is no network yet: fit the module, or load a checkpoint.")
         if std in self.stds:
-            network = self.averages[self.stds.index(std)]
+            network = copy.deepcopy(self.averages[self.stds.index(std)])
         else:
             network = copy.deepcopy(self.averages[0])
             folder = Path(self.trainer.default_root_dir) / "ema"

@@ -269,8 +269,14 @@ class LoRA(GeneratorModule):
         ]
 
     def sample(self, seeds: Tensor | Sequence[int], labels: Tensor | Sequence[int], **options: Any) -> Any:
-        """Samples of the weights as they stand."""
-        return self.generator().sample(seeds, labels, **options)
+        """Samples of the weights as they stand; the pipeline is loaded once, and new weights are put into it when they have moved."""
+        now, held = int(self.images_seen), self.__dict__.get("_held")
+        if held is None:
+            held = (now, self.generator())
+        elif held[0] != now:
+            held = (now, held[1].with_lora(self.lora_weights()))
+        self.__dict__["_held"] = held
+        return held[1].sample(seeds, labels, **options)
 
     def export(self, folder: str | Path, ema: float | None = None) -> Path:
         """Write the generator folder, and beside it ``lora/`` in diffusers' format."""

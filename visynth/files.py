@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,23 @@ def _probe(folder: Path) -> None:
     probe = folder / f".probe.{os.getpid()}"
     probe.write_bytes(b"")
     probe.unlink()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time in the block, among those of all machines that share the folder (where its filesystem has locks)."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: there the last one wins
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a filesystem without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)  # which frees the lock
 
 
 def cache_folder() -> Path:

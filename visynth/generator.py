@@ -97,6 +97,8 @@ class Spec:
             "channels": self.channels,
             "size": list(self.size),
             "value_range": list(self.value_range),
+            "dtype": self.dtype,
+            "kind": self.kind,
             "sampler": dict(self.sampler or {}),
             "micro_batch": self.micro_batch,
         }
@@ -279,8 +281,6 @@ class Generator(ABC):
     def _json(self, weights_sha256: str) -> dict[str, Any]:
         return {
             **self.spec.identity(),
-            "dtype": self.spec.dtype,
-            "kind": self.spec.kind,
             "weights_sha256": weights_sha256,
             "digest": self.digest,
             "members_root": members_file.merkle_root(self.members),

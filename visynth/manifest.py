@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from visynth import members as members_file
 from visynth.errors import IntegrityError, UsageError, choices, listing
-from visynth.files import canonical_json, hash_file, write_text
+from visynth.files import canonical_json, hash_file, locked, write_text
 from visynth.members import Member
 
 SCHEMA = "visynth.renders/1"
@@ -136,12 +136,7 @@ def read_renders(folder: str | Path, *, verify: bool = False) -> Renders:
         raise IntegrityError(
             f"{folder / PLAN} has schema {plan.get('schema')!r}; this version reads {SCHEMA!r}: render the set again."
         )
-    records = []
-    for number, line in enumerate((folder / METADATA).read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            records.append(Record.from_json(json.loads(line)))
-        except (ValueError, KeyError, TypeError) as error:
-            raise IntegrityError(f"{folder / METADATA} line {number} is not an image record ({error!r}).") from error
+    records = read_records(folder)
     problems = [f"{r.file_name} is missing" for r in records if not (folder / r.file_name).is_file()]
     if verify and not problems:
         problems = [f"{r.file_name} was altered" for r in records if hash_file(folder / r.file_name) != r.sha256]
@@ -151,6 +146,21 @@ def read_renders(folder: str | Path, *, verify: bool = False) -> Renders:
         )
     members = members_file.read(folder / MEMBERS) if (folder / MEMBERS).is_file() else []
     return Renders(folder, plan, tuple(records), tuple(members))
+
+
+def read_records(folder: Path) -> list[Record]:
+    """The lines of ``metadata.jsonl``; files are not looked at.
+
+    Raises:
+        IntegrityError: a line that is no record.
+    """
+    records = []
+    for number, line in enumerate((folder / METADATA).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            records.append(Record.from_json(json.loads(line)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise IntegrityError(f"{folder / METADATA} line {number} is not an image record ({error!r}).") from error
+    return records
 
 
 def read_scores(folder: str | Path) -> dict[str, dict[str, Any]]:
@@ -199,9 +209,10 @@ def write_reviews(renders: Renders, decisions: Mapping[str, str], reviewer: str 
             else "there is no decision to note: name files with --accept or --reject."
         )
     path = renders.folder / REVIEW
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
     lines = [{"file_name": n, "decision": d, "reviewer": reviewer} for n, d in decisions.items()]
-    write_text(path, before + "".join(canonical_json(line) + "\n" for line in lines))
+    with locked(renders.folder):  # two reviewers at once: each adds to what the other wrote
+        before = path.read_text(encoding="utf-8") if path.is_file() else ""
+        write_text(path, before + "".join(canonical_json(line) + "\n" for line in lines))
     now = Counter(decision for name, decision in read_reviews(renders.folder).items() if name in known)
     return {"accept": now["accept"], "reject": now["reject"], "open": len(known) - now.total()}
 

@@ -50,7 +50,7 @@ def fit(words: Sequence[str]) -> int:
     claim_files(root, ["config.yaml", FINISHED])
     text = cli.parser.dump(cli.config, skip_none=False)
     checkpoint = _resume_from(root, text)
-    if checkpoint is not None and _finished(root) == hash_json(text):
+    if checkpoint is not None and _finished(root) == _identity(cli, text):
         print(f"{root / 'generator'} is finished; change the configuration or the run folder to train another.")
         return 0
     for name in ("generator", "lora"):  # now, not after hours of training
@@ -73,7 +73,7 @@ def fit(words: Sequence[str]) -> int:
     for name in ("generator", "lora"):  # now, not after hours of training
         claim(root / name)
     if cli.trainer.is_global_zero:
-        put_files(root, {FINISHED: readable_json({"configuration": hash_json(text)})})
+        put_files(root, {FINISHED: readable_json({"configuration": _identity(cli, text)})})
     return 0
 
 
@@ -204,6 +204,15 @@ def _loggers(root: str) -> list[Any]:
     if find_spec("tensorboard") is not None:
         made.append(TensorBoardLogger(root, name="log", version=f"version_{made[0].version}"))
     return made
+
+
+def _identity(cli: Any, text: str) -> str:
+    """What a finished run was made of: its configuration and its data."""
+    data = cli.datamodule
+    if not hasattr(data, "state"):
+        return hash_json(text)
+    data.setup("fit")
+    return hash_json([text, data.state()])
 
 
 def _finished(root: Path) -> str | None:

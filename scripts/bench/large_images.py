@@ -25,7 +25,9 @@ def write(root: Path, count: int) -> None:
     """``count`` names of two classes for one 12 MP JPEG."""
     rng = np.random.default_rng(0)
     coarse = cv2.resize(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8), (4000, 3000), interpolation=cv2.INTER_CUBIC)
-    photo = np.clip(coarse.astype(np.int16) + rng.integers(-12, 12, coarse.shape, dtype=np.int16), 0, 255).astype(np.uint8)
+    photo = np.clip(coarse.astype(np.int16) + rng.integers(-12, 12, coarse.shape, dtype=np.int16), 0, 255).astype(
+        np.uint8
+    )
     for label in range(2):
         folder = root / f"class{label}"
         folder.mkdir(parents=True)

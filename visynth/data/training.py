@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -19,7 +19,8 @@ from visynth.data.items import ImageSet, Item, in_threads
 from visynth.data.reading import read_images
 from visynth.data.samplers import Stream, StreamOrder
 from visynth.data.splits import group_folds
-from visynth.errors import DataError, UsageError, choices
+from visynth.errors import ConflictError, DataError, UsageError, choices, listing
+from visynth.files import hash_file
 from visynth.members import Member
 from visynth.pictures import resize
 
@@ -106,6 +107,7 @@ class StreamData(pytorch_lightning.LightningDataModule):
         super().__init__()
         self.images: ImageSet | None = None
         self._facts: Facts | None = None
+        self._state: dict[str, list[str]] | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Read what is trained on, once."""
@@ -143,6 +145,16 @@ class StreamData(pytorch_lightning.LightningDataModule):
         self.setup()
         assert self._facts is not None
         return self._facts
+
+    def state(self) -> dict[str, list[str]]:
+        """What the data are, for a checkpoint: ``{name: [class, split, sha256 of the file]}``; empty for images in memory."""
+        if self.images is None:
+            return {}
+        if self._state is None:
+            hashes = in_threads(lambda item: hash_file(item.path), self.images.items)
+            rows = zip(self.images.items, hashes, strict=True)
+            self._state = {item.name: [",".join(item.labels), item.split or "train", digest] for item, digest in rows}
+        return self._state
 
     def members(self) -> list[Member]:
         """Fingerprints of every image that was trained on or held out (none for images in memory)."""
@@ -284,6 +296,34 @@ class StreamLoader(DataLoader[dict[str, Tensor]]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to restore: the count is in the module."""
+
+
+def check_same_data(before: Mapping[str, Sequence[str]], now: Mapping[str, Sequence[str]]) -> None:
+    """Refuse to go on with a training on other data: its statistics, labels and members would be those of two sets.
+
+    Args:
+        before: :meth:`StreamData.state` in the checkpoint.
+        now: of the data as they are.
+
+    Raises:
+        ConflictError: what was added, removed, changed or given another class or split, all counted and the first named.
+    """
+    if not before or not now or before == now:
+        return
+    problems = [f"{name} was added" for name in sorted(now.keys() - before.keys())]
+    problems += [f"{name} is gone" for name in sorted(before.keys() - now.keys())]
+    for name in sorted(before.keys() & now.keys()):
+        (label, split, digest), (new_label, new_split, new_digest) = before[name], now[name]
+        changes = [f"class {label!r} is now {new_label!r}"] if label != new_label else []
+        changes += [f"split {split!r} is now {new_split!r}"] if split != new_split else []
+        changes += ["other content"] if digest != new_digest else []
+        if changes:
+            problems.append(f"{name}: {', '.join(changes)}")
+    raise ConflictError(
+        f"the data changed since the training began ({len(problems)} images), so it cannot go on:\n{listing(problems)}\n"
+        "Bring the data back, or start anew: choose another trainer.default_root_dir (or delete this one), and begin from the old weights "
+        "with the module's own option where it has one."
+    )
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -6,14 +6,14 @@ weights, the real images that it starts from, and the pipeline's fingerprint; th
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from visynth import seeds as seeding
-from visynth.errors import DataError, IntegrityError, MissingExtra, UsageError, choices
+from visynth.errors import DataError, IntegrityError, MissingExtra, UsageError, VisynthError, choices
 from visynth.files import hash_file, hash_json
 from visynth.generator import Generator, Samples, Spec
 from visynth.pictures import box
@@ -76,6 +76,12 @@ class Foundation(Generator):
         if hasattr(pipeline, "safety_checker"):
             pipeline.safety_checker = None  # it would blacken defects and findings that it takes for something else
         pipeline.set_progress_bar_config(disable=True)
+
+    def with_lora(self, lora: Mapping[str, Tensor]) -> Foundation:
+        """The same with other low-rank weights, over the same pipeline in memory: this one must not be sampled any more."""
+        if self.lora:
+            self.pipeline.unload_lora_weights()
+        return Foundation(self.spec, self.pipeline, self.anchors, lora, members=self.members, card=self.card)
 
     def _sample(self, seeds: Sequence[int], labels: Sequence[int], **options: Any) -> Samples:
         _check_options(options)
@@ -253,9 +259,15 @@ def pipeline_folder(pipeline: str | Path) -> Path:
 
 
 def fingerprint(folder: Path) -> str:
-    """Hex sha256 over the pipeline's files: configurations, tokenizers and weights."""
+    """Hex sha256 over the pipeline's files: configurations, tokenizers and weights. Files that did not change are hashed once a process."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".") and p.suffix != ".md")
-    return hash_json([[p.relative_to(folder).as_posix(), hash_file(p)] for p in files])
+    stats = tuple((p, p.stat().st_size, p.stat().st_mtime_ns) for p in files)
+    return hash_json([[p.relative_to(folder).as_posix(), _hash(p, size, time)] for p, size, time in stats])
+
+
+@functools.lru_cache(4096)
+def _hash(path: Path, size: int, time: int) -> str:
+    return hash_file(path)
 
 
 def load_pipeline(folder: Path, mode: str) -> Any:
@@ -289,23 +301,45 @@ def _noise_of(pipeline: Any, seed: int) -> Iterator[None]:
     """All noise within the block comes from the seed: diffusers' ``randn_tensor`` is lent ours, draw after draw.
 
     A torch generator would keep only 32 bits of the seed, and its numbers depend on the device.
+
+    Raises:
+        VisynthError: noise was drawn from torch's global generator, or none by this function: another version of diffusers draws it
+            elsewhere, and its images would not be functions of the seed.
     """
-    draws = iter(range(10**6))
+    used: list[str] = []
 
     def randn_tensor(
         shape: Any, generator: Any = None, device: Any = None, dtype: Any = None, layout: Any = None
     ) -> Tensor:
-        stream = f"foundation/noise/{next(draws)}"
-        noise = seeding.noise([seed], tuple(shape)[1:], stream).expand(tuple(shape))
+        used.append(f"foundation/noise/{len(used)}")
+        noise = seeding.noise([seed], tuple(shape)[1:], used[-1]).expand(tuple(shape))
         return noise.to(device=device, dtype=dtype)
 
     names = {type(pipeline).__module__, type(pipeline.scheduler).__module__, *NOISE_MODULES}
-    with ExitStack() as stack:
-        for name in names:
-            module = sys.modules.get(name)
-            if module is not None and hasattr(module, "randn_tensor"):
-                stack.enter_context(patch.object(module, "randn_tensor", randn_tensor))
+    modules = [sys.modules[name] for name in sorted(names) if hasattr(sys.modules.get(name), "randn_tensor")]
+    before = [(module, module.__dict__["randn_tensor"]) for module in modules]
+    states = _global_states()
+    try:
+        for module in modules:
+            module.__dict__["randn_tensor"] = randn_tensor
         yield
+    finally:
+        for module, own in before:
+            module.__dict__["randn_tensor"] = own
+    if not used or not all(torch.equal(a, b) for a, b in zip(states, _global_states(), strict=True)):
+        import diffusers
+
+        raise VisynthError(
+            f"diffusers {diffusers.__version__} draws noise for {type(pipeline).__name__} in a place that visynth does not know, so images would not "
+            "follow from their seeds: use a version that this one was tested with (see constraints.txt), and report it."
+        )
+
+
+def _global_states() -> list[Tensor]:
+    """States of torch's global generators that were used at all."""
+    found = [torch.get_rng_state()]
+    used = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return found + (torch.cuda.get_rng_state_all() if used else [])
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The render loop: planned shards minus committed shards, each made apart and committed by one rename.
 
 All work in progress lies in ``DIR.work/``, on the same filesystem: ``plan.json`` and one folder a shard. A shard is
-made in ``tmp.<shard>.<pid>`` and renamed to ``shard.<number>`` with its records inside, so that a shard either is
+made in ``tmp.<shard>.<host>.<pid>`` and renamed to ``shard.<number>`` with its records inside, so that a shard either is
 there whole or is not there. When all are, their images move to ``DIR/<class>/`` and ``metadata.jsonl`` is written last.
 Killed at any moment, the same command goes on where it stopped and ends with the same bytes.
 """
@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import shutil
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,9 +24,20 @@ from typing import TYPE_CHECKING, Any
 from visynth import balance as balancing
 from visynth import members as members_file
 from visynth.balance import Balance
-from visynth.errors import ConflictError, OutputError, UsageError, VisynthError, choices
-from visynth.files import ensure_writable, sync_folder, write_json
-from visynth.manifest import MEMBERS, METADATA, PLAN, Record, Renders, encode_mask, read_renders, write_records
+from visynth.errors import ConflictError, IntegrityError, OutputError, UsageError, VisynthError, choices
+from visynth.files import canonical_json, ensure_writable, hash_file, sync_folder, write_json
+from visynth.folders import alive, host
+from visynth.manifest import (
+    MEMBERS,
+    METADATA,
+    PLAN,
+    Record,
+    Renders,
+    encode_mask,
+    read_records,
+    read_renders,
+    write_records,
+)
 from visynth.render.plan import SHARD, Plan, Planned
 from visynth.render.writers import start_worker, write_image
 
@@ -90,7 +102,7 @@ def make_plan(
         classes=generator.classes,
         targets={name: int(targets.get(name, 0)) for name in generator.classes},
         seed=seed,
-        options=dict(options or {}),
+        options=json.loads(canonical_json(dict(options or {}))),  # as the stored plan has them: tuples are lists there
         encoding=own,
         micro_batch=generator.spec.micro_batch,
         threads=threads,
@@ -133,10 +145,10 @@ def render_set(
     if plan.generator != generator.digest:
         raise UsageError("the plan belongs to another generator: make a plan with this one.")
     if (out / METADATA).is_file():
-        found = read_renders(out)
-        _same_plan(found.plan, plan, out)
+        _same_plan(json.loads((out / PLAN).read_text(encoding="utf-8")), plan, out)
+        _repair(generator, plan, out, work, workers, queue)
         shutil.rmtree(work, ignore_errors=True)
-        return found
+        return read_renders(out)
     _claim(out, work, plan)
     _sweep(work)
     try:
@@ -148,6 +160,46 @@ def render_set(
         raise OutputError(
             f"cannot write {out}: {error.strerror or error}. What is committed is kept: run the same command again."
         ) from error
+
+
+def _repair(generator: Generator, plan: Plan, out: Path, work: Path, workers: int, queue: int) -> None:
+    """Render again the files of a finished set that are missing or were altered; what was altered is set aside in ``DIR.damaged``.
+
+    Raises:
+        IntegrityError: they do not come out as they were: another machine or other versions.
+    """
+    records = {r.file_name: r for r in read_records(out)}
+    wrong = [name for name, r in records.items() if not (out / name).is_file() or hash_file(out / name) != r.sha256]
+    if not wrong:
+        return
+    warnings.warn(
+        f"{out}: {len(wrong)} files were missing or altered and are rendered again ({choices(wrong[:3])})", stacklevel=3
+    )
+    ensure_writable(work)
+    write_json(work / PLAN, plan.to_json())
+    numbers = sorted({int(Path(name).stem) // plan.shard_size for name in wrong})
+    for number in numbers:
+        if not _shard(work, number).is_dir():
+            _render_shard(generator, plan, work, number, None, queue)
+    unlike = [
+        name
+        for name in wrong
+        if hash_file(_shard(work, int(Path(name).stem) // plan.shard_size) / name) != records[name].sha256
+    ]
+    if unlike:
+        raise IntegrityError(
+            f"{out}: {len(unlike)} damaged files do not come out as they were ({choices(unlike[:3])}): this machine or its versions differ from those that "
+            "rendered the set. Repair it there, or render a new one."
+        )
+    for name in wrong:
+        if (out / name).is_file():
+            aside = out.with_name(out.name + ".damaged") / name
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(out / name, aside)
+        (out / name).parent.mkdir(exist_ok=True)
+        os.replace(_shard(work, int(Path(name).stem) // plan.shard_size) / name, out / name)
+    for folder in {(out / name).parent for name in wrong}:
+        sync_folder(folder)
 
 
 def _claim(out: Path, work: Path, plan: Plan) -> None:
@@ -181,21 +233,11 @@ def _same_plan(found: Mapping[str, Any], plan: Plan, out: Path) -> None:
 
 
 def _sweep(work: Path) -> None:
-    """Remove unfinished shards of processes that are no more."""
-    for folder in work.glob("tmp.*"):
+    """Remove unfinished shards of processes of this machine that are no more; another machine's may still be at work."""
+    for folder in work.glob(f"tmp.*.{host()}.*"):
         pid = int(folder.name.rsplit(".", 1)[1])
-        if pid == os.getpid() or not _alive(pid):
+        if pid == os.getpid() or not alive(pid):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _render_shards(
@@ -246,7 +288,7 @@ def _render_shard(
     generator: Generator, plan: Plan, work: Path, number: int, pool: ProcessPoolExecutor | None, queue: int
 ) -> None:
     images = plan.shard(number)
-    folder = work / f"tmp.{number:06d}.{os.getpid()}"
+    folder = work / f"tmp.{number:06d}.{host()}.{os.getpid()}"
     folder.mkdir()
     hashes: dict[int, Any] = {}
     rows: list[dict[str, Any]] = []
