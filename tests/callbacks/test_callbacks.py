@@ -14,8 +14,8 @@ from torch import nn
 
 from tests.ranks import DDP, TRAINER, run_ranks
 from tests.training.test_diffusion import data, equal, module
-from visynth.callbacks import FIDCallback, KIDCallback, TimeLeft
-from visynth.errors import UsageError
+from visynth.callbacks import FIDCallback, KIDCallback, TimeLeft, quality
+from visynth.errors import DataError, UsageError
 
 SMALL = {"every_n_steps": 2, "max_cost": 1.0, "count": 41, "grid": 2, "resolution": 32, "options": {"steps": 2}}
 
@@ -177,3 +177,41 @@ def test_progress_lines_say_what_is_left(tmp_path: Path, capsys) -> None:
     lines = [line for line in capsys.readouterr().err.splitlines() if "images/s" in line]
     assert lines[-1].startswith("24 images, ")
     assert lines[-1].endswith("0 min 00 s left")
+
+
+# -- ranges are shown or said, never guessed -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "scale", "told"),
+    [
+        (0.0, 1.0, None, "do not show what black and white are"),
+        (0.0, 255.0, None, "values from 0 to 255"),
+        (-1.0, 1.0, [0, 1], r"outside value_range=\[0, 1\]"),
+    ],
+)
+def test_a_range_is_never_guessed(low, high, scale, told: str) -> None:
+    images = [torch.linspace(low, high, 64).reshape(1, 8, 8)] * 3
+    with pytest.raises(DataError, match=told):
+        quality._integers(images, scale, "sample()")
+
+
+@pytest.mark.parametrize(("low", "high", "scale"), [(0.0, 1.0, [0, 1]), (0.0, 255.0, [0, 255]), (-1.0, 1.0, None)])
+def test_a_range_that_is_shown_or_said_is_used(low, high, scale) -> None:
+    found = quality._integers([torch.linspace(low, high, 256).reshape(1, 16, 16)], scale, "sample()")[0]
+    assert found.flatten().tolist() == list(range(256))
+
+
+def test_real_images_of_a_loader_have_their_own_range_and_names() -> None:
+    class Data(torch.utils.data.TensorDataset):
+        classes = ("good", "crack")
+
+    data = Data(torch.rand(12, 1, 8, 8), torch.arange(12) % 2)
+    loader = torch.utils.data.DataLoader(data, 4)
+    with pytest.raises(DataError, match=r"real_range=\[0, 1\]"):
+        quality._from_loader(loader, 12)
+    images, _, names = quality._from_loader(loader, 12, (0.0, 1.0))
+    assert names == ("good", "crack")
+    assert max(int(image.max()) for image in images) > 200
+    with pytest.raises(UsageError, match=r"value_range must be \[black, white\]"):
+        KIDCallback(value_range=[1.0, 0.0])

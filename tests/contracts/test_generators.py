@@ -12,6 +12,7 @@ import torch
 
 from visynth import plugins
 from visynth.errors import IntegrityError, UsageError
+from visynth.files import hash_json
 from visynth.generator import Generator, Spec, load_generator
 from visynth.members import merkle_root
 
@@ -308,3 +309,13 @@ def test_the_digest_follows_the_weights_and_not_the_card(generator: Generator, s
     again.save(tmp_path / "other")
     assert load_generator(tmp_path / "other").digest == generator.digest
     assert merkle_root(again.members) == merkle_root(reversed(again.members))
+
+
+def test_the_digest_names_how_images_came_about_and_their_type(generator: Generator) -> None:
+    others = {"composite", "inpainted", "trained"} - {generator.spec.kind}
+    specs = [
+        generator.spec,
+        *(replace(generator.spec, kind=kind) for kind in others),
+        replace(generator.spec, dtype="uint16"),
+    ]
+    assert len({hash_json(spec.identity()) for spec in specs}) == 4

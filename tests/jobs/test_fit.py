@@ -14,8 +14,10 @@ import torch
 import yaml
 
 from visynth.cli import main
+from visynth.data.training import check_same_data
 from visynth.errors import ConflictError, Diverged, UsageError
 from visynth.generator import load_generator
+from visynth.lightning_modules import Diffusion
 from visynth.training import export, fit
 
 SMALL = {
@@ -198,3 +200,73 @@ def test_export_with_another_width(config, tmp_path: Path) -> None:
     assert load_generator(tmp_path / "wide").digest != same.digest
     with pytest.raises(UsageError, match="holds no run with a checkpoint"):
         export(tmp_path / "nothing", tmp_path / "x")
+
+
+# -- data that changed, errors that are the user's own ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_files(class_folders, tmp_path: Path):
+    """A configuration over files that a test may change; gives it and the folder."""
+    folder = class_folders({"a": 5, "b": 5}, height=8, width=8)
+    told = {**SMALL, "trainer": {**SMALL["trainer"], "default_root_dir": str(tmp_path / "run"), "max_steps": 2}}
+    told["data"] = {**SMALL["data"], "init_args": {"data": str(folder), "size": 8, "batch_size": 4}}
+    (tmp_path / "files.yaml").write_text(yaml.safe_dump(told))
+    return ["-c", str(tmp_path / "files.yaml")], folder
+
+
+@pytest.mark.filterwarnings("ignore:.*images:UserWarning")
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_does_not_go_on_on_other_data(on_files, finished: bool) -> None:
+    words, folder = on_files
+    assert fit(words) == 0
+    more = [] if finished else ["--trainer.max_steps", "4"]
+    (folder / "a" / "a_0.png").rename(folder / "b" / "a_0.png")  # relabelled
+    (folder / "a" / "a_1.png").write_bytes((folder / "b" / "b_1.png").read_bytes())
+    (folder / "b" / "b_2.png").unlink()
+    with pytest.raises(ConflictError) as told:
+        fit([*words, *more])
+    lines = str(told.value).splitlines()
+    assert "the data changed since the training began (4 images)" in lines[0]
+    assert lines[1:5] == [
+        "  - b/a_0.png was added",
+        "  - a/a_0.png is gone",
+        "  - b/b_2.png is gone",
+        "  - a/a_1.png: other content",
+    ]
+    assert "start anew: choose another trainer.default_root_dir" in lines[-1]
+
+
+@pytest.mark.filterwarnings("ignore:.*images:UserWarning")
+def test_the_same_data_go_on(on_files, capsys) -> None:
+    words, _ = on_files
+    assert fit(words) == 0
+    assert fit([*words, "--trainer.max_steps", "4"]) == 0
+    capsys.readouterr()
+    assert fit([*words, "--trainer.max_steps", "4"]) == 0
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_a_class_or_split_that_changed_is_named() -> None:
+    before = {"x": ["a", "train", "1"], "y": ["a", "train", "2"]}
+    with pytest.raises(ConflictError, match="x: class 'a' is now 'b', split 'train' is now 'test'"):
+        check_same_data(before, before | {"x": ["b", "test", "1"]})
+    check_same_data({}, before)
+    check_same_data(before, dict(before))
+
+
+class Mistaken(Diffusion):
+    """A user's module with a mistake of its own."""
+
+    def training_step(self, batch, index):
+        raise ValueError("my own mistake")
+
+
+def test_a_users_own_error_keeps_its_traceback(config, tmp_path: Path) -> None:
+    told = yaml.safe_load(Path(config()).read_text())
+    told["model"]["class_path"] = "tests.jobs.test_fit.Mistaken"
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(told))
+    with pytest.raises(ValueError, match="^my own mistake$") as raised:
+        main(["fit", "-c", str(tmp_path / "own.yaml")])
+    assert not isinstance(raised.value, UsageError)
+    assert main(["fit", "-c", str(tmp_path / "own.yaml"), "--trainer.max_stepz", "3"]) == 64

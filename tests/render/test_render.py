@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -23,10 +24,11 @@ from PIL import Image
 from visynth.data.decode import decode
 from visynth.data.reading import read_images
 from visynth.errors import ConflictError, DataError, IntegrityError, OutputError, UsageError
-from visynth.manifest import Record, decode_mask, encode_mask, read_renders, write_reviews
+from visynth.folders import host
+from visynth.manifest import Record, decode_mask, encode_mask, read_renders, read_reviews, write_reviews
 from visynth.render.exports import export, flat
 from visynth.render.plan import Plan, balanced_order
-from visynth.render.run import make_plan, render_set
+from visynth.render.run import _sweep, make_plan, render_set
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -361,6 +363,70 @@ class TestExports:
             export(renders, "pascal", tmp_path / "x")
         with pytest.raises(ConflictError, match="exists already"):
             export(renders, "coco", tmp_path)
+
+
+class TestRepair:
+    @pytest.fixture
+    def copy(self, renders, tmp_path) -> Path:
+        shutil.copytree(renders.folder, tmp_path / "set")
+        return tmp_path / "set"
+
+    def test_a_damaged_set_is_repaired_and_what_was_altered_is_kept(self, composition, renders, copy) -> None:
+        names = [r.file_name for r in renders.records]
+        (copy / names[3]).unlink()
+        (copy / names[40]).write_bytes(b"altered by hand")
+        generator, _ = composition
+        with pytest.warns(UserWarning, match="2 files were missing or altered and are rendered again"):
+            found = render_set(generator, make_plan(generator, per_class=12), copy, workers=0)
+        assert found.root() == renders.root()
+        assert snapshot(copy) == snapshot(renders.folder)
+        aside = copy.with_name("set.damaged")
+        assert {p.relative_to(aside).as_posix() for p in aside.rglob("*") if p.is_file()} == {names[40]}
+        assert (aside / names[40]).read_bytes() == b"altered by hand"
+        assert not copy.with_name("set.work").exists()
+
+    def test_a_whole_set_is_left_as_it_is(self, composition, copy) -> None:
+        generator, _ = composition
+        before = {p: p.stat().st_mtime_ns for p in copy.rglob("*.png")}
+        render_set(generator, make_plan(generator, per_class=12), copy, workers=0)
+        assert before == {p: p.stat().st_mtime_ns for p in copy.rglob("*.png")}
+
+    def test_options_that_are_tuples_survive_the_plan(self, composition, tmp_path) -> None:
+        generator, _ = composition
+        plan = make_plan(generator, per_class=1, options={"poisson_limit": (1, 2)})
+        assert plan.to_json() == json.loads(json.dumps(plan.to_json()))
+        assert plan.options == {"poisson_limit": [1, 2]}
+
+    def test_another_machines_unfinished_shard_is_left_to_it(self, composition, tmp_path) -> None:
+        generator, _ = composition
+        work = tmp_path / "set.work"
+        theirs, ours = work / "tmp.000000.0123abcd.999999999", work / f"tmp.000000.{host()}.999999999"
+        theirs.mkdir(parents=True)
+        ours.mkdir()
+        _sweep(work)
+        assert theirs.is_dir()
+        assert not ours.exists()
+
+
+def decide(folder: str, reviewer: str, names: list[str]) -> None:
+    for name in names:
+        write_reviews(read_renders(folder), {name: "reject"}, reviewer)
+
+
+def test_reviewers_at_one_time_keep_each_others_decisions(renders, tmp_path) -> None:
+    shutil.copytree(renders.folder, tmp_path / "set")
+    names = [r.file_name for r in renders.records]
+    context = multiprocessing.get_context("spawn")
+    people = [
+        context.Process(target=decide, args=(str(tmp_path / "set"), who, names[k::3][:8]))
+        for k, who in enumerate("abc")
+    ]
+    for person in people:
+        person.start()
+    for person in people:
+        person.join()
+        assert person.exitcode == 0
+    assert len(read_reviews(tmp_path / "set")) == 24
 
 
 # -- kills -----------------------------------------------------------------------------------------------------------

@@ -318,3 +318,14 @@ def test_the_readmes_example_trains(class_folders, monkeypatch) -> None:
         example = example.replace(whole, part)
     exec(example, {"pytorch_lightning": pytorch_lightning})
     assert load_generator("generator").classes == ("a", "b")
+
+
+def test_a_generator_that_was_handed_out_does_not_train_on(tmp_path: Path) -> None:
+    own = train(tmp_path, 2)
+    made = own.generator()
+    digest, before = made.digest, made.sample([1], [0], steps=2).images
+    train(tmp_path, 4, own)
+    assert torch.equal(made.sample([1], [0], steps=2).images, before)
+    made._digest = None
+    assert made.digest == digest
+    assert own.generator().digest != digest

@@ -14,9 +14,10 @@ from tests.pipelines import MAKERS
 from tests.ranks import TRAINER
 from visynth.callbacks.checkpoint import AtomicCheckpointIO, KeepLast
 from visynth.data.training import GeneratorData
-from visynth.errors import DataError, IntegrityError, UsageError
+from visynth.errors import DataError, IntegrityError, UsageError, VisynthError
 from visynth.generator import load_generator
 from visynth.lightning_modules import LoRA
+from visynth.networks import foundation
 from visynth.networks.foundation import Anchor, make_foundation, pipeline_folder
 
 SIZE = (32, 32)
@@ -146,6 +147,38 @@ def train(root: Path, folder: Path, data: Path, steps: int = 3, **kwargs) -> LoR
     given = GeneratorData(str(data), 32, batch_size=2)
     pytorch_lightning.Trainer(max_steps=steps, default_root_dir=root, **{**TRAINER, **kwargs}).fit(own, given)
     return own
+
+
+def test_noise_that_does_not_come_from_the_seed_is_told(pipelines, monkeypatch) -> None:
+    """Another version of diffusers draws it in a place that we do not know: nothing may come out that is not of its seed."""
+    monkeypatch.setattr(foundation, "NOISE_MODULES", ())
+    generator = make(pipelines("stable_diffusion"), "image")  # its encoder draws in a module of its own
+    state = torch.get_rng_state()
+    with pytest.raises(VisynthError, match="draws noise for StableDiffusionImg2ImgPipeline in a place"):
+        generator.sample([5], [0])
+    torch.set_rng_state(state)
+    monkeypatch.undo()
+    assert len(generator.sample([5], [0])) == 1, "what was lent is given back"
+
+
+def test_lora_samples_without_loading_its_pipeline_again(pipelines, class_folders, tmp_path: Path, monkeypatch) -> None:
+    data = class_folders({"good": 4, "spot": 3}, height=32, width=32, channels=3)
+    own = train(tmp_path, pipelines("stable_diffusion"), data)
+    loads, hashes = [], []
+    load, hashed = foundation.load_pipeline, foundation.hash_file
+    monkeypatch.setattr(foundation, "load_pipeline", lambda *told: loads.append(1) or load(*told))
+    monkeypatch.setattr(foundation, "hash_file", lambda path: hashes.append(path) or hashed(path))
+    first = own.sample([1], [0]).images
+    with torch.no_grad():
+        for name, parameter in own.network.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(0.5)
+    own.images_seen += 2  # as after a step
+    second = own.sample([1], [0]).images
+    assert len(loads) == 1
+    assert len(hashes) == len(set(hashes)), "no file is hashed twice"
+    assert not torch.equal(first, second)
+    assert torch.equal(own.generator().sample([1], [0]).images, second)
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -115,7 +115,7 @@ def decode_values(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Array:
     """
     data = _read(Path(path), limits)
     if data[:4] in TIFF_MAGIC:
-        return _shaped(lambda: _tiff(data, limits, palette=False))
+        return _shaped(lambda: _tiff(data, limits, raw=True))
     image = _opened(data, limits)
     if image.mode != "P":
         return _shaped(lambda: _pixels(image, data))
@@ -218,7 +218,8 @@ def _turned(array: Array, orientation: int) -> Array:
     return array if move is None else move(array)
 
 
-def _tiff(data: bytes, limits: Limits, palette: bool = True) -> Array:
+def _tiff(data: bytes, limits: Limits, raw: bool = False) -> Array:
+    """A TIFF's picture, or with ``raw`` its values as they were written: indices of a palette, true as 255 whatever is white."""
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
@@ -240,14 +241,18 @@ def _tiff(data: bytes, limits: Limits, palette: bool = True) -> Array:
             RuntimeError,
         ):  # a compression that tifffile itself does not undo: LZW, JPEG, G4, zstd
             return _turned(_tiff_otherwise(data), orientation)
-    if page.photometric == tifffile.PHOTOMETRIC.PALETTE and palette:
+    if page.photometric == tifffile.PHOTOMETRIC.PALETTE and not raw:
         array = (np.moveaxis(page.colormap, 0, -1)[array] >> 8).astype(np.uint8)
     # Planar files hold [C, H, W]; ours is [H, W, C].
     if array.ndim == 3 and array.shape[:2] != (page.imagelength, page.imagewidth):
         array = np.moveaxis(array, 0, -1)
     if array.dtype == bool:
         array = array.astype(np.uint8) * 255
-    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and np.issubdtype(array.dtype, np.unsignedinteger):
+    if (
+        page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+        and np.issubdtype(array.dtype, np.unsignedinteger)
+        and not raw
+    ):
         array = np.iinfo(array.dtype).max - array
     return _turned(np.asarray(array), orientation)
 
