@@ -65,7 +65,7 @@ class Preflight:
             f"{len(self.images)} readable images, {len(self.images.bad)} unreadable"
             + (": " + "; ".join(f"{n} {why}" for why, n in reasons.items()) if reasons else "")
         ]
-        lines += self.leak_lines() + self.warnings
+        lines += [*self.images.notes, *self.leak_lines(), *self.warnings]
         return [bullets(lines), table(["class", "images", "groups", "with masks", "synthesizer that suits"], rows)]
 
     def leak_lines(self) -> list[str]:
@@ -232,6 +232,13 @@ def _suits(
         return f"none: {bad} of {len(reasons)} masks are unreliable" + (
             ", and too few groups to learn from" if groups[name] < LEARNED_GROUPS else "; a learned generator may"
         )
+    if masked[name]:
+        other = (
+            "a learned generator may"
+            if groups[name] >= LEARNED_GROUPS
+            else f"and {groups[name]} groups are too few to learn from"
+        )
+        return f"none: it has masks, but there is no defect-free class to compose onto (name it with --good); {other}"
     if groups[name] >= LEARNED_GROUPS:
         return "a learned generator (no masks, but enough groups)"
     return f"none: no masks, and {groups[name]} groups are too few to learn from"

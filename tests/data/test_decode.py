@@ -234,7 +234,7 @@ def test_values_of_any_type_are_read_for_masks(dtype: str, tmp_path) -> None:
     found = decode_values(tmp_path / "a.tif")[:, :, 0]
     assert (found == (values.astype(np.uint8) * 255 if dtype == "bool" else values)).all()
     image = Image.fromarray((smooth() // 100).astype(np.uint8), mode=None).convert("P")
-    image.putpalette([v for k in range(256) for v in (255 - k, k, 0)])
+    image.putpalette([v for k in range(256) for v in (k, 3 * k % 256, 0)])
     image.save(tmp_path / "p.png")
     assert decode_values(tmp_path / "p.png").shape == (40, 30, 1), "indices, not colours"
 

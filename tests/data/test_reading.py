@@ -87,7 +87,7 @@ def test_csv_and_jsonl_lists(class_folders, tmp_path) -> None:
         ("file,kind\na.png,x\n", "none for the label"),
         (
             "file,label,split\n,x,\na.png,x,sideways\n",
-            r"has 2 problems(.|\n)*row 2: empty file(.|\n)*row 3: split 'sideways'",
+            r"has 2 problems(.|\n)*row 2, column 'file': no file(.|\n)*row 3, column 'split': 'sideways' is not one of",
         ),
         ("file,label\na.png,x\na.png,y\n", "row 3: a.png is listed twice"),
         ("file,label\n", "has no rows"),
@@ -119,19 +119,20 @@ def test_coco_with_boxes_and_polygons(class_folders, tmp_path) -> None:
     }
     (tmp_path / "ann.json").write_text(json.dumps(data))
     images = read_images(tmp_path / "ann.json")
-    assert images.classes == ("dent", "scratch")  # by id
+    assert images.classes == ("dent", "scratch", "background")  # by id; and what is without annotations
     assert images.items[0].labels == ("dent", "scratch")
-    assert images.items[1].labels == ()
+    assert images.items[1].labels == ("background",)
+    assert images.notes == ("1 images without annotations are the class 'background'",)
     assert images.items[0].boxes == (("scratch", 1.0, 2.0, 5.0, 7.0), ("dent", 0.0, 0.0, 2.0, 2.0))
     mask = load_mask(images, images.items[0], "scratch")
     assert mask is not None
-    assert mask[2:7, 2:7].all()
-    assert mask.sum() == 25
+    assert mask[2:6, 2:6].all()
+    assert mask.sum() == 16, "4 x 4 pixels, as pycocotools draws them"
     assert load_mask(images, images.items[0], "dent") is None
 
     data["annotations"].append({"id": 3, "image_id": 9, "category_id": 5, "bbox": [0, 0, 1, 1]})
     (tmp_path / "ann.json").write_text(json.dumps(data))
-    with pytest.raises(DataError, match="1 annotations name an image or category"):
+    with pytest.raises(DataError, match="annotation 3: image_id 9 is no image of the file"):
         read_images(tmp_path / "ann.json")
     (tmp_path / "ann.json").write_text("[]")
     with pytest.raises(DataError, match="is not a COCO file"):

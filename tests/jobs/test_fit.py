@@ -266,7 +266,7 @@ def test_a_users_own_error_keeps_its_traceback(config, tmp_path: Path) -> None:
     told = yaml.safe_load(Path(config()).read_text())
     told["model"]["class_path"] = "tests.jobs.test_fit.Mistaken"
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(told))
-    with pytest.raises(ValueError, match="^my own mistake$") as raised:
+    with pytest.raises(ValueError, match=r"^my own mistake$") as raised:
         main(["fit", "-c", str(tmp_path / "own.yaml")])
     assert not isinstance(raised.value, UsageError)
     assert main(["fit", "-c", str(tmp_path / "own.yaml"), "--trainer.max_stepz", "3"]) == 64

@@ -601,7 +601,7 @@ def test_preflight_of_magnetic_tile_is_quick_and_finds_the_leak(real_data) -> No
     assert 180 <= len(set(found.proposal.groups)) <= 260
     assert found.good == "free"
     assert found.suits["blowhole"].startswith("composition")
-    assert found.suits["fray"].startswith("none: 16 of 32 masks are unreliable")
+    assert found.suits["fray"].startswith("none: 17 of 32 masks are unreliable")
     assert any("a random split leaks" in line for line in found.leak_lines())
 
 
@@ -637,3 +637,16 @@ def test_sizes_that_cannot_be_halved_often_have_fewer_levels() -> None:
         Denoiser(1, 2, size, width=8, **recipe(size))
     assert len(recipe((128, 72))["multipliers"]) == 4
     assert len(recipe((128, 128))["multipliers"]) == 5
+
+
+def test_masks_without_a_defect_free_class_are_told_as_they_are(class_folders, tmp_path) -> None:
+    root = class_folders({"crack": 6, "dent": 6}, height=32, width=32)
+    for item in read_images(root).items:
+        target = tmp_path / "masks" / item.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        mask = np.zeros((32, 32, 1), np.uint8)
+        mask[8:14, 8:14] = 255
+        target.write_bytes(encode_png(mask))
+    found = preflight(read_images(root, masks=tmp_path / "masks"), ["crack"])
+    assert found.good is None
+    assert found.suits["crack"].startswith("none: it has masks, but there is no defect-free class to compose onto")

@@ -397,8 +397,7 @@ class TestRepair:
         assert plan.to_json() == json.loads(json.dumps(plan.to_json()))
         assert plan.options == {"poisson_limit": [1, 2]}
 
-    def test_another_machines_unfinished_shard_is_left_to_it(self, composition, tmp_path) -> None:
-        generator, _ = composition
+    def test_another_machines_unfinished_shard_is_left_to_it(self, tmp_path) -> None:
         work = tmp_path / "set.work"
         theirs, ours = work / "tmp.000000.0123abcd.999999999", work / f"tmp.000000.{host()}.999999999"
         theirs.mkdir(parents=True)

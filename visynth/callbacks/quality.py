@@ -346,7 +346,7 @@ def _integers(images: Sequence[Tensor], scale: Scale, what: str, option: str = "
     if scale is None and not (-1.1 <= low < -0.05 and high <= 1.1):
         raise DataError(
             f"{what} gives floating-point images with values from {low:.3g} to {high:.3g}, which do not show what black and white are. Say it "
-            "to the callback: {option}=[0, 1], [-1, 1] or [0, 255]."
+            f"to the callback: {option}=[0, 1], [-1, 1] or [0, 255]."
         )
     black, white = scale or (-1.0, 1.0)
     slack = 0.1 * (white - black)

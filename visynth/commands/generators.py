@@ -12,6 +12,7 @@ def fit_compose(
     data: str,
     out: str,
     masks: str | None = None,
+    mask_suffix: str | None = None,
     groups: str | None = None,
     group_pattern: str | None = None,
     good: str | None = None,
@@ -27,6 +28,7 @@ def fit_compose(
         data: class folders (with train/, val/, test/ above them if held out), a .csv or .jsonl list, or a COCO .json.
         out: the generator folder.
         masks: folder of masks that mirrors the images' layout.
+        mask_suffix: what mask files have after their images' names, where it is not _mask, _label, _gt or _seg.
         groups: CSV with columns file,group.
         group_pattern: regular expression on image names whose first group is the group.
         good: the defect-free class; guessed when not given.
@@ -36,12 +38,17 @@ def fit_compose(
         max_bad_fraction: share of unusable files up to which they are left out.
         quiet: no progress.
     """
+    from visynth.commands.reading import read
     from visynth.compose.settings import Settings
-    from visynth.data.reading import read_images
     from visynth.fit import fit_compose as run
 
-    images = read_images(
-        data, masks=masks, groups=groups, group_pattern=group_pattern, max_bad_fraction=max_bad_fraction
+    images = read(
+        data,
+        masks=masks,
+        mask_suffix=mask_suffix,
+        groups=groups,
+        group_pattern=group_pattern,
+        max_bad_fraction=max_bad_fraction,
     )
     own = {name: Settings.from_json(values) for name, values in (settings or {}).items()}
     fitted = run(images, out, good=good, classes=classes, settings=own, without_masks=without_masks)
@@ -60,6 +67,7 @@ def fit_pipeline(
     size: int,
     mode: str = "image",
     masks: str | None = None,
+    mask_suffix: str | None = None,
     groups: str | None = None,
     group_pattern: str | None = None,
     classes: list[str] | None = None,
@@ -77,6 +85,7 @@ def fit_pipeline(
         size: of the made images, in pixels.
         mode: image (from real images of the class), inpaint (repaint masks of real images) or text.
         masks: folder of masks that mirrors the images' layout, for inpaint.
+        mask_suffix: what mask files have after their images' names, where it is not _mask, _label, _gt or _seg.
         groups: CSV with columns file,group.
         group_pattern: regular expression on image names whose first group is the group.
         classes: by default all.
@@ -85,11 +94,16 @@ def fit_pipeline(
         sampler: steps, guidance, strengths, e.g. '{strengths: [0.25, 0.5]}'.
         max_bad_fraction: share of unusable files up to which they are left out.
     """
-    from visynth.data.reading import read_images
+    from visynth.commands.reading import read
     from visynth.fit import fit_pipeline as run
 
-    images = read_images(
-        data, masks=masks, groups=groups, group_pattern=group_pattern, max_bad_fraction=max_bad_fraction
+    images = read(
+        data,
+        masks=masks,
+        mask_suffix=mask_suffix,
+        groups=groups,
+        group_pattern=group_pattern,
+        max_bad_fraction=max_bad_fraction,
     )
     made = run(
         images,
@@ -180,11 +194,11 @@ def project(
         device: where the generator runs.
         quiet: no progress.
     """
-    from visynth.data.reading import read_images
+    from visynth.commands.reading import read
     from visynth.generator import load_generator
     from visynth.project import project_images
 
-    images = read_images(data, groups=groups, group_pattern=group_pattern)
+    images = read(data, groups=groups, group_pattern=group_pattern)
     made = project_images(
         load_generator(generator, device), images, out, classes, strength, steps, fit, limit, printer(quiet)
     )

@@ -101,12 +101,12 @@ def renders_score(
         json: print the summary as JSON.
         quiet: no progress.
     """
-    from visynth.data.reading import read_images
+    from visynth.commands.reading import read
     from visynth.manifest import read_renders
     from visynth.scores import score_renders
 
     renders = read_renders(folder)
-    images = read_images(data, groups=groups, group_pattern=group_pattern, max_bad_fraction=max_bad_fraction)
+    images = read(data, groups=groups, group_pattern=group_pattern, max_bad_fraction=max_bad_fraction)
     scores = score_renders(images, renders, cache=cache, say=printer(quiet))
     told = {}
     for name, count in renders.counts().items():

@@ -15,6 +15,7 @@ def trial(
     rare: list[str],
     out: str = "trial",
     masks: str | None = None,
+    mask_suffix: str | None = None,
     groups: str | None = None,
     group_pattern: str | None = None,
     good: str | None = None,
@@ -43,6 +44,7 @@ def trial(
         rare: the class or classes that matter, e.g. --rare crack or --rare '[crack, hole]'.
         out: folder for generator/, renders/, report.json, report.html and groups.csv.
         masks: folder of masks that mirrors the images' layout.
+        mask_suffix: what mask files have after their images' names, where it is not _mask, _label, _gt or _seg.
         groups: CSV with columns file,group; images of one group (part, scene, patient) stay together.
         group_pattern: regular expression on image names whose first group is the group.
         good: the defect-free class; guessed when not given.
@@ -64,12 +66,17 @@ def trial(
         json: print the verdicts as JSON.
         quiet: no progress.
     """
-    from visynth.data.reading import read_images
+    from visynth.commands.reading import read
     from visynth.trial import run_trial
     from visynth.trial_cells import TrialOptions
 
-    images = read_images(
-        data, masks=masks, groups=groups, group_pattern=group_pattern, max_bad_fraction=max_bad_fraction
+    images = read(
+        data,
+        masks=masks,
+        mask_suffix=mask_suffix,
+        groups=groups,
+        group_pattern=group_pattern,
+        max_bad_fraction=max_bad_fraction,
     )
     options = TrialOptions(
         rare_groups, draws, folds, synthetic, minutes, seed, workers, learner, others, dense, cache, learned, learn_size
@@ -112,6 +119,7 @@ def preflight(
     data: str,
     rare: list[str],
     masks: str | None = None,
+    mask_suffix: str | None = None,
     groups: str | None = None,
     group_pattern: str | None = None,
     good: str | None = None,
@@ -125,6 +133,7 @@ def preflight(
         data: class folders, a .csv or .jsonl list, or a COCO .json.
         rare: the class or classes that matter.
         masks: folder of masks that mirrors the images' layout.
+        mask_suffix: what mask files have after their images' names, where it is not _mask, _label, _gt or _seg.
         groups: CSV with columns file,group.
         group_pattern: regular expression on image names whose first group is the group.
         good: the defect-free class; guessed when not given.
@@ -132,13 +141,18 @@ def preflight(
         max_bad_fraction: share of unusable files up to which they are left out.
         json: print JSON.
     """
-    from visynth.data.reading import read_images
+    from visynth.commands.reading import read
     from visynth.folders import check_apart, claim_files
     from visynth.preflight import GROUP_FILES, write_groups
     from visynth.preflight import preflight as run
 
-    images = read_images(
-        data, masks=masks, groups=groups, group_pattern=group_pattern, max_bad_fraction=max_bad_fraction
+    images = read(
+        data,
+        masks=masks,
+        mask_suffix=mask_suffix,
+        groups=groups,
+        group_pattern=group_pattern,
+        max_bad_fraction=max_bad_fraction,
     )
     if out is not None:
         check_apart(out, images.folders())
@@ -214,10 +228,10 @@ def evaluate(
         json: print the verdicts as JSON.
         quiet: no progress.
     """
-    from visynth.data.reading import read_images
+    from visynth.commands.reading import read
     from visynth.evaluate import evaluate_renders
 
-    images = read_images(data, groups=groups, group_pattern=group_pattern, max_bad_fraction=max_bad_fraction)
+    images = read(data, groups=groups, group_pattern=group_pattern, max_bad_fraction=max_bad_fraction)
     report = evaluate_renders(
         images,
         renders,

@@ -1,32 +1,51 @@
-"""COCO annotation files: images with boxes, polygons or run-length masks; an image's labels are its categories."""
+"""COCO annotation files: images with boxes, polygons or run-length masks; an image's labels are its categories.
+
+Images without annotations are the defect-free class ``background``. Crowd regions (``iscrowd``) are no objects: they give neither box nor
+mask. What annotations and images say is compared when the set is read.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from visynth.data.folder import SPLIT_WORDS
 from visynth.data.items import BadFile, Item
-from visynth.errors import DataError
+from visynth.errors import DataError, listing, raise_all
+
+BACKGROUND = "background"
 
 
-def read_coco(path: Path, images: Path | None = None) -> tuple[list[Item], list[BadFile], list[str]]:
-    """Items, unusable files and category names (in id order) of a COCO JSON file.
+@dataclass
+class Coco:
+    """What a COCO file holds: items, unusable files, class names in id order, and what is to be told."""
+
+    items: list[Item] = field(default_factory=list)
+    bad: list[BadFile] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_coco(path: Path, images: Path | None = None) -> Coco:
+    """Read a COCO JSON file.
 
     Args:
         path: the annotation file.
         images: folder of the images; by default the first of ``<folder>/images`` and ``<folder>`` that holds them.
 
     Raises:
-        DataError: not COCO, or an annotation names an unknown image or category.
+        DataError: not COCO, or annotations that cannot be right (all told).
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        categories = {c["id"]: str(c["name"]) for c in sorted(data["categories"], key=lambda c: c["id"])}
-        records = {r["id"]: r for r in data["images"]}
-        annotations = data["annotations"]
+        raw_categories, raw_images, annotations = data["categories"], data["images"], data["annotations"]
+        categories = {c["id"]: str(c["name"]) for c in sorted(raw_categories, key=lambda c: str(c["id"]).zfill(12))}
+        records = {r["id"]: r for r in raw_images}
+        names = [str(r["file_name"]) for r in raw_images]
     except OSError as error:
         raise DataError(f"{path} cannot be opened ({error.strerror}).") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -34,40 +53,126 @@ def read_coco(path: Path, images: Path | None = None) -> tuple[list[Item], list[
             f"{path} is not a COCO file with 'images', 'annotations' and 'categories' ({error!r})."
         ) from error
 
+    problems = _doubles(raw_images)
     per_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    strangers = 0
-    for note in annotations:
-        if note["image_id"] in records and note["category_id"] in categories:
-            per_image[note["image_id"]].append(note)
+    crowds: dict[Any, int] = defaultdict(int)
+    for place, note in enumerate(annotations):
+        problem = _problem(note, records, categories)
+        if problem:
+            problems.append(f"annotation {note.get('id', place) if isinstance(note, Mapping) else place}: {problem}")
+        elif note.get("iscrowd"):
+            crowds[note["image_id"]] += 1
         else:
-            strangers += 1
-    if strangers:
-        raise DataError(f"{path}: {strangers} annotations name an image or category that the file does not list.")
+            per_image[note["image_id"]].append(note)
+    raise_all(str(path), problems)
 
-    root = _image_root(path, images, [r["file_name"] for r in records.values()])
-    items, bad = [], []
+    notes: list[str] = []
+    found = Coco(classes=_used(raw_categories, categories, per_image, notes), notes=notes)
+    root = _image_root(path, images, names)
     for key, record in records.items():
-        file, notes = root / record["file_name"], per_image[key]
+        file, notes_of = root / record["file_name"], per_image.get(key, [])
         if not file.is_file():
-            bad.append(BadFile(record["file_name"], "is listed but does not exist"))
-            continue
-        items.append(
-            Item(
-                file,
-                Path(record["file_name"]).as_posix(),
-                tuple(sorted({categories[n["category_id"]] for n in notes})),
-                group=str(record.get("group", "")),
-                split=SPLIT_WORDS.get(str(record.get("split", "")).lower(), ""),
-                boxes=tuple((categories[n["category_id"]], *_corners(n["bbox"])) for n in notes if n.get("bbox")),
-                polygons=tuple(
-                    (categories[n["category_id"]], tuple(map(float, polygon)))
-                    for n in notes
-                    if isinstance(n.get("segmentation"), list)
-                    for polygon in n["segmentation"]
-                ),
+            found.bad.append(BadFile(record["file_name"], "is listed but does not exist"))
+        elif key in crowds and not notes_of:
+            found.bad.append(
+                BadFile(record["file_name"], "has crowd regions only, which show neither where nor how many")
             )
+        else:
+            found.items.append(_item(file, record, notes_of, categories))
+    if crowds:
+        found.notes.append(
+            f"{sum(crowds.values())} crowd regions on {len(crowds)} images are no objects and are not used"
         )
-    return items, bad, list(categories.values())
+    bare = sum(item.labels == (BACKGROUND,) and not item.boxes for item in found.items)
+    if bare:
+        found.notes.append(f"{bare} images without annotations are the class {BACKGROUND!r}")
+        found.classes += [BACKGROUND] if BACKGROUND not in found.classes else []
+    return found
+
+
+def _item(file: Path, record: Mapping[str, Any], notes: list[dict[str, Any]], categories: Mapping[Any, str]) -> Item:
+    size = (int(record["height"]), int(record["width"])) if record.get("height") and record.get("width") else None
+    return Item(
+        file,
+        Path(record["file_name"]).as_posix(),
+        tuple(sorted({categories[n["category_id"]] for n in notes})) or (BACKGROUND,),
+        group=str(record.get("group", "")),
+        split=SPLIT_WORDS.get(str(record.get("split", "")).lower(), ""),
+        boxes=tuple((categories[n["category_id"]], *_corners(n["bbox"])) for n in notes if n.get("bbox")),
+        regions=tuple((categories[n["category_id"]], n["segmentation"]) for n in notes if n.get("segmentation")),
+        size=size,
+    )
+
+
+def _doubles(records: list[Any]) -> list[str]:
+    """Ids and files that are listed twice."""
+    problems: list[str] = []
+    ids: set[Any] = set()
+    files: dict[str, Any] = {}
+    for record in records:
+        if record["id"] in ids:
+            problems.append(f"the image id {record['id']!r} is given twice")
+        ids.add(record["id"])
+        other = files.setdefault(record["file_name"], record["id"])
+        if other != record["id"]:
+            problems.append(f"{record['file_name']} is listed under the ids {other!r} and {record['id']!r}: merge them")
+    return problems
+
+
+def _problem(note: Any, records: Mapping[Any, Any], categories: Mapping[Any, str]) -> str | None:
+    """Why an annotation cannot be read, or None."""
+    if not isinstance(note, Mapping):
+        return f"is {type(note).__name__}, not an object"
+    for key, known, what in (("image_id", records, "image"), ("category_id", categories, "category")):
+        if note.get(key) not in known:
+            other = next((k for k in known if str(k) == str(note.get(key))), None)
+            hint = f" (there is {other!r}: numbers and texts differ)" if other is not None else ""
+            return f"{key} {note.get(key)!r} is no {what} of the file{hint}"
+    box, outline = note.get("bbox"), note.get("segmentation")
+    if box and not (isinstance(box, list) and len(box) == 4 and all(_is_number(v) for v in box)):
+        return f"bbox {box!r} must be four numbers [x, y, width, height]"
+    if isinstance(outline, list) and outline and _is_number(outline[0]):
+        return "segmentation is one flat list of numbers; COCO has a list of polygons [[x1, y1, x2, y2, ...], ...]"
+    if isinstance(outline, list):
+        wrong = next(
+            (p for p in outline if not isinstance(p, list) or len(p) < 6 or len(p) % 2 or not all(map(_is_number, p))),
+            None,
+        )
+        if wrong is not None:
+            return f"a polygon of {len(wrong) if isinstance(wrong, list) else wrong!r} numbers: it takes at least three points x, y"
+    elif isinstance(outline, Mapping):
+        if not {"size", "counts"} <= set(outline):
+            return f"run lengths need 'size' and 'counts', but have {sorted(outline)}"
+        size = [records[note["image_id"]].get(side) for side in ("height", "width")]
+        if None not in size and list(outline["size"]) != size:
+            return (
+                f"run lengths are of {outline['size'][1]}x{outline['size'][0]} pixels, the image of {size[1]}x{size[0]}"
+            )
+    elif outline:
+        return f"segmentation is {type(outline).__name__}; polygons or run lengths are read"
+    return None
+
+
+def _used(
+    raw: list[Any], categories: Mapping[Any, str], per_image: Mapping[Any, list[dict[str, Any]]], notes: list[str]
+) -> list[str]:
+    """Class names in id order, without those that only head others (as exports of annotation tools have them)."""
+    used = {note["category_id"] for found in per_image.values() for note in found}
+    heads = {str(c.get("supercategory")) for c in raw if isinstance(c, Mapping)}
+    dropped = [name for key, name in categories.items() if key not in used and name in heads]
+    if dropped:
+        notes.append(
+            f"the categories {', '.join(map(repr, dropped))} have no annotations and only head others: they are no classes"
+        )
+    names = [name for key, name in categories.items() if name not in dropped]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise DataError(f"categories of one name:\n{listing([f'{name!r} has several ids' for name in doubled])}")
+    return names
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _corners(box: list[float]) -> tuple[float, float, float, float]:

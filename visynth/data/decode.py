@@ -107,8 +107,27 @@ def decode_bytes(data: bytes, limits: Limits = DEFAULT_LIMITS, at_least: tuple[i
     return _checked(lambda: _pixels(image, data))
 
 
+def picture_size(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> tuple[int, int]:
+    """(height, width) of an image as :func:`decode` gives it, upright, from its header where that says it.
+
+    Raises:
+        DataError: as :func:`decode`.
+    """
+    data = _read(Path(path), limits)
+    if data[:4] in TIFF_MAGIC:
+        height, width = decode_bytes(data, limits).shape[:2]
+        return height, width
+    image = _opened(data, limits)
+    if image.format == "PNG":
+        image.load()  # an orientation may stand behind the pixels
+    turned = int(image.getexif().get(ORIENTATION, 1)) >= 5
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
 def decode_values(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Array:
-    """A file's values as they are, of any type, ``[H, W, C]``: for masks, whose numbers mean classes or parts. Palettes stay indices.
+    """A file's values as they are, of any type, ``[H, W, C]``: for masks, whose numbers mean classes or parts.
+
+    Palettes stay indices where the first colour is black, so that 0 is nothing; other palettes are read by their colours.
 
     Raises:
         DataError: as :func:`decode`, but for the type of values.
@@ -117,7 +136,7 @@ def decode_values(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Array:
     if data[:4] in TIFF_MAGIC:
         return _shaped(lambda: _tiff(data, limits, raw=True))
     image = _opened(data, limits)
-    if image.mode != "P":
+    if image.mode != "P" or any((image.getpalette() or [0])[:3]):
         return _shaped(lambda: _pixels(image, data))
     return _shaped(lambda: np.asarray(_loaded(image)))
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from visynth.data.decode import DEFAULT_LIMITS, Array, Limits, decode, read
-from visynth.errors import DataError, UsageError, choices, listing
+from visynth.data.decode import DEFAULT_LIMITS, Array, Limits, decode, picture_size, read
+from visynth.errors import DataError, UsageError, choices, listing, raise_all
 from visynth.files import hash_file
 from visynth.members import Member, fine_hash, perceptual_hash, pixel_hash
 
@@ -31,7 +31,9 @@ class Item:
         split: ``"train"``, ``"val"``, ``"test"`` or ``""`` when the data do not say.
         mask: file with the labelled pixels, or None.
         boxes: (class, x1, y1, x2, y2) in pixels.
-        polygons: per polygon (class, x1, y1, x2, y2, ...) in pixels, where the annotations hold outlines.
+        regions: per annotated object its class and outline, as COCO writes it: polygons [[x1, y1, x2, y2, ...], ...] in pixels, or run
+            lengths {"size", "counts"}.
+        size: (height, width) that the annotations are of, or None where they do not say.
     """
 
     path: Path
@@ -41,7 +43,8 @@ class Item:
     split: str = ""
     mask: Path | None = None
     boxes: tuple[tuple[str, float, float, float, float], ...] = ()
-    polygons: tuple[tuple[str, tuple[float, ...]], ...] = ()
+    regions: tuple[tuple[str, Any], ...] = ()
+    size: tuple[int, int] | None = None
 
     @property
     def label(self) -> str:
@@ -85,12 +88,13 @@ class BadFile:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A readable set of images: ``items`` sorted by name, ``classes`` in order, and the files left out."""
+    """A readable set of images: ``items`` sorted by name, ``classes`` in order, the files left out, and what else was found, in words."""
 
     root: Path
     items: tuple[Item, ...]
     classes: tuple[str, ...]
     bad: tuple[BadFile, ...] = ()
+    notes: tuple[str, ...] = ()
     limits: Limits = field(default=DEFAULT_LIMITS)
 
     def __len__(self) -> int:
@@ -152,7 +156,36 @@ def build(
         unknown = [name for name in found if name not in classes]
         if unknown:
             raise UsageError(f"the data have classes {choices(unknown)} that are not in the given {choices(classes)}.")
-    return ImageSet(Path(root), ordered, tuple(classes or found), tuple(bad), limits)
+    return ImageSet(Path(root), ordered, tuple(classes or found), tuple(bad), limits=limits)
+
+
+def check_annotations(images: ImageSet) -> ImageSet:
+    """The set, if its annotations are of the images that there are: pictures may have been scaled, turned or cropped since.
+
+    Raises:
+        DataError: sizes that differ, or boxes that lie outside their image, with both (all told).
+    """
+
+    def problem(item: Item) -> str | None:
+        if item.size is None and not item.boxes:
+            return None
+        height, width = picture_size(item.path, images.limits)
+        if item.size is not None and item.size != (height, width):
+            turned = " (turned: the file's orientation is applied)" if item.size == (width, height) else ""
+            return (
+                f"{item.name} is {width}x{height} pixels, its annotations are of {item.size[1]}x{item.size[0]}{turned}"
+            )
+        for name, x1, y1, x2, y2 in item.boxes:
+            if min(x1, y1) < -1 or x2 > width + 1 or y2 > height + 1 or x2 <= x1 or y2 <= y1:
+                return f"{item.name} is {width}x{height} pixels, its {name!r} box goes from ({x1:g}, {y1:g}) to ({x2:g}, {y2:g})"
+        return None
+
+    found = [p for p in in_threads(problem, images.items) if p]
+    raise_all(
+        f"{images.root} (annotations and images must agree: bring back the images that were annotated, or scale the annotations with them)",
+        found,
+    )
+    return images
 
 
 def drop_unreadable(images: ImageSet, max_bad_fraction: float) -> ImageSet:

@@ -1,19 +1,19 @@
 """Labelled lists: CSV or JSONL with a file column and a label column, and optional group, split and mask columns.
 
-Several labels of one image are written ``"crack;rust"`` in CSV and ``["crack", "rust"]`` in JSONL. Paths are relative to
+CSV is read as other tools write it, see :mod:`visynth.data.tables`. Several labels of one image are written ``"crack;rust"`` in CSV and ``["crack", "rust"]`` in JSONL. Paths are relative to
 the list's own folder.
 """
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from visynth.data.folder import SPLIT_WORDS
 from visynth.data.items import BadFile, Item
+from visynth.data.tables import read_table
 from visynth.errors import DataError, choices, raise_all
 
 COLUMNS = {
@@ -33,31 +33,33 @@ def read_list(path: Path) -> tuple[list[Item], list[BadFile]]:
     """
     if not path.is_file():
         raise DataError(f"there is no file {path}.")
-    rows = list(_rows(path))
+    columns, rows = _table(path)
     if not rows:
         raise DataError(f"{path} has no rows.")
-    names = _columns(path, rows[0][1])
+    names = _columns(path, columns)
     items, bad, problems, seen = [], [], [], set()
     for number, row in rows:
-        file = str(row.get(names["file"]) or "").strip()
-        labels = _labels(row.get(names["label"]))
-        split = str(row.get(names.get("split", ""), "") or "").strip().lower()
+        cell = {role: row.get(column) for role, column in names.items()}
+        file, split = _path(cell.get("file")), _text(cell.get("split")).lower()
         if not file:
-            problems.append(f"row {number}: empty {names['file']}")
+            problems.append(f"row {number}, column {names['file']!r}: no file")
         elif split and split not in SPLIT_WORDS:
-            problems.append(f"row {number}: split {split!r} is not one of {choices(sorted(set(SPLIT_WORDS.values())))}")
+            allowed = choices(sorted(set(SPLIT_WORDS.values())))
+            problems.append(f"row {number}, column {names['split']!r}: {split!r} is not one of {allowed}")
         elif file in seen:
             problems.append(f"row {number}: {file} is listed twice; give one row with all its labels")
         elif not (path.parent / file).is_file():
             bad.append(BadFile(file, "is listed but does not exist"))
         else:
-            mask = str(row.get(names.get("mask", ""), "") or "").strip()
+            mask = _path(cell.get("mask"))
+            if mask and not (path.parent / mask).is_file():
+                problems.append(f"row {number}, column {names['mask']!r}: there is no mask {mask}")
             items.append(
                 Item(
                     path.parent / file,
                     Path(file).as_posix(),
-                    labels,
-                    group=_text(row.get(names.get("group", ""))),
+                    _labels(cell.get("label")),
+                    group=_text(cell.get("group")),
                     split=SPLIT_WORDS.get(split, ""),
                     mask=path.parent / mask if mask else None,
                 )
@@ -67,40 +69,57 @@ def read_list(path: Path) -> tuple[list[Item], list[BadFile]]:
     return items, bad
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(path, newline="", encoding="utf-8-sig") as stream:
-        if path.suffix.lower() == ".csv":
-            yield from enumerate(csv.DictReader(stream), 2)
-            return
-        for number, line in enumerate(stream, 1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise DataError(f"{path} line {number} is not JSON ({error}).") from error
-                if not isinstance(row, dict):
-                    raise DataError(f"{path} line {number} must be a JSON object, but is {type(row).__name__}.")
-                yield number, row
+def _table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
+    """Columns and rows with their numbers; of JSONL the columns are the keys of all rows, not of the first one."""
+    if path.suffix.lower() != ".jsonl":
+        table = read_table(path)
+        return list(table.columns), list(table.rows)
+    rows: list[tuple[int, dict[str, Any]]] = []
+    columns: dict[str, None] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path} line {number} is not JSON ({error}).") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{path} line {number} must be a JSON object, but is {type(row).__name__}.")
+            rows.append((number, row))
+            columns |= dict.fromkeys(row)
+    return list(columns), rows
 
 
-def _columns(path: Path, row: dict[str, Any]) -> dict[str, str]:
-    found = {}
+def _columns(path: Path, columns: Sequence[str]) -> dict[str, str]:
+    """The column of each role; two columns for one role would be a guess.
+
+    Raises:
+        DataError: no column for files or labels, or several for one role.
+    """
+    found, problems = {}, []
     for role, spellings in COLUMNS.items():
-        match = [name for name in row if name and name.lower() in spellings]
-        if match:
+        match = [name for name in columns if name and name.strip().lower() in spellings]
+        if len(match) > 1:
+            problems.append(f"the columns {choices(match)} could all be the {role}: leave one of them")
+        elif match:
             found[role] = match[0]
         elif role in ("file", "label"):
-            raise DataError(
-                f"{path} has columns {choices(row)}, but none for the {role}; name one of them {choices(spellings)}."
+            problems.append(
+                f"has columns {choices(columns)}, but none for the {role}; name one of them {choices(spellings)}"
             )
+    raise_all(str(path), problems)
     return found
 
 
+def _path(value: Any) -> str:
+    """A path with forward slashes, whichever system wrote it."""
+    return _text(value).replace("\\", "/").removeprefix("./")
+
+
 def _text(value: Any) -> str:
-    return "" if value is None else str(value).strip()
+    return "" if value is None or value != value else str(value).strip()  # NaN is not equal to itself
 
 
 def _labels(value: Any) -> tuple[str, ...]:
     if isinstance(value, list):
-        return tuple(sorted({str(v) for v in value}))
-    return tuple(sorted({part.strip() for part in str("" if value is None else value).split(";") if part.strip()}))
+        return tuple(sorted({_text(v) for v in value} - {""}))
+    return tuple(sorted({part.strip() for part in _text(value).split(";") if part.strip()}))

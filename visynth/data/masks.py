@@ -1,57 +1,87 @@
 """Masks of labelled pixels: found beside the images, checked against them, and judged for what they show.
 
-A mask belongs to an image when it has the same path below the masks' folder, whatever the ending. Any value but 0 is
-defect. A mask is *unreliable* when pasting it would not paste what one sees; :func:`judge` says why.
+A mask belongs to an image when it has the same path below the masks' folder, whatever the ending and with the usual suffixes. A mask is *unreliable* when pasting it would not paste what one sees; :func:`judge` says why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth.data.decode import EXTENSIONS, Array, decode
+from visynth.data.decode import EXTENSIONS, Array, decode_values, picture_size
+from visynth.data.folder import MASK_SUFFIXES
 from visynth.data.items import ImageSet, Item, in_threads
-from visynth.errors import DataError, raise_all
+from visynth.errors import DataError, choices, raise_all
 from visynth.pictures import few_values
 
 Mask = NDArray[np.bool_]
 SIDE = 2  # pixels on each side of an outline that are compared, averaged over
 BOX = 7  # pixels square
 CLEAR = 2.0  # times the usual change of values across an outline, from which on it shows something
+LOSSY = (".jpg", ".jpeg", ".webp")
+RIPPLES = 64  # values up to which a lossy file may hold nothing but ripples
+NUMBERS = 64  # values below which a mask holds numbers of classes
 FEW_PLACES = 4  # places around a mask without which there is no usual change
 
 
-def attach_masks(images: ImageSet, folder: str | Path) -> ImageSet:
+def attach_masks(images: ImageSet, folder: str | Path, suffix: str | None = None) -> ImageSet:
     """The set with each image's mask file from ``folder/<class>/<stem>.*``; images without one keep none.
 
+    The mask of ``a/x.png`` is ``a/x.*``, ``a/x.png.*`` or, with one of the usual suffixes (or the given one), ``a/x_mask.*``. How many files are
+    the mask of no image is told in ``notes``.
+
     Raises:
-        DataError: no folder, no mask meets any image, or masks differ from their images in size (all told).
+        DataError: no folder, no mask meets any image, two masks of one image, or masks differ from their images in size (all told).
     """
     root = Path(folder)
     if not root.is_dir():
         raise DataError(f"there is no mask folder {root}. Masks have the paths of their images below it.")
-    by_stem = {
-        p.relative_to(root).with_suffix("").as_posix(): p
-        for p in sorted(root.rglob("*"))
-        if p.suffix.lower() in EXTENSIONS
-    }
-    items = [
-        replace(item, mask=by_stem.get(Path(item.name).with_suffix("").as_posix(), item.mask)) for item in images.items
-    ]
+    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS)
+    by_stem: dict[str, list[Path]] = {}
+    for path in files:
+        for stem in _stems(path.relative_to(root), (suffix,) if suffix else MASK_SUFFIXES):
+            by_stem.setdefault(stem, []).append(path)
+    found = {item.name: by_stem.get(Path(item.name).with_suffix("").as_posix(), []) for item in images.items}
+    raise_all(
+        f"masks in {root}",
+        [
+            f"{name} has several masks: {choices(p.name for p in paths)}"
+            for name, paths in found.items()
+            if len(paths) > 1
+        ],
+    )
+    items = [replace(item, mask=found[item.name][0] if found[item.name] else item.mask) for item in images.items]
     if not any(item.mask for item in items):
-        shown = next(iter(by_stem), "nothing")
+        shown = files[0].relative_to(root).as_posix() if files else "nothing"
         raise DataError(
             f"no mask in {root} belongs to an image of {images.root}: the images are named like "
-            f"{images.items[0].name!r}, the masks like {shown!r}. Give the folder whose layout mirrors the images'."
+            f"{images.items[0].name!r}, the masks like {shown!r}. Give the folder whose layout mirrors the images', and --mask-suffix if masks "
+            "have more in their names than their images."
         )
-    checked = replace(images, items=tuple(items))
+    used = {path for paths in found.values() for path in paths}
+    unused = [path.relative_to(root).as_posix() for path in files if path not in used]
+    note = f"{len(unused)} files in {root} are the mask of no image, for instance {unused[0]}" if unused else ""
+    checked = replace(images, items=tuple(items), notes=(*images.notes, *([note] if note else [])))
     check_masks(checked)
     return checked
+
+
+def _stems(path: Path, suffixes: Sequence[str]) -> list[str]:
+    """Names of the images that a mask file may belong to, without endings."""
+    stem = path.with_suffix("")
+    if stem.suffix.lower() in EXTENSIONS:  # x.png.png, x.bmp.png
+        stem = stem.with_suffix("")
+    found = [stem.as_posix()]
+    for suffix in suffixes:
+        if stem.name.lower().endswith(suffix.lower()) and len(stem.name) > len(suffix):
+            found.append(stem.with_name(stem.name[: -len(suffix)]).as_posix())
+    return found
 
 
 def check_masks(images: ImageSet) -> None:
@@ -61,10 +91,10 @@ def check_masks(images: ImageSet) -> None:
         if item.mask is None:
             return None
         try:
-            mask = decode(item.mask, images.limits)
+            mask = decode_values(item.mask, images.limits)
         except DataError as error:
             return f"mask {item.mask.name} of {item.name} {error}"
-        shape = images.image(item).shape[:2]
+        shape = picture_size(item.path, images.limits)
         if mask.shape[:2] != shape:
             return f"mask of {item.name} is {mask.shape[0]}x{mask.shape[1]}, the image is {shape[0]}x{shape[1]}"
         return None
@@ -73,21 +103,77 @@ def check_masks(images: ImageSet) -> None:
 
 
 def load_mask(images: ImageSet, item: Item, label: str | None = None) -> Mask | None:
-    """The labelled pixels ``[H, W]`` of an image: its mask file, else its polygons of a class, else None."""
+    """The labelled pixels ``[H, W]`` of an image: its mask file (see :func:`labelled`), else its annotated regions of a class, else None."""
     if item.mask is not None:
-        values = decode(item.mask, images.limits)
-        colours = values[:, :, : values.shape[2] - (values.shape[2] in (2, 4))]  # without alpha
-        # JPEG leaves small ripples around a mask: half of the brightest value parts it from them.
-        floor = 0 if item.mask.suffix.lower() not in (".jpg", ".jpeg") else int(values.max()) // 2
-        return np.asarray((colours > floor).any(axis=2))
-    outlines = [points for name, points in item.polygons if label in (None, name)]
+        return labelled(decode_values(item.mask, images.limits), item.mask.suffix.lower() in LOSSY)
+    outlines = [outline for name, outline in item.regions if label in (None, name)]
     if not outlines:
         return None
-    height, width = images.image(item).shape[:2]
-    canvas = np.zeros((height, width), np.uint8)
-    for points in outlines:
-        cv2.fillPoly(canvas, [np.round(np.array(points).reshape(-1, 2)).astype(np.int32)], 1)
-    return canvas.astype(bool)
+    height, width = item.size or picture_size(item.path, images.limits)
+    whole = np.zeros((height, width), bool)
+    for outline in outlines:
+        whole |= region(outline, height, width)
+    return whole
+
+
+def region(outline: Any, height: int, width: int) -> Mask:
+    """An object's pixels ``[H, W]`` from its COCO outline, as pycocotools draws it: polygons together, or run lengths.
+
+    Args:
+        outline: polygons [[x1, y1, x2, y2, ...], ...], or {"size", "counts"} with counts as a list or as COCO's packed text.
+        height: of the image, in pixels.
+        width: likewise.
+    """
+    from pycocotools import mask as coco
+
+    if isinstance(outline, Mapping):
+        runs = dict(outline)
+        if isinstance(runs["counts"], (list, tuple)):
+            runs = coco.frPyObjects({"size": list(runs["size"]), "counts": list(runs["counts"])}, height, width)
+        elif isinstance(runs["counts"], str):
+            runs["counts"] = runs["counts"].encode()
+        return np.asarray(coco.decode(runs), bool)
+    runs = coco.merge(coco.frPyObjects([list(map(float, polygon)) for polygon in outline], height, width))
+    return np.asarray(coco.decode(runs), bool)
+
+
+def labelled(values: Array, lossy: bool = False) -> Mask:
+    """Which pixels of a mask file are labelled.
+
+    Numbers of classes (all but the top below 64) label where they are not 0, and 255 above them is void, as in Pascal VOC; a few greys in solid
+    areas are classes too; anything else (soft brushes, lossy formats, floats) labels above half of the highest value. Where alpha alone
+    is painted, alpha labels; what alpha hides does not.
+
+    Args:
+        values: ``[H, W, C]`` of any type.
+        lossy: from a format that leaves ripples.
+
+    Example:
+        >>> labelled(np.array([[[0], [40], [200], [255]]], np.uint8)).tolist()
+        [[False, False, True, True]]
+        >>> labelled(np.array([[[0], [1], [2], [255]]], np.uint8)).tolist()
+        [[False, True, True, False]]
+    """
+    channels = values.shape[2]
+    if channels in (2, 4):
+        colours, alpha = values[:, :, :-1], values[:, :, -1]
+        if colours.min() == colours.max() and alpha.min() < alpha.max():
+            return np.asarray(alpha > alpha.max() / 2)
+        values = np.where(alpha[:, :, None] > 0, colours, 0)
+    whole = np.nan_to_num(values.max(axis=2)) if np.issubdtype(values.dtype, np.floating) else values.max(axis=2)
+    top = whole.max()
+    if top <= 0 or (lossy and top < RIPPLES):
+        return np.zeros(whole.shape, bool)
+    kinds = np.unique(whole[whole > 0])
+    if not lossy and not np.issubdtype(whole.dtype, np.floating):
+        below = kinds[:-1] if top == 255 and len(kinds) > 1 else kinds
+        if below[-1] < NUMBERS:  # numbers of classes; 255 beside them says "not to be judged"
+            return np.asarray((whole > 0) & ((whole != 255) | (len(below) == len(kinds))))
+        if len(kinds) <= 4 and all(
+            cv2.erode((whole == kind).astype(np.uint8), np.ones((3, 3))).any() for kind in kinds
+        ):
+            return np.asarray(whole > 0)
+    return np.asarray(whole > top / 2)
 
 
 def judge(image: Array, mask: Mask, max_area: float = 0.25) -> str | None:

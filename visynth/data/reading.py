@@ -9,9 +9,10 @@ from pathlib import Path
 from visynth.data.coco import read_coco
 from visynth.data.decode import DEFAULT_LIMITS, Limits
 from visynth.data.folder import read_folder
-from visynth.data.items import ImageSet, build, drop_unreadable
+from visynth.data.items import ImageSet, build, check_annotations, drop_unreadable
 from visynth.data.lists import read_list
-from visynth.data.masks import attach_masks
+from visynth.data.masks import attach_masks, check_masks
+from visynth.data.tables import read_table
 from visynth.data.unpack import is_packed, unpack
 from visynth.data.xbd import read_xbd
 from visynth.errors import DataError, UsageError, listing, raise_all
@@ -21,6 +22,7 @@ def read_images(
     data: str | Path,
     *,
     masks: str | Path | None = None,
+    mask_suffix: str | None = None,
     groups: str | Path | None = None,
     group_pattern: str | None = None,
     classes: list[str] | None = None,
@@ -32,7 +34,9 @@ def read_images(
     Args:
         data: class folders (``root/<class>/*`` or ``root/<split>/<class>/*``), a ``.csv`` or ``.jsonl`` list, a COCO ``.json``, a
             MedMNIST ``.npz``, a folder of paired disaster tiles in xBD's layout, or ``"sklearn:digits"``.
-        masks: folder that mirrors the images' layout and holds masks (0 = sound, anything else = defect).
+        masks: folder that mirrors the images' layout and holds masks, see :func:`visynth.data.masks.load_mask`.
+        mask_suffix: what mask files have after their images' names ("_label" for ``a_label.png``), where it is not one of the usual
+            ones; without ``masks``, masks lie beside their images.
         groups: CSV with columns ``file,group``; images of one group stay on one side of every split.
         group_pattern: regular expression searched in each image's name; its first group (or the match) is the group.
         classes: class names in the wanted order; by default sorted.
@@ -54,19 +58,24 @@ def read_images(
         raise UsageError("give either groups or group_pattern, not both.")
     path = unpack(data) if is_packed(data) else Path(data)
     order: list[str] | None = classes
+    notes: list[str] = []
     if path.suffix.lower() in (".csv", ".jsonl"):
         items, bad = read_list(path)
     elif path.suffix.lower() == ".json":
-        items, bad, categories = read_coco(path)
-        order = classes or categories
+        coco = read_coco(path)
+        items, bad, notes = coco.items, coco.bad, coco.notes
+        order = classes or coco.classes
     elif (path / "labels").is_dir() and any((path / "images").glob("*_post_disaster.*")):
         found = read_xbd(path)
         items, bad, order = list(found.items), [], classes or list(found.classes)
     else:
-        items, bad = read_folder(path)
+        items, bad, notes = read_folder(path, mask_suffix)
     images = drop_unreadable(build(path, items, order, bad, limits), max_bad_fraction)
+    images = check_annotations(replace(images, notes=tuple(notes)))
     if masks is not None:
-        images = attach_masks(images, masks)
+        images = attach_masks(images, masks, mask_suffix)
+    elif any(item.mask for item in images.items):
+        check_masks(images)
     if groups is not None:
         images = with_groups(images, read_groups(groups), str(groups))
     if group_pattern is not None:
@@ -75,18 +84,25 @@ def read_images(
 
 
 def read_groups(path: str | Path) -> dict[str, str]:
-    """``{file: group}`` from a CSV with those columns."""
-    import csv
+    """``{file: group}`` from a CSV with those columns, see :mod:`visynth.data.tables`.
 
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
-    except OSError as error:
-        raise DataError(f"cannot open the groups file {path} ({error.strerror}).") from error
-    if not rows or not {"file", "group"} <= set(rows[0]):
-        have = ", ".join(rows[0]) if rows else "no rows"
+    Raises:
+        DataError: other columns, rows without a file or group, or a file in two groups (all told).
+    """
+    table = read_table(Path(path))
+    if not {"file", "group"} <= set(table.columns) or not table.rows:
+        have = ", ".join(table.columns) if table.rows else "no rows"
         raise DataError(f"{path} must have the columns file and group, but has {have}.")
-    return {row["file"]: row["group"] for row in rows}
+    found: dict[str, str] = {}
+    problems = []
+    for number, row in table.rows:
+        file = row["file"].replace("\\", "/").removeprefix("./")
+        if not file or not row["group"]:
+            problems.append(f"row {number}: no {'file' if not file else 'group'}")
+        elif found.setdefault(file, row["group"]) != row["group"]:
+            problems.append(f"row {number}: {file} is in group {row['group']!r} here and in {found[file]!r} above")
+    raise_all(str(path), problems)
+    return found
 
 
 def groups_by_pattern(images: ImageSet, pattern: str) -> dict[str, str]:

@@ -374,9 +374,14 @@ def measure(pool: Pool, classes: Sequence[str]) -> Facts:
         DataError: all images are the same plain picture.
     """
     top = np.iinfo(pool.images.dtype).max
-    values = pool.images.astype(np.float64) * (2 / top) - 1
-    mean = values.mean(axis=(0, 2, 3))
-    deviation = float(np.sqrt(((values - mean[None, :, None, None]) ** 2).mean()))
+    parts = range(0, len(pool.images), 256)  # as floats at once a large pool would take eight times its memory
+    mean = sum(_values(pool.images[k : k + 256], top).sum(axis=(0, 2, 3)) for k in parts) * (
+        pool.images.shape[1] / pool.images.size
+    )
+    squares = sum(
+        float(((_values(pool.images[k : k + 256], top) - mean[None, :, None, None]) ** 2).sum()) for k in parts
+    )
+    deviation = (squares / pool.images.size) ** 0.5
     if deviation < 1e-4:
         raise DataError("the training images are all one plain colour: there is nothing to learn.")
     counts = np.bincount(pool.labels, minlength=len(classes))
@@ -389,6 +394,10 @@ def measure(pool: Pool, classes: Sequence[str]) -> Facts:
         tuple(round(float(m), 6) for m in mean),
         round(deviation, 6),
     )
+
+
+def _values(images: Array, top: int) -> NDArray[np.float64]:
+    return np.asarray(images, np.float64) * (2 / top) - 1
 
 
 def to_channels(image: Array, channels: int) -> Array:

@@ -111,14 +111,14 @@ def read_xbd(root: str | Path, damages: Sequence[str] = DAMAGE[:4]) -> ImageSet:
     items = []
     for pair in read_pairs(root):
         own = [b for b in pair.buildings if b.damage in damages]
-        polygons = tuple((b.damage, tuple(v for point in b.outline for v in point)) for b in own)
+        regions = tuple((b.damage, [[v for point in b.outline for v in point]]) for b in own)
         items.append(
             Item(
                 pair.after,
                 f"images/{pair.after.name}",
                 tuple(d for d in damages if any(b.damage == d for b in own)),
                 group=pair.event,
-                polygons=polygons,
+                regions=regions,
             )
         )
     found = {label for item in items for label in item.labels}
