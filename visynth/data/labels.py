@@ -109,7 +109,7 @@ def whole_numbers(values: Any) -> list[int] | None:
 
 
 def class_names(dataset: Any) -> dict[str, int] | None:
-    """``{class name: label}`` where a dataset says so: ``class_to_idx``, ``classes``, or the features of a Hugging Face dataset."""
+    """``{class name: label}`` where a dataset says so: ``class_to_idx``, ``classes``, the features of a Hugging Face dataset, MedMNIST's ``info``."""
     told = find_attribute(dataset, "class_to_idx")
     if isinstance(told, Mapping):
         return {str(name): int(place) for name, place in told.items()}
@@ -120,6 +120,10 @@ def class_names(dataset: Any) -> dict[str, int] | None:
         names = None if key is None else getattr(features[key], "names", None)
     if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
         return {name: place for place, name in enumerate(names)}
+    told = find_attribute(dataset, "info")  # MedMNIST: {"label": {"0": "normal", ...}}
+    told = told.get("label") if isinstance(told, Mapping) else None
+    if isinstance(told, Mapping) and told and all(str(key).isdigit() for key in told):
+        return {str(name): int(key) for key, name in told.items()}
     return None
 
 
