@@ -28,6 +28,7 @@ from visynth.metrics.features import NATIVE_LIMIT
 from visynth.report import bullets, table
 
 LEARNED_GROUPS = 20  # groups of a class from which on a learned generator has something to learn from
+SHOWN_MASKS = 60  # unreliable masks listed with their reasons
 SHOWN_PAIRS = 40  # pairs of groups that look like one part, listed with their images
 MIN_GROUPS = 3  # groups of the rare class without which nothing can be held out and chosen on
 
@@ -47,6 +48,7 @@ class Preflight:
     crossing_share: float
     group_source: str
     suits: dict[str, str]
+    bad_masks: dict[str, str] = field(default_factory=dict)
     parts: matching.PartCheck = field(default_factory=lambda: matching.PartCheck((), 0, 0))
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -66,7 +68,12 @@ class Preflight:
             + (": " + "; ".join(f"{n} {why}" for why, n in reasons.items()) if reasons else "")
         ]
         lines += [*self.images.notes, *self.leak_lines(), *self.warnings]
-        return [bullets(lines), table(["class", "images", "groups", "with masks", "synthesizer that suits"], rows)]
+        blocks = [bullets(lines), table(["class", "images", "groups", "with masks", "synthesizer that suits"], rows)]
+        if self.bad_masks:
+            shown = [[name, why] for name, why in sorted(self.bad_masks.items())]
+            note = f"{len(shown)} masks that would not paste what one sees; they are left out."
+            blocks.append(table(["mask of", "why it is not used"], shown[:SHOWN_MASKS], note))
+        return blocks
 
     def leak_lines(self) -> list[str]:
         """What repeats, what a random split would do, and what the groups leave."""
@@ -152,6 +159,7 @@ def preflight(images: ImageSet, rare: Sequence[str], *, good: str | None = None,
                 f"{name} has {images.counts()[name]} images in {group_counts[name]} group(s): at least {MIN_GROUPS} groups are needed "
                 "to train on some and test on others. Collect more, or give finer groups if these are too coarse."
             )
+    bad_masks: dict[str, str] = {}
     looks = in_threads(lambda item: _look(images.image(item)), images.items)
     shapes = {(channels, dtype) for channels, dtype, _ in looks}
     notes += _size_notes([side for _, _, side in looks])
@@ -169,7 +177,11 @@ def preflight(images: ImageSet, rare: Sequence[str], *, good: str | None = None,
         crossing=len(crossing),
         crossing_share=len(touched) / len(images),
         group_source=source,
-        suits={name: _suits(images, name, good, masked, group_counts, len(shapes) > 1) for name in images.classes},
+        suits={
+            name: _suits(images, name, good, masked, group_counts, len(shapes) > 1, bad_masks)
+            for name in images.classes
+        },
+        bad_masks=bad_masks,
         parts=parts,
         warnings=notes,
     )
@@ -211,22 +223,29 @@ def _size_notes(sizes: Sequence[tuple[int, int]]) -> list[str]:
 
 
 def _suits(
-    images: ImageSet, name: str, good: str | None, masked: dict[str, int], groups: dict[str, int], mixed: bool
+    images: ImageSet,
+    name: str,
+    good: str | None,
+    masked: dict[str, int],
+    groups: dict[str, int],
+    mixed: bool,
+    bad_masks: dict[str, str],
 ) -> str:
-    """Which synthesizer suits a class, in a few words with the reason."""
+    """Which synthesizer suits a class, in a few words with the reason; masks that cannot be used go to ``bad_masks``."""
     if name == good:
         return "seam controls only (defect-free)"
     if masked[name] and good and mixed:
         return "none: the images are of several kinds; convert them to one"
     if masked[name] and good:
-        reasons = [
-            judge(images.image(item), mask)
+        reasons = {
+            item.name: judge(images.image(item), mask)
             for item in images.items
             if item.labels == (name,) and (mask := load_mask(images, item, name)) is not None
-        ]
+        }
+        bad_masks |= {item: why for item, why in reasons.items() if why is not None}
         if not reasons:
             return "none: its images show other classes, too"
-        bad = sum(reason is not None for reason in reasons)
+        bad = sum(reason is not None for reason in reasons.values())
         if bad < len(reasons) / 2:
             return "composition by mask" + (f" ({bad} of {len(reasons)} masks unreliable, left out)" if bad else "")
         return f"none: {bad} of {len(reasons)} masks are unreliable" + (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -224,7 +225,7 @@ def shard(root: Path) -> str:
     path = root.parent / "shard.tar"
     if not path.exists():
         images, labels = pictures()
-        unfinished = path.with_suffix(f".{torch.randint(1 << 30, ()).item()}")
+        unfinished = path.with_suffix(f".{os.getpid()}")  # ranks have one seed: a random name would be the same
         with tarfile.open(unfinished, "w") as archive:
             for place, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
                 buffer = io.BytesIO()

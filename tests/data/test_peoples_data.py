@@ -409,6 +409,15 @@ def test_the_datasets_own_way_is_taken_and_told_once(samples, renders, caplog) -
     assert "the dataset's own transform (Compose, called with RGB)" in told[0]
 
 
+@pytest.mark.parametrize("backend", RENDERED)
+def test_the_counts_of_each_epoch_are_logged(backend: str, white, caplog) -> None:
+    with caplog.at_level(logging.INFO):
+        batches = train(Rows(lambda i, y, _: (i, y)), white, epochs=2, backend=backend)
+    lines = [r.getMessage() for r in caplog.records if "synthetic samples in epoch" in r.getMessage()]
+    counts = [sum(int(is_white(b[0]).sum()) for b in batches[k : k + 6]) for k in (0, 6)]
+    assert lines == [f"synthetic samples in epoch {k}: spot {count}" for k, count in enumerate(counts)]
+
+
 class Bits(Dataset):
     """12-bit values as floats, and a first sample that is black."""
 

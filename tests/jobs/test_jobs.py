@@ -601,6 +601,8 @@ def test_preflight_of_magnetic_tile_is_quick_and_finds_the_leak(real_data) -> No
     assert 180 <= len(set(found.proposal.groups)) <= 260
     assert found.good == "free"
     assert found.suits["blowhole"].startswith("composition")
+    assert sum(name.startswith("fray/") for name in found.bad_masks) == 17
+    assert all(why for why in found.bad_masks.values())
     assert found.suits["fray"].startswith("none: 17 of 32 masks are unreliable")
     assert any("a random split leaks" in line for line in found.leak_lines())
 

@@ -173,6 +173,7 @@ def preflight(
                     "groups": found.images.groups(),
                     "suits": found.suits,
                     "lines": found.leak_lines(),
+                    "bad_masks": found.bad_masks,
                     "same_part": [
                         {"groups": list(pair.groups), "images": list(pair.images), "agreeing": pair.alignment.agreeing}
                         for pair in found.parts.pairs

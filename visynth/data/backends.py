@@ -51,16 +51,28 @@ class Mixed:
     backend: str
     loaders: Any
     joiners: dict[tuple[Any, ...], Joiner]
+    trainer: Any = None
+    epoch: int = -1
 
     def join(self, batch: Any, number: int) -> Any:
+        epoch = -1 if self.trainer is None else int(self.trainer.current_epoch)
+        if epoch != self.epoch:
+            self._log_epoch()
+            self.epoch = epoch
         for path, joiner in self.joiners.items():
             batch = within(batch, path, functools.partial(joiner.join, number=number))
         return batch
 
     def close(self) -> None:
+        self._log_epoch()
         for joiner in self.joiners.values():
             joiner.close()
             joiner.warn_if_short()
+
+    def _log_epoch(self) -> None:
+        for joiner in self.joiners.values():
+            log_counts(self.trainer, self.epoch, joiner.counts)
+            joiner.counts.clear()
 
 
 def mix_loaders(loaders: Any, source: Any, options: Options, trainer: Any = None) -> Mixed:
@@ -83,7 +95,7 @@ def mix_loaders(loaders: Any, source: Any, options: Options, trainer: Any = None
         return Mixed(backend, exchange(loaders, made), {})
     synthetic = source if backend == "online" else open_renders(source, options.keep or {})
     joiners = {leaf.path: _joiner(leaf, synthetic, options, trainer) for leaf in found}
-    return Mixed(backend, loaders, {path: joiner for path, joiner in joiners.items() if joiner is not None})
+    return Mixed(backend, loaders, {path: j for path, j in joiners.items() if j is not None}, trainer)
 
 
 def choose_backend(found: Sequence[Leaf], source: Any, options: Options) -> str:
@@ -154,6 +166,7 @@ def _mixed_loader(leaf: Leaf, renders: Renders, options: Options, trainer: Any) 
     tell(trainer, "samples", leaf, mix, dataset.convert, dataset.within)
     if trainer is not None:
         dataset.epoch_of = functools.partial(next_epoch, trainer)
+        dataset.log = functools.partial(log_counts, trainer)
     return with_dataset(loader, dataset)
 
 
@@ -265,6 +278,13 @@ def log_info(trainer: Any, words: str, *values: Any) -> None:
     if not distributed.rank():
         package = "visynth" if trainer is None else f"{type(trainer).__module__.split('.trainer')[0]}.visynth"
         logging.getLogger(package).info(words, *values)
+
+
+def log_counts(trainer: Any, epoch: int, counts: Mapping[str, int]) -> None:
+    """A line an epoch: how many synthetic samples of which class."""
+    if counts:
+        told = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+        log_info(trainer, "synthetic samples in epoch %d: %s", epoch, told)
 
 
 def tell(trainer: Any, backend: str, leaf: Leaf, mix: Mix, convert: Converter, within: bool) -> None:

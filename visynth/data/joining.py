@@ -81,6 +81,7 @@ class Joiner:
         self.fast: Any = None
         self.by_label = {label: name for name, label in plan.indices.items() if name in plan.names}
         self.fields: Fields | None = None
+        self.counts: Counter[str] = Counter()  # synthetic rows of each class since they were last logged
         self.short = 0  # rows that found no room
         self.done = 0
         self._ahead: _Ahead | None = None
@@ -111,6 +112,7 @@ class Joiner:
             self._learn(batch, images, shown)
         self._see(batch, shown)
         rows, draws = self._chosen(shown, size, number)
+        self.counts.update(name for name, _ in draws)
         parts: dict[Any, Any] = {}
         if rows:
             ahead = not self.plan.within and size == self.slots.size

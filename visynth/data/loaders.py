@@ -215,3 +215,5 @@ def start_epoch(dataset: MixedDataset) -> None:
     told = dataset.epoch_of() if dataset.epoch_of else None
     dataset.begin(dataset.starts if told is None else told)
     dataset.starts += 1
+    if dataset.log is not None:
+        dataset.log(int(dataset.now[0]), dataset.counts())

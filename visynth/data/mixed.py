@@ -7,6 +7,7 @@ without talking, and the user's sampler, batch size and epoch length stay what t
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -80,6 +81,7 @@ class MixedDataset(Dataset[Any]):
         # Shared memory, because persistent loader workers keep their copy of the dataset for all epochs.
         self.now = torch.zeros(3, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self.epoch_of: Callable[[], int | None] | None = None
+        self.log: Callable[[int, Mapping[str, int]], None] | None = None
         self.starts = 0
         self._plan: tuple[tuple[int, ...], dict[int, int]] = ((-1,), {})
         self._slots: dict[int, int] = {}  # of epochs; they are asked of the trainer, which loader workers do not have
@@ -103,7 +105,7 @@ class MixedDataset(Dataset[Any]):
 
     def __getstate__(self) -> dict[str, Any]:
         # These hold the trainer, which loader workers must not get.
-        return {**self.__dict__, "epoch_of": None, "share_of": None}
+        return {**self.__dict__, "epoch_of": None, "share_of": None, "log": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -113,6 +115,10 @@ class MixedDataset(Dataset[Any]):
         slots = self.slots(epoch)
         before = epoch * slots if self.share_of is None else sum(self.slots(earlier) for earlier in range(epoch))
         self.now.copy_(torch.tensor([epoch, slots, before]))
+
+    def counts(self) -> Counter[str]:
+        """Synthetic samples of each class in the current epoch."""
+        return Counter(self.source.renders.records[row].label for row in self.plan().values())
 
     def slots(self, epoch: int) -> int:
         """Synthetic positions of an epoch (within classes: their share, in billionths)."""
