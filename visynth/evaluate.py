@@ -70,9 +70,9 @@ def evaluate_renders(
         DataError: test images that the generator was fitted on, or nothing held out to test on.
     """
     started = time.monotonic()
-    check_apart(out, images.folders())
-    out = claim_files(out, FILES)
     whole = renders if isinstance(renders, Renders) else read_renders(renders)
+    check_apart(out, {*images.folders(), whole.folder})
+    out = claim_files(out, FILES)
     renders = selected(whole, keep)
     left_out = len(whole.records) - len(renders.records)
     if left_out:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from visynth.errors import ConflictError, UsageError, VisynthError, listing
 from visynth.files import hash_json, readable_json
-from visynth.folders import claim, claim_files, put_files
+from visynth.folders import check_apart, claim, claim_files, put_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +47,8 @@ def fit(words: Sequence[str]) -> int:
     """
     cli = _parsed(words)
     root = Path(cli.trainer.default_root_dir)
+    read = [getattr(cli.datamodule, name, None) for name in ("data", "masks")]
+    check_apart(root, [Path(folder) for folder in read if isinstance(folder, str) and Path(folder).is_dir()])
     claim_files(root, ["config.yaml", FINISHED])
     text = cli.parser.dump(cli.config, skip_none=False)
     checkpoint = _resume_from(root, text)

@@ -13,11 +13,13 @@ from visynth import folders
 from visynth.cli import main
 from visynth.data.reading import read_images
 from visynth.errors import OutputError
+from visynth.evaluate import evaluate_renders
 from visynth.explore import explore
 from visynth.fit import fit_compose
 from visynth.folders import check_apart, claim, new_folder, put_files, restore, strangers
 from visynth.generator import load_generator
 from visynth.preflight import preflight, write_groups
+from visynth.render.exports import export
 from visynth.render.run import make_plan, render_set
 from visynth.report import Report
 
@@ -235,6 +237,34 @@ class TestCommands:
             assert main([*words, "--data", str(samples / "images"), "--out", str(out)]) == 73
             assert "data are read from" in capsys.readouterr().err
         assert not (samples / "images/new").exists()
+
+
+def test_reports_and_exports_do_not_go_into_a_rendered_set(sample_set, renders) -> None:
+    for out in (renders.folder, renders.folder / "report"):
+        with pytest.raises(OutputError, match="data are read from"):
+            evaluate_renders(sample_set, renders, out)
+        with pytest.raises(OutputError, match="data are read from"):
+            export(renders, "coco", out)
+
+
+def test_a_run_does_not_go_into_its_data(class_folders) -> None:
+    root = class_folders({"a": 2, "b": 2})
+    words = [
+        "--data.class_path",
+        "visynth.data.training.GeneratorData",
+        "--data.init_args.data",
+        str(root),
+        "--data.init_args.size",
+        "8",
+    ]
+    words += [
+        "--model.class_path",
+        "visynth.lightning_modules.Diffusion",
+        "--trainer.default_root_dir",
+        str(root / "run"),
+    ]
+    assert main(["fit", *words]) == 73
+    assert not (root / "run").exists()
 
 
 def test_generators_reports_groups_and_sheets_write_over_their_own_only(samples, tmp_path) -> None:

@@ -17,7 +17,7 @@ from visynth.data.decode import read
 from visynth.data.filters import selected
 from visynth.errors import ConflictError, DataError, UsageError, choices
 from visynth.files import write_json, write_text
-from visynth.folders import new_folder
+from visynth.folders import check_apart, new_folder
 from visynth.manifest import Record, Renders, control_class, decode_mask
 
 FORMATS = ("coco", "yolo", "voc")
@@ -58,6 +58,7 @@ def export(
         raise UsageError(f"export format must be one of {choices(FORMATS)}, but got {form!r}.")
     renders = _boxed(selected(renders, keep), whole_image)
     out = Path(out)
+    check_apart(out, [renders.folder])
     if out.exists():
         raise ConflictError(f"{out} exists already: choose a new folder for the export.")
     with new_folder(out) as made:
