@@ -31,7 +31,7 @@ from visynth.members import Member
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCHEMA = "visynth.generator/1"
+SCHEMA = "visynth.generator/2"
 DTYPES = {"uint8": torch.uint8, "uint16": torch.uint16}
 MAX_CHANNELS = 8
 KINDS = ("composite", "inpainted", "trained")

@@ -187,13 +187,19 @@ def test_progress_lines_say_what_is_left(tmp_path: Path, capsys) -> None:
     [
         (0.0, 1.0, None, "do not show what black and white are"),
         (0.0, 255.0, None, "values from 0 to 255"),
-        (-1.0, 1.0, [0, 1], r"outside value_range=\[0, 1\]"),
+        (-3.0, 3.0, [0, 1], r"far outside value_range=\[0, 1\]"),
     ],
 )
 def test_a_range_is_never_guessed(low, high, scale, told: str) -> None:
     images = [torch.linspace(low, high, 64).reshape(1, 8, 8)] * 3
     with pytest.raises(DataError, match=told):
         quality._integers(images, scale, "sample()")
+
+
+def test_networks_without_a_last_tanh_and_untrained_ones_are_taken_as_they_are() -> None:
+    loose, young = torch.linspace(-1.43, 1.6, 64).reshape(1, 8, 8), torch.linspace(-0.04, 0.03, 64).reshape(1, 8, 8)
+    assert quality._integers([loose], None, "sample()")[0].amax() == 255
+    assert set(quality._integers([young], None, "sample()")[0].flatten().tolist()) <= set(range(120, 133))
 
 
 @pytest.mark.parametrize(("low", "high", "scale"), [(0.0, 1.0, [0, 1]), (0.0, 255.0, [0, 255]), (-1.0, 1.0, None)])

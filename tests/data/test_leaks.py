@@ -18,8 +18,8 @@ from torchvision.datasets import CocoDetection, ImageFolder
 from torchvision.transforms import v2
 
 import visynth
-from tests.data.test_mixing import PACKAGES, folder_module, net
-from tests.ranks import DDP, run_ranks
+from tests.data.test_mixing import PACKAGES, fit, folder_module, net
+from tests.ranks import DDP, TRAINER, run_ranks
 from visynth.data import leaks, mixing
 from visynth.data.leaks import check_leaks, datasets_of, file_paths, fingerprints
 from visynth.data.reading import read_images
@@ -241,21 +241,34 @@ def test_a_test_set_of_its_own_stage_is_looked_at_then(train, renders, caplog) -
     wrapped = visynth.WithSynthetic(Data(), renders.folder, share=0.3)
     with caplog.at_level("INFO"):
         wrapped.setup("fit")
-    assert "the test set cannot be had before setup('test') (AttributeError" in caplog.text
+    assert "test_dataloader() gives nothing to look at yet (AttributeError" in caplog.text
     with pytest.raises(DataError, match=r"fitted on 48 held-out images(.|\n)*test: "):
         wrapped.setup("test")
 
 
-def test_a_users_own_error_in_a_validation_loader_is_not_swallowed(train, renders) -> None:
+@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no")
+def test_a_validation_loader_that_nobody_asks_for_may_fail(train, renders, caplog, tmp_path) -> None:
     class Data(pytorch_lightning.LightningDataModule):
         def train_dataloader(self):
-            return DataLoader(ImageFolder(train, transforms.ToTensor()), 4)
+            return DataLoader(
+                ImageFolder(train, transforms.Compose([transforms.Resize((16, 16)), transforms.ToTensor()])), 4
+            )
 
         def val_dataloader(self):
             raise KeyError("my own mistake")
 
-    with pytest.raises(KeyError, match="my own mistake"):
-        visynth.WithSynthetic(Data(), renders.folder, share=0.3).setup("fit")
+    class Validated(type(net("pytorch_lightning"))):
+        def validation_step(self, batch, index):
+            pass
+
+    wrapped = visynth.WithSynthetic(Data(), renders.folder, share=0.3)
+    with caplog.at_level("INFO"):
+        fit("pytorch_lightning", wrapped, tmp_path, epochs=1)
+    assert "val_dataloader() gives nothing to look at yet (KeyError: 'my own mistake')" in caplog.text
+    with pytest.raises(KeyError, match="my own mistake"):  # and is the user's own to see where Lightning asks
+        pytorch_lightning.Trainer(**TRAINER, max_epochs=1).fit(
+            Validated(), visynth.WithSynthetic(Data(), renders.folder, share=0.3)
+        )
 
 
 def test_files_that_did_not_change_are_not_read_again(tmp_path, monkeypatch) -> None:

@@ -7,107 +7,149 @@ sent through it and their values compared with the range of real samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from visynth.data.convert import Converter, random_state_kept
+from visynth.data.convert import ALBUMENTATIONS, Converter, Through, random_state_kept, random_states
 from visynth.data.decode import Array, decode
 from visynth.data.paths import file_paths
-from visynth.data.targets import Truth
 from visynth.errors import UsageError
 
 FILES = 6  # compared with their samples
 APART = (
     0.06  # difference of mean, deviation or ends, as a part of the range, from which on two pictures are not the same
 )
+GROSS = 3.0  # ratio of spreads from which on random augmentation does not explain it
 WIDER = 6.0  # times the range of real values, from which on black to white is another scale
 HELP = "Give transform= (it gets a PIL image, or an array [H, W, C]) that ends like your own."
 
 
-def check_values(convert: Converter, dataset: Any, reals: Sequence[Any], pictures: Sequence[Array], image: Any) -> None:
-    """Refuse a way whose values are not the dataset's.
+def check_values(
+    convert: Converter,
+    dataset: Any,
+    reals: Sequence[Any],
+    pictures: Sequence[Array],
+    image: Callable[[Any], Any] | None,
+) -> None:
+    """Refuse a way whose values are not the dataset's; of a transform that the user gave, only warn: it is the user's word.
 
     Args:
         convert: the way.
         dataset: the user's, or None.
         reals: images of real samples, or rows of a batch.
         pictures: some synthetic pictures ``[H, W, C]``.
-        image: gets the image out of a sample of the dataset: ``sample -> image``.
+        image: gets the image out of a sample of the dataset.
 
     Raises:
         UsageError: values that cannot be right, with both sides.
     """
     with random_state_kept():
-        if dataset is not None and _check_files(convert, dataset, image):
-            return
-        _check_range(convert, [r for r in map(_values, reals) if r is not None], pictures)
+        draws = _is_random(convert, pictures)
+        problem = None
+        if dataset is not None and image is not None:
+            problem = _file_problem(convert, dataset, image, draws)
+        if problem is None and not draws:  # what a random transform makes of black and white says little
+            problem = _range_problem(convert, [r for r in map(_values, reals) if r is not None], pictures)
+    if problem is None:
+        return
+    if isinstance(convert.through, Through) and convert.through.given:
+        warnings.warn(f"{problem}. If that is meant, nothing is to be done.", stacklevel=3)
+    else:
+        raise UsageError(f"{problem}, so the dataset does more than that. {HELP}")
 
 
-def _check_files(convert: Converter, dataset: Any, image: Any) -> bool:
-    """Compare with real files where their samples are the same at every reading; whether that could be done."""
+def _is_random(convert: Converter, pictures: Sequence[Array]) -> bool:
+    """Whether the way draws random numbers; albumentations draws from a generator of its own."""
+    if not isinstance(convert.through, Through):
+        return False
+    if convert.through.way in ALBUMENTATIONS:
+        return True
+    before = random_states()
+    for picture in pictures[:4]:
+        try:
+            convert.picture(picture)
+        except Exception:  # it will be told with the first picture that is converted
+            return True
+    return random_states() != before
+
+
+def _file_problem(convert: Converter, dataset: Any, image: Callable[[Any], Any], draws: bool) -> str | None:
+    """Compare what the way makes of real files with their samples: each by itself, or, under random transforms, roughly and in the middle."""
     paths = file_paths(dataset)
     if not paths:
-        return False
-    rows = sorted({round(k * (len(paths) - 1) / (FILES - 1)) for k in range(FILES)})
-    compared = 0
-    for row in rows:
+        return None
+    ratios, shifts = [], []
+    told = ""
+    for row in sorted({round(k * (len(paths) - 1) / (FILES - 1)) for k in range(FILES)}):
         try:
-            own, again = _values(image(dataset[row])), _values(image(dataset[row]))
-            picture = decode(paths[row])
-            made = _values(convert(picture, Truth(0, None))[0])
+            before = random_states()
+            own = _values(image(dataset[row]))
+            draws = draws or random_states() != before
+            made = _values(convert.picture(decode(paths[row])))
         except Exception:  # the user's code, or a picture of another kind than the rendered ones
-            return False
-        if own is None or again is None or made is None or own.shape != made.shape or not np.array_equal(own, again):
-            return False  # augmented at random: two readings differ as much as a wrong way would
-        # Of each: mean, deviation and both ends, which a flip at random leaves as they are.
+            return None
+        if own is None or made is None or own.ndim != made.ndim:
+            return None
+        width = max(float(own.max() - own.min()), 1e-6)
         sides = [np.array([v.mean(), v.std(), v.min(), v.max()]) for v in (own, made)]
-        if float(np.abs(sides[0] - sides[1]).max()) > APART * max(float(own.max() - own.min()), 1e-6):
-            raise UsageError(
-                f"synthetic images would not look like the dataset's own: {paths[row]} has values from {own.min():.3g} to {own.max():.3g} "
-                f"(mean {own.mean():.3g}) in its sample, but {made.min():.3g} to {made.max():.3g} (mean {made.mean():.3g}) by the way that was "
-                f"found ({convert.name}), so the dataset does more than that. {HELP}"
-            )
-        compared += 1
-    return compared > 0
+        shown = (
+            f"synthetic images would not look like the dataset's own: {paths[row]} has values from {own.min():.3g} to {own.max():.3g} (mean "
+            f"{own.mean():.3g}) in its sample, but {made.min():.3g} to {made.max():.3g} (mean {made.mean():.3g}) by the way that was found "
+            f"({convert.name})"
+        )
+        # A flip leaves mean, deviation and ends as they are.
+        if not draws and own.shape == made.shape and float(np.abs(sides[0] - sides[1]).max()) > APART * width:
+            return shown
+        # The middle half of the values: a random patch of noise, as erasing makes it, hardly moves it.
+        middles = [float(np.subtract(*np.percentile(v, [75, 25]))) for v in (own, made)]
+        if min(middles) > 1e-6:
+            ratios.append(middles[1] / middles[0])
+        shifts.append(abs(float(np.median(own) - np.median(made))) / width)
+        told = told or shown
+    ratio = float(np.median(ratios)) if ratios else 1.0
+    return told if ratio > GROSS or ratio < 1 / GROSS or np.median(shifts) > 1 else None
 
 
-def _check_range(convert: Converter, reals: Sequence[np.ndarray[Any, Any]], pictures: Sequence[Array]) -> None:
+def _range_problem(convert: Converter, reals: Sequence[np.ndarray[Any, Any]], pictures: Sequence[Array]) -> str | None:
+    """Compare the range of real samples with what black, white and synthetic pictures become."""
     if not reals or not pictures:
-        return
+        return None
     top = np.iinfo(pictures[0].dtype).max
     try:
-        ends = [_values(convert(np.full_like(pictures[0], level), Truth(0, None))[0]) for level in (0, top)]
-        shown = [_values(convert(picture, Truth(0, None))[0]) for picture in pictures]
+        ends = [_values(convert.picture(np.full_like(pictures[0], level))) for level in (0, top)]
+        shown = [v for v in (_values(convert.picture(picture)) for picture in pictures) if v is not None]
     except Exception:  # it will be told with the first picture that is converted
-        return
-    if any(v is None for v in [*ends, *shown]):
-        return
-    black, white = float(ends[0].min()), float(ends[1].max())  # type: ignore[union-attr]
+        return None
+    if ends[0] is None or ends[1] is None or not shown:
+        return None
+    black, white = float(ends[0].min()), float(ends[1].max())
+    if not np.isfinite([black, white]).all() or white <= black:
+        return None  # each image is scaled by its own values: black and white have none
+    black, white = min(black, *(float(v.min()) for v in shown)), max(white, *(float(v.max()) for v in shown))
     low, high = min(float(r.min()) for r in reals), max(float(r.max()) for r in reals)
-    made = max(float(v.max()) for v in shown if v is not None)
+    made = max(float(v.max()) for v in shown)
     width, real_width = white - black, high - low
     told = f"real samples have values from {low:.3g} to {high:.3g}, but black and white become {black:.3g} and {white:.3g} ({convert.name})"
     slack = 0.05 * max(width, 1e-6)
     if low < black - slack or high > white + slack:
-        raise UsageError(
-            f"synthetic images would have other values than the dataset's: {told}, so it does more than that. {HELP}"
-        )
-    wide = width > WIDER * max(real_width, 1e-9) and made - black > WIDER / 2 * max(high - black, 1e-9)
-    if wide and real_width > 0:
-        raise UsageError(f"synthetic images would be brighter than the dataset's: {told}. {HELP}")
+        return f"synthetic images would have other values than the dataset's: {told}"
+    if 0 < real_width < width / WIDER and made - black > WIDER / 2 * max(high - black, 1e-9):
+        return f"synthetic images would be brighter than the dataset's: {told}"
     # Values that every image reaches: either end of a scale of two values, or each image scaled by its own.
     stretched = len(reals) >= 6 and all(abs(r.min() - low) < 1e-6 and abs(r.max() - high) < 1e-6 for r in reals)
-    if stretched and "float" in str(reals[0].dtype) and real_width > 0:
-        reach = [v for v in shown if v is not None and float(v.max() - v.min()) > 0.98 * real_width]
-        if len(reach) < len(shown) / 2:
-            raise UsageError(
-                f"each real sample goes from {low:.3g} to {high:.3g} exactly, as where every image is scaled by its own least and greatest "
-                f"value, and synthetic ones do not ({convert.name}). {HELP}"
-            )
+    adapted = not isinstance(convert.through, Through)
+    reaching = sum(float(v.max() - v.min()) > 0.98 * real_width for v in shown)
+    if adapted and stretched and "float" in str(reals[0].dtype) and real_width > 0 and reaching < len(shown) / 2:
+        return (
+            f"each real sample goes from {low:.3g} to {high:.3g} exactly, as where every image is scaled by its own least and greatest "
+            f"value, and synthetic ones do not ({convert.name})"
+        )
+    return None
 
 
 def _values(image: Any) -> np.ndarray[Any, Any] | None:

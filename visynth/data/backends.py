@@ -12,8 +12,8 @@ import math
 import warnings
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,13 @@ from visynth import seeds as seeding
 from visynth.data.convert import Converter, random_state_kept
 from visynth.data.form import Form
 from visynth.data.joining import Joiner, Plan
-from visynth.data.labels import find_labels, map_classes
+from visynth.data.labels import find_attribute, find_labels, map_classes, whole_numbers
 from visynth.data.loaders import Leaf, chosen, exchange, with_dataset, within
-from visynth.data.mixed import MixedDataset, first_sample
+from visynth.data.mixed import MixedDataset, check_labels, first_sample, more_samples
 from visynth.data.plans import Mix
 from visynth.data.policy import DEFAULT_BALANCE, MOST, Options, needs_progress, share_at, training_progress
 from visynth.data.sources import GeneratedSource, RenderedSource, has_regions, is_generator, of_classes, open_renders
-from visynth.data.targets import BoxTarget, MaskTarget, target_of
+from visynth.data.targets import BoxTarget, MaskTarget, labels_in, target_of
 from visynth.errors import UsageError
 from visynth.generator import Generator, read_json
 from visynth.manifest import Renders
@@ -162,7 +162,9 @@ def _mixed_loader(leaf: Leaf, renders: Renders, options: Options, trainer: Any) 
         names = held_classes(made, indices, mix, labels)
         source = RenderedSource(of_classes(renders, names), indices, mix.seed)
         share_of = _share_of_epoch(options, mix, trainer)
-        dataset = MixedDataset(loader.dataset, source, labels, mix, options, share_of, within and labels is not None)
+        drawn = len(loader.sampler) if isinstance(loader.sampler, SubsetRandomSampler) else None
+        within = within and labels is not None
+        dataset = MixedDataset(loader.dataset, source, labels, mix, options, share_of, within, drawn)
     tell(trainer, "samples", leaf, mix, dataset.convert, dataset.within)
     if trainer is not None:
         dataset.epoch_of = functools.partial(next_epoch, trainer)
@@ -182,6 +184,18 @@ def _joiner(leaf: Leaf, source: Any, options: Options, trainer: Any) -> Joiner |
     mix = plan_mix(made, indices, options, labels, length, None if online else source.counts())
     if not mix.share and not options.fields:
         return None
+    own_labels = labels
+    if options.classes is None:  # the dataset's numbers: batches show what its target_transform makes of them
+        numbers = as_shown(dataset, {*indices.values(), *mix.wanting})
+        indices = {name: numbers[index] for name, index in indices.items()}
+        mix = replace(mix, wanting=frozenset(numbers[label] for label in mix.wanting))
+    if (
+        own_labels is not None
+        and options.classes is None
+        and hasattr(dataset, "__getitem__")
+        and leaf.length is not None
+    ):
+        _check_listed(dataset, own_labels, options)
     seed = seeding.derive("joiner", mix.seed, leaf.name)
     names = tuple(n for n in held_classes(made, indices, mix, labels) if n in indices or n not in regions)
     if online:
@@ -194,10 +208,25 @@ def _joiner(leaf: Leaf, source: Any, options: Options, trainer: Any) -> Joiner |
     context = getattr(leaf.loader, "multiprocessing_context", None)
     share_of = _share_of_batch(options, mix, trainer)
     within = draws_its_own(leaf)
+    size = getattr(leaf.loader, "batch_size", None) or getattr(
+        getattr(leaf.loader, "batch_sampler", None), "batch_size", None
+    )
+    backend = "online" if online else "batches"
     plan = Plan(
-        names, indices, mix, options, share_of, dataset, seed, private, workers, context, within,
-        lambda convert: tell(trainer, "online" if online else "batches", leaf, mix, convert, within),
-    )  # fmt: skip
+        names,
+        indices,
+        mix,
+        options,
+        share_of,
+        dataset,
+        seed,
+        private,
+        workers,
+        context,
+        within,
+        lambda convert: tell(trainer, backend, leaf, mix, convert, within),
+        size if isinstance(size, int) and leaf.length is not None else None,
+    )
     return Joiner(plan, synthetic)
 
 
@@ -222,6 +251,7 @@ def plan_mix(
     Raises:
         UsageError: labels are unknown, and a balance other than a dict is asked for, or neither share nor a dict says how much.
     """
+    labels_of: dict[str, int] = {}
     if labels is None:
         if isinstance(options.balance, Mapping):
             wanted = balancing.targets(options.balance, dict.fromkeys(made, 0))
@@ -246,8 +276,10 @@ def plan_mix(
         balance = DEFAULT_BALANCE if options.balance is None else options.balance
         # A word fills the classes that the training holds; one that it does not hold must be named.
         held = {*numbers, *names} if isinstance(balance, Mapping) or callable(balance) else {*numbers}
-        counts = {names.get(place, f"label {place}"): numbers[place] for place in sorted(held)}
+        labels_of = {names.get(place, f"label {place}"): place for place in held}
+        counts = {name: numbers[labels_of[name]] for name in sorted(labels_of, key=labels_of.__getitem__)}
         wanted = balancing.targets(balance, counts, to=options.to, cap=options.cap)
+    wanting = frozenset(labels_of[name] for name, n in wanted.items() if n and name in labels_of)
     wanted = {name: n for name, n in wanted.items() if name in made}
     total = sum(wanted.values())
     if not total:
@@ -256,13 +288,23 @@ def plan_mix(
                 "no class needs synthetic samples under this balance: training runs on real samples alone.",
                 stacklevel=6,
             )
-        return Mix(wanted, 0.0, options.spread, options.seed)
-    derived = min(total / (int(length or 0) + total), MOST)
+        return Mix(wanted, 0.0, options.spread, options.seed, wanting)
+    count = int(length or 0) if labels is None else sum(int(label) >= 0 for label in labels)
+    derived = min(total / max(count + total, 1), MOST)
     share = options.share if isinstance(options.share, (int, float)) else derived
     if isinstance(options.share, Mapping):
         share = share_at(options.share, 0.0)
         share = share or max(share_at(options.share, p / 20) for p in range(21))
-    return Mix(wanted, float(share), options.spread, options.seed)
+    return Mix(wanted, float(share), options.spread, options.seed, wanting)
+
+
+def _check_listed(dataset: Any, labels: Sequence[int], options: Options) -> None:
+    """Samples of a dataset must carry the labels that it lists: batches show the former, the balance counts the latter."""
+    with random_state_kept():
+        place, example = first_sample(dataset)
+        form = Form.of(example, options.image_key, options.label_key)
+        target = target_of(form.get(example, form.label), find_attribute(dataset, "target_transform"))
+        check_labels([(place, example), *more_samples(dataset, labels, place)], labels, form, target)
 
 
 def held_classes(made: Sequence[str], indices: Mapping[str, int], mix: Mix, labels: Sequence[int] | None) -> list[str]:
@@ -297,10 +339,39 @@ def tell(trainer: Any, backend: str, leaf: Leaf, mix: Mix, convert: Converter, w
 
 
 def _labels(leaf: Leaf, options: Options) -> list[int] | None:
-    labels = list(options.labels) if options.labels is not None else find_labels(leaf.dataset)
+    labels = find_labels(leaf.dataset)
+    if options.labels is not None:
+        labels = whole_numbers(list(options.labels))
+        if labels is None:
+            raise UsageError(f"labels= takes one class number a sample, but got {list(options.labels)[:3]!r}...")
     if labels is not None and leaf.length is not None and len(labels) != leaf.length:
         raise UsageError(f"labels has {len(labels)} entries, the training dataset {leaf.length} samples.")
+    sampler = getattr(leaf.loader, "sampler", None)
+    if labels is not None and isinstance(sampler, SubsetRandomSampler):
+        drawn = {int(index) for index in sampler.indices}  # the others are as if they were not there
+        labels = [label if place in drawn else -1 for place, label in enumerate(labels)]
     return labels
+
+
+def as_shown(dataset: Any, numbers: Collection[int]) -> dict[int, int]:
+    """What batches show for the dataset's own label numbers: its ``target_transform`` of them.
+
+    Raises:
+        UsageError: it makes of some class something that is no number.
+    """
+    moved = find_attribute(dataset, "target_transform")
+    if not callable(moved):
+        return {number: number for number in numbers}
+    found = {}
+    for number in numbers:
+        try:
+            (found[number],) = labels_in(moved(number))
+        except Exception as error:
+            raise UsageError(
+                f"the dataset's target_transform makes no class number of label {number} ({type(error).__name__}: {error}), so rows of batches cannot "
+                "be told apart: give classes={name: number in batches}, or backend='samples'."
+            ) from error
+    return found
 
 
 def _has_classes(leaf: Leaf, options: Options) -> bool:

@@ -41,6 +41,12 @@ class Converter:
         image, moved = self._image(picture, [target.raw(truth, size) for target in self.targets])
         return [image, *(t.finish(raw, truth) for t, raw in zip(self.targets, moved, strict=True))]
 
+    def picture(self, picture: Array) -> Any:
+        """The image alone, for looking at the way itself; where labels have places, they are put all over it."""
+        height, width = picture.shape[:2]
+        whole = Truth(1, np.ones((height, width), bool), ((0.0, 0.0, float(width), float(height)),))
+        return self._image(picture, [target.raw(whole, (height, width)) for target in self.targets])[0]
+
     @property
     def name(self) -> str:
         """The way in words, for logs and errors."""
@@ -127,7 +133,6 @@ def find_converter(
     """
     joint = any(target.joint for target in targets)
     short = isinstance(as_picture(picture), Image.Image)
-    truth = Truth(0, np.ones(picture.shape[:2], bool), ((0.0, 0.0, float(picture.shape[1]), float(picture.shape[0])),))
 
     def fitting(own: Callable[..., Any], moves: bool, ways: tuple[str, ...]) -> Converter | None:
         for way in ALBUMENTATIONS if _is_albumentations(own) else ways:
@@ -137,10 +142,10 @@ def find_converter(
             # Trying a transform draws random numbers: the user's own stream must not notice.
             with random_state_kept():
                 try:
-                    made = candidate(picture, truth)
+                    made = candidate.picture(picture)
                 except Exception:  # a transform made for another input: the next way of calling it may fit
                     continue
-            if alike(made[0], image) and (moves or not joint or _spatial(made[0]) == picture.shape[:2]):
+            if alike(made, image) and (moves or not joint or _spatial(made) == picture.shape[:2]):
                 return candidate
         return None
 
@@ -171,9 +176,9 @@ def fast_adapter(converter: Converter, image: torch.Tensor, picture: Array) -> A
         return converter.through
     with random_state_kept():
         flat = [converter.through(np.full_like(picture, level), [])[0] for level in (0, np.iinfo(picture.dtype).max)]
-        before = _random_state()
+        before = random_states()
         tries = [torch.as_tensor(converter.through(picture, [])[0]) for _ in range(4)]
-        drew = _random_state() != before
+        drew = random_states() != before
     if drew:  # four tries may all miss a rare flip; that it asked for a number cannot be missed
         return None
     if any(not isinstance(f, torch.Tensor) or f.ndim != 3 for f in flat) or any(
@@ -192,7 +197,7 @@ def fast_adapter(converter: Converter, image: torch.Tensor, picture: Array) -> A
     return adapter if same and _varies(picture) else None
 
 
-def _random_state() -> tuple[bytes, str, int]:
+def random_states() -> tuple[bytes, str, int]:
     """Of torch, numpy and Python, to be compared."""
     _, keys, place, *_ = np.random.get_state(legacy=True)
     return torch.get_rng_state().numpy().tobytes(), f"{np.asarray(keys).tobytes()!r} {place}", hash(random.getstate())

@@ -8,7 +8,7 @@ can be known: the replaced sample's value stays, and a warning names the field a
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from visynth.data.form import Form, keys_of
-from visynth.errors import choices
+from visynth.errors import UsageError, choices
 
 
 @dataclass
@@ -28,6 +28,7 @@ class Fields:
         by_label: ``{field: {label: value}}``, seen in real samples.
         places: fields that hold the sample's position.
         unknown: fields that keep what the replaced sample says.
+        constant: fields that were the same in all samples so far, and their values.
         names: class name of each label.
     """
 
@@ -35,6 +36,7 @@ class Fields:
     by_label: dict[Any, dict[int, Any]] = field(default_factory=dict)
     places: tuple[Any, ...] = ()
     unknown: tuple[Any, ...] = ()
+    constant: dict[Any, Any] = field(default_factory=dict)
     names: Mapping[int, str] = field(default_factory=dict)
 
     def values(self, label: int | None, place: int | None) -> dict[Any, Any]:
@@ -50,9 +52,24 @@ class Fields:
                     found[key] = made
         return found
 
-    def see(self, key: Any, label: int, value: Any) -> None:
-        """Note another label's value."""
-        self.by_label[key].setdefault(label, value)
+    def misses(self, label: int | None) -> bool:
+        """Whether some field's value of this label is not known, so that the replaced sample's stays."""
+        if self.unknown or label is None:
+            return bool(self.unknown or self.by_label)
+        return any(label not in t and self._derived(t, label) is None for t in self.by_label.values())
+
+    def see(self, label: int | None, value_of: Callable[[Any], Any]) -> None:
+        """Note what another real sample says; fields that contradict what was learned are not known after all, which is told once."""
+        wrong = [key for key, value in self.constant.items() if not same(value, value_of(key))]
+        for key, table in self.by_label.items():
+            if label is not None and not same(table.setdefault(label, value := value_of(key)), value):
+                wrong.append(key)
+        if wrong:
+            for key in wrong:
+                self.constant.pop(key, None)
+                self.by_label.pop(key, None)
+            self.unknown = (*self.unknown, *wrong)
+            _warn(wrong)
 
     def _derived(self, table: Mapping[int, Any], label: int) -> Any:
         """The value of a label that was not seen, where all that were seen follow one rule."""
@@ -88,6 +105,10 @@ def learn_fields(
         UsageError: a further field is a picture or a dict, and the user gives no value for it.
     """
     given = dict(told or {})
+    there = keys_of(samples[0][2]) or []
+    absent = [key for key in given if key not in there]
+    if absent:
+        raise UsageError(f"extra= names {choices(absent)}, which samples do not have; they have {choices(there)}.")
     keys = [k for k in keys_of(samples[0][2]) or [] if k not in (form.image, form.label, form.mask) and k not in given]
     if hasattr(samples[0][2], "_fields"):  # a named tuple shows each part under its name and its place
         keys = [key for key in keys if isinstance(key, str)]
@@ -97,7 +118,8 @@ def learn_fields(
     for key in keys:
         values = [(place, label, form.get(sample, key)) for place, label, sample in samples]
         if all(same(value, values[0][2]) for _, _, value in values):
-            continue  # the same everywhere: it stays
+            found.constant[key] = values[0][2]  # the same everywhere: it stays
+            continue
         if all(place is not None and _is_number(value) and int(value) == place for place, _, value in values):
             places.append(key)
             continue
@@ -108,12 +130,16 @@ def learn_fields(
             found.by_label[key] = table
     found.places, found.unknown = tuple(places), tuple(unknown)
     if unknown:
-        warnings.warn(
-            f"samples carry {choices(unknown)} beside image and label, which follow neither from the label nor from the position: synthetic "
-            "samples keep what the sample that they replace says there. Give their values with extra={field: value}.",
-            stacklevel=2,
-        )
+        _warn(unknown)
     return found
+
+
+def _warn(unknown: Sequence[Any]) -> None:
+    warnings.warn(
+        f"samples carry {choices(unknown)} beside image and label, which follow neither from the label nor from the position: synthetic "
+        "samples keep what the sample that they replace says there. Give their values with extra={field: value}.",
+        stacklevel=4,
+    )
 
 
 def _table(values: Sequence[tuple[int | None, int | None, Any]]) -> dict[int, Any] | None:

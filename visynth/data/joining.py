@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +32,7 @@ from visynth.data.sources import GeneratedSource, RenderedSource, as_array, trut
 from visynth.data.targets import ClassTarget, Truth, labels_in, probabilities
 from visynth.errors import UsageError, choices
 
+WATCHED = 50  # batches whose further fields are compared with what was learned of them
 Draw = tuple[str, int]  # class, and number within the class
 
 
@@ -52,6 +53,7 @@ class Plan:
         context: how that one starts them.
         within: rows are exchanged within their class, because the loader's own sampler decides how often each class comes.
         tell: called with the way that was found for pictures, once.
+        size: rows of a batch where the loader says so, or None.
     """
 
     names: tuple[str, ...]
@@ -66,6 +68,7 @@ class Plan:
     context: Any = None
     within: bool = False
     tell: Callable[[Converter], None] = lambda convert: None
+    size: int | None = None
 
 
 class Joiner:
@@ -81,6 +84,7 @@ class Joiner:
         self.fast: Any = None
         self.by_label = {label: name for name, label in plan.indices.items() if name in plan.names}
         self.fields: Fields | None = None
+        self.seen = 0  # batches
         self.counts: Counter[str] = Counter()  # synthetic rows of each class since they were last logged
         self.short = 0  # rows that found no room
         self.done = 0
@@ -105,7 +109,8 @@ class Joiner:
         images = form.get(batch, form.image)
         size = _rows_of(images)
         if self.slots is None:
-            self.slots = Slots(self.plan.share_of, size, distributed.rank(), distributed.world_size())
+            told = self.plan.size or size  # a training resumed at a short batch has the same slots
+            self.slots = Slots(self.plan.share_of, told, distributed.rank(), distributed.world_size())
         labels = form.get(batch, form.label)
         shown = _shown(labels, size)
         if first:
@@ -159,7 +164,7 @@ class Joiner:
         """Rows that make room, drawn among those of classes that receive nothing; of the batch's largest class where all receive."""
         if not count:
             return []
-        labelled = [row for row, found in enumerate(shown) if not any(label < 0 for label in found)]
+        labelled = [row for row, found in enumerate(shown) if not any(label < 0 for label in found)]  # -1: not labelled
         free = [row for row in labelled if not shown[row] & self.receiving]
         if not free and self.receiving >= set(self.plan.indices.values()):
             counts = Counter(label for row in labelled for label in shown[row])
@@ -186,9 +191,9 @@ class Joiner:
         """From the first batch: how a synthetic picture becomes a row."""
         assert self.form is not None
         form, plan = self.form, self.plan
-        mask = None if form.mask is None else form.get(batch, form.mask)[0]
+        masks = [] if form.mask is None else list(form.get(batch, form.mask))
         labels = form.get(batch, form.label)
-        targets = targets_of(labels[0], mask, None)
+        targets = targets_of(labels[0], masks, None)
         if isinstance(targets[0], ClassTarget):
             nameless = [name for name in plan.names if name not in plan.indices]
             if nameless:
@@ -206,22 +211,37 @@ class Joiner:
         self.convert = find_converter(plan.dataset, real, real, targets, plan.options.transform, picture, values)
         pictures = self.source.examples() if isinstance(self.source, RenderedSource) else [picture]
         reals = [image.cpu() if isinstance(image, torch.Tensor) else image for image in images]
-        check_values(self.convert, None, reals, pictures, None)
+        try:
+            places = hasattr(plan.dataset, "__getitem__") and plan.size is not None
+            check_values(self.convert, plan.dataset if places else None, reals, pictures, self._image_of)
+        except UsageError as error:
+            if "brighter" not in str(error):
+                raise
+            warnings.warn(
+                str(error), stacklevel=2
+            )  # one batch may be darker than all others, and ranks see different ones
         if isinstance(self.source, GeneratedSource):
             self.fast = fast_adapter(self.convert, real, picture)
         if isinstance(images, torch.Tensor):  # told at once, even where the first batch takes no synthetic rows
             _check_row(self.convert(picture, Truth(next(iter(plan.indices.values()), 0), None))[0], row)
         plan.tell(self.convert)
 
+    def _image_of(self, sample: Any) -> Any:
+        """The image of one sample of the user's dataset."""
+        form = Form.of(sample, self.plan.options.image_key, self.plan.options.label_key)
+        return form.get(sample, form.image)
+
     def _see(self, batch: Any, shown: Sequence[set[int]]) -> None:
         """Note what fields that follow from the label say of labels that come up for the first time."""
         assert self.fields is not None
-        assert self.form is not None
-        for key, table in self.fields.by_label.items():
-            for row, found in enumerate(shown):
-                label = _only(found)
-                if label is not None and label not in table:
-                    self.fields.see(key, label, _entry(self.form.get(batch, key), row))
+        form = self.form
+        assert form is not None
+        watched = self.seen < WATCHED and bool(self.fields.by_label or self.fields.constant)
+        for row, found in enumerate(shown):
+            label = _only(found)
+            if watched or any(label is not None and label not in table for table in self.fields.by_label.values()):
+                self.fields.see(label, lambda key, row=row: _entry(form.get(batch, key), row))  # type: ignore[misc]
+        self.seen += 1
 
     def _further(self, batch: Any, draws: Sequence[Draw], rows: Sequence[int]) -> dict[Any, Any]:
         """Columns of further fields with the synthetic rows' own values."""
@@ -231,6 +251,10 @@ class Joiner:
         columns: dict[Any, Any] = {}
         for key in {key for values in wanted for key in values}:
             column = self.form.get(batch, key)
+            if isinstance(column, Mapping):
+                raise UsageError(
+                    f"extra= names {key!r}, whose column in a batch is a dict of columns: backend='samples' fills it, before samples are joined."
+                )
             some = [(row, values[key]) for row, values in zip(rows, wanted, strict=True) if key in values]
             columns[key] = _put(column, [value for _, value in some], [row for row, _ in some])
         return columns
@@ -427,7 +451,9 @@ def _entry(column: Any, row: int) -> Any:
 
 
 def _device(images: Any) -> torch.device:
-    first = images if isinstance(images, torch.Tensor) else images[0]
+    first = images if isinstance(images, torch.Tensor) else images[0] if len(images) else None
+    if isinstance(first, Mapping):  # detection targets
+        first = next((value for value in first.values() if isinstance(value, torch.Tensor)), None)
     return first.device if isinstance(first, torch.Tensor) else torch.device("cpu")
 
 

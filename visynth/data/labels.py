@@ -175,6 +175,12 @@ def map_classes(
                 f"(it has neither class_to_idx nor classes). Say it: WithSynthetic(..., classes={{{line}}})."
             )
         told = found
+        beyond = sorted({label for label in labels or () if label >= 0} - set(told.values()))
+        if beyond and not geometry:
+            raise UsageError(
+                f"the dataset says that its classes are {told}, but there are also the labels {_some(beyond)}: its names and numbers do not agree. "
+                "Give classes={name: label} to WithSynthetic."
+            )
     missing = [name for name in made if name in needed and name not in told]
     if missing:
         raise UsageError(

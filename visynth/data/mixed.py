@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from visynth.data.labels import find_attribute
 from visynth.data.plans import Mix, plan_epoch, plan_within, replaceable
 from visynth.data.policy import Options
 from visynth.data.sources import RenderedSource, truth_of
-from visynth.data.targets import ClassTarget, Target, box_problem, labels_in, probabilities, target_of
+from visynth.data.targets import ClassTarget, MaskTarget, Target, box_problem, labels_in, probabilities, target_of
 from visynth.errors import UsageError
 
 EXAMPLES = 16  # real samples that are looked at before a training
@@ -42,6 +42,7 @@ class MixedDataset(Dataset[Any]):
         options: what WithSynthetic was told.
         share_of: share of an epoch; by default always the mix's.
         within: replace within the class, because the loader's own sampler decides how often each class comes.
+        drawn: samples of an epoch where the sampler draws from a part of the dataset alone.
     """
 
     def __init__(
@@ -53,7 +54,9 @@ class MixedDataset(Dataset[Any]):
         options: Options,
         share_of: Callable[[int], float] | None = None,
         within: bool = False,
+        drawn: int | None = None,
     ) -> None:
+        self.drawn = drawn
         self.real, self.source, self.mix, self.options = real, source, mix, options
         self.share_of, self.within = share_of, within
         self.labels = None if labels is None else [int(label) for label in labels]
@@ -64,14 +67,21 @@ class MixedDataset(Dataset[Any]):
         self.form = Form.of(self.example, options.image_key, options.label_key)
         if options.is_synthetic or options.weight is not None:
             check_growth(self.example)
-        samples = [(place, self.example), *_more_samples(real, self.labels, place)]
+        receiving = mix.receiving(source.indices)
+        samples = [(place, self.example), *more_samples(real, self.labels, place, receiving)]
         shown = [(p, self._label_of(p, sample), sample) for p, sample in samples]
         names = {label: name for name, label in source.indices.items()}
         self.fields = learn_fields(self.form, shown, names, options.extra)
         label, mask = self.form.get(self.example, self.form.label), self.form.mask
-        self.targets = targets_of(label, None if mask is None else self.form.get(self.example, mask), real)
+        masks = [] if mask is None else [self.form.get(sample, mask) for _, sample in samples]
+        self.targets = targets_of(label, masks, real)
         check_boxes([self.form.get(sample, self.form.label) for _, sample in samples])
-        self._check_label(place)
+        check_labels(
+            [(p, sample) for p, sample in samples if self.labels is not None],
+            self.labels or [],
+            self.form,
+            self.targets[0],
+        )
         image = self.form.get(self.example, self.form.image)
         reals = [self.form.get(sample, self.form.image) for _, sample in samples]
         self.convert: Converter = find_converter(
@@ -124,7 +134,8 @@ class MixedDataset(Dataset[Any]):
         """Synthetic positions of an epoch (within classes: their share, in billionths)."""
         if epoch not in self._slots:
             share = self.mix.share if self.share_of is None else self.share_of(epoch)
-            count = round(share * (BILLION if self.within else len(self.real)))
+            drawn = len(self.real) if self.drawn is None else self.drawn
+            count = round(share * (BILLION if self.within else drawn))
             self._slots[epoch] = count if self.within else min(count, len(self.allowed))
         return self._slots[epoch]
 
@@ -151,8 +162,9 @@ class MixedDataset(Dataset[Any]):
         record = renders.records[row]
         truth = truth_of(record, self.source.indices, self.convert.joint)
         made = self.convert.from_file(renders.folder / record.file_name, truth)
-        read = self.options.mixup or self.fields.unknown
-        sample = self.real[index] if read else self.example
+        read = self.options.mixup or self.fields.misses(truth.label)
+        sample = self.real[index] if read else None
+        sample = self.example if sample is None else sample
         parts = dict(zip(parts_of(self.form), made, strict=True)) | self.fields.values(truth.label, index)
         if self.options.mixup:
             places = (self.form.image, self.form.label)
@@ -163,6 +175,8 @@ class MixedDataset(Dataset[Any]):
 
     def _with_fields(self, sample: Any, parts: dict[Any, Any], synthetic: bool) -> Any:
         options = self.options
+        if sample is None:  # a file that could not be read, which the user's collate_fn leaves out
+            return None
         if options.num_classes:
             label = parts.get(self.form.label, self.form.get(sample, self.form.label))
             parts[self.form.label] = probabilities(label, options.num_classes)
@@ -177,20 +191,8 @@ class MixedDataset(Dataset[Any]):
         shown = labels_in(self.form.get(sample, self.form.label)) if self.labels is None else {self.labels[place]}
         return next(iter(shown)) if len(shown) == 1 else None
 
-    def _check_label(self, place: int) -> None:
-        """What we make of a sample's own label must be that label."""
-        target = self.targets[0]
-        if self.labels is None or not isinstance(target, ClassTarget) or self.labels[place] < 0:
-            return
-        made, real = target.of(self.labels[place]), self.form.get(self.example, self.form.label)
-        if not np.array_equal(np.asarray(made), np.asarray(real)):
-            raise UsageError(
-                f"training sample {place} has the label {real!r}, but its entry in the dataset's labels makes {made!r}: "
-                "give labels= to WithSynthetic as the samples carry them."
-            )
-
     def _warn_of_caps(self) -> None:
-        slots = round(self.mix.share * len(self.real))
+        slots = round(self.mix.share * (len(self.real) if self.drawn is None else self.drawn))
         if slots > len(self.allowed):
             warnings.warn(
                 f"{slots} synthetic samples were asked for, but only {len(self.allowed)} of {len(self.real)} positions belong to classes that "
@@ -214,8 +216,13 @@ def first_sample(dataset: Any, most: int = 32) -> tuple[int, Any]:
     )
 
 
-def _more_samples(dataset: Any, labels: Sequence[int] | None, known: int) -> list[tuple[int, Any]]:
-    """Some further samples: of each class the first and the last (and one between) where labels are known, else spread evenly."""
+def more_samples(
+    dataset: Any, labels: Sequence[int] | None, known: int, first: Collection[int] = ()
+) -> list[tuple[int, Any]]:
+    """Some further samples: of each class the first and the last (and one between) where labels are known, else spread evenly.
+
+    Classes in ``first`` are looked at however many there are.
+    """
     if labels is None:
         rows = np.linspace(0, len(dataset) - 1, min(EXAMPLES, len(dataset))).round().astype(int).tolist()
     else:
@@ -223,7 +230,8 @@ def _more_samples(dataset: Any, labels: Sequence[int] | None, known: int) -> lis
         for place, label in enumerate(labels):
             own.setdefault(label, []).append(place)
         each = max(2, min(4, EXAMPLES // max(len(own), 1)))
-        few = list(own.values())[: EXAMPLES // 2]
+        order = sorted(own, key=lambda label: label not in first)
+        few = [own[label] for label in order[: max(EXAMPLES // 2, sum(label in first for label in own))]]
         rows = [of[round(k * (len(of) - 1) / (each - 1))] for of in few for k in range(each)]
     found = [(place, dataset[place]) for place in sorted({*rows} - {known})]
     return [(place, sample) for place, sample in found if sample is not None]
@@ -251,10 +259,35 @@ def check_boxes(labels: Sequence[Any]) -> None:
                 )
 
 
-def targets_of(label: Any, mask: Any, dataset: Any) -> tuple[Target, ...]:
-    """Kinds of a sample's label, and of the mask beside it where there is one."""
+def targets_of(label: Any, masks: Sequence[Any], dataset: Any) -> tuple[Target, ...]:
+    """Kinds of a sample's label, and of the mask beside it where there are such (several real ones, to see what values they hold)."""
     found = target_of(label, find_attribute(dataset, "target_transform"))
-    return (found,) if mask is None else (found, target_of(mask))
+    if not masks:
+        return (found,)
+    beside = target_of(masks[0])
+    if isinstance(beside, MaskTarget) and not beside.binary:
+        values = set().union(*(labels_in(mask) for mask in masks)) - {0}
+        beside = MaskTarget(masks[0], next(iter(values)) if len(values) == 1 else None)
+    return (found, beside)
+
+
+def check_labels(samples: Sequence[tuple[int, Any]], labels: Sequence[int], form: Form, target: Target) -> None:
+    """What we make of real samples' own labels must be those labels: a dataset may give others than it lists.
+
+    Raises:
+        UsageError: the first that differs, with both.
+    """
+    if not isinstance(target, ClassTarget):
+        return
+    for place, sample in samples:
+        if labels[place] < 0:
+            continue
+        made, real = target.of(labels[place]), form.get(sample, form.label)
+        if not np.array_equal(np.asarray(made), np.asarray(real)):
+            raise UsageError(
+                f"training sample {place} has the label {real!r}, but its entry in the dataset's labels makes {made!r}: "
+                "give labels= and classes= to WithSynthetic as the samples carry them."
+            )
 
 
 def parts_of(form: Form) -> list[Any]:

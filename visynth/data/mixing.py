@@ -352,8 +352,8 @@ def _overrides(datamodule: Any, name: str) -> bool:
 def _held_out(inner: Any, stage: str | None, checked: set[str]) -> dict[str, Any]:
     """Validation and test loaders that were not looked at yet.
 
-    A test set may be made in ``setup("test")``, which a fit does not call: then it is looked at when that is called. Errors of
-    loaders that a stage is set up for are the user's own to see.
+    A test set may be made in ``setup("test")``, which a fit does not call: then it is looked at when that is called. What a loader raises
+    is logged; where Lightning asks for the same loader, its user sees it there.
     """
     wanted = {"val": (None, "fit", "validate"), "test": (None, "test")}
     loaders = {}
@@ -361,14 +361,11 @@ def _held_out(inner: Any, stage: str | None, checked: set[str]) -> dict[str, Any
         name = f"{split}_dataloader"
         if split in checked or not _overrides(inner, name):
             continue
-        if stage in stages:
-            loaders[split] = getattr(inner, name)()
-        elif split == "test" and stage == "fit":
+        if stage in stages or (split == "test" and stage == "fit"):
             try:
                 loaders[split] = getattr(inner, name)()
-            except Exception as error:
-                log_info(
-                    inner.trainer, "leak guard: the test set cannot be had before setup('test') (%s: %s); it is checked then",
-                    type(error).__name__, error,
-                )  # fmt: skip
+            except Exception as error:  # where Lightning asks for it too, it raises there, as without us
+                later = "; it is checked in setup('test')" if split == "test" and stage == "fit" else ""
+                words = "leak guard: %s() gives nothing to look at yet (%s: %s)%s"
+                log_info(inner.trainer, words, name, type(error).__name__, error, later)
     return loaders

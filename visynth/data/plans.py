@@ -28,16 +28,18 @@ class Mix:
         share: fraction of the samples that is synthetic, where it does not change.
         spread: share of the slots dealt out evenly over all classes, so that "synthetic" does not spell "rare".
         seed: of positions and pictures.
+        wanting: the user's labels of classes that the balance would fill, whether their images can be made or not.
     """
 
     counts: Mapping[str, int]
     share: float
     spread: float
     seed: int
+    wanting: frozenset[int] = frozenset()
 
     def receiving(self, indices: Mapping[str, int]) -> set[int]:
-        """The user's labels of the classes that receive synthetic samples: their real ones make no room."""
-        return {indices[name] for name, count in self.counts.items() if count and name in indices}
+        """The user's labels of the classes that receive synthetic samples, or should: their real ones make no room."""
+        return {indices[name] for name, count in self.counts.items() if count and name in indices} | self.wanting
 
 
 def class_shares(names: Sequence[str], mix: Mix) -> NDArray[np.float64]:

@@ -6,6 +6,7 @@ transform can move it with the picture; ``finish`` turns what came out into the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from PIL import Image
 from visynth.data.decode import Array
 from visynth.errors import UsageError, choices
 
+SMOOTHED = 0.06  # probability up to which a class of a soft label is there by label smoothing alone
 FILLED = ("boxes", "labels", "masks", "area", "iscrowd", "image_id")
 
 
@@ -167,13 +169,14 @@ def box_problem(boxes: torch.Tensor) -> str | None:
 class MaskTarget:
     """A map of class numbers ``[H, W]`` or ``[1, H, W]``: 0 where nothing is, the class where the synthetic region is.
 
-    Floating-point and boolean masks hold 0 and 1 whatever the class.
+    Floating-point and boolean masks hold 0 and 1 whatever the class; a mask beside a class label holds the one value that real masks hold,
+    where they hold but one (1 or 255).
     """
 
     joint = True
 
-    def __init__(self, real: Any) -> None:
-        self.real = real
+    def __init__(self, real: Any, value: int | None = None) -> None:
+        self.real, self.value = real, value
         self.binary = not isinstance(real, Image.Image) and ("float" in str(real.dtype) or "bool" in str(real.dtype))
         if not isinstance(real, Image.Image) and real.ndim == 3 and real.shape[0] != 1:
             raise UsageError(
@@ -184,7 +187,7 @@ class MaskTarget:
         from torchvision import tv_tensors
 
         region = np.zeros(size, bool) if truth.mask is None else truth.mask
-        value = 1 if self.binary else known(truth) if region.any() else 0
+        value = 1 if self.binary else self.value or (known(truth) if region.any() else 0)
         return tv_tensors.Mask(torch.from_numpy(region.astype(np.uint8 if value < 256 else np.int64) * value))
 
     def finish(self, made: Any, truth: Truth) -> Any:
@@ -259,14 +262,26 @@ def labels_in(real: Any) -> set[int]:
         >>> labels_in(torch.tensor([0.0, 1.0])), labels_in({"labels": torch.tensor([2, 2])}), labels_in(4)
         ({1}, {2}, {4})
     """
-    if isinstance(real, Mapping):
-        real = real.get("labels", ())
-        return {int(value) for value in real}
+    if isinstance(real, Mapping) and "labels" in real:
+        return {int(value) for value in real["labels"]}
     if isinstance(real, Image.Image) or getattr(real, "ndim", 0) >= 2:
-        return {int(value) for value in np.unique(np.asarray(real)) if value == value}
+        # What is negative or not a number in a map is ignored, not a class.
+        return {int(value) for value in np.unique(np.asarray(real)) if value >= 0}
     if getattr(real, "ndim", 0) == 1 and len(real) > 1:
-        return {int(place) for place in np.flatnonzero(np.asarray(real) > 0)}
-    return {int(real)}
+        values = np.asarray(real)
+        if "float" in str(values.dtype) and abs(float(values.sum()) - 1) < 1e-3:
+            return {int(place) for place in np.flatnonzero(values > SMOOTHED)} or {int(values.argmax())}
+        return {int(place) for place in np.flatnonzero(values > 0)}
+    try:
+        number = float(real)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not number.is_integer():
+        raise UsageError(
+            f"labels are class numbers, vectors, masks or detection targets, but there is {real!r}. WithSynthetic makes no other labels (no texts, no "
+            "measurements): name the label with label_key=, or let the dataset give class numbers."
+        )
+    return {int(number)}
 
 
 def probabilities(label: Any, count: int) -> torch.Tensor:
