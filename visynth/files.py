@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
@@ -38,10 +39,26 @@ def hash_file(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def host() -> str:
+    """A short name of this machine, safe in file names: process numbers mean something on one machine alone."""
+    return sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this machine is running."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write a file so that after a crash it holds either the old content or all of the new."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{host()}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as stream:
             stream.write(data)

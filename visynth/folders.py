@@ -10,25 +10,27 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import platform
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from visynth.errors import OutputError, listing
-from visynth.files import ensure_writable, hash_file, sync_folder, write_bytes, write_json
+from visynth.files import alive, ensure_writable, hash_file, host, sync_folder, write_bytes, write_json
 
 RECORD = ".visynth.json"
 SCHEMA = "visynth.folder/1"
 RENDERS = "visynth.renders/1"  # schema of a rendered set's plan
 SHOWN = 8
+TEMPORARY = re.compile(r"^\..*\.([0-9a-f]{8})\.([0-9]+)\.tmp$")  # of write_bytes and new_folder: host and process
 
 
 @contextmanager
-def new_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
+def new_folder(path: str | Path, *, replace: bool = True, parts: Sequence[str] = ()) -> Iterator[Path]:
     """A folder that appears under its name only when the block ends well.
 
     An older one of that name is replaced if all that is in it is ours (see the module's docstring); at any instant the old or the new one
@@ -37,6 +39,7 @@ def new_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
     Args:
         path: of the folder.
         replace: False refuses any older one.
+        parts: patterns of folders in it that are part of it and speak for themselves ("generator*"); any other is a stranger.
 
     Raises:
         OutputError: it holds something that visynth did not write, or it cannot be written.
@@ -54,7 +57,7 @@ def new_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
     restore(path)
     if not replace and path.exists():
         raise OutputError(f"{path} exists already: choose a new folder.")
-    claim(path)
+    claim(path, parts)
     _sweep_temporary(path)
     temporary = path.with_name(f".{path.name}.{host()}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -64,7 +67,7 @@ def new_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
         record_all(temporary)
         for folder in {temporary, *(p.parent for p in temporary.rglob("*"))}:
             sync_folder(folder)
-        claim(path)  # again: a long time may have passed
+        claim(path, parts)  # again: a long time may have passed
         try:
             _put_in_place(temporary, path)
         except OSError as error:
@@ -82,22 +85,6 @@ def restore(path: Path) -> None:
             shutil.rmtree(aside, ignore_errors=True)  # the replacement was done; only the older one was left to remove
         else:
             os.rename(aside, path)
-
-
-def host() -> str:
-    """A short name of this machine, safe in file names: process numbers mean something on one machine alone."""
-    return sha256(platform.node().encode()).hexdigest()[:8]
-
-
-def alive(pid: int) -> bool:
-    """Whether a process of this machine is running."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _aside(path: Path) -> Path:
@@ -142,8 +129,11 @@ def _exchange(first: Path, second: Path) -> bool:
     return False
 
 
-def strangers(folder: str | Path) -> list[str]:
-    """Files below a folder that visynth did not write, or that were changed since, as relative paths, sorted.
+def strangers(folder: str | Path, parts: Sequence[str] = ()) -> list[str]:
+    """Files below a folder that visynth did not write, or that were changed since, and empty folders, as relative paths, sorted.
+
+    Folders in it that match ``parts`` and have a record of their own are part of it; the results of another command are not.
+    What killed processes of this machine left half written is ours.
 
     Example:
         >>> import tempfile
@@ -158,10 +148,20 @@ def strangers(folder: str | Path) -> list[str]:
         return []
     if not folder.is_dir():
         return [folder.name]
-    known = _known(folder)
-    found = []
+    known = _known(folder, parts)
+    homes = {"/".join(name.split("/")[:depth]) for name in known for depth in range(1, name.count("/") + 1)}
+    found = [
+        f"{path.relative_to(folder).as_posix()}/"
+        for path in _folders(folder)
+        if path != folder
+        and not any(path.iterdir())
+        and path.relative_to(folder).as_posix() not in homes
+        and not _left_over(path, folder)
+    ]
     for path in _files(folder):
         name = path.relative_to(folder).as_posix()
+        if _left_over(path, folder):
+            continue
         hashes = known.get(name)
         if hashes is None:
             found.append(name)
@@ -170,18 +170,33 @@ def strangers(folder: str | Path) -> list[str]:
     return sorted(found)
 
 
-def claim(folder: str | Path) -> Path:
+def _left_over(path: Path, folder: Path) -> bool:
+    """Whether a file or folder lies in something temporary of a process that is no more, or in a folder that was set aside."""
+    for name in path.relative_to(folder).parts:
+        match = TEMPORARY.match(name)
+        if (
+            match
+            and match.group(1) == host()
+            and not (alive(int(match.group(2))) and int(match.group(2)) != os.getpid())
+        ):
+            return True
+        if name.startswith(".") and name.endswith(".visynth-old"):
+            return True
+    return False
+
+
+def claim(folder: str | Path, parts: Sequence[str] = ()) -> Path:
     """The folder, if it may be replaced: absent, empty or all ours. Called before long work starts.
 
     Raises:
         OutputError: it holds something that visynth did not write (listed), or its parent cannot be written.
     """
     folder = Path(folder)
-    found = strangers(folder)
+    found = strangers(folder, parts)
     if found:
         raise OutputError(
-            f"{folder} holds {len(found)} files that visynth did not write, and nothing of yours is ever removed: choose another output folder, "
-            f"or move them away. Nothing was changed.\n{listing(found, SHOWN)}"
+            f"{folder} holds {len(found)} files that visynth did not write here, and nothing of yours (reviewers' decisions, other results) is ever "
+            f"removed: choose another output folder, or move them away. Nothing was changed.\n{listing(found, SHOWN)}"
         )
     ensure_writable(folder.parent)
     return folder
@@ -237,7 +252,7 @@ def put_files(folder: str | Path, files: Mapping[str, bytes]) -> None:
 
 def record_all(folder: Path) -> None:
     """Note every file below a folder that we have just made as ours; folders in it with records of their own speak for themselves."""
-    known = _known(folder, own=False)
+    known = _known(folder, ("*",), own=False)
     names = [path.relative_to(folder).as_posix() for path in _files(folder)]
     _write_record(folder, {n: [hash_file(folder / n)] for n in names if n not in known and n != RECORD})
 
@@ -246,11 +261,13 @@ def _ours(path: Path, hashes: Sequence[str] | None) -> bool:
     return hashes is not None and path.is_file() and not path.is_symlink() and hash_file(path) in hashes
 
 
-def _known(folder: Path, own: bool = True) -> dict[str, tuple[str, ...]]:
-    """Hashes of our files by path below a folder, from all records in it; no hash where any content is ours."""
+def _known(folder: Path, parts: Sequence[str] = (), own: bool = True) -> dict[str, tuple[str, ...]]:
+    """Hashes of our files by path below a folder, from its record and those of its parts; no hash where any content is ours."""
     known: dict[str, tuple[str, ...]] = {}
     for path in _folders(folder):
         if path == folder and not own:
+            continue
+        if path != folder and not any(fnmatch(path.relative_to(folder).parts[0], part) for part in parts):
             continue
         prefix = "" if path == folder else path.relative_to(folder).as_posix() + "/"
         known |= {prefix + name: tuple(hashes) for name, hashes in _record(path).items()}
@@ -282,11 +299,13 @@ def _rendered(folder: Path) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = dict.fromkeys(
         ("plan.json", "members.jsonl", "metadata.jsonl", "scores.jsonl"), ()
     )
-    try:
-        lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
-        found |= {(row := json.loads(line))["file_name"]: (row["sha256"],) for line in lines}
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # then its images are no one's, and stay
+    work = folder.with_name(folder.name + ".work")  # where it is not finished, its shards say what moved already
+    for file in [folder / "metadata.jsonl", *work.glob("shard.*/records.jsonl")]:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+            found |= {(row := json.loads(line))["file_name"]: (row["sha256"],) for line in lines}
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # then its images are no one's, and stay
     return found
 
 

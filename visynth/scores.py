@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from visynth import seeds as seeding
 from visynth.data.decode import decode
 from visynth.data.items import ImageSet, Lazy
-from visynth.errors import DataError
+from visynth.errors import DataError, IntegrityError, OutputError
 from visynth.evaluate import assign_splits
 from visynth.files import cache_folder, canonical_json, write_text
-from visynth.manifest import SCORES, Renders, read_renders
+from visynth.manifest import SCORES, Renders, read_renders, read_scores
 from visynth.metrics.features import FeatureBank, extractor
 from visynth.metrics.memorization import SAME, Copies, copies
 
@@ -66,6 +66,12 @@ def score_renders(
         DataError: fewer than two classes with three real training images each.
     """
     renders = renders if isinstance(renders, Renders) else read_renders(renders)
+    try:
+        read_scores(renders.folder)
+    except IntegrityError as error:
+        raise OutputError(
+            f"{renders.folder / SCORES} holds something else than scores ({error}): move it away."
+        ) from error
     train = assign_splits(images, renders.members).select(lambda item: item.split == "train" and len(item.labels) == 1)
     counts = train.counts()
     items = [item for item in train.items if counts[item.labels[0]] >= LEAST]

@@ -53,6 +53,8 @@ from visynth.trial_cells import (
 from visynth.trial_learned import Studio, learned_cells, open_studio
 from visynth.trial_pictures import galleries
 
+PARTS = ("generator*", "renders*")  # folders that a trial writes beside its report
+
 
 def run_trial(
     images: ImageSet,
@@ -89,7 +91,7 @@ def run_trial(
     options = options or TrialOptions()
     started = time.monotonic()
     check_apart(out, images.folders())
-    out = claim(out)
+    out = claim(out, PARTS)
     say("preflight: files, groups, near-duplicates")
     flight = preflight(images, rare, good=good, grouped=grouped)
     bench = make_workbench(flight, options, say)
@@ -108,9 +110,8 @@ def run_trial(
     report.section("Preflight", *flight.blocks(), text(f"Preflight took {flight.seconds:.0f} s."))
     _sum_up(report, flight, bench, results, notes, options)
 
-    with new_folder(
-        out
-    ) as folder:  # the verdicts are safe before anything more is made; what an older trial left goes with it
+    # The verdicts are safe before anything more is made; what an older trial left goes with it.
+    with new_folder(out, parts=PARTS) as folder:
         write_groups(folder, flight)
         report.write(folder)
     try:

@@ -362,3 +362,21 @@ def test_a_mask_is_judged_once() -> None:
     image, mask = grain(0), disc((96, 96), (9, 9), 3)
     assert [ask(image, mask), ask(image, mask), ask(image, mask.copy())] == ["no"] * 3
     assert len(asked) == 2
+
+
+def test_one_pixel_defects_survive_hard_scaling() -> None:
+    mask = np.zeros((64, 64), bool)
+    mask[30, 30] = True
+    spot = board(1).copy()
+    spot[30, 30] = 255 - spot[30, 30]
+    sources = [Source("g", "good", "g", board(0)), Source("b", "bad", "b", spot, mask)]
+    made = fit_composition(sources, good="good", judge=judge, settings={"bad": Settings(blend="hard", feather=0.0)})
+    samples = made.generator.sample(range(40), [0] * 40)
+    assert samples.masks.flatten(1).any(1).all()
+
+
+def test_line_art_without_masks_is_hard_too() -> None:
+    sources = [Source(f"g{k}", "good", f"g{k}", board(k)) for k in range(3)]
+    sources += [Source(f"b{k}", "bad", f"b{k}", np.ascontiguousarray(board(k).transpose(1, 0, 2))) for k in range(3)]
+    made = fit_composition(sources, good="good", judge=judge, without_masks="nsa")
+    assert set(np.unique(made.generator.sample(range(20), [0] * 20).images.numpy())) <= {0, 255}

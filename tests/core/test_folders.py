@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from visynth.data.reading import read_images
 from visynth.errors import OutputError
 from visynth.evaluate import evaluate_renders
 from visynth.explore import explore
+from visynth.files import host
 from visynth.fit import fit_compose
 from visynth.folders import check_apart, claim, new_folder, put_files, restore, strangers
 from visynth.generator import load_generator
@@ -22,6 +24,8 @@ from visynth.preflight import preflight, write_groups
 from visynth.render.exports import export
 from visynth.render.run import make_plan, render_set
 from visynth.report import Report
+from visynth.scores import score_renders
+from visynth.trial import PARTS
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -223,7 +227,7 @@ class TestCommands:
     def test_render(self, samples, out, capsys, tmp_path) -> None:
         images = read_images(samples / "images", masks=samples / "masks")
         fit_compose(images, tmp_path / "generator")
-        assert main(["render", str(tmp_path / "generator"), "--out", str(out), "--per-class", "2", "--quiet"]) == 78
+        assert main(["render", str(tmp_path / "generator"), "--out", str(out), "--per-class", "2", "--quiet"]) == 73
         assert tree(out) == {"mine.txt": b"precious"}
 
     @pytest.mark.parametrize("where", [".", "good", "new"])
@@ -294,10 +298,11 @@ def test_reviewers_decisions_are_not_ours_to_remove(samples, tmp_path) -> None:
     with new_folder(tmp_path / "trial") as folder:
         (folder / "report.json").write_text("{}")
     render_set(generator, make_plan(generator, per_class=2), tmp_path / "trial/renders", workers=0)
-    assert strangers(tmp_path / "trial") == []
+    assert strangers(tmp_path / "trial", ("renders*",)) == []
+    assert len(strangers(tmp_path / "trial")) > 3, "another command's results are not part of it"
     (tmp_path / "trial/renders/review.jsonl").write_text("")
     with pytest.raises(OutputError, match=r"renders/review.jsonl"):
-        claim(tmp_path / "trial")
+        claim(tmp_path / "trial", ("renders*",))
 
 
 def test_apart() -> None:
@@ -311,3 +316,64 @@ def test_unwritable_places_are_told(tmp_path) -> None:
         (tmp_path / "file").write_text("")
         with pytest.raises(OutputError):
             claim(tmp_path / "file" / "out")
+
+
+def test_a_trial_replaces_its_own_results_and_no_other_commands(samples, tmp_path) -> None:
+    images = read_images(samples / "images", masks=samples / "masks")
+    generator = fit_compose(images, tmp_path / "first").generator
+    out = tmp_path / "trial"
+    with new_folder(out, parts=PARTS) as folder:
+        Report("trial", "x").write(folder)
+    generator.save(out / "generator")
+    claim(out, PARTS)
+    (out / "mydir").mkdir()
+    assert strangers(out, PARTS) == ["mydir/"]
+    (out / "mydir").rmdir()
+    render_set(generator, make_plan(generator, per_class=1), out / "more", workers=0)
+    with pytest.raises(OutputError, match=r"more/good/"):
+        claim(out, PARTS)
+
+
+def test_what_killed_processes_left_half_written_is_ours(tmp_path) -> None:
+    put_files(tmp_path / "out", {"a": b"1"})
+    dead = 999_999_999
+    for name in (f".b.{host()}.{dead}.tmp", f".generator.{host()}.{dead}.tmp/model.safetensors", ".c.visynth-old/x"):
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text("half")
+    assert strangers(tmp_path / "out") == []
+    (tmp_path / "out/.b.0123abcd.7.tmp").write_text("another machine's")
+    assert strangers(tmp_path / "out") == [".b.0123abcd.7.tmp"]
+
+
+def test_images_that_moved_before_a_kill_are_known(composition, tmp_path, monkeypatch) -> None:
+    from visynth.render import run
+
+    generator, _ = composition
+    moved = []
+    replace = os.replace
+
+    def die(source, target):
+        if str(target).endswith(".png"):
+            moved.append(target)
+            if len(moved) == 4:
+                raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(run.os, "replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        render_set(generator, make_plan(generator, per_class=3), tmp_path / "trial/renders", workers=0)
+    monkeypatch.undo()
+    assert len(list((tmp_path / "trial/renders").rglob("*.png"))) == 3
+    assert strangers(tmp_path / "trial/renders") == []
+    assert (
+        len(render_set(generator, make_plan(generator, per_class=3), tmp_path / "trial/renders", workers=0).records)
+        == 12
+    )
+
+
+def test_scores_are_not_written_over_something_else(composition, sample_set, renders, tmp_path) -> None:
+    shutil.copytree(renders.folder, tmp_path / "set")
+    (tmp_path / "set/scores.jsonl").write_text("my notes")
+    with pytest.raises(OutputError, match="holds something else than scores"):
+        score_renders(sample_set, tmp_path / "set")
+    assert (tmp_path / "set/scores.jsonl").read_text() == "my notes"

@@ -395,3 +395,124 @@ def test_lists_are_not_confused_by_the_working_folder(class_folders, tmp_path, m
     (tmp_path / "list.csv").write_text("file,label\nimages/a/a_0.png,x\nimages/b/b_0.png,y\n")
     monkeypatch.chdir(os.path.sep)
     assert len(read_images(tmp_path / "list.csv")) == 2
+
+
+# -- found by review -----------------------------------------------------------------------------------------------------
+
+
+def test_a_flat_test_folder_beside_train_classes_is_no_class(class_folders, tmp_path) -> None:
+    class_folders({"a": 2, "b": 2}, root="set/train")
+    (tmp_path / "set/val").mkdir()
+    assert read_images(tmp_path / "set").notes == ("the split folder val/ is empty",)
+    class_folders({"test": 2}, root="set")
+    with pytest.raises(DataError, match=r"test/ holds 2 images without class folders, while train/ has some"):
+        read_images(tmp_path / "set")
+
+
+def test_loose_images_and_files_of_systems_are_counted_or_passed_over(class_folders) -> None:
+    root = class_folders({"a": 2, "b": 2})
+    (root / "stray.png").write_bytes((root / "a/a_0.png").read_bytes())
+    (root / "a/Thumbs.db").write_bytes(b"x")
+    images = read_images(root)
+    assert len(images) == 4
+    assert not images.bad
+    assert images.notes == ("1 images directly in images/ lie in no class folder and are not used",)
+
+
+def test_a_class_may_be_called_none_and_no_label_is_counted(picture, tmp_path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.png").write_bytes(encode_png(picture()))
+    (tmp_path / "list.tsv").write_text("file\tlabel\na.png\tnone\nb.png\tnan\nc.png\t\n")
+    images = read_images(tmp_path / "list.tsv")
+    assert images.counts() == {"nan": 1, "none": 1}
+    assert images.notes == ("1 images have no label: they show none of the classes",)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('file,label\n"a.png,x\nb.png,y\n', "cannot be read as a table"),
+        ("file,label\na.png,x\n./sub/../a.png,y\n", "row 3: a.png is listed twice"),
+    ],
+)
+def test_quotes_that_never_close_and_one_file_by_two_ways(text: str, told: str, picture, tmp_path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(encode_png(picture()))
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(DataError, match=told):
+        read_images(tmp_path / "list.csv")
+
+
+def test_two_masks_beside_one_image_and_masks_elsewhere(class_folders, tmp_path) -> None:
+    root = class_folders({"a": 1, "b": 1})
+    full = encode_png(np.full((12, 10, 1), 255, np.uint8))
+    (root / "a/a_0_mask.png").write_bytes(full)
+    (root / "a/a_0_seg.png").write_bytes(full)
+    with pytest.raises(DataError, match=r"a_0 has several masks beside it: 'a_0_mask.png', 'a_0_seg.png'"):
+        read_images(root)
+    (root / "a/a_0_seg.png").unlink()
+    (tmp_path / "masks/a").mkdir(parents=True)
+    (tmp_path / "masks/a/a_0.png").write_bytes(full)
+    assert read_images(root, masks=tmp_path / "masks").counts() == {"a": 2, "b": 1}, "then a name is no mask"
+
+
+def test_instances_and_greys_are_all_labelled() -> None:
+    instances = np.zeros((60, 60, 1), np.uint8)
+    for k in range(36):
+        instances[10 * (k // 6) : 10 * (k // 6) + 7, 10 * (k % 6) : 10 * (k % 6) + 7] = 7 * (k + 1)
+    assert (labelled(instances) == (instances[:, :, 0] > 0)).all()
+    two = np.zeros((30, 30, 1), np.uint8)
+    two[2:9, 2:9], two[12:20, 12:20] = 38, 255
+    assert labelled(two).sum() == 49 + 64
+
+
+def test_colours_of_print_and_tags_that_are_none() -> None:
+    from visynth.data.decode import decode_bytes
+
+    plain = np.full((8, 8, 3), (200, 60, 30), np.uint8)
+    for mode in ("CMYK", "LAB"):
+        stream = io.BytesIO()
+        image = Image.fromarray(plain)
+        if mode == "LAB":
+            from PIL import ImageCms
+
+            image = ImageCms.profileToProfile(
+                image, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+            )
+        else:
+            image = image.convert(mode)
+        image.save(stream, "TIFF")
+        assert decode_bytes(stream.getvalue()).shape == (8, 8, 3)
+        if mode == "CMYK":
+            assert np.abs(decode_bytes(stream.getvalue()).astype(int) - plain).max() <= 2
+    exif = Image.Exif()
+    exif[274] = 9
+    stream = io.BytesIO()
+    Image.fromarray(plain[:4]).save(stream, "PNG", exif=exif)
+    assert decode_bytes(stream.getvalue()).shape == (4, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("note", "told"),
+    [
+        ({"bbox": [1, 1, 0, 3]}, r"bbox \[1, 1, 0, 3\] has no area"),
+        ({"bbox": [1, 1, float("nan"), 3]}, "must be four numbers"),
+        ({"category_id": [1]}, "is no category of the file"),
+        ({"segmentation": {"size": [12, 10], "counts": [1, 2, 3]}}, "do not add up to the 120 pixels"),
+    ],
+)
+def test_annotations_that_make_no_sense(note, told: str, coco) -> None:
+    with pytest.raises(DataError, match=told):
+        coco([note])
+
+
+def test_coco_files_of_other_systems(coco, tmp_path) -> None:
+    images = [{"id": k, "file_name": f"a\\a_{k}.png", "height": 12.0, "width": "10", "group": None} for k in range(2)]
+    assert [i.group for i in coco([{"bbox": [1, 1, 3, 3]}], images=images).items] == ["", ""]
+    (tmp_path / "ann.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "ann.json").read_bytes())
+    assert len(read_images(tmp_path / "ann.json")) == 2
+    with pytest.raises(DataError, match=r"split 'holdout' is not one of"):
+        coco(images=[{"id": 0, "file_name": "a/a_0.png", "split": "holdout"}])
+    unsized = [{"id": k, "file_name": f"a/a_{k}.png"} for k in range(2)]
+    with pytest.raises(DataError, match=r"a/a_0.png is 10x12 pixels, its run lengths are of 5x5"):
+        coco([{"segmentation": {"size": [5, 5], "counts": [25]}}], images=unsized)

@@ -251,6 +251,8 @@ def test_a_class_or_split_that_changed_is_named() -> None:
     before = {"x": ["a", "train", "1"], "y": ["a", "train", "2"]}
     with pytest.raises(ConflictError, match="x: class 'a' is now 'b', split 'train' is now 'test'"):
         check_same_data(before, before | {"x": ["b", "test", "1"]})
+    with pytest.raises(ConflictError, match="x: group 'g' is now 'h', other mask"):
+        check_same_data({"x": ["a", "train", "1", "g", "m"]}, {"x": ["a", "train", "1", "h", "n"]})
     check_same_data({}, before)
     check_same_data(before, dict(before))
 

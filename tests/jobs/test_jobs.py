@@ -36,7 +36,7 @@ from visynth.networks.unet import Denoiser, recipe
 from visynth.preflight import preflight
 from visynth.render.run import make_plan, render_set
 from visynth.report import ClassVerdict, Report, arms, bullets, gallery, read_report, table, text
-from visynth.trial import run_trial
+from visynth.trial import PARTS, run_trial
 from visynth.trial_cells import TrialOptions
 
 QUICK = TrialOptions(rare_groups=2, draws=2, folds=2, synthetic=12, workers=0, others=False, learned="none")
@@ -148,7 +148,7 @@ class TestTrial:
         report = run_trial(images, ["spot"], out, options=options, good="good", grouped=True)
         assert report.verdicts[0].answer == "not measured"
         assert sorted(p.name for p in out.iterdir()) == [".visynth.json", "groups.csv", "report.html", "report.json"]
-        assert strangers(out) == []
+        assert strangers(out, PARTS) == []
 
     @pytest.mark.parametrize(
         ("rare", "error", "told"),

@@ -24,7 +24,7 @@ from PIL import Image
 from visynth.data.decode import decode
 from visynth.data.reading import read_images
 from visynth.errors import ConflictError, DataError, IntegrityError, OutputError, UsageError
-from visynth.folders import host
+from visynth.files import host
 from visynth.manifest import Record, decode_mask, encode_mask, read_renders, read_reviews, write_reviews
 from visynth.render.exports import export, flat
 from visynth.render.plan import Plan, balanced_order
@@ -174,7 +174,7 @@ class TestRender:
     def test_a_folder_with_strangers_is_refused(self, composition, tmp_path) -> None:
         (tmp_path / "r").mkdir()
         (tmp_path / "r" / "thesis.tex").write_text("")
-        with pytest.raises(ConflictError, match=r"holds 1 other files \('thesis.tex'\)"):
+        with pytest.raises(OutputError, match=r"holds 1 files that visynth did not write(.|\n)*thesis\.tex"):
             render_set(composition[0], make_plan(composition[0], per_class=3), tmp_path / "r", workers=0)
 
     def test_unwritable_output(self, composition, tmp_path) -> None:
@@ -363,6 +363,31 @@ class TestExports:
             export(renders, "pascal", tmp_path / "x")
         with pytest.raises(ConflictError, match="exists already"):
             export(renders, "coco", tmp_path)
+
+
+class TestOthersFiles:
+    def test_a_users_folder_of_the_works_name_stays(self, composition, tmp_path) -> None:
+        generator, _ = composition
+        plan = make_plan(generator, per_class=1)
+        (tmp_path / "set.work" / "sub").mkdir(parents=True)
+        (tmp_path / "set.work/sub/x.txt").write_text("precious")
+        with pytest.raises(OutputError, match=r"sub/x\.txt"):
+            render_set(generator, plan, tmp_path / "set", workers=0)
+        shutil.move(tmp_path / "set.work", tmp_path / "aside")
+        render_set(generator, plan, tmp_path / "set", workers=0)
+        shutil.move(tmp_path / "aside", tmp_path / "set.work")
+        render_set(generator, plan, tmp_path / "set", workers=0)
+        assert (tmp_path / "set.work/sub/x.txt").read_text() == "precious"
+
+    def test_what_was_set_aside_stays_when_more_is(self, composition, renders, tmp_path) -> None:
+        shutil.copytree(renders.folder, tmp_path / "set")
+        generator, _ = composition
+        name = renders.records[0].file_name
+        for text in ("one", "two"):
+            (tmp_path / "set" / name).write_text(text)
+            with pytest.warns(UserWarning, match="1 files were missing or altered"):
+                render_set(generator, make_plan(generator, per_class=12), tmp_path / "set", workers=0)
+        assert sorted(p.read_text() for p in (tmp_path / "set.damaged").rglob("*") if p.is_file()) == ["one", "two"]
 
 
 class TestRepair:

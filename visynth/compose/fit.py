@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -127,9 +127,9 @@ def fit_composition(
             rule = (settings or {}).get(name) or from_masks([s.mask for s in usable if s.mask is not None], hard=hard)
         elif without_masks:
             usable = own
-            rule = (settings or {}).get(name) or Settings(
-                method=without_masks, shift=10**6, blend="mixed" if without_masks == "nsa" else "feather"
-            )
+            soft = Settings(method=without_masks, shift=10**6, blend="mixed" if without_masks == "nsa" else "feather")
+            edge = replace(soft, blend="hard", feather=0.0, scale=(1.0, 1.0))
+            rule = (settings or {}).get(name) or (edge if hard else soft)
         else:
             left_out[name] = why
             continue

@@ -227,14 +227,12 @@ class Composition(Generator):
         factor = generator.uniform(*settings.scale)
         if scaled and abs(factor - 1) > 0.01:
             side = max(2, round(image.shape[1] * factor)), max(2, round(image.shape[0] * factor))
-            bigger = cv2.resize(mask.astype(np.float32), side, interpolation=cv2.INTER_LINEAR) >= 0.5
+            wanted, hard = (side[1], side[0]), settings.blend == "hard"
+            kept = [np.arange(n) * old // n for n, old in zip(wanted, image.shape[:2], strict=True)]
+            soft = cv2.resize(mask.astype(np.float32), side, interpolation=cv2.INTER_LINEAR) >= 0.5
+            bigger = mask[kept[0]][:, kept[1]] if hard else soft  # hard: no value between two others
             if bigger.any():  # a one-pixel defect may vanish when it shrinks: then it keeps its size
-                wanted = side[1], side[0]
-                if settings.blend == "hard":  # no value between two others
-                    kept = [np.arange(n) * old // n for n, old in zip(wanted, image.shape[:2], strict=True)]
-                    image, mask = image[kept[0]][:, kept[1]], mask[kept[0]][:, kept[1]]
-                else:
-                    image, mask = resize(image, wanted), bigger
+                image, mask = (image[kept[0]][:, kept[1]] if hard else resize(image, wanted)), bigger
         return _trim(image, mask, round(settings.ring + settings.feather))
 
     def _foreground(self, ground: Background) -> Mask:

@@ -7,6 +7,7 @@ mask. What annotations and images say is compared when the set is read.
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ from typing import Any
 
 from visynth.data.folder import SPLIT_WORDS
 from visynth.data.items import BadFile, Item
-from visynth.errors import DataError, listing, raise_all
+from visynth.data.masks import region
+from visynth.data.tables import as_path, present
+from visynth.errors import DataError, choices, listing, raise_all
 
 BACKGROUND = "background"
 
@@ -41,11 +44,13 @@ def read_coco(path: Path, images: Path | None = None) -> Coco:
         DataError: not COCO, or annotations that cannot be right (all told).
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
         raw_categories, raw_images, annotations = data["categories"], data["images"], data["annotations"]
         categories = {c["id"]: str(c["name"]) for c in sorted(raw_categories, key=lambda c: str(c["id"]).zfill(12))}
         records = {r["id"]: r for r in raw_images}
-        names = [str(r["file_name"]) for r in raw_images]
+        for record in raw_images:
+            record["file_name"] = as_path(record["file_name"])
+        names = [r["file_name"] for r in raw_images]
     except OSError as error:
         raise DataError(f"{path} cannot be opened ({error.strerror}).") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -91,17 +96,25 @@ def read_coco(path: Path, images: Path | None = None) -> Coco:
 
 
 def _item(file: Path, record: Mapping[str, Any], notes: list[dict[str, Any]], categories: Mapping[Any, str]) -> Item:
-    size = (int(record["height"]), int(record["width"])) if record.get("height") and record.get("width") else None
     return Item(
         file,
         Path(record["file_name"]).as_posix(),
         tuple(sorted({categories[n["category_id"]] for n in notes})) or (BACKGROUND,),
-        group=str(record.get("group", "")),
+        group=present(record.get("group")),
         split=SPLIT_WORDS.get(str(record.get("split", "")).lower(), ""),
         boxes=tuple((categories[n["category_id"]], *_corners(n["bbox"])) for n in notes if n.get("bbox")),
         regions=tuple((categories[n["category_id"]], n["segmentation"]) for n in notes if n.get("segmentation")),
-        size=size,
+        size=_size(record),
     )
+
+
+def _size(record: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(height, width) that an image's record says, or None."""
+    try:
+        height, width = (round(float(record[side])) for side in ("height", "width"))
+    except (KeyError, TypeError, ValueError):
+        return None
+    return (height, width) if height and width else None
 
 
 def _doubles(records: list[Any]) -> list[str]:
@@ -110,6 +123,10 @@ def _doubles(records: list[Any]) -> list[str]:
     ids: set[Any] = set()
     files: dict[str, Any] = {}
     for record in records:
+        split = str(record.get("split") or "").strip().lower()
+        if split and split not in SPLIT_WORDS:
+            allowed = choices(sorted(set(SPLIT_WORDS.values())))
+            problems.append(f"image {record['id']!r}: split {split!r} is not one of {allowed}")
         if record["id"] in ids:
             problems.append(f"the image id {record['id']!r} is given twice")
         ids.add(record["id"])
@@ -124,13 +141,15 @@ def _problem(note: Any, records: Mapping[Any, Any], categories: Mapping[Any, str
     if not isinstance(note, Mapping):
         return f"is {type(note).__name__}, not an object"
     for key, known, what in (("image_id", records, "image"), ("category_id", categories, "category")):
-        if note.get(key) not in known:
+        if isinstance(note.get(key), (list, dict)) or note.get(key) not in known:
             other = next((k for k in known if str(k) == str(note.get(key))), None)
             hint = f" (there is {other!r}: numbers and texts differ)" if other is not None else ""
             return f"{key} {note.get(key)!r} is no {what} of the file{hint}"
     box, outline = note.get("bbox"), note.get("segmentation")
     if box and not (isinstance(box, list) and len(box) == 4 and all(_is_number(v) for v in box)):
         return f"bbox {box!r} must be four numbers [x, y, width, height]"
+    if box and (box[2] <= 0 or box[3] <= 0):
+        return f"bbox {box!r} has no area"
     if isinstance(outline, list) and outline and _is_number(outline[0]):
         return "segmentation is one flat list of numbers; COCO has a list of polygons [[x1, y1, x2, y2, ...], ...]"
     if isinstance(outline, list):
@@ -143,11 +162,16 @@ def _problem(note: Any, records: Mapping[Any, Any], categories: Mapping[Any, str
     elif isinstance(outline, Mapping):
         if not {"size", "counts"} <= set(outline):
             return f"run lengths need 'size' and 'counts', but have {sorted(outline)}"
-        size = [records[note["image_id"]].get(side) for side in ("height", "width")]
-        if None not in size and list(outline["size"]) != size:
-            return (
-                f"run lengths are of {outline['size'][1]}x{outline['size'][0]} pixels, the image of {size[1]}x{size[0]}"
-            )
+        size, own = _size(records[note["image_id"]]), tuple(outline["size"])
+        if size is not None and own != size:
+            return f"run lengths are of {own[1]}x{own[0]} pixels, the image of {size[1]}x{size[0]}"
+        counts = outline["counts"]
+        if isinstance(counts, list) and (not all(map(_is_number, counts)) or sum(counts) != own[0] * own[1]):
+            return f"run lengths do not add up to the {own[0] * own[1]} pixels of {own[1]}x{own[0]}"
+        try:
+            region(outline, *own)
+        except Exception as error:  # packed text that is none
+            return f"run lengths cannot be read ({error})"
     elif outline:
         return f"segmentation is {type(outline).__name__}; polygons or run lengths are read"
     return None
@@ -172,7 +196,7 @@ def _used(
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _corners(box: list[float]) -> tuple[float, float, float, float]:

@@ -120,7 +120,7 @@ def picture_size(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> tuple[int
     image = _opened(data, limits)
     if image.format == "PNG":
         image.load()  # an orientation may stand behind the pixels
-    turned = int(image.getexif().get(ORIENTATION, 1)) >= 5
+    turned = _orientation(image.getexif().get(ORIENTATION, 1)) >= 5
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
@@ -210,11 +210,16 @@ def _pixels(image: Image.Image, data: bytes) -> Array:
             raise DataError("is damaged or truncated")
         array = array if array.ndim == 2 else array[:, :, [2, 1, 0, *range(3, array.shape[2])]]
         image.load()  # an orientation may stand behind the pixels
-        return _turned(array, int(image.getexif().get(ORIENTATION, 1)))
+        return _turned(array, _orientation(image.getexif().get(ORIENTATION, 1)))
     upright = _loaded(image)
     if upright.mode == "P" and "transparency" in upright.info:
         upright = upright.convert("RGBA")
     return np.asarray(upright.convert(MODES.get(upright.mode, upright.mode)))
+
+
+def _orientation(value: Any) -> int:
+    """An orientation tag as 1 to 8; anything else means upright."""
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _turned(array: Array, orientation: int) -> Array:
@@ -251,7 +256,9 @@ def _tiff(data: bytes, limits: Limits, raw: bool = False) -> Array:
         if page.imagelength * page.imagewidth > limits.max_pixels:
             raise DataError(f"has {page.imagewidth}x{page.imagelength} pixels, the limit is {limits.max_pixels:,}")
         tag = page.tags.get(ORIENTATION)
-        orientation = int(tag.value) if tag is not None else 1
+        orientation = _orientation(tag.value if tag is not None else 1)
+        if page.photometric.name in ("SEPARATED", "CIELAB", "ICCLAB", "ITULAB", "YCBCR"):
+            return _turned(_tiff_otherwise(data), orientation)  # Pillow knows what these colours look like
         try:
             array = page.asarray()
         except (

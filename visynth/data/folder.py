@@ -7,7 +7,7 @@ from pathlib import Path
 
 from visynth.data.decode import EXTENSIONS
 from visynth.data.items import BadFile, Item
-from visynth.errors import DataError, choices
+from visynth.errors import DataError, choices, raise_all
 
 SPLIT_WORDS = {
     "train": "train",
@@ -24,7 +24,9 @@ ASIDE = ("unlabeled", "unlabelled", "unsup", "extra", "ignore")  # beside splits
 MASK_SUFFIXES = ("_mask", "_label", "_gt", "_seg", "-mask", ".mask")  # after an image's name, in lower case
 
 
-def read_folder(root: Path, mask_suffix: str | None = None) -> tuple[list[Item], list[BadFile], list[str]]:
+def read_folder(
+    root: Path, mask_suffix: str | None = None, beside: bool = True
+) -> tuple[list[Item], list[BadFile], list[str]]:
     """Items of a folder of class folders, what is not an image as bad, and what is to be told; hidden files are passed over.
 
     A file beside an image that has its name and a mask's suffix is the image's mask, not another image of the class.
@@ -44,7 +46,15 @@ def read_folder(root: Path, mask_suffix: str | None = None) -> tuple[list[Item],
     splits = [f for f in folders if f.name.lower() in SPLIT_WORDS]
     rest = [f for f in folders if f not in splits]
     notes: list[str] = []
-    if splits and all(_subfolders(f) for f in splits) and any(SPLIT_WORDS[f.name.lower()] == "train" for f in splits):
+    if any(SPLIT_WORDS[f.name.lower()] == "train" and _subfolders(f) for f in splits):
+        flat = [f for f in splits if not _subfolders(f)]
+        loose = [f"{f.name}/ holds {_count(f)} images without class folders" for f in flat if _count(f)]
+        if loose:
+            raise DataError(
+                f"{root}: {'; '.join(loose)}, while train/ has some: put them into class folders, or move them away."
+            )
+        notes += [f"the split folder {f.name}/ is empty" for f in flat]
+        splits = [f for f in splits if f not in flat]
         aside = [f for f in rest if f.name.lower() in ASIDE]
         if len(aside) < len(rest):
             raise DataError(
@@ -55,15 +65,15 @@ def read_folder(root: Path, mask_suffix: str | None = None) -> tuple[list[Item],
         items: list[Item] = []
         bad: list[BadFile] = []
         for folder in splits:
-            found, wrong = _classes(folder, root, SPLIT_WORDS[folder.name.lower()], mask_suffix, notes)
+            found, wrong = _classes(folder, root, SPLIT_WORDS[folder.name.lower()], mask_suffix, beside, notes)
             items, bad = items + found, bad + wrong
         return items, bad, notes
-    items, bad = _classes(root, root, "", mask_suffix, notes)
+    items, bad = _classes(root, root, "", mask_suffix, beside, notes)
     return items, bad, notes
 
 
 def _classes(
-    root: Path, base: Path, split: str, mask_suffix: str | None, notes: list[str]
+    root: Path, base: Path, split: str, mask_suffix: str | None, beside: bool, notes: list[str]
 ) -> tuple[list[Item], list[BadFile]]:
     folders = _subfolders(root)
     if not any(_has_images(folder) for folder in folders):
@@ -71,31 +81,48 @@ def _classes(
     items: list[Item] = []
     bad: list[BadFile] = []
     masks = 0
+    loose = sum(p.is_file() and p.suffix.lower() in EXTENSIONS for p in root.iterdir())
+    if loose:
+        notes.append(f"{loose} images directly in {root.name}/ lie in no class folder and are not used")
     for folder in folders:
         paths = _walk(folder)
         names = {p.with_suffix("") for p in paths if p.suffix.lower() in EXTENSIONS}
-        own: dict[Path, Path] = {}
-        for path in [p for p in paths if p.suffix.lower() in EXTENSIONS]:
+        own: dict[Path, list[Path]] = {}
+        for path in [p for p in paths if beside and p.suffix.lower() in EXTENSIONS]:
             image = _image_of(path, names, mask_suffix)
             if image is not None:
-                own[image] = path
+                own.setdefault(image, []).append(path)
+        doubled = {image: found for image, found in own.items() if len(found) > 1}
+        raise_all(
+            str(root),
+            [f"{i.name} has several masks beside it: {choices(p.name for p in f)}" for i, f in doubled.items()],
+        )
+        taken = {found[0] for found in own.values()}
         count = len(items)
         for path in paths:
             name = path.relative_to(base).as_posix()
-            if path in own.values():
+            if path in taken:
                 continue
             if path.suffix.lower() not in EXTENSIONS:
                 bad.append(BadFile(name, f"is not an image file (known endings: {', '.join(EXTENSIONS)})"))
             elif not path.exists():
                 bad.append(BadFile(name, "is a link to a file that does not exist"))
             else:
-                items.append(Item(path, name, (folder.name,), split=split, mask=own.get(path.with_suffix(""))))
+                items.append(
+                    Item(
+                        path,
+                        name,
+                        (folder.name,),
+                        split=split,
+                        mask=next(iter(own.get(path.with_suffix(""), [])), None),
+                    )
+                )
         masks += len(own)
         if len(items) == count:
             notes.append(f"the class folder {folder.relative_to(base)} has no images: it is no class here")
     if masks:
         notes.append(
-            f"{masks} files beside images are their masks by name, not images of the class (--masks or --mask-suffix to say otherwise)"
+            f"{masks} files beside images are their masks by name, not images of the class (--masks DIR says that masks lie elsewhere)"
         )
     return items, bad
 
@@ -173,7 +200,7 @@ def _subfolders(root: Path) -> list[Path]:
 
 def _hidden(name: Path) -> bool:
     """Hidden files, and what archives of macOS leave beside the real ones; ``__background__`` is a class."""
-    return name.name.startswith(".") or name.name == "__MACOSX"
+    return name.name.startswith(".") or name.name.lower() in ("__macosx", "thumbs.db", "desktop.ini")
 
 
 def _has_images(folder: Path) -> bool:

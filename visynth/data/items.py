@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -110,9 +110,10 @@ class ImageSet:
         return {name: len({i.group or i.name for i in self.items if name in i.labels}) for name in self.classes}
 
     def folders(self) -> set[Path]:
-        """Folders that images and masks are read from; all that lies in them is data."""
-        found = {item.path.parent for item in self.items} | {i.mask.parent for i in self.items if i.mask is not None}
-        return found | ({self.root} if self.root.is_dir() else set())
+        """Folders that are read whole, so that all that lies in them is data; a list or a COCO file names its images."""
+        if not self.root.is_dir():
+            return set()
+        return {self.root} | {i.mask.parent for i in self.items if i.mask is not None}
 
     def image(self, item: Item, at_least: tuple[int, int] | None = None) -> Array:
         """Decoded pixels ``[H, W, C]``; ``at_least`` as :func:`visynth.data.decode.decode` takes it."""
@@ -167,7 +168,7 @@ def check_annotations(images: ImageSet) -> ImageSet:
     """
 
     def problem(item: Item) -> str | None:
-        if item.size is None and not item.boxes:
+        if item.size is None and not item.boxes and not item.regions:
             return None
         height, width = picture_size(item.path, images.limits)
         if item.size is not None and item.size != (height, width):
@@ -175,6 +176,9 @@ def check_annotations(images: ImageSet) -> ImageSet:
             return (
                 f"{item.name} is {width}x{height} pixels, its annotations are of {item.size[1]}x{item.size[0]}{turned}"
             )
+        sizes = {tuple(o["size"]) for _, o in item.regions if isinstance(o, Mapping)} - {(height, width)}
+        if sizes:
+            return f"{item.name} is {width}x{height} pixels, its run lengths are of {' and '.join(f'{w}x{h}' for h, w in sorted(sizes))}"
         for name, x1, y1, x2, y2 in item.boxes:
             if min(x1, y1) < -1 or x2 > width + 1 or y2 > height + 1 or x2 <= x1 or y2 <= y1:
                 return f"{item.name} is {width}x{height} pixels, its {name!r} box goes from ({x1:g}, {y1:g}) to ({x2:g}, {y2:g})"

@@ -13,7 +13,7 @@ from typing import Any
 
 from visynth.data.folder import SPLIT_WORDS
 from visynth.data.items import BadFile, Item
-from visynth.data.tables import read_table
+from visynth.data.tables import as_path, present, read_table
 from visynth.errors import DataError, choices, raise_all
 
 COLUMNS = {
@@ -25,8 +25,8 @@ COLUMNS = {
 }
 
 
-def read_list(path: Path) -> tuple[list[Item], list[BadFile]]:
-    """Items of a CSV or JSONL file. Rows that name a missing file are bad files; malformed rows are an error.
+def read_list(path: Path) -> tuple[list[Item], list[BadFile], list[str]]:
+    """Items of a CSV or JSONL file, unusable ones, and what is to be told. Rows that name a missing file are bad files; malformed rows are an error.
 
     Raises:
         DataError: no such file, a missing column, or malformed rows (all told at once).
@@ -40,7 +40,7 @@ def read_list(path: Path) -> tuple[list[Item], list[BadFile]]:
     items, bad, problems, seen = [], [], [], set()
     for number, row in rows:
         cell = {role: row.get(column) for role, column in names.items()}
-        file, split = _path(cell.get("file")), _text(cell.get("split")).lower()
+        file, split = as_path(cell.get("file")), present(cell.get("split")).lower()
         if not file:
             problems.append(f"row {number}, column {names['file']!r}: no file")
         elif split and split not in SPLIT_WORDS:
@@ -51,22 +51,23 @@ def read_list(path: Path) -> tuple[list[Item], list[BadFile]]:
         elif not (path.parent / file).is_file():
             bad.append(BadFile(file, "is listed but does not exist"))
         else:
-            mask = _path(cell.get("mask"))
+            mask = as_path(cell.get("mask"))
             if mask and not (path.parent / mask).is_file():
                 problems.append(f"row {number}, column {names['mask']!r}: there is no mask {mask}")
             items.append(
                 Item(
                     path.parent / file,
-                    Path(file).as_posix(),
+                    file,
                     _labels(cell.get("label")),
-                    group=_text(cell.get("group")),
+                    group=present(cell.get("group")),
                     split=SPLIT_WORDS.get(split, ""),
                     mask=path.parent / mask if mask else None,
                 )
             )
         seen.add(file)
     raise_all(str(path), problems)
-    return items, bad
+    bare = sum(not item.labels for item in items)
+    return items, bad, [f"{bare} images have no label: they show none of the classes"] if bare else []
 
 
 def _table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
@@ -110,16 +111,7 @@ def _columns(path: Path, columns: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _path(value: Any) -> str:
-    """A path with forward slashes, whichever system wrote it."""
-    return _text(value).replace("\\", "/").removeprefix("./")
-
-
-def _text(value: Any) -> str:
-    return "" if value is None or value != value else str(value).strip()  # NaN is not equal to itself
-
-
 def _labels(value: Any) -> tuple[str, ...]:
-    if isinstance(value, list):
-        return tuple(sorted({_text(v) for v in value} - {""}))
-    return tuple(sorted({part.strip() for part in _text(value).split(";") if part.strip()}))
+    """Class names; only an empty cell has none, since a class may well be called "none"."""
+    parts = value if isinstance(value, list) else ("" if value is None or value != value else str(value)).split(";")
+    return tuple(sorted({str(part).strip() for part in parts} - {""}))

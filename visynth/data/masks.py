@@ -26,7 +26,7 @@ BOX = 7  # pixels square
 CLEAR = 2.0  # times the usual change of values across an outline, from which on it shows something
 LOSSY = (".jpg", ".jpeg", ".webp")
 RIPPLES = 64  # values up to which a lossy file may hold nothing but ripples
-NUMBERS = 64  # values below which a mask holds numbers of classes
+NUMBERS = 32  # values below which a mask holds numbers of classes
 FEW_PLACES = 4  # places around a mask without which there is no usual change
 
 
@@ -140,8 +140,8 @@ def region(outline: Any, height: int, width: int) -> Mask:
 def labelled(values: Array, lossy: bool = False) -> Mask:
     """Which pixels of a mask file are labelled.
 
-    Numbers of classes (all but the top below 64) label where they are not 0, and 255 above them is void, as in Pascal VOC; a few greys in solid
-    areas are classes too; anything else (soft brushes, lossy formats, floats) labels above half of the highest value. Where alpha alone
+    Numbers of classes (all but the top below 32) label where they are not 0, and 255 above them is void, as in Pascal VOC; greys in solid
+    areas are classes or instances too; anything else (soft brushes, lossy formats, floats) labels above half of the highest value. Where alpha alone
     is painted, alpha labels; what alpha hides does not.
 
     Args:
@@ -169,9 +169,9 @@ def labelled(values: Array, lossy: bool = False) -> Mask:
         below = kinds[:-1] if top == 255 and len(kinds) > 1 else kinds
         if below[-1] < NUMBERS:  # numbers of classes; 255 beside them says "not to be judged"
             return np.asarray((whole > 0) & ((whole != 255) | (len(below) == len(kinds))))
-        if len(kinds) <= 4 and all(
-            cv2.erode((whole == kind).astype(np.uint8), np.ones((3, 3))).any() for kind in kinds
-        ):
+        flat = whole.astype(np.float32)
+        inner = cv2.erode(flat, np.ones((3, 3))) == cv2.dilate(flat, np.ones((3, 3)))
+        if np.isin(kinds, whole[inner]).all():  # each in a solid area: classes or instances, not the soft edge of one
             return np.asarray(whole > 0)
     return np.asarray(whole > top / 2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from visynth.data.folder import read_folder
 from visynth.data.items import ImageSet, build, check_annotations, drop_unreadable
 from visynth.data.lists import read_list
 from visynth.data.masks import attach_masks, check_masks
-from visynth.data.tables import read_table
+from visynth.data.tables import as_path, present, read_table
 from visynth.data.unpack import is_packed, unpack
 from visynth.data.xbd import read_xbd
 from visynth.errors import DataError, UsageError, listing, raise_all
@@ -59,8 +60,8 @@ def read_images(
     path = unpack(data) if is_packed(data) else Path(data)
     order: list[str] | None = classes
     notes: list[str] = []
-    if path.suffix.lower() in (".csv", ".jsonl"):
-        items, bad = read_list(path)
+    if path.suffix.lower() in (".csv", ".tsv", ".jsonl"):
+        items, bad, notes = read_list(path)
     elif path.suffix.lower() == ".json":
         coco = read_coco(path)
         items, bad, notes = coco.items, coco.bad, coco.notes
@@ -69,7 +70,7 @@ def read_images(
         found = read_xbd(path)
         items, bad, order = list(found.items), [], classes or list(found.classes)
     else:
-        items, bad, notes = read_folder(path, mask_suffix)
+        items, bad, notes = read_folder(path, mask_suffix, beside=masks is None)
     images = drop_unreadable(build(path, items, order, bad, limits), max_bad_fraction)
     images = check_annotations(replace(images, notes=tuple(notes)))
     if masks is not None:
@@ -83,24 +84,33 @@ def read_images(
     return images
 
 
+def tell(images: ImageSet) -> None:
+    """Print notes and unusable files of a set on stderr."""
+    for note in images.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if images.bad:
+        told = listing([f"{bad.name} {bad.reason}" for bad in images.bad])
+        print(f"{len(images.bad)} files are left out:\n{told}", file=sys.stderr)
+
+
 def read_groups(path: str | Path) -> dict[str, str]:
     """``{file: group}`` from a CSV with those columns, see :mod:`visynth.data.tables`.
 
     Raises:
         DataError: other columns, rows without a file or group, or a file in two groups (all told).
     """
-    table = read_table(Path(path))
+    table = read_table(Path(path)).lower()
     if not {"file", "group"} <= set(table.columns) or not table.rows:
         have = ", ".join(table.columns) if table.rows else "no rows"
         raise DataError(f"{path} must have the columns file and group, but has {have}.")
     found: dict[str, str] = {}
     problems = []
     for number, row in table.rows:
-        file = row["file"].replace("\\", "/").removeprefix("./")
-        if not file or not row["group"]:
+        file, group = as_path(row["file"]), present(row["group"])
+        if not file or not group:
             problems.append(f"row {number}: no {'file' if not file else 'group'}")
-        elif found.setdefault(file, row["group"]) != row["group"]:
-            problems.append(f"row {number}: {file} is in group {row['group']!r} here and in {found[file]!r} above")
+        elif found.setdefault(file, group) != group:
+            problems.append(f"row {number}: {file} is in group {group!r} here and in {found[file]!r} above")
     raise_all(str(path), problems)
     return found
 

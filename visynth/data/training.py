@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from visynth import distributed
 from visynth.data.items import ImageSet, Item, in_threads
-from visynth.data.reading import read_images
+from visynth.data.reading import read_images, tell
 from visynth.data.samplers import Stream, StreamOrder
 from visynth.data.splits import group_folds
 from visynth.errors import ConflictError, DataError, UsageError, choices, listing
-from visynth.files import hash_file
+from visynth.files import hash_file, hash_json
 from visynth.members import Member
 from visynth.pictures import resize
 
@@ -114,8 +115,8 @@ class StreamData(pytorch_lightning.LightningDataModule):
         raise NotImplementedError
 
     def read(self, classes: list[str] | None = None) -> ImageSet:
-        """The set that the arguments name."""
-        return read_images(
+        """The set that the arguments name; what is left out is told once, on the first rank."""
+        images = read_images(
             self.data,
             masks=self.masks,
             groups=self.groups,
@@ -123,6 +124,15 @@ class StreamData(pytorch_lightning.LightningDataModule):
             classes=classes,
             max_bad_fraction=self.max_bad_fraction,
         )
+        several = sum(len(item.labels) != 1 for item in images.items)
+        if several:
+            note = (
+                f"{several} images with no class or several are not trained on: a class-conditional generator takes one"
+            )
+            images = replace(images, notes=(*images.notes, note))
+        if distributed.is_main():
+            tell(images)
+        return images
 
     def stream(self, dataset: Dataset[dict[str, Tensor]]) -> DataLoader[dict[str, Tensor]]:
         """A loader of an endless stream over a dataset of positions."""
@@ -147,13 +157,11 @@ class StreamData(pytorch_lightning.LightningDataModule):
         return self._facts
 
     def state(self) -> dict[str, list[str]]:
-        """What the data are, for a checkpoint: ``{name: [class, split, sha256 of the file]}``; empty for images in memory."""
+        """What the data are, for a checkpoint: ``{name: [class, split, sha256 of the file, group, hash of mask and outlines]}``; empty for images in memory."""
         if self.images is None:
             return {}
         if self._state is None:
-            hashes = in_threads(lambda item: hash_file(item.path), self.images.items)
-            rows = zip(self.images.items, hashes, strict=True)
-            self._state = {item.name: [",".join(item.labels), item.split or "train", digest] for item, digest in rows}
+            self._state = dict(in_threads(_row, self.images.items))
         return self._state
 
     def members(self) -> list[Member]:
@@ -298,6 +306,12 @@ class StreamLoader(DataLoader[dict[str, Tensor]]):
         """Nothing to restore: the count is in the module."""
 
 
+def _row(item: Item) -> tuple[str, list[str]]:
+    mask = hash_file(item.mask) if item.mask is not None else ""
+    outlines = hash_json([mask, [list(region) for region in item.regions]]) if mask or item.regions else ""
+    return item.name, [",".join(item.labels), item.split or "train", hash_file(item.path), item.group, outlines]
+
+
 def check_same_data(before: Mapping[str, Sequence[str]], now: Mapping[str, Sequence[str]]) -> None:
     """Refuse to go on with a training on other data: its statistics, labels and members would be those of two sets.
 
@@ -313,10 +327,13 @@ def check_same_data(before: Mapping[str, Sequence[str]], now: Mapping[str, Seque
     problems = [f"{name} was added" for name in sorted(now.keys() - before.keys())]
     problems += [f"{name} is gone" for name in sorted(before.keys() - now.keys())]
     for name in sorted(before.keys() & now.keys()):
-        (label, split, digest), (new_label, new_split, new_digest) = before[name], now[name]
-        changes = [f"class {label!r} is now {new_label!r}"] if label != new_label else []
-        changes += [f"split {split!r} is now {new_split!r}"] if split != new_split else []
-        changes += ["other content"] if digest != new_digest else []
+        changes = [
+            f"{what} {old!r} is now {new!r}" if what in ("class", "split", "group") else f"other {what}"
+            for what, old, new in zip(
+                ("class", "split", "content", "group", "mask"), before[name], now[name], strict=False
+            )
+            if old != new
+        ]
         if changes:
             problems.append(f"{name}: {', '.join(changes)}")
     raise ConflictError(

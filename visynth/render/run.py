@@ -8,6 +8,7 @@ Killed at any moment, the same command goes on where it stopped and ends with th
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -18,15 +19,16 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visynth import balance as balancing
 from visynth import members as members_file
 from visynth.balance import Balance
-from visynth.errors import ConflictError, IntegrityError, OutputError, UsageError, VisynthError, choices
-from visynth.files import canonical_json, ensure_writable, hash_file, sync_folder, write_json
-from visynth.folders import alive, host
+from visynth.errors import ConflictError, IntegrityError, OutputError, UsageError, VisynthError, choices, listing
+from visynth.files import alive, canonical_json, ensure_writable, hash_file, host, sync_folder, write_json
+from visynth.folders import RENDERS, strangers
 from visynth.manifest import (
     MEMBERS,
     METADATA,
@@ -147,7 +149,7 @@ def render_set(
     if (out / METADATA).is_file():
         _same_plan(json.loads((out / PLAN).read_text(encoding="utf-8")), plan, out)
         _repair(generator, plan, out, work, workers, queue)
-        shutil.rmtree(work, ignore_errors=True)
+        _remove_work(work)
         return read_renders(out)
     _claim(out, work, plan)
     _sweep(work)
@@ -195,6 +197,8 @@ def _repair(generator: Generator, plan: Plan, out: Path, work: Path, workers: in
         if (out / name).is_file():
             aside = out.with_name(out.name + ".damaged") / name
             aside.parent.mkdir(parents=True, exist_ok=True)
+            names = (aside.with_name(aside.name + (f".{k}" if k else "")) for k in itertools.count())
+            aside = next(path for path in names if not path.exists())
             os.replace(out / name, aside)
         (out / name).parent.mkdir(exist_ok=True)
         os.replace(_shard(work, int(Path(name).stem) // plan.shard_size) / name, out / name)
@@ -205,10 +209,14 @@ def _repair(generator: Generator, plan: Plan, out: Path, work: Path, workers: in
 def _claim(out: Path, work: Path, plan: Plan) -> None:
     """Both folders exist and belong to this plan."""
     ensure_writable(out.parent)
-    stranger = [p.name for p in out.iterdir()] if out.is_dir() else []
-    if stranger and not (work / PLAN).is_file():
-        raise ConflictError(
-            f"{out} holds {len(stranger)} other files ({choices(sorted(stranger)[:3])}): choose an empty folder."
+    ours = _is_work(work)
+    lost = [] if ours or not work.exists() else strangers(work)
+    if not (ours and (out / PLAN).is_file()):
+        lost += strangers(out)
+    if lost:
+        raise OutputError(
+            f"{out} (or {work.name} beside it, where work in progress lies) holds {len(lost)} files that visynth did not write: choose an empty "
+            f"folder. Nothing was changed.\n{listing(lost)}"
         )
     ensure_writable(work)
     ensure_writable(out)
@@ -216,6 +224,25 @@ def _claim(out: Path, work: Path, plan: Plan) -> None:
         _same_plan(json.loads((work / PLAN).read_text(encoding="utf-8")), plan, out)
     else:
         write_json(work / PLAN, plan.to_json())
+
+
+def _is_work(work: Path) -> bool:
+    """Whether a folder is work in progress of ours."""
+    try:
+        return bool(json.loads((work / PLAN).read_text(encoding="utf-8")).get("schema") == RENDERS)
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _remove_work(work: Path) -> None:
+    """Remove what is ours of the work in progress; the folder stays where anything else lies in it."""
+    if not _is_work(work):
+        return
+    for path in [*work.glob("shard.*"), *work.glob("tmp.*")]:
+        shutil.rmtree(path, ignore_errors=True)
+    (work / PLAN).unlink(missing_ok=True)
+    with suppress(OSError):
+        work.rmdir()
 
 
 def _same_plan(found: Mapping[str, Any], plan: Plan, out: Path) -> None:
@@ -351,6 +378,7 @@ def _row(plan: Plan, image: Planned, samples: Any, place: int, shape: tuple[int,
 def _finish(generator: Generator, plan: Plan, out: Path, work: Path) -> Renders:
     """Move the shards' images to their class folders, then write the manifest, then clear the work away."""
     records = []
+    write_json(out / PLAN, plan.to_json())  # before the first image: it says whose they are
     for number in range(plan.shards):
         shard = _shard(work, number)
         for line in (shard / "records.jsonl").read_text(encoding="utf-8").splitlines():
@@ -362,10 +390,9 @@ def _finish(generator: Generator, plan: Plan, out: Path, work: Path) -> Renders:
             records.append(record)
     for folder in [p for p in out.iterdir() if p.is_dir()]:
         sync_folder(folder)
-    write_json(out / PLAN, plan.to_json())
     members_file.write(out / MEMBERS, generator.members)
     write_records(out, records)
-    shutil.rmtree(work, ignore_errors=True)
+    _remove_work(work)
     return read_renders(out)
 
 
