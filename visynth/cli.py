@@ -30,7 +30,30 @@ USAGE = 64
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (see :mod:`visynth.errors`)."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _main(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _stdout_is_closed():
+            raise
+        return 141
+    return code
+
+
+def _stdout_is_closed() -> bool:
+    """Whether the reader of our output has gone (``visynth --help | head -1``); then nothing more is written to it."""
+    import os
+    import select
+
+    watch = select.poll()
+    watch.register(sys.stdout.fileno(), select.POLLERR)
+    closed = any(event & select.POLLERR for _, event in watch.poll(0))
+    if closed:  # what is still in the buffer goes nowhere, else the interpreter complains as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return closed
+
+
+def _main(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(_help())
         return 0 if words else USAGE

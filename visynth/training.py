@@ -34,6 +34,22 @@ FINISHED = "finished.json"
 CLIP = 1.0  # of gradients, for modules with one optimiser
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's greetings, and hints that do not fit here: images lie in memory, not behind workers."""
+    logger = logging.getLogger("pytorch_lightning")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for words in (".*does not have many workers", ".*isinstance.treespec, LeafSpec"):
+                warnings.filterwarnings("ignore", message=words)
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+@_quiet()
 def fit(words: Sequence[str]) -> int:
     """Train, or go on training, and export the generator. Takes LightningCLI's flags and files (``-c config.yaml``).
 
@@ -79,6 +95,7 @@ def fit(words: Sequence[str]) -> int:
     return 0
 
 
+@_quiet()
 def export(run: str | Path, out: str | Path, ema: float | None = None) -> Path:
     """The generator of a run at its last checkpoint, with any width of the weight average.
 
@@ -148,11 +165,9 @@ def _parsed(words: Sequence[str], logger: bool = True) -> Any:
         "enable_model_summary": False,
         "gradient_clip_val": CLIP,
     }
-    _silence()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
         try:
-            logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
             return FitCLI(
                 pytorch_lightning.LightningModule,
                 pytorch_lightning.LightningDataModule,
@@ -172,12 +187,6 @@ def _parsed(words: Sequence[str], logger: bool = True) -> Any:
             if told is error:  # of a module or datamodule that is not ours: its author needs the traceback
                 raise
             raise told from error
-
-
-def _silence() -> None:
-    """Lightning's hints that do not fit here: images lie in memory, not behind workers."""
-    for words in (".*does not have many workers", ".*isinstance.treespec, LeafSpec"):
-        warnings.filterwarnings("ignore", message=words)
 
 
 def _told(error: Exception) -> Exception:

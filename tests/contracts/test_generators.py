@@ -13,7 +13,7 @@ import torch
 from visynth import plugins
 from visynth.errors import IntegrityError, UsageError
 from visynth.files import hash_json
-from visynth.generator import Generator, Spec, load_generator
+from visynth.generator import SCHEMA, Generator, Spec, load_generator
 from visynth.members import merkle_root
 
 
@@ -263,7 +263,7 @@ def test_a_missing_file_is_named(saved, name: str) -> None:
 
 def test_another_schema_is_refused(saved) -> None:
     file = saved / "generator.json"
-    file.write_text(file.read_text().replace("visynth.generator/1", "visynth.generator/9"))
+    file.write_text(file.read_text().replace(SCHEMA, "visynth.generator/9"))
     with pytest.raises(IntegrityError, match="this version reads"):
         load_generator(saved)
 

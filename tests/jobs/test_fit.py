@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -46,11 +48,6 @@ def config(tmp_path: Path):
     return write
 
 
-@pytest.fixture(autouse=True)
-def _quiet(monkeypatch):
-    monkeypatch.setattr("visynth.training._silence", lambda: None)  # the filters of the test run stand
-
-
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
@@ -87,7 +84,6 @@ def test_a_longer_run_that_was_stopped_is_not_taken_for_finished(config, tmp_pat
     monkeypatch.setattr(KeepLast, "on_train_start", interrupted)
     assert fit(["-c", config(max_steps=9)]) == 130
     monkeypatch.undo()
-    monkeypatch.setattr("visynth.training._silence", lambda: None)
     reached = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     assert 3 < reached < 9
     assert fit(["-c", config(max_steps=9)]) == 0
@@ -181,6 +177,14 @@ def test_divergence_keeps_the_last_finite_state_and_says_what_to_do(config, tmp_
 def test_wrong_configurations_are_usage_errors(config, words, told: str, capsys) -> None:
     assert main(["fit", "-c", config(), *words]) == 64
     assert told in capsys.readouterr().err
+
+
+def test_it_leaves_logs_and_warnings_of_its_process_as_they_were(config) -> None:
+    lightning = logging.getLogger("pytorch_lightning")
+    before = lightning.level, list(warnings.filters)
+    assert main(["fit", "-c", config(), "--trainer.max_steps", "1"]) == 0
+    assert main(["fit", "-c", config(), "--sparkle"]) == 64
+    assert (lightning.level, list(warnings.filters)) == before
 
 
 def test_help_and_print_config(capsys, config) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -388,6 +389,16 @@ class TestCommandLine:
         assert all(re.search(rf"^  {verb}\s", said, re.M) for verb in VERBS)
         assert {name.split(".")[0] for name in commands.COMMANDS} == set(VERBS)
 
+    @pytest.mark.parametrize("buffered", ["", "1"])
+    def test_a_reader_that_has_seen_enough_is_no_fault(self, buffered: str, monkeypatch) -> None:
+        monkeypatch.setenv("PYTHONUNBUFFERED", buffered)
+        command = [sys.executable, "-m", "visynth", "--help"]
+        reader, writer = os.pipe()
+        os.close(reader)
+        with os.fdopen(writer, "wb") as gone:
+            ended = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, text=True)
+        assert (ended.returncode, ended.stderr) == (141, "")
+
     def test_help_is_quick(self) -> None:
         times = []
         for _ in range(3):
@@ -568,7 +579,6 @@ def test_the_smoke_configs_run_in_order(samples, tmp_path, monkeypatch, capsys) 
 )
 def test_smoke_configs_train_export_render_and_evaluate(path: Path, samples, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("visynth.training._silence", lambda: None)
     (tmp_path / "tiles").symlink_to(samples)
     assert main(["fit", "-c", str(path)]) == 0, capsys.readouterr().err
     run = next(tmp_path.glob("run_*"))

@@ -247,7 +247,6 @@ def test_wrong_lora_input_is_told(pipelines, class_folders, tmp_path: Path) -> N
 def test_fit_pipeline_and_a_lora_run_by_command(pipelines, samples: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     from visynth.cli import main
 
-    monkeypatch.setattr("visynth.training._silence", lambda: None)
     monkeypatch.chdir(tmp_path)
     pipe = str(pipelines("stable_diffusion"))
     words = f"fit pipeline --data {samples}/images --masks {samples}/masks --groups {samples}/groups.csv --pipeline {pipe} --size 32"
