@@ -401,6 +401,51 @@ def test_values_that_a_dataset_changes_by_itself_are_found(backend, change, told
         train(files(samples, change), renders.folder, backend=backend, classes=None)
 
 
+class OnItsSide(Dataset):
+    """A reader that gives ``[W, H]``, as MONAI's does for photographs, over a list of dicts."""
+
+    def __init__(self, root, turn) -> None:
+        self.turn, self.transform, self.classes = turn, STEPS, sorted(folder.name for folder in root.iterdir())
+        self.data = [{"image": str(f), "label": self.classes.index(f.parent.name)} for f in sorted(root.rglob("*.png"))]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int):
+        told = self.data[index]
+        return {**told, "image": self.turn(self.transform(Image.open(told["image"]).convert("RGB")))}
+
+
+@pytest.mark.parametrize(
+    ("turn", "told"),
+    [
+        (lambda image: image.mT.contiguous(), "of 6 files that were compared are transposed in their samples"),
+        (lambda image: image.flip(-1), "of 6 files that were compared are mirrored in their samples"),
+        (lambda image: image.rot90(1, (-2, -1)), "of 6 files that were compared are turned by 90 degrees"),
+    ],
+    ids=["transposed", "mirrored", "turned"],
+)
+def test_samples_that_lie_otherwise_than_their_files_are_found(turn, told, samples, renders) -> None:
+    data = OnItsSide(samples / "images", turn)
+    wrap = {"share": 0.3, "backend": "samples", "leak_guard": False}
+    with pytest.raises(UsageError, match=told):
+        next(iter(visynth.WithSynthetic(Module(data), renders.folder, **wrap).train_dataloader()))
+    own = visynth.WithSynthetic(Module(data), renders.folder, transform=lambda i: turn(STEPS(i.convert("RGB"))), **wrap)
+    assert next(iter(own.train_dataloader()))["image"].shape[1:] == (3, SIDE, SIDE)  # no warning: it agrees
+    straight = visynth.WithSynthetic(Module(OnItsSide(samples / "images", lambda i: i)), renders.folder, **wrap)
+    assert next(iter(straight.train_dataloader()))["image"].shape[1:] == (3, SIDE, SIDE)
+
+
+class Meta(torch.Tensor):
+    """A project's own tensor class, as MONAI's MetaTensor or fastai's TensorImage."""
+
+
+def test_a_projects_own_tensor_class_is_asked_for(samples, renders) -> None:
+    data = OnItsSide(samples / "images", lambda image: image.as_subclass(Meta))
+    with pytest.raises(UsageError, match=r"real images are .*Meta, but synthetic ones would be Tensor"):
+        next(iter(visynth.WithSynthetic(Module(data), renders.folder, share=0.3, backend="samples").train_dataloader()))
+
+
 def test_the_datasets_own_way_is_taken_and_told_once(samples, renders, caplog) -> None:
     with caplog.at_level(logging.INFO):
         train(files(samples, lambda image: image), renders.folder, classes=None, backend="samples")

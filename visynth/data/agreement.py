@@ -1,8 +1,9 @@
 """Whether the way that was found for synthetic pictures makes of a real file what the dataset makes of it.
 
-Values that come out wrong (fifteen times too bright, not normalised) train a model on "synthetic is bright" without a word. So before a
-training starts, the way is run on real files and compared with the dataset's own samples; where there are no files, black and white are
-sent through it and their values compared with the range of real samples.
+Values that come out wrong (fifteen times too bright, not normalised) train a model on "synthetic is bright" without a word, and pictures
+that lie on their side (MONAI's reader gives ``[W, H]``) on "synthetic is turned". So before a training starts, the way is run on real files
+and compared with the dataset's own samples; where there are no files, black and white are sent through it and their values compared with
+the range of real samples.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ APART = (
     0.06  # difference of mean, deviation or ends, as a part of the range, from which on two pictures are not the same
 )
 GROSS = 3.0  # ratio of spreads from which on random augmentation does not explain it
+TURNED = 0.25  # of the difference as it lies, below which another way to lie is the right one
 WIDER = 6.0  # times the range of real values, from which on black to white is another scale
 HELP = "Give transform= (it gets a PIL image, or an array [H, W, C]) that ends like your own."
 
@@ -50,8 +52,8 @@ def check_values(
     """
     with random_state_kept():
         draws = _is_random(convert, pictures)
-        problem = None
-        if dataset is not None and image is not None:
+        problem = _kind_problem(convert, reals, pictures)
+        if problem is None and dataset is not None and image is not None:
             problem = _file_problem(convert, dataset, image, draws)
         if problem is None and not draws:  # what a random transform makes of black and white says little
             problem = _range_problem(convert, [r for r in map(_values, reals) if r is not None], pictures)
@@ -78,12 +80,30 @@ def _is_random(convert: Converter, pictures: Sequence[Array]) -> bool:
     return random_states() != before
 
 
+def _kind_problem(convert: Converter, reals: Sequence[Any], pictures: Sequence[Array]) -> str | None:
+    """A project's own tensor class (MONAI's MetaTensor) says more than values, and its collation asks for it; torchvision's do not."""
+    real = type(reals[0]) if reals else torch.Tensor
+    if not issubclass(real, torch.Tensor) or real is torch.Tensor or real.__module__.startswith("torchvision."):
+        return None
+    try:
+        made = convert.picture(pictures[0])
+    except Exception:  # it will be told with the first picture that is converted
+        return None
+    if isinstance(made, real):
+        return None
+    return (
+        f"real images are {real.__module__}.{real.__qualname__}, but synthetic ones would be {type(made).__qualname__} "
+        f"({convert.name})"
+    )
+
+
 def _file_problem(convert: Converter, dataset: Any, image: Callable[[Any], Any], draws: bool) -> str | None:
     """Compare what the way makes of real files with their samples: each by itself, or, under random transforms, roughly and in the middle."""
     paths = file_paths(dataset)
     if not paths:
         return None
     ratios, shifts = [], []
+    turns: list[set[str]] = []
     told = ""
     for row in sorted({round(k * (len(paths) - 1) / (FILES - 1)) for k in range(FILES)}):
         try:
@@ -105,14 +125,41 @@ def _file_problem(convert: Converter, dataset: Any, image: Callable[[Any], Any],
         # A flip leaves mean, deviation and ends as they are.
         if not draws and own.shape == made.shape and float(np.abs(sides[0] - sides[1]).max()) > APART * width:
             return shown
+        turns.append(set() if draws else _turns(own, made))
         # The middle half of the values: a random patch of noise, as erasing makes it, hardly moves it.
         middles = [float(np.subtract(*np.percentile(v, [75, 25]))) for v in (own, made)]
         if min(middles) > 1e-6:
             ratios.append(middles[1] / middles[0])
         shifts.append(abs(float(np.median(own) - np.median(made))) / width)
         told = told or shown
+    common = set.intersection(*turns) if len(turns) >= 3 else set()
+    if common:
+        return (
+            f"synthetic images would lie otherwise than the dataset's own: {len(turns)} of {len(turns)} files that were compared are "
+            f"{min(common)} in their samples, and not by the way that was found ({convert.name})"
+        )
     ratio = float(np.median(ratios)) if ratios else 1.0
     return told if ratio > GROSS or ratio < 1 / GROSS or np.median(shifts) > 1 else None
+
+
+def _turns(own: np.ndarray[Any, Any], made: np.ndarray[Any, Any]) -> set[str]:
+    """How a sample is turned or mirrored against what the way makes of its file; empty where they lie alike, or nothing can be seen."""
+    if own.ndim not in (2, 3):
+        return set()
+    first = own.ndim == 3 and own.shape[0] <= 8  # channels
+    sides = [v if v.ndim == 2 else v.mean(axis=0 if first else 2) for v in (own, made)]
+    moved = {f"turned by {90 * k} degrees": np.rot90(sides[1], k) for k in (1, 2, 3)}
+    moved |= {"mirrored": sides[1][:, ::-1], "upside down": sides[1][::-1]}
+    moved |= {"transposed": sides[1].T, "transposed across": sides[1][::-1, ::-1].T}
+    apart = {name: _distance(sides[0], v) for name, v in {"": sides[1], **moved}.items()}
+    return {name for name, value in apart.items() if name and value < TURNED * apart[""] and value < APART}
+
+
+def _distance(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> float:
+    """Mean absolute difference, as a part of the range."""
+    if first.shape != second.shape:
+        return float("inf")
+    return float(np.abs(first - second).mean()) / max(float(first.max() - first.min()), 1e-6)
 
 
 def _range_problem(convert: Converter, reals: Sequence[np.ndarray[Any, Any]], pictures: Sequence[Array]) -> str | None:

@@ -15,16 +15,35 @@ def file_paths(dataset: Any) -> list[Path] | None:
 
 
 def _paths(dataset: Any) -> list[Path] | None:
-    for name in ("samples", "imgs", "files", "paths", "image_paths", "img_paths", "filenames", "images", "items"):
+    for name in (
+        "samples",
+        "imgs",
+        "files",
+        "paths",
+        "image_paths",
+        "img_paths",
+        "filenames",
+        "images",
+        "items",
+        "data",
+    ):
         values = getattr(dataset, name, None)
         if not isinstance(values, (list, tuple)) or len(values) != len(dataset) or not len(values):
             continue
-        first = [value[0] if isinstance(value, (list, tuple)) else value for value in values]
+        first = [_file_of(value) for value in values]
         if all(isinstance(value, (str, Path)) and str(value).lower().endswith(EXTENSIONS) for value in first):
             found = _existing(dataset, [Path(value) for value in first])
             if found is not None:
                 return found
     return None
+
+
+def _file_of(value: Any) -> Any:
+    """The image's path in an entry of a list: the entry, its first value, or the only one of a dict (MONAI) that names an image file."""
+    if isinstance(value, dict):
+        files = [v for v in value.values() if isinstance(v, (str, Path)) and str(v).lower().endswith(EXTENSIONS)]
+        return files[0] if len(files) == 1 else None
+    return value[0] if isinstance(value, (list, tuple)) and value else value
 
 
 def _existing(dataset: Any, paths: list[Path]) -> list[Path] | None:
