@@ -92,11 +92,9 @@ def evaluate_renders(
 
     counts = {split: part.counts() for split, part in by_split.items()}
     possible = [name for name in images.classes if counts["train"][name] and counts["test"][name]]
-    rendered = renders.counts()
+    rendered, control = renders.counts(), control_class(renders)
     wanted = (
-        list(classes)
-        if classes is not None
-        else [name for name in possible if rendered.get(name) and name != control_class(renders)]
+        list(classes) if classes is not None else [name for name in possible if rendered.get(name) and name != control]
     )
     unknown = [name for name in wanted if name not in possible or not rendered.get(name)]
     if unknown or not wanted:
@@ -105,7 +103,6 @@ def evaluate_renders(
             f"real training images {counts['train']}, real test images {counts['test']}."
         )
 
-    control = control_class(renders)
     kept = [item for item in images.items if item.split in ("train", "test")]
     bank = FeatureBank(
         extractor(),

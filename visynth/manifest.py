@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from visynth import members as members_file
 from visynth.errors import IntegrityError, UsageError, choices, listing
 from visynth.files import canonical_json, hash_file, locked, write_text
+from visynth.folders import RENDERS
 from visynth.members import Member
 
-SCHEMA = "visynth.renders/1"
+SCHEMA = RENDERS
 METADATA, PLAN, MEMBERS = "metadata.jsonl", "plan.json", "members.jsonl"
 SCORES, REVIEW = "scores.jsonl", "review.jsonl"  # made later, by the scorer and by reviewers
 DECISIONS = ("accept", "reject")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from visynth.files import write_bytes
 
 Image = NDArray[Any]
+GREY = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
 FEW_VALUES = 8  # values of a channel up to which a picture is line art
 
 

@@ -88,8 +88,6 @@ def fit(words: Sequence[str]) -> int:
         print(f"stopped after {cli.trainer.global_step} steps; the same command goes on", file=sys.stderr)
         return INTERRUPTED if interrupted else STOPPED
     _export(cli, root)
-    for name in ("generator", "lora"):  # now, not after hours of training
-        claim(root / name)
     if cli.trainer.is_global_zero:
         put_files(root, {FINISHED: readable_json({"configuration": _identity(cli, text)})})
     return 0

@@ -86,7 +86,8 @@ def thinness(mask: NDArray[np.bool_]) -> float:
 def from_masks(masks: Sequence[NDArray[np.bool_]], *, hard: bool = False) -> Settings:
     """Settings for a class: thin defects (cracks) hardly move and get narrow seams, compact ones move freely.
 
-    ``hard`` is for pictures of few values: nothing is scaled, matched or blended there, so that no new value comes up. A crack follows the edges and grain around it, so a wide shift or a broad feather makes it stand out as false.
+    ``hard`` is for pictures of few values: nothing is scaled, matched or blended there, so that no new value comes up. A crack follows
+    the edges and grain around it, so a wide shift or a broad feather makes it stand out as false.
     """
     if hard:
         return Settings(blend="hard", feather=0.0, scale=(1.0, 1.0))

@@ -13,9 +13,7 @@ from PIL import Image
 from visynth.data.decode import Array
 from visynth.data.synthetic import as_picture
 from visynth.errors import UsageError
-from visynth.pictures import resize
-
-GREY = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
+from visynth.pictures import GREY, resize
 
 
 @dataclass(frozen=True)

@@ -144,14 +144,14 @@ def _mixed_loader(leaf: Leaf, renders: Renders, options: Options, trainer: Any) 
     loader: DataLoader[Any] = leaf.loader
     labels = _labels(leaf, options)
     within = draws_its_own(leaf)
-    if labels is None and _has_classes(leaf, options):
+    with random_state_kept():  # one real sample is read to see what samples look like
+        geometry = _shows_geometry(first_sample(loader.dataset)[1], options)
+    if labels is None and not geometry:  # masks and boxes are not read for room, since most of them hold background
         raise UsageError(
             "backend='samples' exchanges samples before they are loaded, and the labels of this dataset cannot be read without loading them, so "
             "samples of the very class that is to be filled would make room: give labels= (one a sample), or take backend='batches', which "
             "reads them in the batches."
         )
-    with random_state_kept():  # one real sample is read to see what samples look like
-        geometry = _shows_geometry(first_sample(loader.dataset)[1], options)
     made, regions = _rendered_classes(renders)
     needed = [name for name in made if name in regions] if geometry else made
     indices = map_classes(loader.dataset, made, needed, options.classes, labels, geometry=geometry)
@@ -184,18 +184,12 @@ def _joiner(leaf: Leaf, source: Any, options: Options, trainer: Any) -> Joiner |
     mix = plan_mix(made, indices, options, labels, length, None if online else source.counts())
     if not mix.share and not options.fields:
         return None
-    own_labels = labels
     if options.classes is None:  # the dataset's numbers: batches show what its target_transform makes of them
         numbers = as_shown(dataset, {*indices.values(), *mix.wanting})
         indices = {name: numbers[index] for name, index in indices.items()}
         mix = replace(mix, wanting=frozenset(numbers[label] for label in mix.wanting))
-    if (
-        own_labels is not None
-        and options.classes is None
-        and hasattr(dataset, "__getitem__")
-        and leaf.length is not None
-    ):
-        _check_listed(dataset, own_labels, options)
+        if labels is not None and hasattr(dataset, "__getitem__") and leaf.length is not None:
+            _check_listed(dataset, labels, options)
     seed = seeding.derive("joiner", mix.seed, leaf.name)
     names = tuple(n for n in held_classes(made, indices, mix, labels) if n in indices or n not in regions)
     if online:
@@ -372,12 +366,6 @@ def as_shown(dataset: Any, numbers: Collection[int]) -> dict[int, int]:
                 "be told apart: give classes={name: number in batches}, or backend='samples'."
             ) from error
     return found
-
-
-def _has_classes(leaf: Leaf, options: Options) -> bool:
-    """Whether labels are classes: masks and boxes are not read for room, since most of them hold background."""
-    with random_state_kept():
-        return not _shows_geometry(first_sample(leaf.dataset)[1], options)
 
 
 def _shows_geometry(sample: Any, options: Options) -> bool:

@@ -205,10 +205,9 @@ def _loaded(image: Image.Image) -> Image.Image:
 
 def _pixels(image: Image.Image, data: bytes) -> Array:
     if image.format == "PNG" and data[24] == 16:  # IHDR bit depth; Pillow would cut 16-bit colour to 8
-        array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+        array = _by_opencv(data)
         if array is None:
             raise DataError("is damaged or truncated")
-        array = array if array.ndim == 2 else array[:, :, [2, 1, 0, *range(3, array.shape[2])]]
         image.load()  # an orientation may stand behind the pixels
         return _turned(array, _orientation(image.getexif().get(ORIENTATION, 1)))
     upright = _loaded(image)
@@ -283,11 +282,19 @@ def _tiff(data: bytes, limits: Limits, raw: bool = False) -> Array:
     return _turned(np.asarray(array), orientation)
 
 
+def _by_opencv(data: bytes) -> Array | None:
+    """Pixels as they are stored, not turned, colours as red, green, blue; None where OpenCV cannot read them."""
+    array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    if array is None or array.ndim == 2:
+        return array
+    return np.asarray(array[:, :, [2, 1, 0, *range(3, array.shape[2])]])
+
+
 def _tiff_otherwise(data: bytes) -> Array:
     """By OpenCV's and Pillow's own TIFF library, as it is stored: not turned; 16 bits stay 16 bits, white is white."""
-    array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    array = _by_opencv(data)
     if array is not None and array.dtype == np.uint16:
-        return array if array.ndim == 2 else array[:, :, [2, 1, 0, *range(3, array.shape[2])]]
+        return array
     Image.init()
     make, _ = Image.OPEN["TIFF"]
     image: Image.Image = make(io.BytesIO(data), "")

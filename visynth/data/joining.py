@@ -25,7 +25,7 @@ from visynth.data.convert import Converter, fast_adapter, find_converter
 from visynth.data.decode import Array
 from visynth.data.fields import Fields, learn_fields
 from visynth.data.form import FLAG, WEIGHT, Form, check_growth, keys_of
-from visynth.data.mixed import check_boxes, mix_up, mixing_weight, parts_of, targets_of
+from visynth.data.mixed import check_targets, mix_up, mixing_weight, parts_of, targets_of
 from visynth.data.plans import MOST_ROWS, Mix, Slots, SlotStream, within_share
 from visynth.data.policy import Options
 from visynth.data.sources import GeneratedSource, RenderedSource, as_array, truth_of, truths
@@ -201,7 +201,7 @@ class Joiner:
                     f"synthetic {choices(nameless)} have no number among the dataset's labels {dict(plan.indices)}: give all of them in "
                     "classes={name: label} to WithSynthetic, or render the others alone (--classes)."
                 )
-        check_boxes(list(labels) if isinstance(labels, (list, tuple)) else [])
+        check_targets(list(labels) if isinstance(labels, (list, tuple)) else [])
         samples = [(None, _only(shown[row]), _row_of(batch, form, row)) for row in range(len(shown))]
         self.fields = learn_fields(form, samples, self.by_label, plan.options.extra)
         picture = self._picture(images)

@@ -24,7 +24,7 @@ from visynth.data.labels import find_attribute
 from visynth.data.plans import Mix, plan_epoch, plan_within, replaceable
 from visynth.data.policy import Options
 from visynth.data.sources import RenderedSource, truth_of
-from visynth.data.targets import ClassTarget, MaskTarget, Target, box_problem, labels_in, probabilities, target_of
+from visynth.data.targets import ClassTarget, MaskTarget, Target, check_boxes, labels_in, probabilities, target_of
 from visynth.errors import UsageError
 
 EXAMPLES = 16  # real samples that are looked at before a training
@@ -56,18 +56,18 @@ class MixedDataset(Dataset[Any]):
         within: bool = False,
         drawn: int | None = None,
     ) -> None:
-        self.drawn = drawn
+        self.drawn = len(real) if drawn is None else drawn
         self.real, self.source, self.mix, self.options = real, source, mix, options
         self.share_of, self.within = share_of, within
         self.labels = None if labels is None else [int(label) for label in labels]
-        self.allowed = replaceable(len(real), labels, mix.receiving(source.indices))
+        receiving = mix.receiving(source.indices)
+        self.allowed = replaceable(len(real), labels, receiving)
         if not within:
             self._warn_of_caps()
         place, self.example = first_sample(real)
         self.form = Form.of(self.example, options.image_key, options.label_key)
         if options.is_synthetic or options.weight is not None:
             check_growth(self.example)
-        receiving = mix.receiving(source.indices)
         samples = [(place, self.example), *more_samples(real, self.labels, place, receiving)]
         shown = [(p, self._label_of(p, sample), sample) for p, sample in samples]
         names = {label: name for name, label in source.indices.items()}
@@ -75,7 +75,7 @@ class MixedDataset(Dataset[Any]):
         label, mask = self.form.get(self.example, self.form.label), self.form.mask
         masks = [] if mask is None else [self.form.get(sample, mask) for _, sample in samples]
         self.targets = targets_of(label, masks, real)
-        check_boxes([self.form.get(sample, self.form.label) for _, sample in samples])
+        check_targets([self.form.get(sample, self.form.label) for _, sample in samples])
         check_labels(
             [(p, sample) for p, sample in samples if self.labels is not None],
             self.labels or [],
@@ -134,8 +134,7 @@ class MixedDataset(Dataset[Any]):
         """Synthetic positions of an epoch (within classes: their share, in billionths)."""
         if epoch not in self._slots:
             share = self.mix.share if self.share_of is None else self.share_of(epoch)
-            drawn = len(self.real) if self.drawn is None else self.drawn
-            count = round(share * (BILLION if self.within else drawn))
+            count = round(share * (BILLION if self.within else self.drawn))
             self._slots[epoch] = count if self.within else min(count, len(self.allowed))
         return self._slots[epoch]
 
@@ -192,7 +191,7 @@ class MixedDataset(Dataset[Any]):
         return next(iter(shown)) if len(shown) == 1 else None
 
     def _warn_of_caps(self) -> None:
-        slots = round(self.mix.share * (len(self.real) if self.drawn is None else self.drawn))
+        slots = round(self.mix.share * self.drawn)
         if slots > len(self.allowed):
             warnings.warn(
                 f"{slots} synthetic samples were asked for, but only {len(self.allowed)} of {len(self.real)} positions belong to classes that "
@@ -244,7 +243,7 @@ def stacked(images: Sequence[Any]) -> Any:
     return torch.cat([torch.as_tensor(image).detach().cpu().flatten().double() for image in images])
 
 
-def check_boxes(labels: Sequence[Any]) -> None:
+def check_targets(labels: Sequence[Any]) -> None:
     """Refuse detection targets whose boxes cannot be corners in pixels.
 
     Raises:
@@ -252,11 +251,7 @@ def check_boxes(labels: Sequence[Any]) -> None:
     """
     for label in labels:
         if isinstance(label, Mapping) and isinstance(label.get("boxes"), torch.Tensor) and label["boxes"].ndim == 2:
-            problem = box_problem(label["boxes"])
-            if problem:
-                raise UsageError(
-                    f"boxes must be (x1, y1, x2, y2) in pixels, but {problem}: convert them in the dataset."
-                )
+            check_boxes(label["boxes"])
 
 
 def targets_of(label: Any, masks: Sequence[Any], dataset: Any) -> tuple[Target, ...]:

@@ -107,9 +107,7 @@ class BoxTarget:
                 f"{list(getattr(boxes, 'shape', []))}: convert them in the dataset."
             )
 
-        problem = box_problem(boxes)
-        if problem:
-            raise UsageError(f"boxes must be (x1, y1, x2, y2) in pixels, but {problem}: convert them in the dataset.")
+        check_boxes(boxes)
 
     def raw(self, truth: Truth, size: tuple[int, int]) -> dict[str, Any]:
         from torchvision import tv_tensors
@@ -140,6 +138,17 @@ class BoxTarget:
             masks = made["masks"]
             found["masks"] = _like(self.real["masks"], masks, masks.as_subclass(torch.Tensor)[whole])
         return {key: _as(value, found[key]) if key in found else value for key, value in self.real.items()}
+
+
+def check_boxes(boxes: torch.Tensor) -> None:
+    """Refuse boxes ``[N, 4]`` that cannot be corners in pixels.
+
+    Raises:
+        UsageError: see :func:`box_problem`.
+    """
+    problem = box_problem(boxes)
+    if problem:
+        raise UsageError(f"boxes must be (x1, y1, x2, y2) in pixels, but {problem}: convert them in the dataset.")
 
 
 def box_problem(boxes: torch.Tensor) -> str | None:

@@ -23,7 +23,7 @@ from visynth.data.splits import group_folds
 from visynth.errors import ConflictError, DataError, UsageError, choices, listing
 from visynth.files import hash_file, hash_json
 from visynth.members import Member
-from visynth.pictures import resize
+from visynth.pictures import GREY, resize
 
 Array = NDArray[Any]
 FITS = ("crop", "pad", "squash")
@@ -436,7 +436,7 @@ def to_channels(image: Array, channels: int) -> Array:
         raise DataError(f"an image has {image.shape[2]} channels: the trained generators take 1 to 4.")
     if channels in (1, 2) and colour.shape[2] == 3:
         top = np.iinfo(image.dtype).max
-        grey = colour.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+        grey = colour.astype(np.float32) @ np.array(GREY, np.float32)
         colour = np.clip(np.rint(grey), 0, top).astype(image.dtype)[:, :, None]
     elif channels in (3, 4) and colour.shape[2] == 1:
         colour = np.repeat(colour, 3, axis=2)

@@ -24,7 +24,7 @@ from visynth import seeds as seeding
 from visynth.errors import DataError, IntegrityError, MissingExtra, UsageError, VisynthError, choices
 from visynth.files import hash_file, hash_json
 from visynth.generator import Generator, Samples, Spec
-from visynth.pictures import box
+from visynth.pictures import GREY, box
 
 Array = NDArray[Any]
 MODES = {
@@ -129,7 +129,7 @@ class Foundation(Generator):
             mask = anchor.mask
             image = np.where(mask[:, :, None], image, anchor.image)
         if self.spec.channels == 1:
-            image = np.rint(image @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[:, :, None]
+            image = np.rint(image @ np.array(GREY)).astype(np.uint8)[:, :, None]
         return image, mask, () if anchor is None else (anchor.name,)
 
     def _draw(self, label: int, generator: np.random.Generator) -> Anchor:
