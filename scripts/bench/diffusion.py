@@ -1,8 +1,8 @@
 """What the learned generators do: a list of cells that each append one JSON line and are skipped when it is there.
 
-    OMP_WAIT_POLICY=PASSIVE .venv/bin/python scripts/bench/diffusion.py --data ../shared/data [--cells NAME ...]
+    OMP_WAIT_POLICY=PASSIVE .venv/bin/python scripts/bench/diffusion.py --data ../shared/data [--cells NAME ...] [--threads 1]
 
-Cells (minutes on two cores): ``digits`` (4), ``neu_det`` (13), ``neu_det_20`` and ``neu_det_5`` (10 each), ``magnetic_tile`` (80).
+Cells (minutes on two cores): ``digits`` (4), ``neu_det`` (13), ``neu_det_20`` and ``neu_det_5`` (10 each), ``magnetic_tile`` (120).
 Sheets of samples go to the output folder: look at them. The tables in scripts/bench/README.md are printed from the lines.
 """
 
@@ -53,7 +53,7 @@ def magnetic_tile(data: Path, out: Path) -> dict[str, Any]:
     root = data / "magnetic_tile"
     images = read_images(root / "images", masks=root / "masks", groups=root / "groups.csv")
     options = TrialOptions(
-        rare_groups=3, draws=5, folds=2, synthetic=60, minutes=75, others=False, dense=False, learned="inpaint"
+        rare_groups=3, draws=5, folds=2, synthetic=60, minutes=90, others=False, dense=False, learned="inpaint"
     )
     report = run_trial(images, RARE_TILES, out / "magnetic_tile", options=options, grouped=True, say=print)
     return {"classes": trial_numbers(report, RARE_TILES), "conditions": report.conditions}
@@ -224,7 +224,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("VISYNTH_DATA", "../shared/data")))
     parser.add_argument("--out", type=Path, default=Path("bench"))
     parser.add_argument("--cells", nargs="*", default=list(CELLS), choices=list(CELLS))
+    parser.add_argument("--threads", type=int, default=0)
     given = parser.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
     file = given.out / "diffusion.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
@@ -234,7 +237,13 @@ def main() -> None:
             continue
         started = time.monotonic()
         found = CELLS[name](given.data, given.out)
-        line = {"cell": name, "seconds": round(time.monotonic() - started), **found, **environment()}
+        line = {
+            "cell": name,
+            "seconds": round(time.monotonic() - started),
+            "threads": torch.get_num_threads(),
+            **found,
+            **environment(),
+        }
         with open(file, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         print(json.dumps(line, indent=1))

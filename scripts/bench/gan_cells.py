@@ -3,7 +3,7 @@
     OMP_WAIT_POLICY=PASSIVE .venv/bin/python scripts/bench/gan_cells.py --data ../shared/data [--cells NAME ...] [--threads 1]
 
 ``neu_*`` (10 minutes each): NEU-DET at 32 px, generators of at most 1.5 million parameters. ``digits_*`` (5 minutes each): digits at 16 px with one class cut to
-20 images, plain conditioning against options for few images, three seeds; ``*_x3`` three times as long. ``magnetic_tile`` (60): variations of projected defects against composition.
+20 images, plain conditioning against options for few images, three seeds; ``*_x3`` three times as long. ``magnetic_tile`` (100): variations of projected defects against composition.
 KID is measured with a small classifier that was trained on the real images alone, before any generator and by none of them. ``--tables`` prints what there is.
 """
 
@@ -271,7 +271,7 @@ def magnetic_tile(data: Path, out: Path) -> dict[str, Any]:
         draws=3,
         folds=2,
         synthetic=60,
-        minutes=60,
+        minutes=80,
         others=False,
         dense=False,
         learned="projection",
