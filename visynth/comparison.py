@@ -7,15 +7,12 @@ engine here does not know where the synthetic images came from: ``trial`` makes 
 
 from __future__ import annotations
 
-import multiprocessing
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import joblib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -103,25 +100,13 @@ def run_cells(
     results = Results(label)
     results.rows = [cell.test for cell in cells]
     parallel = workers > 1 and len(cells) > 3 and getattr(plugins.load("learners", learner), "parallel", False)
-    if not parallel:
-        outcomes = []
-        for cell in cells:
-            outcomes.append(_run_cell(cell, tables, learner, seed, only))
-            if progress:
-                progress()
-    else:
-        with tempfile.TemporaryDirectory(prefix="visynth.") as folder:
-            paths = {}
-            for number, (key, table) in enumerate(tables.items()):
-                paths[key] = str(Path(folder) / f"{number}.npy")
-                np.save(paths[key], table)
-            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-                futures = [pool.submit(_run_stored, cell, paths, learner, seed, only) for cell in cells]
-                outcomes = []
-                for future in futures:
-                    outcomes.append(future.result())
-                    if progress:
-                        progress()
+    # joblib shares the tables by memory map, and does not run the caller's script again in its workers: no __main__ guard.
+    run = joblib.Parallel(workers if parallel else 1, return_as="generator")
+    outcomes = []
+    for outcome in run(joblib.delayed(_run_cell)(cell, tables, learner, seed, only) for cell in cells):
+        outcomes.append(outcome)
+        if progress:
+            progress()
     for cell, outcome in zip(cells, outcomes, strict=True):
         for name, (scores, inner, chosen, decision) in outcome.items():
             results.add(cell, name, scores, inner, chosen, decision)
@@ -141,12 +126,6 @@ def run_cells(
 
 
 Outcomes = dict[str, tuple[NDArray[np.float64], float, dict[str, Any], NDArray[np.float64]]]
-
-
-def _run_stored(
-    cell: Cell, paths: Mapping[tuple[int, str], str], learner: str, seed: int, only: Sequence[str] | None
-) -> Outcomes:
-    return _run_cell(cell, {key: np.load(path, mmap_mode="r") for key, path in paths.items()}, learner, seed, only)
 
 
 def _run_cell(cell: Cell, tables: Tables, learner: str, seed: int, only: Sequence[str] | None = None) -> Outcomes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from PIL import Image
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset, WeightedRandomSampler
-from torchvision import transforms
+from torchvision import transforms, tv_tensors
 from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
 
 import visynth
 from tests.data import boring
@@ -821,3 +823,130 @@ def test_a_subset_that_a_sampler_draws_is_all_that_there_is(white) -> None:
         train(Part(Rows(lambda i, y, _: (i, y))), white, balance="not majority")
     batches = train(Part(Rows(lambda i, y, _: (i, y))), white, backend="samples")
     assert sum(int(is_white(b[0]).sum()) for b in batches) == round(0.25 * len(drawn))
+
+
+# -- several synthetic classes under one label -------------------------------------------------------------------------
+
+
+class GoodOrNot(Dataset):
+    """32 good pictures and 16 with a defect of whatever kind."""
+
+    def __init__(self) -> None:
+        self.images, self.targets = pictures()[0], [0] * 32 + [1] * 16
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int):
+        return self.images[index], self.targets[index]
+
+
+DEFECTS = {"scratch": 12, "spot": 12, "stain": 12}
+
+
+@pytest.mark.parametrize("backend", RENDERED)
+@pytest.mark.parametrize(
+    ("balance", "each"),
+    [("not majority", (4, 4, 4)), ({"scratch": 9, "stain": 3}, (9, 0, 3)), (lambda counts: {"good": 0, "scratch and spot and stain": 6}, (4, 4, 4))],
+)  # fmt: skip
+def test_all_defects_under_one_label(backend: str, balance, each, tmp_path, caplog) -> None:
+    """A training that knows good and defect alone: none of the rendered defects is left out without a word."""
+    source = white_set(tmp_path / "set", {"good": 12, **DEFECTS}).folder
+    classes = {"good": 0, **dict.fromkeys(DEFECTS, 1)}
+    with caplog.at_level(logging.INFO):
+        batches = train(GoodOrNot(), source, epochs=2, backend=backend, balance=balance, classes=classes)
+    lines = [r.getMessage() for r in caplog.records if "synthetic samples in epoch" in r.getMessage()]
+    assert [Counter({n: int(c) for n, c in (p.split() for p in line.split(": ")[1].split(", "))}) for line in lines] == [
+        pytest.approx(Counter({n: c for n, c in zip(DEFECTS, each, strict=True) if c}), abs=2)
+    ] * 2  # fmt: skip
+    made = torch.cat([labels[is_white(images)] for images, labels in batches])
+    assert len(made) == 24
+    assert set(made.tolist()) == {1}
+
+
+@pytest.mark.parametrize("backend", RENDERED)
+def test_all_defects_under_one_label_within_a_sampler(backend: str, tmp_path, caplog) -> None:
+    source = white_set(tmp_path / "set", {"good": 12, **DEFECTS}).folder
+    classes = {"good": 0, **dict.fromkeys(DEFECTS, 1)}
+    data = GoodOrNot()
+    weights = [1 / data.targets.count(label) for label in data.targets]
+    module = Module(data, sampler=WeightedRandomSampler(weights, 480))
+    told = {"balance": "not majority", "classes": classes, "share": 0.5}
+    with caplog.at_level(logging.INFO):
+        batches = train(module, source, backend=backend, **told)
+    labels = torch.cat([labels for _, labels in batches])
+    made = torch.cat([labels[is_white(images)] for images, labels in batches])
+    assert labels.float().mean() == pytest.approx(0.5, abs=0.08)
+    assert set(made.tolist()) == {1}
+    assert len(made) == pytest.approx(int(labels.sum()) / 2, rel=0.15)
+    (line,) = [r.getMessage() for r in caplog.records if "synthetic samples in epoch" in r.getMessage()]
+    assert all(name in line for name in DEFECTS)
+
+
+# -- files read as tensors, samples that check themselves --------------------------------------------------------------
+
+
+class ReadAsTensor(Dataset):
+    """``read_image`` and v2 transforms on tensors, as torchvision's own tutorials have it; in [0, 1] where ``floating``."""
+
+    def __init__(self, root, floating: bool, wrap=lambda tensor: tensor) -> None:
+        folder = ImageFolder(root)
+        self.files, self.targets, self.class_to_idx = (
+            [f for f, _ in folder.samples],
+            folder.targets,
+            folder.class_to_idx,
+        )
+        self.floating, self.wrap = floating, wrap
+        self.transform = v2.Compose([v2.Resize((12, 12), antialias=True), v2.ToDtype(torch.float32, scale=True)])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int):
+        image = v2.functional.pil_to_tensor(Image.open(self.files[index]).convert("RGB"))
+        image = v2.functional.to_dtype(image, torch.float32, scale=True) if self.floating else image
+        return self.transform(self.wrap(image)), self.targets[index]
+
+
+@pytest.mark.parametrize("backend", RENDERED)
+@pytest.mark.parametrize("wrap", [lambda tensor: tensor, tv_tensors.Image], ids=["tensor", "tv_tensors"])
+@pytest.mark.parametrize("floating", [False, True])
+def test_transforms_of_tensors_are_called_with_tensors(backend: str, wrap, floating: bool, samples, renders) -> None:
+    data = ReadAsTensor(samples / "images", floating, wrap)
+    batches = train(data, renders.folder, classes=None, backend=backend)
+    rendered = ReadAsTensor(renders.folder, floating, wrap)
+    both = torch.stack([rendered[k][0] for k in range(len(rendered))] + [data[k][0] for k in range(len(data))])
+    labels = torch.tensor(rendered.targets + data.targets)
+    for images, told in batches:
+        apart = (both[None] - images[:, None]).abs().flatten(2).amax(2)
+        assert apart.amin(1).max() <= (1 / 255 if floating else 0)  # resizing bytes rounds, and both would fit
+        assert labels[apart.argmin(1)].tolist() == told.tolist()
+
+
+@dataclass
+class Item:
+    """A sample that checks itself, as anomalib's do: a batch of it is another class with other checks."""
+
+    image: torch.Tensor
+    label: torch.Tensor
+
+    def __post_init__(self) -> None:
+        assert self.image.ndim == 3
+
+
+@dataclass
+class Items(Item):
+    def __post_init__(self) -> None:
+        assert self.image.ndim == 4
+        assert self.label.ndim == 1
+
+
+@pytest.mark.parametrize("backend", RENDERED)
+def test_samples_that_check_themselves(backend: str, white) -> None:
+    module = Module(
+        Rows(lambda image, label, _: Item(image, torch.tensor(label))),
+        collate_fn=lambda items: Items(torch.stack([i.image for i in items]), torch.stack([i.label for i in items])),
+    )
+    batches = train(module, white, backend=backend)
+    assert all(type(batch) is Items for batch in batches)
+    assert {int(y) for b in batches for y, w in zip(b.label, is_white(b.image), strict=True) if w} == {2}

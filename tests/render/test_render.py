@@ -107,6 +107,31 @@ class TestRender:
         assert snapshot(tmp_path / "r") == snapshot(renders.folder)
         assert made.root() == renders.root()
 
+    def test_a_script_needs_no_main_guard(self, composition, tmp_path) -> None:
+        """What a first script looks like: processes that ran it again would end in an endless tale or none."""
+        composition[0].save(tmp_path / "generator")
+        script = tmp_path / "script.py"
+        script.write_text(
+            """
+import numpy as np
+import visynth
+from visynth.comparison import run_cells
+from visynth.metrics.arms import Cell
+from visynth.render.run import make_plan, render_set
+
+print("once")
+generator = visynth.load_generator("generator")
+print(len(render_set(generator, make_plan(generator, per_class=3), "renders", workers=2).records))
+positive = np.arange(60) < 20
+table = {(0, "max"): np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)}
+rows = np.arange(0, 60, 2), np.zeros(0, int), np.arange(1, 60, 2)
+cells = [Cell(draw, 0, *rows, positive, [str(i // 2) for i in range(60)]) for draw in range(4)]
+print(len(run_cells("c", cells, table, workers=2).rows))
+"""
+        )
+        ran = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert ran.stdout.split() == ["once", "12", "4"], ran.stderr
+
     def test_the_folder_reads_as_an_image_folder(self, renders) -> None:
         from torchvision.datasets import ImageFolder
 

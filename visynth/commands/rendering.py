@@ -36,7 +36,7 @@ def render(
         classes: only these classes.
         seed: of the whole set.
         batch_size: images sampled ahead of the encoders; it does not change a byte.
-        workers: encoding processes; they do not change a byte.
+        workers: encoding threads; they do not change a byte.
         encoding: png or tiff; png where it can hold the channels.
         options: sampler options of the generator.
         device: where the generator runs.

@@ -28,7 +28,7 @@ from visynth.data.joining import Joiner, Plan
 from visynth.data.labels import find_attribute, find_labels, map_classes, whole_numbers
 from visynth.data.loaders import Leaf, chosen, exchange, with_dataset, within
 from visynth.data.mixed import MixedDataset, check_labels, first_sample, more_samples
-from visynth.data.plans import Mix
+from visynth.data.plans import Mix, deal, names_of_labels
 from visynth.data.policy import DEFAULT_BALANCE, MOST, Options, needs_progress, share_at, training_progress
 from visynth.data.sources import GeneratedSource, RenderedSource, has_regions, is_generator, of_classes, open_renders
 from visynth.data.targets import BoxTarget, MaskTarget, labels_in, target_of
@@ -266,13 +266,7 @@ def plan_mix(
             )
     else:
         numbers = Counter(int(label) for label in labels if int(label) >= 0)  # -1 says "not labelled"
-        names = {place: name for name, place in indices.items()}
-        balance = DEFAULT_BALANCE if options.balance is None else options.balance
-        # A word fills the classes that the training holds; one that it does not hold must be named.
-        held = {*numbers, *names} if isinstance(balance, Mapping) or callable(balance) else {*numbers}
-        labels_of = {names.get(place, f"label {place}"): place for place in held}
-        counts = {name: numbers[labels_of[name]] for name in sorted(labels_of, key=labels_of.__getitem__)}
-        wanted = balancing.targets(balance, counts, to=options.to, cap=options.cap)
+        wanted, labels_of = _wanted(numbers, indices, options)
     wanting = frozenset(labels_of[name] for name, n in wanted.items() if n and name in labels_of)
     wanted = {name: n for name, n in wanted.items() if name in made}
     total = sum(wanted.values())
@@ -290,6 +284,31 @@ def plan_mix(
         share = share_at(options.share, 0.0)
         share = share or max(share_at(options.share, p / 20) for p in range(21))
     return Mix(wanted, float(share), options.spread, options.seed, wanting)
+
+
+def _wanted(
+    numbers: Mapping[int, int], indices: Mapping[str, int], options: Options
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Synthetic images wanted of each class, and each class's label, from the training's count of each label.
+
+    Several classes may have one label (all defects, say): a dict says how much of each, of another balance each gets an even part.
+    """
+    names = names_of_labels(indices)
+    balance = DEFAULT_BALANCE if options.balance is None else options.balance
+    # A word fills the classes that the training holds; one that it does not hold must be named.
+    held = sorted({*numbers, *names} if isinstance(balance, Mapping) or callable(balance) else {*numbers})
+    called = {label: names.get(label, [f"label {label}"]) for label in held}
+    labels_of = {name: label for label in held for name in called[label]}
+    if isinstance(balance, Mapping):
+        return balancing.targets(balance, {name: numbers.get(label, 0) for name, label in labels_of.items()}), labels_of
+    titles = {label: " and ".join(called[label]) for label in held}
+    each = balancing.targets(
+        balance, {titles[label]: numbers.get(label, 0) for label in held}, to=options.to, cap=options.cap
+    )
+    wanted: dict[str, int] = {}
+    for label, own in called.items():
+        wanted |= dict(zip(own, deal([1 / len(own)] * len(own), each[titles[label]]), strict=True))
+    return wanted, labels_of
 
 
 def _check_listed(dataset: Any, labels: Sequence[int], options: Options) -> None:

@@ -24,7 +24,14 @@ from visynth.data.synthetic import as_picture
 from visynth.data.targets import Target, Truth
 from visynth.errors import DataError
 
-OWN_WAYS = ("RGB", "picture", "array")  # how a dataset's transform may want a picture: most read their files as RGB
+# [C, H, W] as read_image gives it, or in [0, 1].
+TENSORS = tuple(
+    f"{channels}{dtype} {kind}"
+    for kind in ("tensor", "tv_tensors.Image")
+    for dtype in ("uint8", "float32")
+    for channels in ("RGB ", "")
+)
+OWN_WAYS = ("RGB", "picture", "array", *TENSORS)  # how a dataset's transform may want a picture: most read RGB files
 GIVEN_WAYS = ("picture", "RGB", "L", "array")
 ALBUMENTATIONS = ("albumentations", "albumentations RGB")
 
@@ -218,7 +225,7 @@ def random_state_kept() -> Iterator[None]:
 def alike(made: Any, real: Any) -> bool:
     """Same type, dtype and number of channels; sizes may differ where the user's do. An array may become a tensor by collation."""
     if isinstance(made, np.ndarray) and isinstance(real, torch.Tensor):
-        made = torch.as_tensor(made)
+        made = torch.from_numpy(np.array(made))  # a copy: a read-only one would be warned of
     if type(made) is not type(real) and not (isinstance(made, torch.Tensor) and type(real) is torch.Tensor):
         return False
     if isinstance(real, (torch.Tensor, np.ndarray)):
@@ -289,6 +296,14 @@ def _albumentations(transform: Any, picture: Array, geometry: list[Any]) -> tupl
 def _given(picture: Array, way: str) -> Any:
     if way == "array":
         return picture
+    if way in TENSORS:
+        from torchvision import tv_tensors
+        from torchvision.transforms.v2.functional import to_dtype
+
+        channels = np.repeat(picture, 3, axis=2) if way.startswith("RGB") and picture.shape[2] == 1 else picture
+        tensor = torch.from_numpy(channels.transpose(2, 0, 1).copy())
+        tensor = to_dtype(tensor, torch.uint8 if "uint8" in way else torch.float32, scale=True)
+        return tv_tensors.Image(tensor) if way.endswith("Image") else tensor
     image = as_picture(picture)
     return image.convert(way) if way in ("RGB", "L") and isinstance(image, Image.Image) else image
 

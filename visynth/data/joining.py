@@ -7,6 +7,7 @@ the batch: rows of classes that receive synthetic samples stay.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +27,16 @@ from visynth.data.decode import Array
 from visynth.data.fields import Fields, learn_fields
 from visynth.data.form import FLAG, WEIGHT, Form, check_growth, keys_of
 from visynth.data.mixed import check_targets, mix_up, mixing_weight, parts_of, targets_of
-from visynth.data.plans import MOST_ROWS, Mix, Slots, SlotStream, within_share
+from visynth.data.plans import (
+    MOST_ROWS,
+    Mix,
+    Slots,
+    SlotStream,
+    class_shares,
+    names_of_labels,
+    only_names,
+    within_share,
+)
 from visynth.data.policy import Options
 from visynth.data.sources import GeneratedSource, RenderedSource, as_array, truth_of, truths
 from visynth.data.targets import ClassTarget, Truth, labels_in, probabilities
@@ -82,7 +92,7 @@ class Joiner:
         self.slots: Slots | None = None
         self.convert: Converter | None = None
         self.fast: Any = None
-        self.by_label = {label: name for name, label in plan.indices.items() if name in plan.names}
+        self.by_label = names_of_labels({name: label for name, label in plan.indices.items() if name in plan.names})
         self.fields: Fields | None = None
         self.seen = 0  # batches
         self.counts: Counter[str] = Counter()  # synthetic rows of each class since they were last logged
@@ -181,8 +191,11 @@ class Joiner:
         chances = seeding.rng(seed, "rows").random(len(shown))
         rows, draws = [], []
         for row, (found, chance) in enumerate(zip(shown, chances, strict=True)):
-            name = self.by_label.get(next(iter(found))) if len(found) == 1 else None
-            if name is not None and chance < within_share(name, self.plan.mix, share):
+            names = self.by_label.get(next(iter(found)), []) if len(found) == 1 else []
+            part = within_share(names, self.plan.mix, share) if names else 0.0
+            if chance < part:
+                parts = class_shares(names, self.plan.mix).cumsum()
+                name = names[min(int(np.searchsorted(parts, chance / part, "right")), len(names) - 1)]
                 rows.append(row)
                 draws.append((name, (number * distributed.world_size() + distributed.rank()) * MOST_ROWS + row))
         return rows, draws
@@ -203,7 +216,7 @@ class Joiner:
                 )
         check_targets(list(labels) if isinstance(labels, (list, tuple)) else [])
         samples = [(None, _only(shown[row]), _row_of(batch, form, row)) for row in range(len(shown))]
-        self.fields = learn_fields(form, samples, self.by_label, plan.options.extra)
+        self.fields = learn_fields(form, samples, only_names(plan.indices), plan.options.extra)
         picture = self._picture(images)
         values = images if isinstance(images, (torch.Tensor, np.ndarray)) else None
         row = images[0]
@@ -439,9 +452,10 @@ def _only(found: set[int]) -> int | None:
 
 
 def _row_of(batch: Any, form: Form, row: int) -> Any:
-    """One row of a batch as a sample of its own; parts that are no columns stay whole."""
+    """One row of a batch as a sample of its own; parts that are no columns stay whole. Of a dataclass, whose own checks may want batches, a dict."""
     keys = [key for key in keys_of(batch) or [] if not (hasattr(batch, "_fields") and isinstance(key, int))]
-    return form.put(batch, {key: _entry(form.get(batch, key), row) for key in keys})
+    parts = {key: _entry(form.get(batch, key), row) for key in keys}
+    return parts if dataclasses.is_dataclass(batch) else form.put(batch, parts)
 
 
 def _entry(column: Any, row: int) -> Any:

@@ -21,7 +21,7 @@ from visynth.data.convert import Converter, find_converter
 from visynth.data.fields import learn_fields
 from visynth.data.form import FLAG, WEIGHT, Form, check_growth
 from visynth.data.labels import find_attribute
-from visynth.data.plans import Mix, plan_epoch, plan_within, replaceable
+from visynth.data.plans import Mix, names_of_labels, only_names, plan_epoch, plan_within, replaceable
 from visynth.data.policy import Options
 from visynth.data.sources import RenderedSource, truth_of
 from visynth.data.targets import ClassTarget, MaskTarget, Target, check_boxes, labels_in, probabilities, target_of
@@ -70,8 +70,7 @@ class MixedDataset(Dataset[Any]):
             check_growth(self.example)
         samples = [(place, self.example), *more_samples(real, self.labels, place, receiving)]
         shown = [(p, self._label_of(p, sample), sample) for p, sample in samples]
-        names = {label: name for name, label in source.indices.items()}
-        self.fields = learn_fields(self.form, shown, names, options.extra)
+        self.fields = learn_fields(self.form, shown, only_names(source.indices), options.extra)
         label, mask = self.form.get(self.example, self.form.label), self.form.mask
         masks = [] if mask is None else [self.form.get(sample, mask) for _, sample in samples]
         self.targets = targets_of(label, masks, real)
@@ -148,7 +147,7 @@ class MixedDataset(Dataset[Any]):
     def _planned(self, epoch: int, slots: int, before: int) -> dict[int, int]:
         if not self.within:
             return plan_epoch(self.allowed, self.source.places, self.mix, epoch, slots, before)
-        classes = {label: name for name, label in self.source.indices.items()}
+        classes = names_of_labels(self.source.indices)
         return plan_within(self.labels or [], classes, self.source.places, self.mix, epoch, slots / BILLION)
 
     def __getitem__(self, index: int) -> Any:

@@ -170,7 +170,8 @@ class WithSynthetic(pytorch_lightning.LightningDataModule):
             loaders give, before the transfer; "online" does so on the device, with images that a generator makes there.
             "auto": online for a generator, else samples where that can be, else batches.
         loader: which of several training loaders to mix into, by key or place ("labelled", 0, "a.0"); by default all.
-        classes: ``{class name: label}`` (or names in the order of their labels); by default the dataset's own.
+        classes: ``{class name: label}`` (or names in the order of their labels); by default the dataset's own. Several classes may have one
+            label: a dict in ``balance`` says how much of each, else they share evenly.
         transform: for synthetic pictures (PIL, or array ``[H, W, C]``), called with the boxes or mask as well where labels are
             such; by default the dataset's own, else inferred from real samples.
         labels: the label of each training sample, where they cannot be read from the dataset.

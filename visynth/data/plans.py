@@ -54,6 +54,24 @@ def class_shares(names: Sequence[str], mix: Mix) -> NDArray[np.float64]:
     return (1 - mix.spread) * weights / weights.sum() + mix.spread * even if weights.sum() else even
 
 
+def names_of_labels(indices: Mapping[str, int]) -> dict[int, list[str]]:
+    """Classes of each of the user's labels: several where they tell fewer apart, such as defect and none.
+
+    Example:
+        >>> names_of_labels({"good": 0, "scratch": 1, "spot": 1})
+        {0: ['good'], 1: ['scratch', 'spot']}
+    """
+    found: dict[int, list[str]] = {}
+    for name, label in indices.items():
+        found.setdefault(label, []).append(name)
+    return found
+
+
+def only_names(indices: Mapping[str, int]) -> dict[int, str]:
+    """The name of each label that has one alone: where several share it, it does not follow from the label."""
+    return {label: names[0] for label, names in names_of_labels(indices).items() if len(names) == 1}
+
+
 def plan_epoch(
     allowed: Sequence[int], places: Mapping[str, Sequence[int]], mix: Mix, epoch: int, slots: int, before: int
 ) -> dict[int, int]:
@@ -145,7 +163,7 @@ def replaceable(length: int, labels: Sequence[int] | None, receiving: set[int]) 
 
 def plan_within(
     labels: Sequence[int],
-    classes: Mapping[int, str],
+    classes: Mapping[int, Sequence[str]],
     places: Mapping[str, Sequence[int]],
     mix: Mix,
     epoch: int,
@@ -158,7 +176,7 @@ def plan_within(
 
     Args:
         labels: of the positions.
-        classes: name of each label that can be made.
+        classes: names of each label that can be made.
         places: rows of the rendered set by class.
         mix: what is mixed in.
         epoch: number of the epoch.
@@ -168,20 +186,29 @@ def plan_within(
     own: dict[int, list[int]] = {}
     for position, label in enumerate(labels):
         own.setdefault(int(label), []).append(position)
-    for label, name in sorted(classes.items()):
-        if not places.get(name) or label not in own:
+    for label, given in sorted(classes.items()):
+        names = [name for name in given if places.get(name)]
+        if not names or label not in own:
             continue
-        count = round(within_share(name, mix, share) * len(own[label]))
-        order = seeding.rng(seeding.derive("within", mix.seed, epoch, name), "positions").permutation(len(own[label]))
-        for number, place in enumerate(order[:count].tolist()):
-            row = picture(len(places[name]), mix.seed, name, epoch * len(own[label]) + number)
-            plan[own[label][place]] = places[name][row]
+        count = round(within_share(names, mix, share) * len(own[label]))
+        stream = seeding.derive("within", mix.seed, epoch, names[0])
+        order = iter(seeding.rng(stream, "positions").permutation(len(own[label])).tolist())
+        for name, part in zip(names, deal(class_shares(names, mix), count), strict=True):
+            for number in range(part):
+                row = picture(len(places[name]), mix.seed, name, epoch * len(own[label]) + number)
+                plan[own[label][next(order)]] = places[name][row]
     return plan
 
 
-def within_share(name: str, mix: Mix, share: float) -> float:
-    """Part of a class's own samples that is synthetic where a sampler keeps the classes' counts."""
-    return share if mix.counts.get(name, 0) else share * mix.spread
+def within_share(names: Sequence[str], mix: Mix, share: float) -> float:
+    """Part of a label's own samples that is synthetic where a sampler keeps the classes' counts.
+
+    Example:
+        >>> mix = Mix({"scratch": 3}, 0.5, 0.1, seed=0)
+        >>> within_share(["scratch", "spot"], mix, 0.5), within_share(["good"], mix, 0.5)
+        (0.5, 0.05)
+    """
+    return share if any(mix.counts.get(name, 0) for name in names) else share * mix.spread
 
 
 class Slots:

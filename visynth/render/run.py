@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
 import os
 import shutil
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +39,7 @@ from visynth.manifest import (
     write_records,
 )
 from visynth.render.plan import SHARD, Plan, Planned
-from visynth.render.writers import start_worker, write_image
+from visynth.render.writers import write_image
 
 if TYPE_CHECKING:
     from visynth.generator import Generator
@@ -134,7 +132,7 @@ def render_set(
         generator: must be the plan's.
         plan: from :func:`make_plan`.
         out: the folder; it must not hold anything else.
-        workers: encoding processes; 0 encodes in this one. They do not change a byte.
+        workers: encoding threads; 0 encodes in this one. They do not change a byte.
         queue: micro-batches sampled ahead of the encoders. It does not change a byte.
         progress: called after each shard with done, total, images per second, seconds left and counts.
 
@@ -280,11 +278,8 @@ def _render_shards(
     left = set(pending)
     done = Counter(plan.classes[i.label] for s in range(plan.shards) if s not in left for i in plan.shard(s))
     torch.set_num_threads(plan.threads)
-    pool = (
-        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=start_worker)
-        if workers
-        else None
-    )
+    # OpenCV, zlib and fsync let other threads run; processes would run a script without a __main__ guard again.
+    pool = ThreadPoolExecutor(workers, "visynth-encoder") if workers else None
     try:
         for shard in pending:
             _render_shard(generator, plan, work, shard, pool, queue)
@@ -301,10 +296,6 @@ def _render_shards(
                         "counts": {name: done[name] for name in plan.classes if plan.targets[name]},
                     }
                 )
-    except BrokenProcessPool as error:
-        raise OutputError(
-            "an encoding process died (out of memory, or killed). What is committed is kept: run the same command again."
-        ) from error
     finally:
         torch.set_num_threads(before)
         if pool:
@@ -312,7 +303,7 @@ def _render_shards(
 
 
 def _render_shard(
-    generator: Generator, plan: Plan, work: Path, number: int, pool: ProcessPoolExecutor | None, queue: int
+    generator: Generator, plan: Plan, work: Path, number: int, pool: ThreadPoolExecutor | None, queue: int
 ) -> None:
     images = plan.shard(number)
     folder = work / f"tmp.{number:06d}.{host()}.{os.getpid()}"

@@ -1,14 +1,10 @@
-"""Encoding and writing images in worker processes. Imports no torch: a worker starts in a fraction of a second."""
+"""Encoding and writing images, in threads beside the generator."""
 
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from hashlib import sha256
-from multiprocessing import parent_process
 from pathlib import Path
-from typing import Any
 
 from visynth.data.decode import Array, encode_png, encode_tiff
 
@@ -43,16 +39,3 @@ def write_image(path: str, image: Array, encoding: str, kind: str) -> str:
         stream.flush()
         os.fsync(stream.fileno())
     return sha256(data).hexdigest()
-
-
-def start_worker(*_: Any) -> None:
-    """Workers leave Ctrl-C to their parent, and end when it dies, even by SIGKILL."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
