@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from visynth import seeds as seeding
-from visynth.metrics.features import extractor
+from visynth.metrics.extractors import extractor
 from visynth.metrics.learning import Floats, Ints, Items, Outcome, split_parts
 from visynth.metrics.ranking import average_precision
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytorch_lightning
 
 from visynth.compose.fit import Source
-from visynth.data.training import GeneratorData, Pool, fit_to, measure, to_channels
+from visynth.data.training import GeneratorData, Pool, measure
 from visynth.errors import DataError
 from visynth.generator import Generator
 from visynth.lightning_modules.classifier import quiet_trainer
@@ -21,6 +21,7 @@ from visynth.lightning_modules.diffusion import Diffusion
 from visynth.lightning_modules.gans import StyleGAN2
 from visynth.lightning_modules.inpainting import Inpainting
 from visynth.networks.projection import Anchored, around
+from visynth.pictures import fit_to, to_channels
 
 Say = Callable[[str], None]
 

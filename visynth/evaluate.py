@@ -25,7 +25,8 @@ from visynth.folders import check_apart, claim_files
 from visynth.manifest import Renders, control_class, read_renders
 from visynth.members import Member
 from visynth.metrics.arms import Cell, Extra
-from visynth.metrics.features import FeatureBank, extractor
+from visynth.metrics.extractors import extractor
+from visynth.metrics.features import FeatureBank
 from visynth.metrics.memorization import copies
 from visynth.metrics.quality import per_class, table_rows
 from visynth.report import FILES, ClassVerdict, Report, bullets, environment, table, text

@@ -9,10 +9,10 @@ from visynth.compose.fit import Array, Fitted, Source, fit_composition, guess_go
 from visynth.compose.settings import Settings
 from visynth.data.items import ImageSet
 from visynth.data.masks import Mask, judge, load_mask
-from visynth.data.training import fit_to, to_channels
 from visynth.errors import DataError, UsageError, choices
 from visynth.folders import check_apart, claim
 from visynth.networks.foundation import Anchor, Foundation, make_foundation
+from visynth.pictures import fit_to, to_channels
 
 
 def sources_of(images: ImageSet, classes: Collection[str] | None = None) -> list[Source]:

@@ -11,9 +11,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from visynth.errors import DataError
 from visynth.files import write_bytes
 
 Image = NDArray[Any]
+FITS = ("crop", "pad", "squash")
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
 FEW_VALUES = 8  # values of a channel up to which a picture is line art
 
@@ -116,3 +118,53 @@ def write_png(path: str | Path, image: NDArray[np.uint8]) -> None:
 def data_uri(image: NDArray[np.uint8]) -> str:
     """An RGB image as a ``data:`` address, for pages that carry their pictures."""
     return "data:image/png;base64," + base64.b64encode(png(image)).decode()
+
+
+def to_channels(image: Image, channels: int) -> Image:
+    """``[H, W, C]`` with the wanted channels: grey is repeated, colour is weighed (ITU-R BT.601), alpha is opaque where there is none.
+
+    Where alpha is not wanted, the picture is set on black by it: what nobody sees must not be trained on.
+
+    Example:
+        >>> to_channels(np.full((2, 2, 1), 9, np.uint8), 3).shape
+        (2, 2, 3)
+    """
+    alpha = image.shape[2] in (2, 4)
+    colour = image[:, :, :-1] if alpha else image
+    if alpha and channels in (1, 3):
+        top = np.iinfo(image.dtype).max
+        seen = colour.astype(np.float32) * (image[:, :, -1:].astype(np.float32) / top)
+        colour = np.rint(seen).astype(image.dtype)
+    if colour.shape[2] > 3:
+        raise DataError(f"an image has {image.shape[2]} channels: the trained generators take 1 to 4.")
+    if channels in (1, 2) and colour.shape[2] == 3:
+        top = np.iinfo(image.dtype).max
+        grey = colour.astype(np.float32) @ np.array(GREY, np.float32)
+        colour = np.clip(np.rint(grey), 0, top).astype(image.dtype)[:, :, None]
+    elif channels in (3, 4) and colour.shape[2] == 1:
+        colour = np.repeat(colour, 3, axis=2)
+    if channels in (1, 3):
+        return colour
+    opacity = image[:, :, -1:] if alpha else np.full_like(image[:, :, :1], np.iinfo(image.dtype).max)
+    return np.concatenate([colour, opacity], axis=2)
+
+
+def fit_to(image: Image, size: tuple[int, int], way: str) -> Image:
+    """``[H, W, C]`` at (height, width): the middle cropped, padded by reflection, or squashed.
+
+    Example:
+        >>> fit_to(np.zeros((10, 20, 1), np.uint8), (8, 8), "crop").shape
+        (8, 8, 1)
+    """
+    height, width = image.shape[:2]
+    if way == "squash" or height * size[1] == width * size[0]:
+        return resize(image, size)
+    factor = (max if way == "crop" else min)(size[0] / height, size[1] / width)
+    image = resize(image, (max(1, round(height * factor)), max(1, round(width * factor))))
+    height, width = image.shape[:2]
+    if way == "crop":
+        top, left = (height - size[0]) // 2, (width - size[1]) // 2
+        return image[top : top + size[0], left : left + size[1]]
+    more = size[0] - height, size[1] - width
+    edges = (more[0] // 2, more[0] - more[0] // 2, more[1] // 2, more[1] - more[1] // 2)
+    return np.asarray(cv2.copyMakeBorder(image, *edges, cv2.BORDER_REFLECT)).reshape(*size, -1)

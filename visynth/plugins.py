@@ -25,7 +25,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "stylegan2_projected": "visynth.networks.projection:Anchored",
     },
     "features": {
-        "efficientnet_lite0": "visynth.metrics.features:efficientnet_lite0",
+        "efficientnet_lite0": "visynth.metrics.extractors:efficientnet_lite0",
         "inception_v3": "visynth.metrics.extractors:inception_v3",
         "dinov2": "visynth.metrics.extractors:dinov2",
     },

@@ -24,7 +24,7 @@ from visynth.data.masks import judge, load_mask
 from visynth.data.reading import with_groups
 from visynth.errors import DataError, UsageError, choices
 from visynth.folders import put_files
-from visynth.metrics.features import NATIVE_LIMIT
+from visynth.metrics.extractor import NATIVE_LIMIT
 from visynth.report import bullets, table
 
 LEARNED_GROUPS = 20  # groups of a class from which on a learned generator has something to learn from

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 
 from visynth.data.items import ImageSet, Item
-from visynth.data.training import FITS, fit_to, to_channels
 from visynth.errors import DataError, UsageError, choices
 from visynth.folders import check_apart, claim
 from visynth.generator import Generator, load_generator
 from visynth.members import Member, meetings
-from visynth.pictures import grid, png, to_display
+from visynth.pictures import FITS, fit_to, grid, png, to_channels, to_display
 from visynth.seeds import noise
 
 

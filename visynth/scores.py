@@ -21,7 +21,8 @@ from visynth.errors import DataError, IntegrityError, OutputError
 from visynth.evaluate import assign_splits
 from visynth.files import cache_folder, canonical_json, write_text
 from visynth.manifest import SCORES, Renders, read_renders, read_scores
-from visynth.metrics.features import FeatureBank, extractor
+from visynth.metrics.extractors import extractor
+from visynth.metrics.features import FeatureBank
 from visynth.metrics.memorization import SAME, Copies, copies
 
 FOLDS = 5

@@ -91,7 +91,8 @@ class Judge:
     """
 
     def __init__(self, data: Any, count: int) -> None:
-        from visynth.metrics.features import FeatureBank, extractor
+        from visynth.metrics.extractors import extractor
+        from visynth.metrics.features import FeatureBank
 
         pictures, labels, self.classes = data.reference()
         self.count, self.bank = count, FeatureBank(extractor(), resolutions=(112,), batch=16)

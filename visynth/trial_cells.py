@@ -21,7 +21,8 @@ from visynth.errors import DataError, UsageError, VisynthError, choices
 from visynth.files import cache_folder
 from visynth.metrics.arms import Cell, Extra
 from visynth.metrics.dense import DenseHead, coverage
-from visynth.metrics.features import FeatureBank, extractor
+from visynth.metrics.extractors import extractor
+from visynth.metrics.features import FeatureBank
 from visynth.preflight import Preflight, headroom_note
 from visynth.trial_learned import KINDS, Studio, learned_extra
 

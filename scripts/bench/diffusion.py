@@ -28,7 +28,8 @@ from visynth.callbacks.checkpoint import AtomicCheckpointIO, KeepLast
 from visynth.data.reading import read_images
 from visynth.data.training import GeneratorData
 from visynth.lightning_modules import Diffusion
-from visynth.metrics.features import FeatureBank, extractor
+from visynth.metrics.extractors import extractor
+from visynth.metrics.features import FeatureBank
 from visynth.metrics.quality import Quality, per_class
 from visynth.networks.diffusion import run_sampler, to_integers
 from visynth.networks.unet import Denoiser

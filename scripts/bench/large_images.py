@@ -49,7 +49,8 @@ def measure(root: Path, what: str) -> None:
     else:
         from visynth.data.items import Lazy
         from visynth.data.reading import read_images
-        from visynth.metrics.features import FeatureBank, extractor
+        from visynth.metrics.extractors import extractor
+        from visynth.metrics.features import FeatureBank
 
         found = read_images(root)
         bank = FeatureBank(extractor(), resolutions=(112,))

@@ -16,9 +16,11 @@ from PIL import Image
 
 from visynth.data.decode import Limits, decode, decode_bytes, decode_values, encode_png, encode_tiff
 from visynth.data.items import ImageSet, Lazy
-from visynth.data.training import GeneratorData, to_channels
+from visynth.data.training import GeneratorData
 from visynth.errors import DataError
-from visynth.metrics.features import Extractor, FeatureBank
+from visynth.metrics.extractor import Extractor
+from visynth.metrics.features import FeatureBank
+from visynth.pictures import to_channels
 
 
 def by_pillow(image: Image.Image, form: str = "PNG", **kwargs) -> bytes:

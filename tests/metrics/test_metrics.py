@@ -14,7 +14,9 @@ from visynth.comparison import run_cells
 from visynth.errors import DataError, UsageError
 from visynth.metrics import arms, verdict
 from visynth.metrics.dense import DenseHead, coverage
-from visynth.metrics.features import Extractor, FeatureBank, efficientnet_lite0, extractor, prepare, prepare_square
+from visynth.metrics.extractor import Extractor, prepare, prepare_square
+from visynth.metrics.extractors import efficientnet_lite0, extractor
+from visynth.metrics.features import FeatureBank
 from visynth.metrics.frozen import FrozenLearner, _rotate, logistic
 from visynth.metrics.learning import Items, inner_folds, split_parts
 from visynth.metrics.ranking import average_precision, macro_f1, recall_at_fpr
@@ -374,11 +376,11 @@ class TestFeatures:
         import timm
         from skimage import data
 
-        from visynth.metrics import features
+        from visynth.metrics import extractors
 
         network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=1000)
-        weights = torch.load(features._lite0_file(), weights_only=True)
-        network.load_state_dict(features._renamed(weights, network))
+        weights = torch.load(extractors._lite0_file(), weights_only=True)
+        network.load_state_dict(extractors._renamed(weights, network))
         maps = efficientnet_lite0().maps([prepare(np.asarray(data.chelsea()), 224)])
         logits = network.eval().classifier(maps.mean((2, 3)))
         assert int(logits.argmax()) in (281, 282, 285)  # tabby, tiger cat, Egyptian cat
@@ -386,10 +388,10 @@ class TestFeatures:
     def test_folded_norms_and_the_parted_network_change_nothing(self) -> None:
         import timm
 
-        from visynth.metrics import features
+        from visynth.metrics import extractors
 
         network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=1000).eval()
-        network.load_state_dict(features._renamed(torch.load(features._lite0_file(), weights_only=True), network))
+        network.load_state_dict(extractors._renamed(torch.load(extractors._lite0_file(), weights_only=True), network))
         batch = torch.rand(2, 3, 64, 64) * 2 - 1
         ours = extractor()
         with torch.inference_mode():

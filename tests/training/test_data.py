@@ -9,9 +9,10 @@ import pytest
 
 from visynth.data.reading import read_images
 from visynth.data.samplers import Stream, StreamOrder
-from visynth.data.training import GeneratorData, fit_to, to_channels
+from visynth.data.training import GeneratorData
 from visynth.data.unpack import unpack
 from visynth.errors import DataError, UsageError
+from visynth.pictures import fit_to, to_channels
 
 
 def test_a_folder_becomes_a_pool_with_its_facts(class_folders) -> None:

@@ -29,7 +29,9 @@ from visynth.data.reading import read_images
 from visynth.errors import DataError, UsageError
 from visynth.files import cache_folder, hash_json, write_bytes
 from visynth.members import pixel_hash
-from visynth.metrics.features import Extractor, FeatureBank, extractor
+from visynth.metrics.extractor import Extractor
+from visynth.metrics.extractors import extractor
+from visynth.metrics.features import FeatureBank
 from visynth.metrics.quality import EVERYTHING, Quality, kid_name, per_class
 from visynth.metrics.stats import FeatureReservoir, split
 from visynth.pictures import grid, to_display

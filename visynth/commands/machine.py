@@ -9,7 +9,7 @@ def doctor() -> int:
 
     from visynth.data.transforms import backend
     from visynth.files import cache_folder
-    from visynth.metrics.features import efficientnet_lite0
+    from visynth.metrics.extractors import efficientnet_lite0
     from visynth.report import environment
 
     for name, value in environment().items():

