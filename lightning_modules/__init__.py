@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from visynth.lightning_modules.crops import DefectCrops
+    from visynth.lightning_modules.data import GeneratorData
     from visynth.lightning_modules.diffusion import Diffusion
     from visynth.lightning_modules.gans import CGAN, BigGAN, StyleGAN2
     from visynth.lightning_modules.inpainting import Inpainting
     from visynth.lightning_modules.lora import LoRA
 
-__all__ = ["CGAN", "BigGAN", "DefectCrops", "Diffusion", "Inpainting", "LoRA", "StyleGAN2"]
+__all__ = ["CGAN", "BigGAN", "DefectCrops", "Diffusion", "GeneratorData", "Inpainting", "LoRA", "StyleGAN2"]
 
 _HOMES = {
     "DefectCrops": "crops",
     "Diffusion": "diffusion",
+    "GeneratorData": "data",
     "Inpainting": "inpainting",
     "LoRA": "lora",
     **dict.fromkeys(("CGAN", "BigGAN", "StyleGAN2"), "gans"),
@@ -27,3 +29,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"visynth.lightning_modules.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'visynth.lightning_modules' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -9,10 +9,10 @@ import pytorch_lightning
 import torch
 from torch import Tensor, nn
 
-from visynth import distributed
-from visynth.data.training import Facts, check_same_data
-from visynth.errors import Diverged
-from visynth.members import Member
+from visynth.core import distributed
+from visynth.core.errors import Diverged
+from visynth.core.members import Member
+from visynth.lightning_modules.data import Facts, check_same_data
 
 
 class GeneratorModule(pytorch_lightning.LightningModule):

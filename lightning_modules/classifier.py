@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
-from visynth import seeds as seeding
+from visynth.core import seeds as seeding
 from visynth.metrics.extractors import extractor
-from visynth.metrics.learning import Floats, Ints, Items, Outcome, split_parts
-from visynth.metrics.ranking import average_precision
+from visynth.verdict.learners import Floats, Ints, Items, Outcome, split_parts
+from visynth.verdict.ranking import average_precision
 
 
 class Classifier(pytorch_lightning.LightningModule):

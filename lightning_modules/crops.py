@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from visynth import seeds as seeding
-from visynth.compose.blend import grow
-from visynth.compose.fit import Source, fit_composition, guess_good
-from visynth.compose.generator import Composition
-from visynth.compose.inpainting import GROW, pad_mask, pad_to, surroundings
+from visynth.core import seeds as seeding
+from visynth.core.errors import UsageError, choices
 from visynth.data.masks import judge, load_mask
-from visynth.data.training import Facts, StreamData, hold_out
-from visynth.errors import UsageError, choices
-from visynth.networks.diffusion import to_values
+from visynth.generators.blend import grow
+from visynth.generators.compose import Composition
+from visynth.generators.compose_fit import Source, fit_composition, guess_good
+from visynth.generators.diffusion import to_values
+from visynth.generators.inpainting import GROW, pad_mask, pad_to, surroundings
+from visynth.lightning_modules.data import Facts, StreamData, hold_out
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]

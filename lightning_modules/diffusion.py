@@ -1,7 +1,7 @@
 """Training a class-conditional diffusion generator with Lightning's automatic optimisation.
 
 One optimiser, one loss: DDP, gradient accumulation, clipping, bf16 and ``ckpt_path="last"`` work as they do for any
-LightningModule. All randomness is a function of (run seed, position in the stream), see :mod:`visynth.lightning_modules.draws`.
+LightningModule. All randomness is a function of (run seed, position in the stream), see :mod:`visynth.lightning_modules.randomness`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from visynth import distributed
-from visynth.data.training import Facts
-from visynth.errors import UsageError, choices
-from visynth.generator import Generator, Spec
+from visynth.core import distributed
+from visynth.core.errors import UsageError, choices
+from visynth.generators.base import Generator, Spec
+from visynth.generators.diffusion import OPTIONS, check_options, to_values
+from visynth.generators.diffusion import Diffusion as DiffusionGenerator
 from visynth.lightning_modules import snapshots as snapshot_ladder
 from visynth.lightning_modules.base import GeneratorModule
-from visynth.lightning_modules.draws import Draws, draw, drawn_classes, dropout_of, use_position_dropout
+from visynth.lightning_modules.data import Facts
 from visynth.lightning_modules.few import warn_if_few
 from visynth.lightning_modules.losses import WEIGHTINGS, denoising
+from visynth.lightning_modules.randomness import Draws, draw, drawn_classes, dropout_of, use_position_dropout
 from visynth.networks import augment, edm
-from visynth.networks.diffusion import OPTIONS, check_options, to_values
-from visynth.networks.diffusion import Diffusion as DiffusionGenerator
 from visynth.networks.ema import gamma_of, power_beta
 from visynth.networks.unet import Denoiser, recipe
 
@@ -34,7 +34,7 @@ from visynth.networks.unet import Denoiser, recipe
 class Diffusion(GeneratorModule):
     """EDM training of a :class:`visynth.networks.unet.Denoiser` on few and unbalanced images.
 
-    The network is built from the data: with :class:`visynth.data.training.GeneratorData` nothing need be said; with a datamodule of
+    The network is built from the data: with :class:`visynth.lightning_modules.data.GeneratorData` nothing need be said; with a datamodule of
     your own that gives ``(image, label)`` or ``{"image", "label"}``, name ``classes``, ``channels`` and ``size``.
 
     Args:
@@ -150,7 +150,7 @@ class Diffusion(GeneratorModule):
             return facts
         if told.classes is None or told.channels is None or told.size is None:
             raise UsageError(
-                "the datamodule does not say what its images are: use visynth.data.training.GeneratorData, or give the module classes=, channels= and size=."
+                "the datamodule does not say what its images are: use visynth.lightning_modules.data.GeneratorData, or give the module classes=, channels= and size=."
             )
         count = len(told.classes)
         return Facts(
@@ -301,7 +301,7 @@ class Diffusion(GeneratorModule):
         return DiffusionGenerator(spec, network, **kwargs)
 
     def sample(self, seeds: Tensor | Sequence[int], labels: Tensor | Sequence[int], **options: Any) -> Any:
-        """Samples of the weight average, as :meth:`visynth.generator.Generator.sample` gives them."""
+        """Samples of the weight average, as :meth:`visynth.generators.base.Generator.sample` gives them."""
         return self.generator().sample(seeds, labels, **options)
 
     def export(self, folder: str | Path, ema: float | None = None) -> Path:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from visynth.data.training import FEW
-from visynth.errors import UsageError
+from visynth.core.errors import UsageError
+from visynth.lightning_modules.data import FEW
 
 FEW_GROUPS = 10  # parts, scenes or patients below which many images are still few
 TOO_FEW = 20  # images below which an adversarial training from scratch is refused

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visynth import distributed
+from visynth.core import distributed
+from visynth.generators.diffusion import to_values
 from visynth.lightning_modules import adversarial
 from visynth.lightning_modules.adversarial import gradient_penalty
 from visynth.lightning_modules.gan_base import GANModule
 from visynth.lightning_modules.guard import set_rates
 from visynth.lightning_modules.latents import Latents, latents
 from visynth.networks import ada
-from visynth.networks.diffusion import to_values
 from visynth.networks.layers import uncast, wide
 
 

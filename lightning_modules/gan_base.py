@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from visynth.data.training import Facts
-from visynth.errors import UsageError
-from visynth.generator import Generator, Spec
+from visynth.core.errors import UsageError
+from visynth.generators.base import Generator, Spec
 from visynth.lightning_modules import transfer
 from visynth.lightning_modules.base import GeneratorModule
+from visynth.lightning_modules.data import Facts
 from visynth.lightning_modules.few import refuse_if_few, warn_if_few
 from visynth.lightning_modules.gan_options import check, check_trainer
 from visynth.lightning_modules.guard import Guard
@@ -134,7 +134,7 @@ class GANModule(GeneratorModule):
         if self.network is None:
             if not hasattr(self.data, "facts"):
                 raise UsageError(
-                    f"{type(self).__name__} needs a datamodule that says what its images are: use visynth.data.training.GeneratorData."
+                    f"{type(self).__name__} needs a datamodule that says what its images are: use visynth.lightning_modules.data.GeneratorData."
                 )
             if self.told.transfer is None and not self.told.allow_few:
                 refuse_if_few(type(self).__name__, self.data)
@@ -191,7 +191,7 @@ class GANModule(GeneratorModule):
 
     def take_over(self, folder: Path) -> None:
         """Weights of a generator folder, and of the discriminator in it if there is one, see :mod:`visynth.lightning_modules.transfer`."""
-        from visynth.generator import load_generator
+        from visynth.generators.base import load_generator
 
         assert self.facts is not None
         source, now = load_generator(folder), self.facts.classes
@@ -246,7 +246,7 @@ class GANModule(GeneratorModule):
         return self.make_generator(spec, copy.deepcopy(self.average), **kwargs)
 
     def sample(self, seeds: Tensor | Sequence[int], labels: Tensor | Sequence[int], **options: Any) -> Any:
-        """Samples of the weight average, as :meth:`visynth.generator.Generator.sample` gives them."""
+        """Samples of the weight average, as :meth:`visynth.generators.base.Generator.sample` gives them."""
         now = int(self.images_seen)
         held = self.__dict__.get("_held")
         if held is None or held[0] != now:  # standing statistics take a while: once for each state

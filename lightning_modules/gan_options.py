@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from visynth.errors import UsageError, choices
+from visynth.core.errors import UsageError, choices
 from visynth.lightning_modules.adversarial import LOSSES
 from visynth.networks import ada, diffaugment
 

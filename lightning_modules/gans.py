@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from visynth import distributed
-from visynth import seeds as seeding
-from visynth.data.training import Facts
-from visynth.errors import UsageError
-from visynth.generator import Generator, Spec
+from visynth.core import distributed
+from visynth.core import seeds as seeding
+from visynth.core.errors import UsageError
+from visynth.generators import gan as generators
+from visynth.generators.base import Generator, Spec
 from visynth.lightning_modules.adversarial import path_lengths, path_penalty
-from visynth.lightning_modules.draws import drawn_classes
+from visynth.lightning_modules.data import Facts
 from visynth.lightning_modules.gan import AdversarialModule, Micro, fade
 from visynth.lightning_modules.latents import Latents
+from visynth.lightning_modules.randomness import drawn_classes
 from visynth.networks import cgan
-from visynth.networks import gan as generators
 from visynth.networks.biggan import BigGANDiscriminator
 from visynth.networks.discriminator import Discriminator
 from visynth.networks.layers import uncast, wide

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from visynth.errors import Diverged
+from visynth.core.errors import Diverged
 
 EVERY, MOST, SLOWER = 200, 3, 0.5
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from visynth.compose.inpainting import Inpainting as InpaintingGenerator
-from visynth.compose.inpainting import surroundings
-from visynth.data.training import Facts
-from visynth.errors import UsageError
-from visynth.generator import Generator, Spec
+from visynth.core.errors import UsageError
+from visynth.generators.base import Generator, Spec
+from visynth.generators.inpainting import Inpainting as InpaintingGenerator
+from visynth.generators.inpainting import surroundings
+from visynth.lightning_modules.data import Facts
 from visynth.lightning_modules.diffusion import Diffusion
-from visynth.lightning_modules.draws import draw
+from visynth.lightning_modules.randomness import draw
 
 OUTSIDE = 0.05  # weight of a known pixel's error against that of a pixel in the hole
 

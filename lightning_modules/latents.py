@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from visynth import seeds as seeding
-from visynth.lightning_modules.draws import drawn_classes
+from visynth.core import seeds as seeding
+from visynth.lightning_modules.randomness import drawn_classes
 from visynth.networks import ada
 
 Array = NDArray[np.float64]

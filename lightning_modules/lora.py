@@ -16,20 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visynth.data.training import Facts
-from visynth.errors import DataError, MissingExtra, UsageError
-from visynth.generator import Generator
+from visynth.core.errors import DataError, MissingExtra, UsageError
+from visynth.generators.base import Generator
+from visynth.generators.diffusion import to_values
+from visynth.generators.foundation import Anchor, load_pipeline, make_foundation, pipeline_folder
 from visynth.lightning_modules.base import GeneratorModule
-from visynth.lightning_modules.draws import draw
-from visynth.networks.diffusion import to_values
-from visynth.networks.foundation import Anchor, load_pipeline, make_foundation, pipeline_folder
+from visynth.lightning_modules.data import Facts
+from visynth.lightning_modules.randomness import draw
 
 TRAINABLE = ("UNet2DConditionModel", "SD3Transformer2DModel")  # Stable Diffusion and SDXL; Stable Diffusion 3
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 class LoRA(GeneratorModule):
-    """Low-rank fine-tuning of a diffusers pipeline; train it with :class:`visynth.data.training.GeneratorData` at the pipeline's size.
+    """Low-rank fine-tuning of a diffusers pipeline; train it with :class:`visynth.lightning_modules.data.GeneratorData` at the pipeline's size.
 
     The exported generator starts from the real training images (mode ``"image"``), as few-shot evidence asks for.
 
@@ -80,7 +80,7 @@ class LoRA(GeneratorModule):
         if self.network is None:
             if not hasattr(self.data, "facts"):
                 raise UsageError(
-                    "LoRA is trained with visynth.data.training.GeneratorData, which says what its classes are."
+                    "LoRA is trained with visynth.lightning_modules.data.GeneratorData, which says what its classes are."
                 )
             self.build(self.data.facts)
 
@@ -283,7 +283,7 @@ class LoRA(GeneratorModule):
         import diffusers
         from safetensors.torch import save_file
 
-        from visynth.folders import new_folder
+        from visynth.core.folders import new_folder
 
         if ema is not None:
             raise UsageError("LoRA keeps no weight average: leave ema out.")

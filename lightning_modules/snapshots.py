@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from visynth.errors import DataError, UsageError
-from visynth.files import write_bytes
+from visynth.core.errors import DataError, UsageError
+from visynth.core.files import write_bytes
 from visynth.networks.ema import gamma_of, posthoc
 
 RATIO = 1.25  # between the times of neighbouring snapshots

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from visynth.errors import UsageError
+from visynth.core.errors import UsageError
 
 
 def fitting(

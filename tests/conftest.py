@@ -36,10 +36,18 @@ def real_data() -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small version of the built-in set: 48 images."""
-    from visynth.data.samples import write_samples
+    from visynth.data.demo import write_samples
 
     counts = {"good": 24, "stain": 8, "spot": 8, "scratch": 8}
     return write_samples(tmp_path_factory.mktemp("samples") / "set", per_class=counts)
+
+
+@pytest.fixture(scope="session")
+def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough groups of a rare class for two folds with an oracle."""
+    from visynth.data.demo import write_samples
+
+    return write_samples(tmp_path_factory.mktemp("medium") / "set", per_class={"good": 48, "spot": 24, "scratch": 9})
 
 
 @pytest.fixture(scope="session")
@@ -52,8 +60,8 @@ def sample_set(samples: Path):
 @pytest.fixture(scope="session")
 def composition(sample_set, tmp_path_factory: pytest.TempPathFactory):
     """A composition of the small set and its folder."""
-    from visynth.fit import fit_compose
-    from visynth.generator import load_generator
+    from visynth.generators.base import load_generator
+    from visynth.jobs.make import fit_compose
 
     folder = tmp_path_factory.mktemp("generator") / "generator"
     fit_compose(sample_set, folder)
@@ -101,7 +109,7 @@ def picture() -> Callable[..., np.ndarray]:
 @pytest.fixture
 def class_folders(tmp_path: Path, picture) -> Callable[..., Path]:
     """``class_folders({"a": 3, "b": 2})``: PNG files in class folders."""
-    from visynth.data.decode import encode_png
+    from visynth.core.codec import encode_png
 
     def make(counts: dict[str, int], root: str = "images", **kinds) -> Path:
         for place, (name, count) in enumerate(counts.items()):

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from visynth.data.mixing import WithSynthetic
+    from visynth.core.manifest import read_renders
+    from visynth.core.report import Report
     from visynth.data.reading import read_images
-    from visynth.data.synthetic import SyntheticDataset
-    from visynth.evaluate import evaluate_renders
-    from visynth.generator import Generator, Samples, Spec, load_generator
-    from visynth.manifest import read_renders
+    from visynth.generators.base import Generator, Samples, Spec, load_generator
+    from visynth.jobs.evaluate import evaluate_renders
+    from visynth.jobs.trial.bench import TrialOptions
+    from visynth.jobs.trial.flow import run_trial
+    from visynth.mixing.dataset import SyntheticDataset
+    from visynth.mixing.wrapper import WithSynthetic
     from visynth.render.run import render_set
-    from visynth.report import Report
-    from visynth.trial import run_trial
-    from visynth.trial_cells import TrialOptions
 
 __version__ = "0.1.0"
 
@@ -45,19 +45,19 @@ __all__ = [
 
 # Public names live here but load on first use: 'import visynth' and 'visynth --help' must not import torch.
 _HOMES = {
-    "Generator": "visynth.generator",
-    "Report": "visynth.report",
-    "Samples": "visynth.generator",
-    "Spec": "visynth.generator",
-    "SyntheticDataset": "visynth.data.synthetic",
-    "TrialOptions": "visynth.trial_cells",
-    "WithSynthetic": "visynth.data.mixing",
-    "evaluate_renders": "visynth.evaluate",
-    "load_generator": "visynth.generator",
+    "Generator": "visynth.generators.base",
+    "Report": "visynth.core.report",
+    "Samples": "visynth.generators.base",
+    "Spec": "visynth.generators.base",
+    "SyntheticDataset": "visynth.mixing.dataset",
+    "TrialOptions": "visynth.jobs.trial.bench",
+    "WithSynthetic": "visynth.mixing.wrapper",
+    "evaluate_renders": "visynth.jobs.evaluate",
+    "load_generator": "visynth.generators.base",
     "read_images": "visynth.data.reading",
-    "read_renders": "visynth.manifest",
+    "read_renders": "visynth.core.manifest",
     "render_set": "visynth.render.run",
-    "run_trial": "visynth.trial",
+    "run_trial": "visynth.jobs.trial.flow",
 }
 
 

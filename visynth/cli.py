@@ -29,7 +29,7 @@ USAGE = 64
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code (see :mod:`visynth.errors`)."""
+    """Run one command and return its exit code (see :mod:`visynth.core.errors`)."""
     try:
         code = _main(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
@@ -73,7 +73,7 @@ def _main(words: list[str]) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     except Exception as error:
-        from visynth.errors import VisynthError
+        from visynth.core.errors import VisynthError
 
         if isinstance(error, VisynthError):
             return _say(str(error), error.exit_code)
@@ -95,16 +95,18 @@ def _run(verb: str, words: list[str]) -> int:
     # Idle threads that spin take the core from the ones that work: on two busy cores 25 times.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if verb == "fit" and words and words[0].startswith("-") and words[0] not in ("-h", "--help"):
-        from visynth.training import fit
+        from visynth.jobs.train import fit
 
         return fit(words)
     from visynth import commands
 
     words, nested = _nested(verb, words, commands.NESTED)
     function: Callable[..., int | None] = commands.COMMANDS[nested]
-    parser = _parser(nested.replace(".", " "), function)
-    values = parser.parse_args(_spelled(words, function)).as_dict()
+    parser, flags, groups = _parser(nested.replace(".", " "), function)
+    values = parser.parse_args(_spelled(words, flags)).as_dict()
     values.pop("config", None)
+    for name, (kind, fields) in groups.items():
+        values[name] = kind(**{field: values.pop(field) for field in fields})
     return function(**values) or 0
 
 
@@ -123,50 +125,98 @@ def _nested(verb: str, words: list[str], nested: Mapping[str, tuple[str, ...]]) 
     raise SystemExit(0 if words[:1] in (["-h"], ["--help"]) else USAGE)
 
 
-def _spelled(words: list[str], function: Callable[..., Any]) -> list[str]:
-    """The words as jsonargparse wants them: the first argument bare, ``--per-class 3``, bare switches and ``--rare a --rare b`` are understood."""
-    from inspect import signature
+def _spelled(words: list[str], flags: Mapping[str, str]) -> list[str]:
+    """The words as jsonargparse wants them.
 
-    parameters = signature(function).parameters
-    kinds = {name: str(parameter.annotation) for name, parameter in parameters.items()}
+    Understood are the first argument bare (``visynth gate report``), hyphens (``--per-class 3``), switches (``--quiet``, ``--no-cache``)
+    and lists as people write them (``--rare a,b``, ``--rare a --rare b``, ``--rare '[a, b]'``).
+
+    Args:
+        words: after the verb.
+        flags: ``{parameter: its type as written}``, in order.
+    """
     spelled: list[str] = []
-    if words and not words[0].startswith("-") and parameters:
-        # "visynth explore generator/": the first argument needs no flag.
-        spelled, words = [f"--{next(iter(parameters))}={words[0]}"], words[1:]
-    for place, word in enumerate(words):
-        if not word.startswith("--"):
+    if words and not words[0].startswith("-") and flags:
+        spelled, words = [f"--{next(iter(flags))}={words[0]}"], words[1:]
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        positive = name.removeprefix("no_")
+        if not word.startswith("--") or (name not in flags and flags.get(positive) != "bool"):
             spelled.append(word)
-            continue
-        flag, equals, value = word[2:].partition("=")
-        name = flag.replace("-", "_")
-        following = words[place + 1] if place + 1 < len(words) else "--"
-        if kinds.get(name) == "bool" and not equals and following not in ("true", "false"):
-            spelled.append(f"--{name}=true")
-        elif kinds.get(name, "").startswith("list") and not (value if equals else following).startswith("["):
-            spelled.append(f"--{name}+{equals}{value}")
+        elif name not in flags:
+            spelled.append(f"--{positive}=false" if not equals else word)
+        elif flags[name] == "bool" and not equals:
+            spelled.append(f"--{name}={rest.pop(0) if rest[:1] in (['true'], ['false']) else 'true'}")
+        elif flags[name].startswith("list"):
+            given = value if equals else rest.pop(0) if rest else ""
+            spelled += (
+                [f"--{name}={given}"] if given.startswith("[") else [f"--{name}+={part}" for part in given.split(",")]
+            )
         else:
-            spelled.append(f"--{name}{equals}{value}" if name in kinds else word)
+            spelled.append(f"--{name}{equals}{value}")
     return spelled
 
 
-def _parser(name: str, function: Callable[..., Any]) -> Any:
+def _parser(name: str, function: Callable[..., Any]) -> tuple[Any, dict[str, str], dict[str, tuple[Any, list[str]]]]:
+    """The parser of a verb, its flags with their types, and the dataclasses among its parameters with their fields.
+
+    The fields of a parameter that is a dataclass (:class:`visynth.commands.options.DataOptions`) are flags beside the others.
+    """
+    from dataclasses import fields, is_dataclass
+    from inspect import signature
+    from typing import get_type_hints
+
     from jsonargparse import ArgumentParser
 
     class Parser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            raise SystemExit(_say(f"{message}\nSee 'visynth {name} --help'.", USAGE))
+            raise SystemExit(_say(f"{_near(message, flags)}\nSee 'visynth {name} --help'.", USAGE))
 
         def format_help(self, *args: Any, **kwargs: Any) -> str:
-            # Flags are typed with hyphens; jsonargparse prints the parameters' underscores.
-            return re.sub(
-                r"--[a-z_]+", lambda flag: flag.group().replace("_", "-"), super().format_help(*args, **kwargs)
-            ).replace("--print-config", "--print_config")
+            # Flags are typed with hyphens and switches bare; jsonargparse prints the parameters' underscores and values.
+            told = re.sub(
+                r"--[a-z_0-9]+", lambda flag: flag.group().replace("_", "-"), super().format_help(*args, **kwargs)
+            )
+            told = re.sub(r"\[--([a-z-]+) \{true,false\}\]", r"[--[no-]\1]", told)
+            told = re.sub(r"--([a-z-]+) \{true,false\}", _switch, told)
+            told = re.sub(r"(--[a-z-]+) \[ITEM,\.\.\.\], --[a-z-]+\+ \[ITEM,\.\.\.\]", r"\1 ITEM,...", told)
+            told = re.sub(r"(--[a-z-]+) ([A-Z_]+), \1\+ \2", r"\1 ITEM,...", told)
+            return re.sub(r"\[ITEM,\.\.\.\]", "ITEM,...", told).replace("--print-config", "--print_config")
 
+    flags: dict[str, str] = {}
+    groups: dict[str, tuple[Any, list[str]]] = {}
+    hints = get_type_hints(function)
     first, _, _ = (function.__doc__ or "").partition("\n")
-    parser = Parser(prog=f"visynth {name}", description=first)
+    parser = Parser(prog=f"visynth {name}", allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with these options")
-    parser.add_function_arguments(function, as_group=False, fail_untyped=True)
-    return parser
+    for parameter in signature(function).parameters.values():
+        if is_dataclass(kind := hints[parameter.name]):
+            groups[parameter.name] = kind, [field.name for field in fields(kind)]
+            flags |= {field.name: str(field.type) for field in fields(kind)}
+            parser.add_class_arguments(kind, as_group=False, fail_untyped=True)
+        else:
+            flags[parameter.name] = str(parameter.annotation)
+    parser.add_function_arguments(function, as_group=False, fail_untyped=True, skip=set(groups))
+    bare = next(iter(flags), "")
+    parser.description = first + (f"  The first word may be {bare.upper()} without its flag." if bare else "")
+    return parser, flags, groups
+
+
+def _switch(found: re.Match[str]) -> str:
+    name = found.group(1)
+    return f"--{name}, --no-{name}".ljust(len(found.group()))
+
+
+def _near(message: str, flags: Mapping[str, str]) -> str:
+    """An error about an unknown flag, with the one that was probably meant."""
+    from difflib import get_close_matches
+
+    found = re.search(r"unrecognized arguments: --([\w-]+)", message)
+    near = get_close_matches(found.group(1).replace("-", "_"), flags, 1) if found else []
+    return message + (f"; did you mean --{near[0].replace('_', '-')}?" if near else "")
 
 
 def _help() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning.pytorch import LightningDataModule
 
-from visynth.data import mixing
+from visynth.mixing import wrapper as mixing
 
 
 class WithSynthetic(LightningDataModule):

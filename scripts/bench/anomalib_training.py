@@ -32,11 +32,11 @@ from torchvision.transforms.v2 import Resize
 from torchvision.transforms.v2.functional import pil_to_tensor, to_dtype
 
 import visynth
-from visynth.data.decode import decode
+from visynth.core.codec import decode
+from visynth.core.errors import DataError
+from visynth.data.demo import write_samples
 from visynth.data.reading import read_images
-from visynth.data.samples import write_samples
-from visynth.errors import DataError
-from visynth.fit import fit_compose
+from visynth.jobs.make import fit_compose
 from visynth.lightning import WithSynthetic
 from visynth.render.run import make_plan, render_set
 

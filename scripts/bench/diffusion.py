@@ -21,22 +21,22 @@ import pytorch_lightning
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from visynth import seeds as seeding
-from visynth import trial_learned
 from visynth.callbacks import KIDCallback
 from visynth.callbacks.checkpoint import AtomicCheckpointIO, KeepLast
+from visynth.core import seeds as seeding
+from visynth.core.pictures import grid, to_display, write_png
+from visynth.core.report import Report, environment
 from visynth.data.reading import read_images
-from visynth.data.training import GeneratorData
+from visynth.generators.diffusion import run_sampler, to_integers
+from visynth.jobs.trial import synthesis as trial_learned
+from visynth.jobs.trial.bench import TrialOptions
+from visynth.jobs.trial.flow import run_trial
 from visynth.lightning_modules import Diffusion
+from visynth.lightning_modules.data import GeneratorData
+from visynth.metrics.bank import FeatureBank
 from visynth.metrics.extractors import extractor
-from visynth.metrics.features import FeatureBank
 from visynth.metrics.quality import Quality, per_class
-from visynth.networks.diffusion import run_sampler, to_integers
 from visynth.networks.unet import Denoiser
-from visynth.pictures import grid, to_display, write_png
-from visynth.report import Report, environment
-from visynth.trial import run_trial
-from visynth.trial_cells import TrialOptions
 
 RARE_TILES = ["blowhole", "crack", "break"]
 

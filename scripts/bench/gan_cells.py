@@ -23,15 +23,15 @@ import torch
 from torch import nn
 
 from visynth.callbacks.checkpoint import AtomicCheckpointIO, KeepLast
+from visynth.core.pictures import grid, to_display, write_png
+from visynth.core.report import environment
 from visynth.data.reading import read_images
-from visynth.data.training import GeneratorData, Pool, measure
+from visynth.jobs.trial.bench import TrialOptions
+from visynth.jobs.trial.flow import run_trial
 from visynth.lightning_modules import CGAN, BigGAN, Diffusion, StyleGAN2
+from visynth.lightning_modules.data import GeneratorData, Pool, measure
 from visynth.metrics.quality import Quality, per_class
 from visynth.metrics.support import recall
-from visynth.pictures import grid, to_display, write_png
-from visynth.report import environment
-from visynth.trial import run_trial
-from visynth.trial_cells import TrialOptions
 
 STYLE = {"base": 2048, "most": 128, "z_dim": 128, "w_dim": 128}
 NEU: dict[str, Callable[[], Any]] = {

@@ -70,8 +70,8 @@ def measure(
 ) -> dict[str, float]:
     import torch
 
-    from visynth.data.training import Facts
     from visynth.lightning_modules import StyleGAN2
+    from visynth.lightning_modules.data import Facts
     from visynth.lightning_modules.gan import Micro
     from visynth.networks import stylegan2
 

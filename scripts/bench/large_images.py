@@ -39,7 +39,7 @@ def write(root: Path, count: int) -> None:
 
 def measure(root: Path, what: str) -> None:
     """Read the set in this process, and say what it took."""
-    from visynth.data.training import GeneratorData
+    from visynth.lightning_modules.data import GeneratorData
 
     started = time.monotonic()
     data = GeneratorData(str(root), size=64)
@@ -47,10 +47,10 @@ def measure(root: Path, what: str) -> None:
         data.setup("fit")
         images = len(data.pool.images)  # type: ignore[union-attr]
     else:
-        from visynth.data.items import Lazy
+        from visynth.data.imageset import Lazy
         from visynth.data.reading import read_images
+        from visynth.metrics.bank import FeatureBank
         from visynth.metrics.extractors import extractor
-        from visynth.metrics.features import FeatureBank
 
         found = read_images(root)
         bank = FeatureBank(extractor(), resolutions=(112,))

@@ -27,9 +27,9 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 import visynth
+from visynth.data.demo import write_samples
 from visynth.data.reading import read_images
-from visynth.data.samples import write_samples
-from visynth.fit import fit_compose
+from visynth.jobs.make import fit_compose
 from visynth.render.run import make_plan, render_set
 
 BATCH, SHARE = 16, 0.3

@@ -27,10 +27,10 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Resized, 
 from PIL import Image
 
 import visynth
+from visynth.core.errors import UsageError
+from visynth.data.demo import write_samples
 from visynth.data.reading import read_images
-from visynth.data.samples import write_samples
-from visynth.errors import UsageError
-from visynth.fit import fit_compose
+from visynth.jobs.make import fit_compose
 from visynth.render.run import make_plan, render_set
 
 CLASSES = ["good", "scratch", "spot", "stain"]

@@ -27,8 +27,8 @@ from torchgeo.datasets import NonGeoClassificationDataset
 from torchgeo.trainers import ClassificationTask
 
 import visynth
-from visynth.data.training import GeneratorData
 from visynth.lightning_modules import Diffusion
+from visynth.lightning_modules.data import GeneratorData
 from visynth.render.run import make_plan, render_set
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}

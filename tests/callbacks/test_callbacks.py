@@ -12,10 +12,10 @@ import torch
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
+from tests.lightning_modules.test_diffusion import data, equal, module
 from tests.ranks import DDP, TRAINER, run_ranks
-from tests.training.test_diffusion import data, equal, module
 from visynth.callbacks import FIDCallback, KIDCallback, TimeLeft, quality
-from visynth.errors import DataError, UsageError
+from visynth.core.errors import DataError, UsageError
 
 SMALL = {"every_n_steps": 2, "max_cost": 1.0, "count": 41, "grid": 2, "resolution": 32, "options": {"steps": 2}}
 

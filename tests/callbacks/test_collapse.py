@@ -10,10 +10,10 @@ import pytorch_lightning
 import torch
 
 from tests.callbacks.test_callbacks import SMALL, Means
+from tests.lightning_modules.test_gan import data, module
 from tests.ranks import TRAINER
-from tests.training.test_gan import data, module
 from visynth.callbacks import CollapseAlarm
-from visynth.errors import UsageError
+from visynth.core.errors import UsageError
 from visynth.metrics.support import precision, recall, within
 
 

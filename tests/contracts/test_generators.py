@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from visynth import plugins
-from visynth.errors import IntegrityError, UsageError
-from visynth.files import hash_json
-from visynth.generator import SCHEMA, Generator, Spec, load_generator
-from visynth.members import merkle_root
+from visynth.core import plugins
+from visynth.core.errors import IntegrityError, UsageError
+from visynth.core.files import hash_json
+from visynth.core.members import merkle_root
+from visynth.generators.base import SCHEMA, Generator, Spec, load_generator
 
 
 def make_compose(composition):
@@ -22,7 +22,7 @@ def make_compose(composition):
 
 
 def make_diffusion(composition):
-    from visynth.networks.diffusion import Diffusion
+    from visynth.generators.diffusion import Diffusion
 
     spec = Spec(
         network="diffusion",
@@ -38,7 +38,7 @@ def make_diffusion(composition):
 
 
 def make_inpaint(composition):
-    from visynth.compose.inpainting import Inpainting
+    from visynth.generators.inpainting import Inpainting
 
     base = composition[0]
     classes = len(base.classes)
@@ -51,7 +51,7 @@ def make_inpaint(composition):
 
 
 def make_foundation(composition, pipelines):
-    from visynth.networks import foundation
+    from visynth.generators import foundation
 
     numbers = np.random.default_rng(0)
     pictures = numbers.integers(0, 255, (4, 32, 32, 3)).astype(np.uint8)
@@ -91,7 +91,7 @@ def make_gan(name: str, **arguments):
     """A trained-looking network: noise that shows, styles that differ."""
 
     def make(composition):
-        from visynth.networks import gan
+        from visynth.generators import gan
 
         kind = {"stylegan2": gan.StyleGAN2, "biggan": gan.BigGAN, "cgan": gan.CGAN}[name]
         spec = Spec(name, {"classes": 2, **arguments}, ("a", "b"), 3, (16, 16), micro_batch=4)
@@ -110,7 +110,7 @@ def make_gan(name: str, **arguments):
 
 
 def make_projected(composition):
-    from visynth.networks.projection import Anchored
+    from visynth.generators.projection import Anchored
 
     base = make_gan("stylegan2", base=64, most=8, z_dim=8, w_dim=8)(composition)
     told = [[0, "a/0.png", "g"], [1, "b/0.png", "h"], [1, "b/1.png", "h"]]

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from visynth import balance, errors, files, members, seeds
-from visynth.errors import DataError, IntegrityError, OutputError, UsageError
-from visynth.members import Member
+from visynth.core import balance, errors, files, members, seeds
+from visynth.core.errors import DataError, IntegrityError, OutputError, UsageError
+from visynth.core.members import Member
 
 
 def member(path: str = "a.png", **other) -> Member:

@@ -10,22 +10,22 @@ from pathlib import Path
 import pytest
 
 from tests.contracts.test_generators import make_gan
-from visynth import folders
 from visynth.cli import main
+from visynth.core import folders
+from visynth.core.errors import OutputError
+from visynth.core.files import host
+from visynth.core.folders import check_apart, claim, new_folder, put_files, restore, strangers
+from visynth.core.report import Report
 from visynth.data.reading import read_images
-from visynth.errors import OutputError
-from visynth.evaluate import evaluate_renders
-from visynth.explore import explore
-from visynth.files import host
-from visynth.fit import fit_compose
-from visynth.folders import check_apart, claim, new_folder, put_files, restore, strangers
-from visynth.generator import load_generator
-from visynth.preflight import preflight, write_groups
+from visynth.generators.base import load_generator
+from visynth.jobs.evaluate import evaluate_renders
+from visynth.jobs.explore import explore
+from visynth.jobs.make import fit_compose
+from visynth.jobs.preflight import preflight, write_groups
+from visynth.jobs.scores import score_renders
+from visynth.jobs.trial.flow import PARTS
 from visynth.render.exports import export
 from visynth.render.run import make_plan, render_set
-from visynth.report import Report
-from visynth.scores import score_renders
-from visynth.trial import PARTS
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -255,7 +255,7 @@ def test_a_run_does_not_go_into_its_data(class_folders) -> None:
     root = class_folders({"a": 2, "b": 2})
     words = [
         "--data.class_path",
-        "visynth.data.training.GeneratorData",
+        "visynth.lightning_modules.data.GeneratorData",
         "--data.init_args.data",
         str(root),
         "--data.init_args.size",

@@ -7,11 +7,11 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from visynth.core.errors import DataError, UsageError
 from visynth.data import groups as grouping
 from visynth.data.reading import read_images
-from visynth.data.samplers import TemperedSampler, class_probabilities
 from visynth.data.splits import group_folds, pick_groups
-from visynth.errors import DataError, UsageError
+from visynth.lightning_modules.samplers import TemperedSampler, class_probabilities
 
 
 def shots(parts: int, repeats: int, seed: int = 0) -> tuple[list[str], np.ndarray]:

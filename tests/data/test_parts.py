@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
-from visynth.data.decode import encode_png
+from visynth.core.codec import encode_png
 from visynth.data.parts import align, components, find_same_parts, local_features
 from visynth.data.reading import read_images
-from visynth.preflight import preflight, write_groups
+from visynth.jobs.preflight import preflight, write_groups
 
 
 def surface(seed: int, side: int = 160) -> np.ndarray:

@@ -14,11 +14,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from visynth.cli import main
-from visynth.data.decode import encode_png
+from visynth.core.codec import encode_png
+from visynth.core.errors import DataError
 from visynth.data.masks import labelled, load_mask, region
 from visynth.data.reading import read_groups, read_images
 from visynth.data.tables import read_table
-from visynth.errors import DataError
 from visynth.render.exports import export, flat
 
 # -- lists -------------------------------------------------------------------------------------------------------------
@@ -377,7 +377,7 @@ def test_one_file_under_two_ids_and_heads_of_categories(coco) -> None:
 
 
 def test_our_own_export_reads_back_equal(renders, tmp_path) -> None:
-    from visynth.manifest import decode_mask
+    from visynth.core.manifest import decode_mask
 
     images = read_images(export(renders, "coco", tmp_path / "coco") / "annotations.json", max_bad_fraction=0)
     by_name = {flat(r): r for r in renders.records}
@@ -467,7 +467,7 @@ def test_instances_and_greys_are_all_labelled() -> None:
 
 
 def test_colours_of_print_and_tags_that_are_none() -> None:
-    from visynth.data.decode import decode_bytes
+    from visynth.core.codec import decode_bytes
 
     plain = np.full((8, 8, 3), (200, 60, 30), np.uint8)
     for mode in ("CMYK", "LAB"):

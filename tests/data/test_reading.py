@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from visynth.data.decode import encode_png
+from visynth.core.codec import encode_png
+from visynth.core.errors import DataError, UsageError
 from visynth.data.masks import judge, load_mask
 from visynth.data.reading import read_images
-from visynth.errors import DataError, UsageError
 
 
 def test_class_folders(class_folders) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from visynth.data.decode import encode_png
+from visynth.core.codec import encode_png
+from visynth.core.errors import DataError
 from visynth.data.masks import load_mask
 from visynth.data.reading import read_images
 from visynth.data.xbd import building_crops, read_pairs, read_xbd
-from visynth.errors import DataError
 
 
 def feature(x: int, y: int, side: int, damage: str) -> dict:

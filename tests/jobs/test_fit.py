@@ -16,11 +16,11 @@ import torch
 import yaml
 
 from visynth.cli import main
-from visynth.data.training import check_same_data
-from visynth.errors import ConflictError, Diverged, UsageError
-from visynth.generator import load_generator
+from visynth.core.errors import ConflictError, Diverged, UsageError
+from visynth.generators.base import load_generator
+from visynth.jobs.train import export, fit
 from visynth.lightning_modules import Diffusion
-from visynth.training import export, fit
+from visynth.lightning_modules.data import check_same_data
 
 SMALL = {
     "trainer": {"max_steps": 6, "accelerator": "cpu", "log_every_n_steps": 1},
@@ -30,7 +30,7 @@ SMALL = {
         "init_args": {"width": 8, "multipliers": [1, 1], "attention": [], "warmup": 8, "sampler": {"steps": 2}},
     },
     "data": {
-        "class_path": "visynth.data.training.GeneratorData",
+        "class_path": "visynth.lightning_modules.data.GeneratorData",
         "init_args": {"data": "sklearn:digits", "size": 8, "batch_size": 4},
     },
 }

@@ -16,17 +16,17 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import visynth
 from tests.contracts.test_generators import make_diffusion, make_gan
-from tests.data.test_policies import Watch
+from tests.mixing.test_policies import Watch
 from tests.ranks import TRAINER
 from visynth.cli import main
+from visynth.core.errors import UsageError
+from visynth.core.manifest import read_renders
 from visynth.data.reading import read_images
-from visynth.errors import UsageError
-from visynth.explore import explore
-from visynth.generator import load_generator
-from visynth.manifest import read_renders
-from visynth.networks.gan import great_circle, truncated_normal
-from visynth.networks.projection import Anchored, copy_shares, project
-from visynth.project import project_images
+from visynth.generators.base import load_generator
+from visynth.generators.gan import great_circle, truncated_normal
+from visynth.generators.projection import Anchored, copy_shares, project
+from visynth.jobs.explore import explore
+from visynth.jobs.project import project_images
 from visynth.render.run import make_plan, render_set
 
 
@@ -183,7 +183,7 @@ class TestProjection:
 
     def test_copies_are_seen(self, stylegan) -> None:
         from tests.contracts.test_generators import make_projected
-        from visynth.members import perceptual_hash
+        from visynth.core.members import perceptual_hash
 
         made = make_projected((stylegan,))
         close = made.sample(list(range(24)), [0, 1] * 12, strength=0.0)

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import csv
-import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 from importlib import resources
 from pathlib import Path
@@ -17,36 +13,28 @@ import numpy as np
 import pytest
 import yaml
 
-from visynth import commands
-from visynth.cli import VERBS, main
-from visynth.comparison import macro_f1_table, run_cells, summarise
-from visynth.data.decode import encode_png
+from visynth.cli import main
+from visynth.core.codec import encode_png
+from visynth.core.errors import DataError, IntegrityError, UsageError
+from visynth.core.folders import strangers
+from visynth.core.manifest import read_renders, write_reviews
+from visynth.core.report import ClassVerdict, Report, arms, bullets, gallery, read_report, table, text
 from visynth.data.parts import find_same_parts
 from visynth.data.reading import read_groups, read_images
-from visynth.data.samples import write_samples
 from visynth.data.unpack import is_packed, unpack
-from visynth.errors import DataError, IntegrityError, UsageError
-from visynth.evaluate import assign_splits, evaluate_renders
-from visynth.fit import fit_compose
-from visynth.folders import strangers
-from visynth.gate import decide
-from visynth.generator import load_generator
-from visynth.manifest import read_renders, write_reviews
-from visynth.metrics.arms import Cell, Extra
+from visynth.generators.base import load_generator
+from visynth.jobs.evaluate import assign_splits, evaluate_renders
+from visynth.jobs.gate import decide
+from visynth.jobs.make import fit_compose
+from visynth.jobs.preflight import preflight
+from visynth.jobs.trial.bench import TrialOptions
+from visynth.jobs.trial.flow import PARTS, run_trial
 from visynth.networks.unet import Denoiser, recipe
-from visynth.preflight import preflight
 from visynth.render.run import make_plan, render_set
-from visynth.report import ClassVerdict, Report, arms, bullets, gallery, read_report, table, text
-from visynth.trial import PARTS, run_trial
-from visynth.trial_cells import TrialOptions
+from visynth.verdict.cells import Cell, Extra
+from visynth.verdict.comparison import macro_f1_table, run_cells, summarise
 
 QUICK = TrialOptions(rare_groups=2, draws=2, folds=2, synthetic=12, workers=0, others=False, learned="none")
-
-
-@pytest.fixture(scope="module")
-def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Enough groups of a rare class for two folds with an oracle."""
-    return write_samples(tmp_path_factory.mktemp("medium") / "set", per_class={"good": 48, "spot": 24, "scratch": 9})
 
 
 def read(folder: Path):
@@ -107,7 +95,7 @@ class TestTrial:
         assert "parent: spot/" in page
 
     def test_only_safe_classes_are_rendered_beside_controls(self, finished) -> None:
-        from visynth.manifest import read_renders
+        from visynth.core.manifest import read_renders
 
         counts = read_renders(finished[1] / "renders", verify=True).counts()
         assert counts == {"scratch": 0, "spot": 5, "good": 5}
@@ -382,168 +370,6 @@ class TestReport:
             decide(report, ["rust"])
 
 
-class TestCommandLine:
-    def test_help_names_every_verb_and_every_verb_exists(self, capsys) -> None:
-        assert main(["--help"]) == 0
-        said = capsys.readouterr().out
-        assert all(re.search(rf"^  {verb}\s", said, re.M) for verb in VERBS)
-        assert {name.split(".")[0] for name in commands.COMMANDS} == set(VERBS)
-
-    @pytest.mark.parametrize("buffered", ["", "1"])
-    def test_a_reader_that_has_seen_enough_is_no_fault(self, buffered: str, monkeypatch) -> None:
-        monkeypatch.setenv("PYTHONUNBUFFERED", buffered)
-        command = [sys.executable, "-m", "visynth", "--help"]
-        reader, writer = os.pipe()
-        os.close(reader)
-        with os.fdopen(writer, "wb") as gone:
-            ended = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, text=True)
-        assert (ended.returncode, ended.stderr) == (141, "")
-
-    def test_help_is_quick(self) -> None:
-        times = []
-        for _ in range(3):
-            started = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "visynth", "--help"], check=True, capture_output=True)
-            times.append(time.perf_counter() - started)
-        assert min(times) < 0.5
-
-    @pytest.mark.parametrize("name", sorted(commands.COMMANDS))
-    def test_every_option_of_every_verb_is_explained(self, name: str, capsys) -> None:
-        assert main([*name.split("."), "--help"]) == 0
-        said = capsys.readouterr().out
-        assert "--print_config" in said
-        for parameter in __import__("inspect").signature(commands.COMMANDS[name]).parameters:
-            assert re.search(rf"--{parameter.replace('_', '-')} [A-Z{{\[].*\n?\s+\S", said), parameter
-
-    @pytest.mark.parametrize(
-        ("words", "code", "told"),
-        [
-            ([], 64, ""),
-            (["trail"], 64, "did you mean 'trial'"),
-            (["render"], 64, "arguments are required: generator, out"),
-            (["render", "--generator", "x", "--out", "y", "--per-clas", "3"], 64, "--per-clas"),
-            (["render", "--generator", "nothing", "--out", "y"], 65, "no generator folder"),
-            (["fit", "dream"], 64, ""),
-            (["preflight", "--data", "nothing", "--rare", "a"], 65, "there is no folder nothing"),
-            (["gate", "--report", "nothing"], 65, "cannot be read as a report"),
-            (["render", "--generator", "x", "--out", "y", "--workers", "-1"], 64, "workers at least 0"),
-        ],
-    )
-    def test_exit_codes(self, words, code: int, told: str, capsys, tmp_path, monkeypatch) -> None:
-        monkeypatch.chdir(tmp_path)
-        assert main(words) == code
-        assert told in capsys.readouterr().err
-
-    def test_the_whole_way_by_command(self, medium, tmp_path, capsys, monkeypatch) -> None:
-        monkeypatch.chdir(tmp_path)
-        masks, groups = str(medium / "masks"), str(medium / "groups.csv")
-        assert (
-            main(
-                [
-                    "preflight",
-                    "--data",
-                    str(medium / "images"),
-                    "--rare",
-                    "spot",
-                    "--rare",
-                    "scratch",
-                    "--masks",
-                    masks,
-                    "--groups",
-                    groups,
-                    "--out",
-                    "p",
-                    "--json",
-                ]
-            )
-            == 0
-        )
-        assert json.loads(capsys.readouterr().out)["suits"]["spot"].startswith("composition")
-        assert (tmp_path / "p" / "groups.csv").is_file()
-        assert (
-            main(
-                [
-                    "fit",
-                    "compose",
-                    "--data",
-                    str(medium / "images"),
-                    "--masks",
-                    masks,
-                    "--groups",
-                    groups,
-                    "--out",
-                    "g",
-                    "--settings",
-                    "{spot: {shift: 4}}",
-                ]
-            )
-            == 0
-        )
-        assert (
-            main(
-                [
-                    "render",
-                    "--generator",
-                    "g",
-                    "--out",
-                    "r",
-                    "--balance",
-                    "all",
-                    "--to",
-                    "30",
-                    "--workers",
-                    "0",
-                    "--json",
-                    "--quiet",
-                ]
-            )
-            == 0
-        )
-        root = json.loads(capsys.readouterr().out.splitlines()[-1])["root"]
-        assert (
-            main(["render", "--generator", "g", "--out", "r", "--balance", "all", "--to", "31", "--workers", "0"]) == 78
-        )
-        assert main(["renders", "verify", "--folder", "r"]) == 0
-        assert root in capsys.readouterr().out
-        assert main(["renders", "export", "--folder", "r", "--format", "coco", "--out", "coco"]) == 0
-        config = tmp_path / "render.yaml"
-        config.write_text("generator: g\nout: r2\nper_class: 2\nworkers: 0\nquiet: true\n")
-        assert main(["render", "--config", str(config)]) == 0
-        assert main(["render", "--config", str(config), "--print_config"]) == 0
-        assert "per_class: 2" in capsys.readouterr().out
-
-    def test_trial_and_gate_by_command(self, medium, tmp_path, capsys) -> None:
-        words = [
-            "trial",
-            "--data",
-            str(medium / "images"),
-            "--masks",
-            str(medium / "masks"),
-            "--groups",
-            str(medium / "groups.csv"),
-        ]
-        words += [
-            "--rare",
-            "spot",
-            "--out",
-            str(tmp_path / "t"),
-            "--draws",
-            "1",
-            "--folds",
-            "2",
-            "--synthetic",
-            "8",
-            "--render",
-            "2",
-        ]
-        words += ["--learned", "none"]
-        assert main([*words, "--others", "false", "--dense", "false", "--workers", "0", "--json", "--quiet"]) == 0
-        verdict = json.loads(capsys.readouterr().out)[0]
-        assert verdict["class"] == "spot"
-        code = main(["gate", "--report", str(tmp_path / "t"), "--fail-on-reject"])
-        assert code == {"helps": 0, "does not": 20, "cannot tell": 21}[verdict["answer"]]
-
-
 def config_files() -> list[Path]:
     return sorted(Path(str(resources.files("visynth.configs"))).rglob("*.yaml"))
 
@@ -555,7 +381,7 @@ def trains(path: Path) -> bool:
 @pytest.mark.parametrize("path", config_files(), ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_every_config_parses(path: Path, capsys) -> None:
     if trains(path):
-        from visynth.training import _parsed
+        from visynth.jobs.train import _parsed
 
         cli = _parsed(["-c", str(path)], logger=False)  # modules, data and callbacks are made, and refuse what is wrong
         assert path.read_text().startswith(f"# visynth fit -c configs/{path.parent.name}/{path.name}\n")

@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 
 from visynth.cli import main
-from visynth.data.filters import kept
-from visynth.errors import IntegrityError, UsageError
-from visynth.manifest import read_renders, read_reviews, read_scores
-from visynth.scores import score_renders
+from visynth.core.errors import IntegrityError, UsageError
+from visynth.core.filters import kept
+from visynth.core.manifest import read_renders, read_reviews, read_scores
+from visynth.jobs.scores import score_renders
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from visynth import trial_learned
+from visynth.core.errors import UsageError
 from visynth.data.reading import read_images
-from visynth.errors import UsageError
-from visynth.metrics.verdict import DOES_NOT
-from visynth.trial import run_trial
-from visynth.trial_cells import TrialOptions
+from visynth.jobs.trial import synthesis as trial_learned
+from visynth.jobs.trial.bench import TrialOptions
+from visynth.jobs.trial.flow import run_trial
+from visynth.verdict.bootstrap import DOES_NOT
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def seconds(monkeypatch):
             studio.minutes = 2 / 60
         return studio, why
 
-    monkeypatch.setattr("visynth.trial.open_studio", short)
+    monkeypatch.setattr("visynth.jobs.trial.flow.open_studio", short)
 
 
 def options(**kwargs) -> TrialOptions:

@@ -9,18 +9,19 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, f1_score, roc_curve
 from torch import nn
 
-from visynth import comparison
-from visynth.comparison import run_cells
-from visynth.errors import DataError, UsageError
-from visynth.metrics import arms, verdict
+from visynth.core.errors import DataError, UsageError
+from visynth.metrics.bank import FeatureBank
 from visynth.metrics.dense import DenseHead, coverage
 from visynth.metrics.extractor import Extractor, prepare, prepare_square
 from visynth.metrics.extractors import efficientnet_lite0, extractor
-from visynth.metrics.features import FeatureBank
-from visynth.metrics.frozen import FrozenLearner, _rotate, logistic
-from visynth.metrics.learning import Items, inner_folds, split_parts
-from visynth.metrics.ranking import average_precision, macro_f1, recall_at_fpr
-from visynth.metrics.verdict import Bootstrap, Interval, Scored, compare, decide, weighted_ap, weighted_recall
+from visynth.verdict import bootstrap as verdict
+from visynth.verdict import cells as arms
+from visynth.verdict import comparison
+from visynth.verdict.bootstrap import Bootstrap, Interval, Scored, compare, decide, weighted_ap, weighted_recall
+from visynth.verdict.comparison import run_cells
+from visynth.verdict.frozen import FrozenLearner, _rotate, logistic
+from visynth.verdict.learners import Items, inner_folds, split_parts
+from visynth.verdict.ranking import average_precision, macro_f1, recall_at_fpr
 
 
 def case(seed: int, count: int = 60, rounded: bool = False):

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from tests.ranks import run_ranks
-from visynth.errors import DataError, UsageError
+from visynth.core.errors import DataError, UsageError
+from visynth.metrics.bank import FeatureBank
 from visynth.metrics.extractors import INCEPTION_FILE, extractor, inception_v3, of_module, read_weights, timm_network
-from visynth.metrics.features import FeatureBank
 from visynth.metrics.frechet import frechet_distance, frechet_of, reduced_frechet
 from visynth.metrics.kernel import kernel, kid, kid_value, mmd2
 from visynth.metrics.memorization import copies

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from visynth.errors import UsageError
+from visynth.core.errors import UsageError
 from visynth.lightning_modules.adversarial import gradient_penalty
 from visynth.networks import ada
 from visynth.networks.ada import BANK, KINDS, SYM2, SYM6, adjusted, augment, check_kinds, plan

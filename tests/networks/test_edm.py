@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from visynth.errors import UsageError
+from visynth.core.errors import UsageError
 from visynth.networks import augment, edm
 from visynth.networks.ema import gamma_of, inner, posthoc, power_beta
 from visynth.networks.unet import Denoiser, recipe

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from visynth.errors import UsageError
+from visynth.core.errors import UsageError
 from visynth.lightning_modules.adversarial import gradient_penalty
 from visynth.networks.biggan import Attention, BigGAN, BigGANDiscriminator, conv
 from visynth.networks.cgan import CGAN, CGANDiscriminator

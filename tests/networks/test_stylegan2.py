@@ -8,7 +8,7 @@ import scipy.signal
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from visynth.errors import UsageError
+from visynth.core.errors import UsageError
 from visynth.networks.discriminator import Discriminator, freeze
 from visynth.networks.layers import Linear, minibatch_std
 from visynth.networks.resample import TAPS, conv_down, conv_up, downsample, upfirdn, upsample

@@ -21,11 +21,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from visynth.data.decode import decode
+from visynth.core.codec import decode
+from visynth.core.errors import ConflictError, DataError, IntegrityError, OutputError, UsageError
+from visynth.core.files import host
+from visynth.core.manifest import Record, decode_mask, encode_mask, read_renders, read_reviews, write_reviews
 from visynth.data.reading import read_images
-from visynth.errors import ConflictError, DataError, IntegrityError, OutputError, UsageError
-from visynth.files import host
-from visynth.manifest import Record, decode_mask, encode_mask, read_renders, read_reviews, write_reviews
 from visynth.render.exports import export, flat
 from visynth.render.plan import Plan, balanced_order
 from visynth.render.run import _sweep, make_plan, render_set
@@ -115,8 +115,8 @@ class TestRender:
             """
 import numpy as np
 import visynth
-from visynth.comparison import run_cells
-from visynth.metrics.arms import Cell
+from visynth.verdict.comparison import run_cells
+from visynth.verdict.cells import Cell
 from visynth.render.run import make_plan, render_set
 
 print("once")
@@ -231,9 +231,9 @@ print(len(run_cells("c", cells, table, workers=2).rows))
         assert done.root() == reference.root()
 
     def test_sixteen_bits_and_many_channels_go_to_tiff(self, tmp_path) -> None:
-        from tests.compose.test_compose import sources
-        from visynth.compose.fit import fit_composition
+        from tests.generators.test_compose import sources
         from visynth.data.masks import judge
+        from visynth.generators.compose_fit import fit_composition
 
         generator = fit_composition(sources(5, "uint16"), good="good", judge=judge).generator
         made = render_set(generator, make_plan(generator, per_class=2), tmp_path / "r", workers=0)

@@ -11,9 +11,9 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from visynth import distributed
-from visynth.errors import Diverged
-from visynth.files import write_bytes
+from visynth.core import distributed
+from visynth.core.errors import Diverged
+from visynth.core.files import write_bytes
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -29,7 +29,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class KeepLast(Checkpoint):
     """Saves ``last.ckpt`` every few minutes or steps, at the end, on SIGTERM, and when a loss leaves the finite numbers.
 
-    What it saves on divergence is the state of the last finite step: :class:`visynth.errors.Diverged` is raised before a bad one.
+    What it saves on divergence is the state of the last finite step: :class:`visynth.core.errors.Diverged` is raised before a bad one.
 
     Args:
         minutes: between checkpoints.

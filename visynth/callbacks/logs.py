@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth.pictures import write_png
+from visynth.core.pictures import write_png
 
 
 def log_values(trainer: Any, pl_module: Any, values: Mapping[str, float], monitor: bool) -> None:

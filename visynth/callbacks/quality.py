@@ -20,21 +20,21 @@ from pytorch_lightning import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from visynth import distributed
-from visynth import seeds as seeding
 from visynth.callbacks.logs import log_grid, log_values
-from visynth.data.items import Lazy
+from visynth.core import distributed
+from visynth.core import seeds as seeding
+from visynth.core.errors import DataError, UsageError
+from visynth.core.files import cache_folder, hash_json, write_bytes
+from visynth.core.members import pixel_hash
+from visynth.core.pictures import grid, to_display
+from visynth.data.imageset import Lazy
 from visynth.data.labels import class_names
 from visynth.data.reading import read_images
-from visynth.errors import DataError, UsageError
-from visynth.files import cache_folder, hash_json, write_bytes
-from visynth.members import pixel_hash
+from visynth.metrics.bank import FeatureBank
 from visynth.metrics.extractor import Extractor
 from visynth.metrics.extractors import extractor
-from visynth.metrics.features import FeatureBank
 from visynth.metrics.quality import EVERYTHING, Quality, kid_name, per_class
 from visynth.metrics.stats import FeatureReservoir, split
-from visynth.pictures import grid, to_display
 
 Array = NDArray[Any]
 Scale = tuple[float, float] | None  # what black and white are

@@ -2,54 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
+from visynth.commands.options import DataOptions
 from visynth.commands.saying import printer
-from visynth.errors import UsageError
+from visynth.core.errors import UsageError
 
 
 def fit_compose(
-    data: str,
+    data: DataOptions,
     out: str,
-    masks: str | None = None,
-    mask_suffix: str | None = None,
-    groups: str | None = None,
-    group_pattern: str | None = None,
     good: str | None = None,
     classes: list[str] | None = None,
     settings: dict[str, dict[str, Any]] | None = None,
-    without_masks: str | None = None,
-    max_bad_fraction: float = 0.05,
+    without_masks: Literal["nsa", "perlin"] | None = None,
     quiet: bool = False,
 ) -> int:
     """Make a composition generator: real defects by mask on defect-free images. No training.
 
     Args:
-        data: class folders (with train/, val/, test/ above them if held out), a .csv or .jsonl list, or a COCO .json.
+        data: the real images, and how to read them.
         out: the generator folder.
-        masks: folder of masks that mirrors the images' layout.
-        mask_suffix: what mask files have after their images' names, where it is not _mask, _label, _gt or _seg.
-        groups: CSV with columns file,group.
-        group_pattern: regular expression on image names whose first group is the group.
         good: the defect-free class; guessed when not given.
         classes: defect classes to compose; by default all that can be.
         settings: per class, e.g. '{crack: {blend: feather, shift: 5}}' (method, blend, shift, feather, scale, flip, ring).
         without_masks: nsa or perlin, for classes without masks.
-        max_bad_fraction: share of unusable files up to which they are left out.
         quiet: no progress.
     """
-    from visynth.commands.reading import read
-    from visynth.compose.settings import Settings
-    from visynth.fit import fit_compose as run
+    from visynth.generators.compose_settings import Settings
+    from visynth.jobs.make import fit_compose as run
 
-    images = read(
-        data,
-        masks=masks,
-        mask_suffix=mask_suffix,
-        groups=groups,
-        group_pattern=group_pattern,
-        max_bad_fraction=max_bad_fraction,
-    )
+    images = data.read()
     own = {name: Settings.from_json(values) for name, values in (settings or {}).items()}
     fitted = run(images, out, good=good, classes=classes, settings=own, without_masks=without_masks)
     say = printer(quiet)
@@ -61,50 +44,32 @@ def fit_compose(
 
 
 def fit_pipeline(
-    data: str,
+    data: DataOptions,
     out: str,
     pipeline: str,
     size: int,
-    mode: str = "image",
-    masks: str | None = None,
-    mask_suffix: str | None = None,
-    groups: str | None = None,
-    group_pattern: str | None = None,
+    mode: Literal["image", "inpaint", "text"] = "image",
     classes: list[str] | None = None,
     prompts: dict[str, str] | None = None,
     negative_prompt: str = "",
     sampler: dict[str, Any] | None = None,
-    max_bad_fraction: float = 0.05,
 ) -> int:
     """Make a generator of a foundation model's diffusers pipeline, starting from your training images. No training.
 
     Args:
-        data: class folders (with train/, val/, test/ above them if held out), a .csv or .jsonl list, or a COCO .json.
+        data: the real images, and how to read them.
         out: the generator folder.
         pipeline: folder that diffusers' save_pretrained wrote, or a hub id.
         size: of the made images, in pixels.
         mode: image (from real images of the class), inpaint (repaint masks of real images) or text.
-        masks: folder of masks that mirrors the images' layout, for inpaint.
-        mask_suffix: what mask files have after their images' names, where it is not _mask, _label, _gt or _seg.
-        groups: CSV with columns file,group.
-        group_pattern: regular expression on image names whose first group is the group.
         classes: by default all.
         prompts: per class, e.g. '{crack: a photo of a cracked tile}'.
         negative_prompt: for all classes.
         sampler: steps, guidance, strengths, e.g. '{strengths: [0.25, 0.5]}'.
-        max_bad_fraction: share of unusable files up to which they are left out.
     """
-    from visynth.commands.reading import read
-    from visynth.fit import fit_pipeline as run
+    from visynth.jobs.make import fit_pipeline as run
 
-    images = read(
-        data,
-        masks=masks,
-        mask_suffix=mask_suffix,
-        groups=groups,
-        group_pattern=group_pattern,
-        max_bad_fraction=max_bad_fraction,
-    )
+    images = data.read()
     made = run(
         images,
         out,
@@ -128,7 +93,7 @@ def fit_export(run: str, out: str, ema: float | None = None) -> int:
         out: the generator folder.
         ema: relative width of the average, in (0, 0.28]: small follows the latest weights, large smooths; by default as configured.
     """
-    from visynth.training import export
+    from visynth.jobs.train import export
 
     print(export(run, out, ema))
     return 0
@@ -152,7 +117,7 @@ def fit_sweep(
         count: images that KID is measured with.
         quiet: no progress.
     """
-    from visynth.sweep import FACTORS, sweep
+    from visynth.jobs.sweep import FACTORS, sweep
 
     rows = sweep(training, out, factors or FACTORS, kimg, count, printer(quiet))
     best = rows[0]
@@ -166,15 +131,13 @@ def fit_sweep(
 
 def project(
     generator: str,
-    data: str,
+    data: DataOptions,
     out: str,
     classes: list[str] | None = None,
     strength: float | None = None,
     steps: int = 300,
-    fit: str = "squash",
+    fit: Literal["crop", "pad", "squash"] = "squash",
     limit: int = 200,
-    groups: str | None = None,
-    group_pattern: str | None = None,
     device: str = "cpu",
     quiet: bool = False,
 ) -> int:
@@ -182,23 +145,20 @@ def project(
 
     Args:
         generator: folder of a StyleGAN2 generator.
-        data: class folders, a .csv or .jsonl list, or a COCO .json; training images are projected.
+        data: the real images, and how to read them.
         out: folder of the new generator.
         classes: only these classes.
         strength: from 0 (the projection itself) to 1 (any image of the class); by default as little as leaves at most 5 % near-copies in any class.
         steps: of each projection.
         fit: crop, pad or squash: how other proportions become the generator's size.
         limit: images of a class, at most.
-        groups: CSV with columns file,group; groups are drawn evenly.
-        group_pattern: regular expression on image names whose first group is the group.
         device: where the generator runs.
         quiet: no progress.
     """
-    from visynth.commands.reading import read
-    from visynth.generator import load_generator
-    from visynth.project import project_images
+    from visynth.generators.base import load_generator
+    from visynth.jobs.project import project_images
 
-    images = read(data, groups=groups, group_pattern=group_pattern)
+    images = data.read()
     made = project_images(
         load_generator(generator, device), images, out, classes, strength, steps, fit, limit, printer(quiet)
     )
@@ -206,7 +166,9 @@ def project(
     return 0
 
 
-def import_stylegan2(pickle: str, out: str, classes: list[str] | None = None, which: str = "G_ema") -> int:
+def import_stylegan2(
+    pickle: str, out: str, classes: list[str] | None = None, which: Literal["G_ema", "G"] = "G_ema"
+) -> int:
     """A public StyleGAN2 checkpoint as a generator folder, to sample from or to fine-tune. Nothing in the file is executed.
 
     Args:
@@ -215,7 +177,7 @@ def import_stylegan2(pickle: str, out: str, classes: list[str] | None = None, wh
         classes: names in label order.
         which: G_ema (the averaged generator) or G.
     """
-    from visynth.import_stylegan2 import import_stylegan2 as run
+    from visynth.generators.stylegan2_import import import_stylegan2 as run
 
     print(run(pickle, out, classes, which))
     return 0

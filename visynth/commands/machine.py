@@ -7,10 +7,10 @@ def doctor() -> int:
     """Check the installation: versions, weights of the default features, augmentation backend, cores."""
     import os
 
+    from visynth.core.files import cache_folder
+    from visynth.core.report import environment
     from visynth.data.transforms import backend
-    from visynth.files import cache_folder
     from visynth.metrics.extractors import efficientnet_lite0
-    from visynth.report import environment
 
     for name, value in environment().items():
         print(f"{name:<26}{value}")

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from json import dumps
-from typing import Any
+from typing import Any, Literal
 
+from visynth.commands.options import DataOptions
 from visynth.commands.saying import printer, progress
-from visynth.errors import UsageError
+from visynth.core.errors import UsageError
 
 
 def render(
     generator: str,
     out: str,
-    balance: str = "not majority",
+    balance: Literal["minority", "not majority", "all"] = "not majority",
     to: int | None = None,
     per_class: int | None = None,
     classes: list[str] | None = None,
     seed: int = 0,
     batch_size: int = 64,
     workers: int = 2,
-    encoding: str | None = None,
+    encoding: Literal["png", "tiff"] | None = None,
     options: dict[str, Any] | None = None,
     device: str = "cpu",
     json: bool = False,
@@ -43,7 +44,7 @@ def render(
         json: print the result as JSON.
         quiet: no progress.
     """
-    from visynth.generator import load_generator
+    from visynth.generators.base import load_generator
     from visynth.render.run import make_plan, render_set
 
     if batch_size < 1 or workers < 0:
@@ -72,7 +73,7 @@ def renders_verify(folder: str) -> int:
     Args:
         folder: what 'visynth render' wrote.
     """
-    from visynth.manifest import read_renders
+    from visynth.core.manifest import read_renders
 
     found = read_renders(folder, verify=True)
     print(f"{folder}: {len(found.records)} images as rendered; root {found.root()}")
@@ -81,10 +82,7 @@ def renders_verify(folder: str) -> int:
 
 def renders_score(
     folder: str,
-    data: str,
-    groups: str | None = None,
-    group_pattern: str | None = None,
-    max_bad_fraction: float = 0.01,
+    data: DataOptions,
     cache: bool = True,
     json: bool = False,
     quiet: bool = False,
@@ -93,20 +91,16 @@ def renders_score(
 
     Args:
         folder: what 'visynth render' wrote; scores.jsonl is written into it.
-        data: the real images that the generator was fitted on, as for 'visynth fit'.
-        groups: CSV with the columns file,group.
-        group_pattern: regular expression whose first group is the image's group.
-        max_bad_fraction: share of unusable files up to which they are left out.
+        data: the real images, and how to read them.
         cache: keep features of real images on disk.
         json: print the summary as JSON.
         quiet: no progress.
     """
-    from visynth.commands.reading import read
-    from visynth.manifest import read_renders
-    from visynth.scores import score_renders
+    from visynth.core.manifest import read_renders
+    from visynth.jobs.scores import score_renders
 
     renders = read_renders(folder)
-    images = read(data, groups=groups, group_pattern=group_pattern, max_bad_fraction=max_bad_fraction)
+    images = data.read()
     scores = score_renders(images, renders, cache=cache, say=printer(quiet))
     told = {}
     for name, count in renders.counts().items():
@@ -134,7 +128,7 @@ def renders_review(
         reject: files to reject.
         reviewer: who decides.
     """
-    from visynth.manifest import read_renders, write_reviews
+    from visynth.core.manifest import read_renders, write_reviews
 
     decisions = {**dict.fromkeys(accept or [], "accept"), **dict.fromkeys(reject or [], "reject")}
     counts = write_reviews(read_renders(folder), decisions, reviewer)
@@ -144,7 +138,7 @@ def renders_review(
 
 def renders_export(
     folder: str,
-    format: str,
+    format: Literal["coco", "yolo", "voc"],
     out: str,
     copy: bool = False,
     whole_image: bool = False,
@@ -160,7 +154,7 @@ def renders_export(
         whole_image: for sets without boxes: one box around each whole image.
         keep: which images count, e.g. '{review: accepted}'; by default all but those that a reviewer rejected.
     """
-    from visynth.manifest import read_renders
+    from visynth.core.manifest import read_renders
     from visynth.render.exports import export
 
     print(export(read_renders(folder), format, out, copy=copy, whole_image=whole_image, keep=keep))
@@ -174,7 +168,7 @@ def explore(
     seeds: str = "0-15",
     frames: int = 24,
     side: int = 128,
-    animation: str = "webp",
+    animation: Literal["webp", "gif"] = "webp",
     device: str = "cpu",
 ) -> int:
     """Look at a generator: a sheet of seeds, and for GANs truncation, ways between pictures and an animation.
@@ -189,9 +183,9 @@ def explore(
         animation: webp or gif.
         device: where the generator runs.
     """
-    from visynth.explore import explore as run
-    from visynth.generator import load_generator
-    from visynth.seeds import parse_range
+    from visynth.core.seeds import parse_range
+    from visynth.generators.base import load_generator
+    from visynth.jobs.explore import explore as run
 
     for path in run(load_generator(generator, device), out, classes, parse_range(seeds), frames, side, animation):
         print(path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from json import dumps
-from pathlib import Path
 from typing import Any
 
 
@@ -38,8 +37,3 @@ def verdicts(report: Any, as_json: bool) -> None:
         return
     for verdict in report.verdicts:
         print(f"{verdict.headline}. {verdict.reason}." + (f"\n    next: {verdict.next}." if verdict.next else ""))
-
-
-def subject(data: str) -> str:
-    path = Path(data).resolve()
-    return f"{path.parent.name}/{path.name}" if path.name in ("images", "train") else path.name

@@ -5,19 +5,16 @@ from __future__ import annotations
 import sys
 from json import dumps
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from visynth.commands.saying import printer, subject, verdicts
+from visynth.commands.options import DataOptions
+from visynth.commands.saying import printer, verdicts
 
 
 def trial(
-    data: str,
+    data: DataOptions,
     rare: list[str],
     out: str = "trial",
-    masks: str | None = None,
-    mask_suffix: str | None = None,
-    groups: str | None = None,
-    group_pattern: str | None = None,
     good: str | None = None,
     rare_groups: int | None = None,
     draws: int = 5,
@@ -31,22 +28,17 @@ def trial(
     others: bool = True,
     dense: bool = True,
     cache: bool = True,
-    learned: str = "auto",
+    learned: Literal["auto", "none", "inpaint", "diffusion", "projection"] = "auto",
     learn_size: int = 0,
-    max_bad_fraction: float = 0.05,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
     """Does synthesis help? From a folder with a rare class to a measured verdict per class.
 
     Args:
-        data: class folders, a .csv or .jsonl list, or a COCO .json; give the training part of your data.
+        data: the real images, and how to read them.
         rare: the class or classes that matter, e.g. --rare crack or --rare '[crack, hole]'.
         out: folder for generator/, renders/, report.json, report.html and groups.csv.
-        masks: folder of masks that mirrors the images' layout.
-        mask_suffix: what mask files have after their images' names, where it is not _mask, _label, _gt or _seg.
-        groups: CSV with columns file,group; images of one group (part, scene, patient) stay together.
-        group_pattern: regular expression on image names whose first group is the group.
         good: the defect-free class; guessed when not given.
         rare_groups: pretend that only so many groups of the rare classes exist in training; the rest serves the oracle.
         draws: repetitions with other folds.
@@ -62,34 +54,24 @@ def trial(
         cache: keep features of real images on disk ($VISYNTH_CACHE, else the user's cache folder).
         learned: auto, none, inpaint (masks), diffusion (whole images) or projection (variations of real images by a StyleGAN2): the generator to train beside composition.
         learn_size: pixels that the learned generator works on; 0 chooses.
-        max_bad_fraction: share of unusable files up to which they are left out.
         json: print the verdicts as JSON.
         quiet: no progress.
     """
-    from visynth.commands.reading import read
-    from visynth.trial import run_trial
-    from visynth.trial_cells import TrialOptions
+    from visynth.jobs.trial.bench import TrialOptions
+    from visynth.jobs.trial.flow import run_trial
 
-    images = read(
-        data,
-        masks=masks,
-        mask_suffix=mask_suffix,
-        groups=groups,
-        group_pattern=group_pattern,
-        max_bad_fraction=max_bad_fraction,
-    )
+    images = data.read()
     options = TrialOptions(
         rare_groups, draws, folds, synthetic, minutes, seed, workers, learner, others, dense, cache, learned, learn_size
     )
-    grouped = groups is not None or group_pattern is not None or any(item.group for item in images.items)
     report = run_trial(
         images,
         rare,
         out,
         options=options,
         good=good,
-        grouped=grouped,
-        subject=subject(data),
+        grouped=data.grouped(images),
+        subject=data.title,
         render=render,
         say=printer(quiet),
     )
@@ -106,8 +88,8 @@ def quickstart(out: str = "quickstart", minutes: float = 4.0, json: bool = False
         json: print the verdicts as JSON.
         quiet: no progress.
     """
-    from visynth.quickstart import TRIAL
-    from visynth.quickstart import quickstart as run
+    from visynth.jobs.quickstart import TRIAL
+    from visynth.jobs.quickstart import quickstart as run
 
     report = run(out, minutes=minutes, say=printer(quiet))
     verdicts(report, json)
@@ -116,44 +98,26 @@ def quickstart(out: str = "quickstart", minutes: float = 4.0, json: bool = False
 
 
 def preflight(
-    data: str,
+    data: DataOptions,
     rare: list[str],
-    masks: str | None = None,
-    mask_suffix: str | None = None,
-    groups: str | None = None,
-    group_pattern: str | None = None,
     good: str | None = None,
     out: str | None = None,
-    max_bad_fraction: float = 0.05,
     json: bool = False,
 ) -> int:
     """Look at a set: files, groups, near-duplicates, leakage, which synthesizer suits each class.
 
     Args:
-        data: class folders, a .csv or .jsonl list, or a COCO .json.
+        data: the real images, and how to read them.
         rare: the class or classes that matter.
-        masks: folder of masks that mirrors the images' layout.
-        mask_suffix: what mask files have after their images' names, where it is not _mask, _label, _gt or _seg.
-        groups: CSV with columns file,group.
-        group_pattern: regular expression on image names whose first group is the group.
         good: the defect-free class; guessed when not given.
         out: write groups.csv, the groups used or proposed, into this folder.
-        max_bad_fraction: share of unusable files up to which they are left out.
         json: print JSON.
     """
-    from visynth.commands.reading import read
-    from visynth.folders import check_apart, claim_files
-    from visynth.preflight import GROUP_FILES, write_groups
-    from visynth.preflight import preflight as run
+    from visynth.core.folders import check_apart, claim_files
+    from visynth.jobs.preflight import GROUP_FILES, write_groups
+    from visynth.jobs.preflight import preflight as run
 
-    images = read(
-        data,
-        masks=masks,
-        mask_suffix=mask_suffix,
-        groups=groups,
-        group_pattern=group_pattern,
-        max_bad_fraction=max_bad_fraction,
-    )
+    images = data.read()
     if out is not None:
         check_apart(out, images.folders())
         claim_files(out, GROUP_FILES)
@@ -161,7 +125,7 @@ def preflight(
         images,
         rare,
         good=good,
-        grouped=groups is not None or group_pattern is not None or any(i.group for i in images.items),
+        grouped=data.grouped(images),
     )
     if out is not None:
         write_groups(Path(out), found)
@@ -192,11 +156,9 @@ def preflight(
 
 
 def evaluate(
-    data: str,
     renders: str,
-    out: str,
-    groups: str | None = None,
-    group_pattern: str | None = None,
+    data: DataOptions,
+    out: str = "report",
     classes: list[str] | None = None,
     count: int | None = None,
     seeds: int = 5,
@@ -205,18 +167,15 @@ def evaluate(
     cache: bool = True,
     keep: dict[str, Any] | None = None,
     accept_leaks: str | None = None,
-    max_bad_fraction: float = 0.05,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
     """Measure a rendered set on real test images that its generator never saw.
 
     Args:
-        data: the real images, held-out ones among them.
         renders: what 'visynth render' wrote.
+        data: the real images, held-out ones among them.
         out: folder for report.json and report.html.
-        groups: CSV with columns file,group.
-        group_pattern: regular expression on image names whose first group is the group.
         classes: which to measure; by default all that can be.
         count: synthetic images per class; by default all there are.
         seeds: paired repetitions.
@@ -225,14 +184,12 @@ def evaluate(
         cache: keep features of real images on disk.
         accept_leaks: CSV with the columns candidate,member: pairs of test and training images that you looked at and that are different.
         keep: which rendered images count, e.g. '{review: accepted, copies: false}'; by default all but those that a reviewer rejected.
-        max_bad_fraction: share of unusable files up to which they are left out.
         json: print the verdicts as JSON.
         quiet: no progress.
     """
-    from visynth.commands.reading import read
-    from visynth.evaluate import evaluate_renders
+    from visynth.jobs.evaluate import evaluate_renders
 
-    images = read(data, groups=groups, group_pattern=group_pattern, max_bad_fraction=max_bad_fraction)
+    images = data.read()
     report = evaluate_renders(
         images,
         renders,
@@ -251,7 +208,7 @@ def evaluate(
     return 0
 
 
-def gate(report: str, classes: list[str] | None = None, fail_on_reject: bool = False) -> int:
+def gate(report: str = "report", classes: list[str] | None = None, fail_on_reject: bool = False) -> int:
     """Turn a report into promote, reject or insufficient evidence, as JSON.
 
     Args:
@@ -259,8 +216,8 @@ def gate(report: str, classes: list[str] | None = None, fail_on_reject: bool = F
         classes: the classes in question; by default all that were measured.
         fail_on_reject: exit 20 on reject and 21 on insufficient evidence.
     """
-    from visynth.gate import EXIT_CODES, decide
-    from visynth.report import read_report
+    from visynth.core.report import read_report
+    from visynth.jobs.gate import EXIT_CODES, decide
 
     decision = decide(read_report(report), classes)
     print(dumps(decision.to_json(), indent=2))

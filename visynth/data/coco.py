@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from visynth.core.errors import DataError, choices, listing, raise_all
 from visynth.data.folder import SPLIT_WORDS
-from visynth.data.items import BadFile, Item
+from visynth.data.imageset import BadFile, Item
 from visynth.data.masks import region
 from visynth.data.tables import as_path, present
-from visynth.errors import DataError, choices, listing, raise_all
 
 BACKGROUND = "background"
 

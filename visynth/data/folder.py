@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from visynth.data.decode import EXTENSIONS
-from visynth.data.items import BadFile, Item
-from visynth.errors import DataError, choices, raise_all
+from visynth.core.codec import EXTENSIONS
+from visynth.core.errors import DataError, choices, raise_all
+from visynth.data.imageset import BadFile, Item
 
 SPLIT_WORDS = {
     "train": "train",
@@ -37,7 +37,7 @@ def read_folder(
     Example:
         >>> read_folder(Path("no/such"))
         Traceback (most recent call last):
-        visynth.errors.DataError: there is no folder no/such. Give the folder that holds one subfolder per class.
+        visynth.core.errors.DataError: there is no folder no/such. Give the folder that holds one subfolder per class.
     """
     if not root.is_dir():
         raise DataError(f"there is no folder {root}. Give the folder that holds one subfolder per class.")

@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth.data.decode import Array
-from visynth.data.items import ImageSet, in_threads
+from visynth.core.codec import Array
+from visynth.data.imageset import ImageSet, in_threads
 
 ALIKE = 0.9  # likeness from which two pictures show the same thing
 SIDE = 32

@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 import numpy as np
 from torch.utils.data import ConcatDataset, Subset
 
-from visynth.data.form import LABEL_KEYS
-from visynth.errors import UsageError, choices
+from visynth.core.errors import UsageError, choices
 
 T = TypeVar("T")
+
+LABEL_KEYS = ("label", "target", "y", "class", "labels", "gt_label", "targets")  # of dicts, in this order
 
 
 def per_sample(dataset: Any, read: Callable[[Any], list[T] | None]) -> list[T] | None:

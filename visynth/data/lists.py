@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from visynth.core.errors import DataError, choices, raise_all
 from visynth.data.folder import SPLIT_WORDS
-from visynth.data.items import BadFile, Item
+from visynth.data.imageset import BadFile, Item
 from visynth.data.tables import as_path, present, read_table
-from visynth.errors import DataError, choices, raise_all
 
 COLUMNS = {
     "file": ("file", "file_name", "filename", "path", "image"),

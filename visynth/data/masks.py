@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth.data.decode import EXTENSIONS, Array, decode_values, picture_size
+from visynth.core.codec import EXTENSIONS, Array, decode_values, picture_size
+from visynth.core.errors import DataError, choices, raise_all
+from visynth.core.pictures import few_values
 from visynth.data.folder import MASK_SUFFIXES
-from visynth.data.items import ImageSet, Item, in_threads
-from visynth.errors import DataError, choices, raise_all
-from visynth.pictures import few_values
+from visynth.data.imageset import ImageSet, Item, in_threads
 
 Mask = NDArray[np.bool_]
 SIDE = 2  # pixels on each side of an outline that are compared, averaged over

@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth.data.decode import Array
-from visynth.data.items import ImageSet, in_threads
-from visynth.pictures import resize
+from visynth.core.codec import Array
+from visynth.core.pictures import resize
+from visynth.data.imageset import ImageSet, in_threads
 
 FEATURES = 300  # of an image, the strongest
 IMAGES = 3  # of a group, spread over its names

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from visynth.data.decode import EXTENSIONS
+from visynth.core.codec import EXTENSIONS
 from visynth.data.labels import per_sample
 
 

@@ -7,16 +7,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from visynth.core.codec import DEFAULT_LIMITS, Limits
+from visynth.core.errors import DataError, UsageError, listing, raise_all
 from visynth.data.coco import read_coco
-from visynth.data.decode import DEFAULT_LIMITS, Limits
 from visynth.data.folder import read_folder
-from visynth.data.items import ImageSet, build, check_annotations, drop_unreadable
+from visynth.data.imageset import ImageSet, build, check_annotations, drop_unreadable
 from visynth.data.lists import read_list
 from visynth.data.masks import attach_masks, check_masks
 from visynth.data.tables import as_path, present, read_table
 from visynth.data.unpack import is_packed, unpack
 from visynth.data.xbd import read_xbd
-from visynth.errors import DataError, UsageError, listing, raise_all
 
 
 def read_images(
@@ -49,7 +49,7 @@ def read_images(
         UsageError: both ways of grouping, or a pattern that is not a regular expression.
 
     Example:
-        >>> from visynth.data.samples import write_samples
+        >>> from visynth.data.demo import write_samples
         >>> import tempfile
         >>> images = read_images(write_samples(tempfile.mkdtemp(), per_class={"good": 6, "spot": 3}) / "images")
         >>> images.counts()

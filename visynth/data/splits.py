@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth import seeds as seeding
-from visynth.errors import DataError
+from visynth.core import seeds as seeding
+from visynth.core.errors import DataError
 
 Indices = NDArray[np.int64]
 

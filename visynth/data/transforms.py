@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth.data.decode import Array
-from visynth.errors import UsageError, choices
+from visynth.core.codec import Array
+from visynth.core.errors import UsageError, choices
 
 CANDIDATES = ("geometry", "geometry+light")
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth.data.decode import encode_png
-from visynth.errors import DataError, choices
-from visynth.files import cache_folder, hash_file
-from visynth.folders import new_folder
+from visynth.core.codec import encode_png
+from visynth.core.errors import DataError, choices
+from visynth.core.files import cache_folder, hash_file
+from visynth.core.folders import new_folder
 
 DIGITS = "sklearn:digits"
 NAMES: Mapping[str, tuple[str, ...]] = {"pneumoniamnist": ("normal", "pneumonia")}  # the label numbers' meanings

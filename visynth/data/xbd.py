@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth.data.decode import DEFAULT_LIMITS, Limits, decode
-from visynth.data.items import ImageSet, Item, build
-from visynth.errors import DataError, raise_all
+from visynth.core.codec import DEFAULT_LIMITS, Limits, decode
+from visynth.core.errors import DataError, raise_all
+from visynth.data.imageset import ImageSet, Item, build
 
 DAMAGE = ("no-damage", "minor-damage", "major-damage", "destroyed", "un-classified")
 POINT = re.compile(r"(-?\d+(?:\.\d+)?)\s+(-?\d+(?:\.\d+)?)")

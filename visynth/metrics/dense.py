@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth import seeds as seeding
+from visynth.core import seeds as seeding
+from visynth.core.pictures import resize
 from visynth.metrics.extractor import NATIVE_LIMIT, STRIDE
-from visynth.metrics.frozen import logistic
-from visynth.metrics.learning import Ints, Items, Outcome, split_parts
-from visynth.metrics.ranking import average_precision
-from visynth.pictures import resize
+from visynth.verdict.frozen import logistic
+from visynth.verdict.learners import Ints, Items, Outcome, split_parts
+from visynth.verdict.ranking import average_precision
 
 Places = NDArray[np.float16]  # [P, D], the places of one image
 PER_IMAGE = 4  # negative places taken from each image

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from visynth.errors import UsageError
-from visynth.pictures import resize
+from visynth.core.errors import UsageError
+from visynth.core.pictures import resize
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visynth import plugins
-from visynth.errors import DataError, MissingExtra, UsageError
+from visynth.core import plugins
+from visynth.core.errors import DataError, MissingExtra, UsageError
 from visynth.metrics.extractor import Extractor
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -31,7 +31,7 @@ def extractor(name: str | nn.Module = "efficientnet_lite0", weights: str | Path 
     """An extractor by name.
 
     Args:
-        name: a registered name (:func:`visynth.plugins.names`), any name of timm's, or a module ``[N, 3, H, W]`` -> features.
+        name: a registered name (:func:`visynth.core.plugins.names`), any name of timm's, or a module ``[N, 3, H, W]`` -> features.
         weights: a local file, for those that would download theirs.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth.errors import DataError
+from visynth.core.errors import DataError
 
 Floats = NDArray[np.float64]
 

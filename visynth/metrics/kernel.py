@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth import seeds as seeding
-from visynth.errors import DataError
+from visynth.core import seeds as seeding
+from visynth.core.errors import DataError
 
 Floats = NDArray[np.float64]
 FEWEST = 20  # images a side below which nothing is said

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth.errors import DataError
+from visynth.core.errors import DataError
 
 SAME = 1e-4  # distance of unit vectors that is nothing but rounding
 QUANTILE = 0.05  # of real images' distances to their nearest other real one: closer than that is called a copy

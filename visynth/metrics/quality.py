@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth.errors import DataError
+from visynth.core.errors import DataError
 from visynth.metrics.frechet import frechet_of, needed, reduced_frechet
 from visynth.metrics.kernel import FEWEST, Kid, kid
 from visynth.metrics.memorization import Copies, copies

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-from visynth import seeds as seeding
-from visynth.errors import DataError, UsageError
+from visynth.core import seeds as seeding
+from visynth.core.errors import DataError, UsageError
 
 
 class FeatureStats(Metric):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-from visynth.errors import UsageError
+from visynth.core.errors import UsageError
 
 Features = NDArray[np.float32]
 NEIGHBOURS = 3

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812, the field's name
 
-from visynth.errors import UsageError, choices
+from visynth.core.errors import UsageError, choices
 from visynth.networks.augment import rotation, scaling
 from visynth.networks.gridsample import grid_sample
 from visynth.networks.resample import upfirdn

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812, the field's name
 
-from visynth.errors import UsageError, choices
+from visynth.core.errors import UsageError, choices
 
 KINDS = ("xflip", "yflip", "scale", "rotate", "stretch", "translate")
 SCALE, SHIFT = 2.0**0.2, 1 / 8

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812, the field's name
 from torch.nn.utils.parametrizations import spectral_norm
 
-from visynth.errors import UsageError
+from visynth.core.errors import UsageError
 from visynth.networks.layers import uncast, wide
 from visynth.networks.norm import Norm
 

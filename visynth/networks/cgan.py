@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812, the field's name
 
-from visynth.errors import UsageError
+from visynth.core.errors import UsageError
 from visynth.networks.layers import uncast, wide
 from visynth.networks.norm import Norm
 

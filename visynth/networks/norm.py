@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from visynth import distributed
+from visynth.core import distributed
 from visynth.networks.layers import wide
 
 

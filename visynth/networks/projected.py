@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812, the field's name
 from torch.nn.utils.parametrizations import spectral_norm
 
-from visynth import plugins
-from visynth.errors import UsageError
+from visynth.core import plugins
+from visynth.core.errors import UsageError
 from visynth.networks.layers import wide
 
 SCALES = (24, 40, 112, 320)  # channels of the features at 1/4, 1/8, 1/16 and 1/32

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812, the field's name
 
-from visynth.errors import UsageError
+from visynth.core.errors import UsageError
 from visynth.networks.layers import Linear, lrelu, uncast, unit_moment, wide
 from visynth.networks.resample import conv_up, upsample
 
@@ -343,7 +343,7 @@ def noise_fields(
     shapes: Sequence[tuple[int, int]], seeds: Sequence[int], stream: str, device: torch.device | str = "cpu"
 ) -> list[Tensor]:
     """A field ``[N, 1, H, W]`` for each shape, each row from its own seed alone."""
-    from visynth.seeds import rng
+    from visynth.core.seeds import rng
 
     total = sum(height * width for height, width in shapes)
     rows = [rng(int(seed), stream).standard_normal(total, dtype=np.float32) for seed in seeds]

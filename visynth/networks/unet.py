@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visynth.errors import UsageError
+from visynth.core.errors import UsageError
 from visynth.networks.edm import precondition
 
 AUGMENT_LABELS = 9  # see visynth.networks.augment
@@ -144,7 +144,7 @@ def check_size(size: Sequence[int], multipliers: Sequence[int]) -> None:
     Example:
         >>> check_size((30, 32), (1, 2, 2))
         Traceback (most recent call last):
-        visynth.errors.UsageError: size 30x32 cannot be halved 2 times: with 3 levels height and width must be multiples of 4. Choose 28 or 32, or fewer multipliers.
+        visynth.core.errors.UsageError: size 30x32 cannot be halved 2 times: with 3 levels height and width must be multiples of 4. Choose 28 or 32, or fewer multipliers.
     """
     factor = 2 ** (len(multipliers) - 1)
     wrong = [side for side in size if side % factor or side < 4]

@@ -13,12 +13,12 @@ from xml.etree import ElementTree
 import numpy as np
 import yaml
 
-from visynth.data.decode import read
-from visynth.data.filters import selected
-from visynth.errors import ConflictError, DataError, UsageError, choices
-from visynth.files import write_json, write_text
-from visynth.folders import check_apart, new_folder
-from visynth.manifest import Record, Renders, control_class, decode_mask
+from visynth.core.codec import read
+from visynth.core.errors import ConflictError, DataError, UsageError, choices
+from visynth.core.files import write_json, write_text
+from visynth.core.filters import selected
+from visynth.core.folders import check_apart, new_folder
+from visynth.core.manifest import Record, Renders, control_class, decode_mask
 
 FORMATS = ("coco", "yolo", "voc")
 
@@ -39,7 +39,7 @@ def export(
     GAN) is refused unless the whole image is to be the box.
 
     Args:
-        renders: from :func:`visynth.manifest.read_renders`.
+        renders: from :func:`visynth.core.manifest.read_renders`.
         form: ``"coco"`` (``annotations.json`` with boxes and run-length masks), ``"yolo"`` (``labels/*.txt``, ``data.yaml``) or
             ``"voc"`` (``Annotations/*.xml``).
         out: a new folder.

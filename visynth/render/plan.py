@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from visynth import seeds as seeding
-from visynth.errors import UsageError
-from visynth.files import hash_json
-from visynth.manifest import SCHEMA
+from visynth.core import seeds as seeding
+from visynth.core.errors import UsageError
+from visynth.core.files import hash_json
+from visynth.core.manifest import SCHEMA
 
 SHARD = 64
 

@@ -21,13 +21,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visynth import balance as balancing
-from visynth import members as members_file
-from visynth.balance import Balance
-from visynth.errors import ConflictError, IntegrityError, OutputError, UsageError, VisynthError, choices, listing
-from visynth.files import alive, canonical_json, ensure_writable, hash_file, host, sync_folder, write_json
-from visynth.folders import RENDERS, strangers
-from visynth.manifest import (
+from visynth.core import balance as balancing
+from visynth.core import members as members_file
+from visynth.core.balance import Balance
+from visynth.core.errors import ConflictError, IntegrityError, OutputError, UsageError, VisynthError, choices, listing
+from visynth.core.files import alive, canonical_json, ensure_writable, hash_file, host, sync_folder, write_json
+from visynth.core.folders import RENDERS, strangers
+from visynth.core.manifest import (
     MEMBERS,
     METADATA,
     PLAN,
@@ -42,7 +42,7 @@ from visynth.render.plan import SHARD, Plan, Planned
 from visynth.render.writers import write_image
 
 if TYPE_CHECKING:
-    from visynth.generator import Generator
+    from visynth.generators.base import Generator
 
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -66,7 +66,7 @@ def make_plan(
 
     Args:
         generator: decides every pixel.
-        balance: a word, dict, callable or float, see :func:`visynth.balance.targets`.
+        balance: a word, dict, callable or float, see :func:`visynth.core.balance.targets`.
         to: fill classes up to this many images, counting their reals.
         per_class: exactly this many synthetic images of each class, or of each class named; overrules ``balance``.
         classes: only these; by default all that the generator makes.

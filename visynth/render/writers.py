@@ -6,7 +6,7 @@ import os
 from hashlib import sha256
 from pathlib import Path
 
-from visynth.data.decode import Array, encode_png, encode_tiff
+from visynth.core.codec import Array, encode_png, encode_tiff
 
 SOURCE_TYPES = {
     "trained": "trainedAlgorithmicMedia",

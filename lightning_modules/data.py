@@ -1,0 +1,415 @@
+"""What a generator trains on: every image once in memory at one size, met in an endless seeded stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytorch_lightning
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from visynth.core import distributed
+from visynth.core.errors import ConflictError, DataError, UsageError, choices, listing
+from visynth.core.files import hash_file, hash_json
+from visynth.core.members import Member
+from visynth.core.pictures import FITS, fit_to, to_channels
+from visynth.data.imageset import ImageSet, Item, in_threads
+from visynth.data.reading import read_images, tell
+from visynth.data.splits import group_folds
+from visynth.lightning_modules.samplers import Stream, StreamOrder
+
+Array = NDArray[Any]
+FEW = 50  # images in a class below which a generator from scratch rarely helps
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a network must know of its data.
+
+    Attributes:
+        classes: names, in label order.
+        counts: training images per class.
+        channels: 1 to 4.
+        size: (height, width).
+        dtype: ``"uint8"`` or ``"uint16"``.
+        mean: per channel, of values in [-1, 1].
+        sigma_data: standard deviation around the mean, over all channels; measured, not assumed.
+    """
+
+    classes: tuple[str, ...]
+    counts: tuple[int, ...]
+    channels: int
+    size: tuple[int, int]
+    dtype: str
+    mean: tuple[float, ...]
+    sigma_data: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Facts:
+        told: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**told)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Images of one size in memory: ``[N, C, H, W]`` uint8 or uint16, labels ``[N]``."""
+
+    images: Array
+    labels: NDArray[np.int64]
+
+
+class StreamImages(Dataset[dict[str, Tensor]]):
+    """A pool seen through stream positions; a list of positions gives a whole batch at once."""
+
+    def __init__(self, pool: Pool, order: StreamOrder) -> None:
+        self.pool, self.order = pool, order
+
+    def __getitems__(self, positions: Sequence[int]) -> dict[str, Tensor]:
+        rows = [self.order.index(p) for p in positions]
+        return {
+            "image": torch.from_numpy(self.pool.images[rows]),
+            "label": torch.from_numpy(self.pool.labels[rows]),
+            "position": torch.tensor(list(positions), dtype=torch.int64),
+        }
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        return {name: values[0] for name, values in self.__getitems__([position]).items()}
+
+
+class StreamData(pytorch_lightning.LightningDataModule):
+    """What the datamodules of generators share: the endless stream, the facts and the fingerprints.
+
+    Subclasses write ``setup``, which sets ``_facts``, and ``reference``; ``images`` is None for sets in memory.
+    """
+
+    data: str
+    masks: str | None
+    groups: str | None
+    group_pattern: str | None
+    max_bad_fraction: float
+    held_out: float
+    seed: int
+    batch_size: int
+    epoch_images: int
+    num_workers: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images: ImageSet | None = None
+        self._facts: Facts | None = None
+        self._state: dict[str, list[str]] | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read what is trained on, once."""
+        raise NotImplementedError
+
+    def read(self, classes: list[str] | None = None) -> ImageSet:
+        """The set that the arguments name; what is left out is told once, on the first rank."""
+        images = read_images(
+            self.data,
+            masks=self.masks,
+            groups=self.groups,
+            group_pattern=self.group_pattern,
+            classes=classes,
+            max_bad_fraction=self.max_bad_fraction,
+        )
+        several = sum(len(item.labels) != 1 for item in images.items)
+        if several:
+            note = (
+                f"{several} images with no class or several are not trained on: a class-conditional generator takes one"
+            )
+            images = replace(images, notes=(*images.notes, note))
+        if distributed.is_main():
+            tell(images)
+        return images
+
+    def stream(self, dataset: Dataset[dict[str, Tensor]]) -> DataLoader[dict[str, Tensor]]:
+        """A loader of an endless stream over a dataset of positions."""
+        return StreamLoader(
+            dataset,
+            self.batch_size,
+            sampler=Stream(self._images_seen, self.epoch_images),
+            collate_fn=_as_it_is,
+            num_workers=self.num_workers,
+            drop_last=True,  # every batch is whole, so images_seen moves in equal steps on every rank
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def _images_seen(self) -> int:
+        """Where the stream stands: what the module has counted, or 0 without one."""
+        return int(getattr(getattr(self.trainer, "lightning_module", None), "images_seen", 0))
+
+    @property
+    def facts(self) -> Facts:
+        self.setup()
+        assert self._facts is not None
+        return self._facts
+
+    def state(self) -> dict[str, list[str]]:
+        """What the data are, for a checkpoint: ``{name: [class, split, sha256 of the file, group, hash of mask and outlines]}``; empty for images in memory."""
+        if self.images is None:
+            return {}
+        if self._state is None:
+            self._state = dict(in_threads(_row, self.images.items))
+        return self._state
+
+    def members(self) -> list[Member]:
+        """Fingerprints of every image that was trained on or held out (none for images in memory)."""
+        return [] if self.images is None else self.images.members(lambda item: item.split or "train")
+
+
+class GeneratorData(StreamData):
+    """The images that a generator is trained on, from a folder or list of yours.
+
+    A batch is a dict of ``image`` (uint8 or uint16 ``[N, C, H, W]``), ``label`` and ``position`` (int64 ``[N]``), the place of each draw
+    in an endless stream. The stream starts at the module's ``images_seen``, so a resumed run goes on where it stopped.
+
+    Args:
+        data: as :func:`visynth.read_images` takes it.
+        size: height and width, or one number for both.
+        batch_size: per process.
+        channels: 1 (grey), 3 (RGB), 2 or 4 (with alpha); by default 1 if every image is grey, else 3.
+        fit: how other proportions become ``size``: ``"crop"`` the middle, ``"pad"`` by reflection, or ``"squash"``.
+        temper: classes are drawn with q ~ n^temper (1: natural, 0: balanced).
+        classes: names in label order; by default all, sorted.
+        masks: folder of masks, for modules that need them.
+        groups: CSV with columns file,group.
+        group_pattern: regular expression on image names whose first group is the group.
+        held_out: share of the images, by group, that are not trained on but kept for ``visynth evaluate``.
+        epoch_images: draws in one epoch over all ranks; it decides nothing but how often epochs end.
+        seed: of the draws and the held-out images.
+        num_workers: of the loader.
+        max_bad_fraction: share of unusable files up to which they are left out.
+        one_class: allow a single class (an unconditional generator).
+
+    Raises:
+        DataError: one class only, a class without images, images of several value types.
+        UsageError: a size or way of fitting that does not exist.
+    """
+
+    def __init__(
+        self,
+        data: str,
+        size: int | list[int],
+        batch_size: int = 64,
+        channels: int | None = None,
+        fit: str = "crop",
+        temper: float = 0.5,
+        classes: list[str] | None = None,
+        masks: str | None = None,
+        groups: str | None = None,
+        group_pattern: str | None = None,
+        held_out: float = 0.0,
+        epoch_images: int = 20_000,
+        seed: int = 0,
+        num_workers: int = 0,
+        max_bad_fraction: float = 0.05,
+        one_class: bool = False,
+    ) -> None:
+        super().__init__()
+        sides = [size, size] if isinstance(size, int) else list(size)
+        if len(sides) != 2 or min(sides) < 4:
+            raise UsageError(f"size must be one number or [height, width] of at least 4, but got {size}.")
+        if fit not in FITS:
+            raise UsageError(f"fit must be one of {choices(FITS)}, but got {fit!r}.")
+        if not 0 <= held_out < 0.9 or batch_size < 1 or channels not in (None, 1, 2, 3, 4):
+            raise UsageError(
+                f"held_out must be in [0, 0.9), batch_size at least 1 and channels 1 to 4, but got {held_out}, {batch_size}, {channels}."
+            )
+        self.data, self.size, self.batch_size, self.channels, self.fit = (
+            data,
+            (sides[0], sides[1]),
+            batch_size,
+            channels,
+            fit,
+        )
+        self.temper, self.classes, self.masks, self.groups = temper, classes, masks, groups
+        self.group_pattern, self.held_out, self.epoch_images, self.seed = group_pattern, held_out, epoch_images, seed
+        self.num_workers, self.max_bad_fraction, self.one_class = num_workers, max_bad_fraction, one_class
+        self.pool: Pool | None = None
+
+    @classmethod
+    def of(cls, images: ImageSet, size: int | list[int], **kwargs: Any) -> GeneratorData:
+        """The same, of a set that is read already; its splits decide what is trained on."""
+        made = cls(str(images.root), size, **kwargs)
+        made.images = images
+        return made
+
+    @classmethod
+    def of_pool(cls, pool: Pool, facts: Facts, **kwargs: Any) -> GeneratorData:
+        """The same, of images in memory that were measured already."""
+        made = cls("", list(facts.size), **kwargs)
+        made.pool, made._facts = pool, facts
+        return made
+
+    # -- Lightning -----------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.pool is not None:
+            return
+        self.images = hold_out(self.images or self.read(self.classes), self.held_out, self.seed)
+        check_classes(self.images, self.one_class)
+        self.pool = self.make_pool([item for item in self.images.items if item.split in ("", "train")])
+        self._facts = measure(self.pool, self.images.classes)
+
+    def make_pool(self, items: Sequence[Item]) -> Pool:
+        """The training images in memory."""
+        assert self.images is not None
+        images = self.images
+        fitted = in_threads(lambda item: self._fitted(images, item), items)
+        dtypes = sorted({image.dtype.name for image in fitted})
+        if len(dtypes) > 1:
+            raise DataError(f"{images.root} mixes images of {choices(dtypes)}: convert them to one value type.")
+        channels = self.channels or (1 if all(image.shape[2] == 1 for image in fitted) else 3)
+        fitted = [to_channels(image, channels) for image in fitted]
+        labels = np.array([images.classes.index(item.label) for item in items], dtype=np.int64)
+        return Pool(np.ascontiguousarray(np.stack(fitted).transpose(0, 3, 1, 2)), labels)
+
+    def _fitted(self, images: ImageSet, item: Item) -> Array:
+        """One image at the training's size: each is fitted as it is decoded, so that a set of large photographs needs no memory for them."""
+        enough = 2 * self.size[0], 2 * self.size[1]
+        image = images.image(item, enough)
+        # Channels are settled first where the arguments do, so that colour is weighed before it is averaged.
+        image = image if self.channels is None else to_channels(image, self.channels)
+        return np.array(fit_to(image, self.size, self.fit))  # a copy: a crop would keep the whole image alive
+
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        assert self.pool is not None
+        dataset = StreamImages(self.pool, StreamOrder(self.pool.labels.tolist(), temper=self.temper, seed=self.seed))
+        return self.stream(dataset)
+
+    def reference(self) -> tuple[list[Array], NDArray[np.int64], tuple[str, ...]]:
+        """The training images ``[H, W, C]``, their labels ``[N]`` and the class names: what quality is measured against."""
+        classes = self.facts.classes
+        assert self.pool is not None
+        return [image.transpose(1, 2, 0) for image in self.pool.images], self.pool.labels, classes
+
+
+class StreamLoader(DataLoader[dict[str, Tensor]]):
+    """A loader that Lightning may resume in the middle of an epoch: its stream starts where the module's count stands."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"resumes": "by images_seen"}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore: the count is in the module."""
+
+
+def _row(item: Item) -> tuple[str, list[str]]:
+    mask = hash_file(item.mask) if item.mask is not None else ""
+    outlines = hash_json([mask, [list(region) for region in item.regions]]) if mask or item.regions else ""
+    return item.name, [",".join(item.labels), item.split or "train", hash_file(item.path), item.group, outlines]
+
+
+def check_same_data(before: Mapping[str, Sequence[str]], now: Mapping[str, Sequence[str]]) -> None:
+    """Refuse to go on with a training on other data: its statistics, labels and members would be those of two sets.
+
+    Args:
+        before: :meth:`StreamData.state` in the checkpoint.
+        now: of the data as they are.
+
+    Raises:
+        ConflictError: what was added, removed, changed or given another class or split, all counted and the first named.
+    """
+    if not before or not now or before == now:
+        return
+    problems = [f"{name} was added" for name in sorted(now.keys() - before.keys())]
+    problems += [f"{name} is gone" for name in sorted(before.keys() - now.keys())]
+    for name in sorted(before.keys() & now.keys()):
+        changes = [
+            f"{what} {old!r} is now {new!r}" if what in ("class", "split", "group") else f"other {what}"
+            for what, old, new in zip(
+                ("class", "split", "content", "group", "mask"), before[name], now[name], strict=False
+            )
+            if old != new
+        ]
+        if changes:
+            problems.append(f"{name}: {', '.join(changes)}")
+    raise ConflictError(
+        f"the data changed since the training began ({len(problems)} images), so it cannot go on:\n{listing(problems)}\n"
+        "Bring the data back, or start anew: choose another trainer.default_root_dir (or delete this one), and begin from the old weights "
+        "with the module's own option where it has one."
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def hold_out(images: ImageSet, share: float, seed: int) -> ImageSet:
+    """Single-label images, with ``share`` of them marked "test" by group where the data have no splits of their own."""
+    images = images.select(lambda item: len(item.labels) == 1)
+    if not len(images):
+        raise DataError(
+            f"{images.root} has no image with exactly one class, and a class-conditional generator needs them."
+        )
+    if share <= 0 or any(item.split for item in images.items):
+        return images
+    groups = [item.group or item.name for item in images.items]
+    part = Fraction(share).limit_denominator(
+        max(2, min(20, len(set(groups))))
+    )  # 0.25: one of four folds, which spread the classes best
+    parts = group_folds([item.label for item in images.items], groups, max(2, part.denominator), seed)
+    parts = parts[: min(max(1, part.numerator), len(parts) - 1)]
+    rows = {int(row) for _, test in parts for row in test}
+    return replace(
+        images,
+        items=tuple(replace(item, split="test" if row in rows else "train") for row, item in enumerate(images.items)),
+    )
+
+
+def check_classes(images: ImageSet, one_class: bool) -> None:
+    """Refuse one-class data and classes without training images."""
+    counts = images.select(lambda item: item.split in ("", "train")).counts()
+    empty = [name for name, count in counts.items() if not count]
+    if empty:
+        raise DataError(
+            f"classes {choices(empty)} have no training images ({images.root}); there are {counts}. Add images, or name only the others in 'classes'."
+        )
+    if len(counts) < 2 and not one_class:
+        raise DataError(
+            f"{images.root} has one class only ({choices(counts)}): a class-conditional generator learns a rare class from what it shares "
+            "with others. Add the other classes (defect-free images are one), or set one_class: true."
+        )
+
+
+def measure(pool: Pool, classes: Sequence[str]) -> Facts:
+    """Facts of a pool; mean and deviation are those of values in [-1, 1].
+
+    Raises:
+        DataError: all images are the same plain picture.
+    """
+    top = np.iinfo(pool.images.dtype).max
+    parts = range(0, len(pool.images), 256)  # as floats at once a large pool would take eight times its memory
+    mean = sum(_values(pool.images[k : k + 256], top).sum(axis=(0, 2, 3)) for k in parts) * (
+        pool.images.shape[1] / pool.images.size
+    )
+    squares = sum(
+        float(((_values(pool.images[k : k + 256], top) - mean[None, :, None, None]) ** 2).sum()) for k in parts
+    )
+    deviation = (squares / pool.images.size) ** 0.5
+    if deviation < 1e-4:
+        raise DataError("the training images are all one plain colour: there is nothing to learn.")
+    counts = np.bincount(pool.labels, minlength=len(classes))
+    return Facts(
+        tuple(classes),
+        tuple(int(c) for c in counts),
+        pool.images.shape[1],
+        (pool.images.shape[2], pool.images.shape[3]),
+        pool.images.dtype.name,
+        tuple(round(float(m), 6) for m in mean),
+        round(deviation, 6),
+    )
+
+
+def _values(images: Array, top: int) -> NDArray[np.float64]:
+    return np.asarray(images, np.float64) * (2 / top) - 1

@@ -1,0 +1,153 @@
+"""A generator from images in memory in a given time: what a trial trains in each of its cells, by registered name."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytorch_lightning
+
+from visynth.core.errors import DataError
+from visynth.core.pictures import fit_to, to_channels
+from visynth.generators.base import Generator
+from visynth.generators.compose_fit import Source
+from visynth.generators.projection import Anchored, around
+from visynth.lightning_modules.classifier import quiet_trainer
+from visynth.lightning_modules.crops import DefectCrops
+from visynth.lightning_modules.data import GeneratorData, Pool, measure
+from visynth.lightning_modules.diffusion import Diffusion
+from visynth.lightning_modules.gans import StyleGAN2
+from visynth.lightning_modules.inpainting import Inpainting
+
+Say = Callable[[str], None]
+
+
+def train_inpainting(
+    sources: Sequence[Source],
+    classes: Sequence[str],
+    good: str | None,
+    *,
+    minutes: float,
+    seed: int = 0,
+    size: int = 64,
+    say: Say = lambda words: None,
+) -> Generator:
+    """An inpainting generator of training images with masks; ``size`` is the side of its windows.
+
+    Raises:
+        DataError: no defect-free class, or no class with reliable masks.
+    """
+    if good is None:
+        raise DataError("inpainting needs a defect-free class: name it with --good.")
+    present = [name for name in classes if any(s.label == name for s in sources)]
+    data = DefectCrops.of(sources, good, classes=present, window=size, seed=seed)
+    module = Inpainting(seed=seed, snapshots=False)
+    return _train(module, data, minutes, say)
+
+
+def train_diffusion(
+    sources: Sequence[Source],
+    classes: Sequence[str],
+    good: str | None,
+    *,
+    minutes: float,
+    seed: int = 0,
+    size: int = 64,
+    say: Say = lambda words: None,
+) -> Generator:
+    """A diffusion generator of whole images at ``size`` pixels; other classes lend what they share.
+
+    Raises:
+        DataError: one class only.
+    """
+    names = _names(sources)
+    pool = _pool(sources, names, _shape(sources, size))
+    data = GeneratorData.of_pool(pool, measure(pool, names), batch_size=64 if size <= 32 else 32, seed=seed)
+    return _train(Diffusion(seed=seed, snapshots=False, width=32 if size <= 32 else 24), data, minutes, say)
+
+
+def train_projection(
+    sources: Sequence[Source],
+    classes: Sequence[str],
+    good: str | None,
+    *,
+    minutes: float,
+    seed: int = 0,
+    size: int = 64,
+    say: Say = lambda words: None,
+) -> Generator:
+    """Variations of projected real images of every class, by a StyleGAN2 of all of them; pictures come out as wide to their height as most images are.
+
+    Raises:
+        DataError: one class only.
+    """
+    names = _names(sources)
+    side = max(16, 2 ** int(np.log2(size)))
+    pool = _pool(sources, names, (side, side))
+    data = GeneratorData.of_pool(pool, measure(pool, names), batch_size=32, seed=seed)
+    module = StyleGAN2(base=2048, most=128, z_dim=128, w_dim=128, shared=8, allow_few=True, seed=seed)
+    base: Any = _train(module, data, minutes, say)
+    chosen = [row for row, s in enumerate(sources) if s.label != good]
+    images = np.ascontiguousarray(pool.images[chosen].transpose(0, 2, 3, 1))
+    made, found = around(
+        base,
+        images,
+        pool.labels[chosen].tolist(),
+        [sources[row].name for row in chosen],
+        [sources[row].group for row in chosen],
+        steps=200,
+    )
+    say(f"    projected {len(chosen)} images, error {found['error']:.3f}, strength {found['strength']:g}")
+    return Anchored(replace(made.spec, size=_shape(sources, side)), made.network, made.anchors, card=made.card)
+
+
+def _names(sources: Sequence[Source]) -> list[str]:
+    names = sorted({s.label for s in sources})
+    if len(names) < 2:
+        raise DataError("a class-conditional generator needs at least two classes to train on.")
+    return names
+
+
+def _pool(sources: Sequence[Source], names: Sequence[str], shape: tuple[int, int]) -> Pool:
+    channels = 1 if all(s.image.shape[2] == 1 for s in sources) else 3
+    images = np.stack([fit_to(to_channels(s.image, channels), shape, "squash") for s in sources])
+    labels = np.array([names.index(s.label) for s in sources], dtype=np.int64)
+    return Pool(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels)
+
+
+def _shape(sources: Sequence[Source], size: int) -> tuple[int, int]:
+    """As wide to its height as most images are, of ``size`` pixels at most."""
+    ratio = float(np.median([s.image.shape[1] / s.image.shape[0] for s in sources]))
+    return _near(size / max(ratio, 1.0)), _near(size * min(ratio, 1.0))
+
+
+def _near(side: float) -> int:
+    """The multiple of 8 next to a side, at least 8."""
+    return max(8, round(side / 8) * 8)
+
+
+def _train(module: Any, data: Any, minutes: float, say: Say) -> Generator:
+    with tempfile.TemporaryDirectory(prefix="visynth.") as root, quiet_trainer():
+        trainer = pytorch_lightning.Trainer(
+            max_time={"seconds": max(1, round(60 * minutes))},
+            max_epochs=-1,
+            default_root_dir=root,
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            gradient_clip_val=1.0 if module.automatic_optimization else None,
+        )
+        started = time.monotonic()
+        trainer.fit(module, data)
+        seen, seconds = int(module.images_seen), time.monotonic() - started
+        say(
+            f"    {seen} images in {seconds:.0f} s ({seen / seconds:.0f} images/s), loss {float(trainer.callback_metrics['loss']):.3f}"
+        )
+        made: Generator = module.to(trainer.strategy.root_device).generator()  # Lightning leaves the module on the CPU
+        return made

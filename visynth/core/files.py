@@ -1,0 +1,158 @@
+"""Writing so that nothing is ever half there: temporary sibling, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from visynth.core.errors import OutputError
+
+
+def canonical_json(value: Any) -> str:
+    """One spelling per value: sorted keys, no spaces, no NaN. Hashes are taken of this.
+
+    Example:
+        >>> canonical_json({"b": 1, "a": [1.5, None]})
+        '{"a":[1.5,null],"b":1}'
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def hash_json(value: Any) -> str:
+    """Hex sha256 of the canonical JSON of a value."""
+    return sha256(canonical_json(value).encode()).hexdigest()
+
+
+def hash_file(path: str | Path) -> str:
+    """Hex sha256 of a file's bytes, read in pieces."""
+    digest = sha256()
+    with open(path, "rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def host() -> str:
+    """A short name of this machine, safe in file names: process numbers mean something on one machine alone."""
+    return sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this machine is running."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a file so that after a crash it holds either the old content or all of the new."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{host()}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}. Free space or choose another folder."
+        ) from error
+    sync_folder(path.parent)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Readable JSON with sorted keys, written atomically."""
+    write_bytes(path, readable_json(value))
+
+
+def readable_json(value: Any) -> bytes:
+    """Indented JSON with sorted keys, as files hold it."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in this folder survive power loss (a no-op where folders cannot be opened)."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass  # some network filesystems refuse fsync of folders; the rename itself is still atomic
+    finally:
+        os.close(handle)
+
+
+def ensure_writable(folder: str | Path) -> Path:
+    """Create the folder and prove that a file can be written there, before any long work starts.
+
+    Raises:
+        OutputError: it cannot be created or written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _probe(folder)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {folder}: {error.strerror or error}. Choose another output folder."
+        ) from error
+    return folder
+
+
+def _probe(folder: Path) -> None:
+    """Create and remove a file: without a name where the system can, so that a kill leaves nothing behind."""
+    nameless = getattr(os, "O_TMPFILE", None)
+    if nameless is not None:
+        try:
+            os.close(os.open(folder, nameless | os.O_WRONLY, 0o600))
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                raise
+    probe = folder / f".probe.{os.getpid()}"
+    probe.write_bytes(b"")
+    probe.unlink()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time in the block, among those of all machines that share the folder (where its filesystem has locks)."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: there the last one wins
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a filesystem without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)  # which frees the lock
+
+
+def cache_folder() -> Path:
+    """Where things that can be made again are kept (features, unpacked sets): ``$VISYNTH_CACHE``, else ``visynth`` in the user's cache folder."""
+    base = os.environ.get("VISYNTH_CACHE")
+    if base:
+        return Path(base)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "visynth"

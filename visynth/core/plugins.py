@@ -1,0 +1,84 @@
+"""Registered names -> classes: the only place where visynth imports by string.
+
+A name comes from the built-in table or from another package's entry point in the groups
+``visynth.generators``, ``visynth.features``, ``visynth.learners``, ``visynth.trainers`` and ``visynth.commands``. Folders of ours store
+the *name*, never an import path, so loading a generator runs only code that was installed on purpose.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from visynth.core.errors import UsageError, choices
+
+BUILT_IN: dict[str, dict[str, str]] = {
+    "generators": {
+        "compose": "visynth.generators.compose:Composition",
+        "diffusion": "visynth.generators.diffusion:Diffusion",
+        "inpaint": "visynth.generators.inpainting:Inpainting",
+        "foundation": "visynth.generators.foundation:Foundation",
+        "stylegan2": "visynth.generators.gan:StyleGAN2",
+        "biggan": "visynth.generators.gan:BigGAN",
+        "cgan": "visynth.generators.gan:CGAN",
+        "stylegan2_projected": "visynth.generators.projection:Anchored",
+    },
+    "features": {
+        "efficientnet_lite0": "visynth.metrics.extractors:efficientnet_lite0",
+        "inception_v3": "visynth.metrics.extractors:inception_v3",
+        "dinov2": "visynth.metrics.extractors:dinov2",
+    },
+    "learners": {
+        "frozen": "visynth.verdict.frozen:FrozenLearner",
+        "finetune": "visynth.lightning_modules.classifier:FinetuneLearner",
+    },
+    "trainers": {
+        "diffusion": "visynth.lightning_modules.trainers:train_diffusion",
+        "inpaint": "visynth.lightning_modules.trainers:train_inpainting",
+        "projection": "visynth.lightning_modules.trainers:train_projection",
+    },
+    "commands": {},
+}
+
+
+def names(group: str) -> list[str]:
+    """Names registered in a group, built-in and installed ones together.
+
+    Example:
+        >>> "compose" in names("generators")
+        True
+    """
+    return sorted({*_table(group), *_installed(group)})
+
+
+def load(group: str, name: str) -> Any:
+    """The object that a name stands for.
+
+    Raises:
+        UsageError: the name is not registered; the message lists those that are.
+
+    Example:
+        >>> load("generators", "compose").__name__
+        'Composition'
+    """
+    table = _table(group)
+    if name in table:
+        module, _, attribute = table[name].partition(":")
+        return getattr(import_module(module), attribute)
+    installed = _installed(group)
+    if name in installed:
+        return installed[name].load()
+    raise UsageError(
+        f"{group} has no {name!r}; registered are {choices(names(group))}. Another package can add one by an entry point in 'visynth.{group}'."
+    )
+
+
+def _table(group: str) -> dict[str, str]:
+    if group not in BUILT_IN:
+        raise UsageError(f"plugin group must be one of {choices(BUILT_IN)}, but got {group!r}.")
+    return BUILT_IN[group]
+
+
+def _installed(group: str) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=f"visynth.{group}")}

@@ -1,0 +1,274 @@
+"""The report: one schema for what was measured, as JSON for machines and as one self-contained page for people.
+
+A report is a list of *sections*. Each has a title and blocks; a block is a dict with a ``kind``: ``text``, ``table``,
+``arms`` (estimates with intervals, drawn), ``gallery`` (pictures with captions) or ``list``. Verdicts stand apart, at the
+top, one per class, so that a gate can read them without knowing the sections.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from html import escape
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from visynth.core.errors import IntegrityError
+from visynth.core.files import readable_json
+from visynth.core.folders import put_files
+from visynth.core.pictures import data_uri, fit_square
+
+FILES = ("report.html", "report.json")
+SCHEMA = "visynth.report/1"
+ANSWERS = ("helps", "does not", "cannot tell", "not measured")
+
+
+@dataclass(frozen=True)
+class ClassVerdict:
+    """The answer for one class.
+
+    Attributes:
+        label: class name.
+        answer: ``"helps"``, ``"does not"``, ``"cannot tell"`` or ``"not measured"``.
+        reason: one sentence with the numbers.
+        next: what to do about it.
+        numbers: the figures behind it.
+    """
+
+    label: str
+    answer: str
+    reason: str
+    next: str = ""
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def headline(self) -> str:
+        """Yes or no first: only a shown benefit is a yes."""
+        word = "yes" if self.answer == "helps" else "no"
+        told = {
+            "helps": "synthesis helps",
+            "does not": "synthesis does not help",
+            "cannot tell": "a benefit was not shown",
+            "not measured": "not measured",
+        }
+        return f"{self.label}: {word}, {told[self.answer]}"
+
+
+@dataclass
+class Report:
+    """What was measured, under which conditions, and what follows.
+
+    Example:
+        >>> report = Report("utility", "tiles", verdicts=[ClassVerdict("crack", "does not", "AP -0.10")])
+        >>> report.verdicts[0].headline
+        'crack: no, synthesis does not help'
+    """
+
+    kind: str
+    subject: str
+    verdicts: list[ClassVerdict] = field(default_factory=list)
+    sections: list[dict[str, Any]] = field(default_factory=list)
+    conditions: dict[str, Any] = field(default_factory=dict)
+
+    def section(self, title: str, *blocks: Mapping[str, Any]) -> None:
+        """Append a section."""
+        self.sections.append({"title": title, "blocks": [dict(block) for block in blocks]})
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "kind": self.kind,
+            "subject": self.subject,
+            "verdicts": [asdict(v) for v in self.verdicts],
+            # Pictures stay in the page: the JSON is for programs.
+            "sections": [
+                {**s, "blocks": [{k: v for k, v in b.items() if k != "pictures"} for b in s["blocks"]]}
+                for s in self.sections
+            ],
+            "conditions": self.conditions,
+        }
+
+    def write(self, folder: str | Path) -> None:
+        """Write ``report.json`` and ``report.html`` into a folder, each complete or not at all.
+
+        Raises:
+            OutputError: files of these names are there that visynth did not write.
+        """
+        put_files(folder, {"report.html": page(self).encode(), "report.json": readable_json(self.to_json())})
+
+
+def read_report(path: str | Path) -> Report:
+    """A report from its folder or its JSON file (without pictures).
+
+    Raises:
+        IntegrityError: missing, not JSON, or of another schema.
+    """
+    file = Path(path)
+    file = file / "report.json" if file.is_dir() else file
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{file} cannot be read as a report ({error}).") from error
+    if data.get("schema") != SCHEMA:
+        raise IntegrityError(f"{file} has schema {data.get('schema')!r}; this version reads {SCHEMA!r}.")
+    verdicts = [ClassVerdict(**v) for v in data["verdicts"]]
+    return Report(data["kind"], data["subject"], verdicts, data["sections"], data["conditions"])
+
+
+def environment() -> dict[str, str]:
+    """Versions that a figure depends on."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in ("visynth", "torch", "numpy", "opencv-python-headless", "scikit-learn", "timm", "albumentations"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+# -- blocks ----------------------------------------------------------------------------------------------------------
+
+
+def text(words: str) -> dict[str, Any]:
+    return {"kind": "text", "text": words}
+
+
+def bullets(lines: Sequence[str]) -> dict[str, Any]:
+    return {"kind": "list", "lines": list(lines)}
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str = "") -> dict[str, Any]:
+    return {"kind": "table", "columns": list(columns), "rows": [list(row) for row in rows], "note": note}
+
+
+def arms(title: str, rows: Sequence[Mapping[str, Any]], note: str = "") -> dict[str, Any]:
+    """Rows with ``name``, ``mean``, ``low``, ``high``, ``highlight`` and further columns under ``more``."""
+    return {"kind": "arms", "title": title, "rows": [dict(row) for row in rows], "note": note}
+
+
+def gallery(captions: Sequence[str], pictures: Sequence[Any], columns: int, note: str = "") -> dict[str, Any]:
+    """RGB uint8 pictures with captions, ``columns`` in a row."""
+    return {"kind": "gallery", "captions": list(captions), "pictures": list(pictures), "columns": columns, "note": note}
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+STYLE = """
+:root{--ink:#1c2330;--soft:#5b6573;--line:#dfe3e8;--paper:#fff;--back:#f4f6f8;--yes:#14714a;--no:#a63a1f;--maybe:#8a6100;--mark:#2458b3}
+*{box-sizing:border-box}body{margin:0;background:var(--back);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
+main{max-width:1180px;margin:0 auto;padding:32px 24px 64px}h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:0 0 12px}h3{font-size:15px;margin:18px 0 6px}
+p{margin:6px 0}.sub{color:var(--soft);margin-bottom:20px}section{background:var(--paper);border:1px solid var(--line);border-radius:8px;padding:20px 22px;margin:16px 0}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(300px,1fr));gap:14px;margin:18px 0}
+.card{background:var(--paper);border:1px solid var(--line);border-left:6px solid var(--maybe);border-radius:8px;padding:14px 18px}
+.card.yes{border-left-color:var(--yes)}.card.no{border-left-color:var(--no)}.card b{font-size:17px}.card .next{color:var(--soft);margin-top:8px}
+table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}th{text-align:left;font-weight:600;color:var(--soft);border-bottom:1px solid var(--line);padding:5px 12px 5px 0}
+td{border-bottom:1px solid var(--line);padding:5px 12px 5px 0;vertical-align:top}tr.mark td{font-weight:600;color:var(--mark)}.arms td,.arms th{white-space:nowrap;padding-right:14px}td.wide{width:240px;padding:0}
+.note{color:var(--soft);font-size:13px;margin-top:8px}.gallery{display:grid;gap:10px}figure{margin:0}figure img{width:100%;height:auto;border:1px solid var(--line);border-radius:4px;display:block;image-rendering:auto}
+figcaption{font-size:12px;color:var(--soft);overflow-wrap:anywhere;line-height:1.35;margin-top:3px}svg{display:block}ul{margin:6px 0;padding-left:20px}
+code{background:var(--back);padding:1px 5px;border-radius:4px;font-size:13px;overflow-wrap:anywhere}
+"""
+
+
+def page(report: Report) -> str:
+    """The whole document as text."""
+    cards = "".join(_card(v.headline, v.answer, v.reason, v.next) for v in report.verdicts)
+    sections = "".join(
+        f"<section><h2>{escape(s['title'])}</h2>{''.join(_block(b) for b in s['blocks'])}</section>"
+        for s in report.sections
+    )
+    conditions = "".join(
+        f"<tr><td>{escape(str(k))}</td><td>{escape(_plain(v))}</td></tr>" for k, v in report.conditions.items()
+    )
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>visynth: {escape(report.subject)}</title><style>{STYLE}</style></head><body><main>"
+        f"<h1>Does synthesis help on {escape(report.subject)}?</h1>"
+        f'<p class="sub">One answer per class, measured on real images of groups that no training saw. Only a shown benefit is a yes.</p>'
+        f'<div class="cards">{cards}</div>{sections}<section><h2>Conditions</h2><table>{conditions}</table></section></main></body></html>\n'
+    )
+
+
+def _card(headline: str, answer: str, reason: str, following: str) -> str:
+    tone = {"helps": "yes", "does not": "no"}.get(answer, "maybe")
+    more = f'<p class="next">Next: {escape(following)}</p>' if following else ""
+    return f'<div class="card {tone}"><b>{escape(headline)}</b><p>{escape(reason)}.</p>{more}</div>'
+
+
+def _block(block: Mapping[str, Any]) -> str:
+    return {"text": _text, "list": _list, "table": _table, "arms": _arms, "gallery": _gallery}[block["kind"]](block)
+
+
+def _text(block: Mapping[str, Any]) -> str:
+    return f"<p>{escape(block['text'])}</p>"
+
+
+def _list(block: Mapping[str, Any]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in block["lines"]) + "</ul>"
+
+
+def _table(block: Mapping[str, Any]) -> str:
+    head = "".join(f"<th>{escape(str(c))}</th>" for c in block["columns"])
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{escape(_plain(cell))}</td>" for cell in row) + "</tr>" for row in block["rows"]
+    )
+    return f"<table><tr>{head}</tr>{rows}</table>{_note(block)}"
+
+
+def _arms(block: Mapping[str, Any]) -> str:
+    """A table whose last column draws each estimate with its interval on one common axis from 0 to 1."""
+    more = list(dict.fromkeys(key for row in block["rows"] for key in row.get("more", {})))
+    head = (
+        "<th>arm</th><th>AP [95 % CI]</th>" + "".join(f"<th>{escape(key)}</th>" for key in more) + "<th>0 … AP … 1</th>"
+    )
+    rows = []
+    for row in block["rows"]:
+        cells = "".join(f"<td>{escape(_plain(row.get('more', {}).get(key, '')))}</td>" for key in more)
+        limits = "" if row["low"] is None else f" [{row['low']:.2f}, {row['high']:.2f}]"
+        tone = ' class="mark"' if row.get("highlight") else ""
+        rows.append(
+            f"<tr{tone}><td>{escape(row['name'])}</td><td>{row['mean']:.3f}{limits}</td>{cells}<td class='wide'>{_whisker(row)}</td></tr>"
+        )
+    return f"<h3>{escape(block['title'])}</h3><table class='arms'><tr>{head}</tr>{''.join(rows)}</table>{_note(block)}"
+
+
+def _whisker(row: Mapping[str, Any], width: int = 240, height: int = 26) -> str:
+    colour = "#2458b3" if row.get("highlight") else "#5b6573"
+
+    def x(value: float) -> float:
+        return 6 + min(max(value, 0.0), 1.0) * (width - 12)
+
+    grid = "".join(
+        f'<line x1="{x(v):.1f}" x2="{x(v):.1f}" y1="0" y2="{height}" stroke="#eceff2"/>'
+        for v in (0, 0.25, 0.5, 0.75, 1)
+    )
+    bar = (
+        ""
+        if row["low"] is None
+        else f'<line x1="{x(row["low"]):.1f}" x2="{x(row["high"]):.1f}" y1="{height / 2}" y2="{height / 2}" stroke="{colour}" stroke-width="2"/>'
+    )
+    return f'<svg width="{width}" height="{height}" role="img" aria-label="AP {row["mean"]:.3f}">{grid}{bar}<circle cx="{x(row["mean"]):.1f}" cy="{height / 2}" r="4.5" fill="{colour}"/></svg>'
+
+
+def _gallery(block: Mapping[str, Any]) -> str:
+    figures = "".join(
+        f'<figure><img alt="{escape(caption)}" src="{data_uri(fit_square(picture, min(220, max(picture.shape[:2]))))}"><figcaption>{escape(caption)}</figcaption></figure>'
+        for caption, picture in zip(block["captions"], block.get("pictures", []), strict=False)
+    )
+    return f'<div class="gallery" style="grid-template-columns:repeat({block["columns"]},1fr)">{figures}</div>{_note(block)}'
+
+
+def _note(block: Mapping[str, Any]) -> str:
+    return f'<p class="note">{escape(block["note"])}</p>' if block.get("note") else ""
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_plain(v) for v in value)
+    return str(value)

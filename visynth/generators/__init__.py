@@ -1,0 +1,1 @@
+"""Everything that samples images, one contract, one file a family."""

@@ -1,0 +1,322 @@
+"""The composition generator: real defect pixels on defect-free images, with exact masks, boxes and parents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from visynth.core import seeds as seeding
+from visynth.core.errors import DataError
+from visynth.core.pictures import box, resize
+from visynth.generators import blend as blending
+from visynth.generators import noise
+from visynth.generators.base import Generator, Samples, Spec
+from visynth.generators.compose_settings import Settings
+from visynth.generators.placement import foreground, place
+
+Array = NDArray[Any]
+Mask = NDArray[np.bool_]
+SEEN = 6  # pixels of its mask that a composite must change, by more than
+CHANGE = 2  # grey levels of 256 (any change counts in pictures pasted hard)
+REDRAWS = 20  # places tried until a defect can be seen
+ATTEMPTS = 20  # backgrounds tried for one image before the last resort, its defect unscaled at any place
+
+
+@dataclass(frozen=True)
+class Background:
+    """A defect-free image ``[H, W, C]`` and where on it defects may stand."""
+
+    name: str
+    group: str
+    image: Array
+
+
+@dataclass(frozen=True)
+class Defect:
+    """Pixels to cut from: a window of a real image, the mask in it, and where the window lies in the image.
+
+    ``home`` is the relative position of the mask's centre in the whole image. A defect without a mask (``mask`` is
+    all True) is a whole image, for the methods that cut random regions.
+    """
+
+    name: str
+    group: str
+    label: int
+    image: Array
+    mask: Mask
+    home: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """A defect in its place: ``mask [h, w]`` with its top left corner at ``where`` of the background.
+
+    ``control`` is the background whose defect-free pixels take the defect's place, for seam controls.
+    """
+
+    ground: Background
+    source: Defect
+    patch: Array
+    mask: Mask
+    where: tuple[int, int]
+    settings: Settings
+    control: Background | None = None
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        return self.ground.name, (self.source if self.control is None else self.control).name
+
+    def placed(self) -> Mask:
+        """The mask on the whole background."""
+        full = np.zeros(self.ground.image.shape[:2], bool)
+        top, left = self.where
+        full[top : top + self.mask.shape[0], left : left + self.mask.shape[1]] = self.mask
+        return full
+
+    def labelled(self) -> Mask:
+        """The defect's pixels: none where defect-free pixels take its place."""
+        return self.placed() if self.control is None else np.zeros(self.ground.image.shape[:2], bool)
+
+
+class Composition(Generator):
+    """Cuts real defects by mask and sets them into defect-free images of the training split. No training.
+
+    Each image takes one defect and one background, drawn evenly over groups and then over images, so that a tile
+    shot twelve times counts no more than one shot twice. The defect is mirrored, scaled and shifted as its class's
+    :class:`Settings` allow, brought to the brightness of its new surroundings, and blended in. The mask is exact:
+    it is the placed mask, not a guess from the result.
+    """
+
+    options: ClassVar = {
+        "poisson_limit": 40_000
+    }  # masks with more pixels are feathered: the sparse solve would take seconds
+
+    def __init__(
+        self,
+        spec: Spec,
+        defects: Sequence[Defect],
+        backgrounds: Sequence[Background],
+        settings: Sequence[Settings],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(spec, **kwargs)
+        self.defects, self.backgrounds, self.settings = tuple(defects), tuple(backgrounds), tuple(settings)
+        self._by_label = [
+            seeding.by_group([d for d in defects if d.label == label]) for label in range(len(spec.classes))
+        ]
+        self._all_defects = seeding.by_group(defects)
+        self._grounds = seeding.by_group(backgrounds)
+        self._foregrounds: dict[str, Mask] = {}
+
+    # -- contract ------------------------------------------------------------------------------------------------
+
+    def _sample(self, seeds: Sequence[int], labels: Sequence[int], **options: Any) -> Samples:
+        return self._gather([self.compose(seed, label, **options) for seed, label in zip(seeds, labels, strict=True)])
+
+    def _gather(self, made: Sequence[tuple[Array, Mask, tuple[str, ...]]]) -> Samples:
+        """Images of their own sizes on one canvas, with masks, boxes and parents."""
+        height, width = self.spec.size
+        images = np.zeros((len(made), self.spec.channels, height, width), self.spec.dtype)
+        masks = np.zeros((len(made), height, width), bool)
+        for row, (image, mask, _) in enumerate(made):
+            images[row, :, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
+            masks[row, : mask.shape[0], : mask.shape[1]] = mask
+        return Samples(
+            images=torch.from_numpy(images),
+            masks=torch.from_numpy(masks),
+            boxes=[torch.tensor(box(mask), dtype=torch.float32).reshape(-1, 4) for _, mask, _ in made],
+            parents=[parents for _, _, parents in made],
+            sizes=torch.tensor([image.shape[:2] for image, _, _ in made], dtype=torch.int64),
+        )
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        tensors = {f"background.{i}": torch.from_numpy(b.image.copy()) for i, b in enumerate(self.backgrounds)}
+        for i, defect in enumerate(self.defects):
+            tensors[f"defect.{i}.image"] = torch.from_numpy(defect.image.copy())
+            tensors[f"defect.{i}.mask"] = torch.from_numpy(defect.mask.astype(np.uint8))
+        return tensors
+
+    @classmethod
+    def build(cls, spec: Spec, weights: dict[str, torch.Tensor], device: str | torch.device) -> Composition:
+        """From spec and weights. Composition is numpy work on the CPU; ``device`` changes nothing."""
+        return cls(spec, *parts(spec, weights))
+
+    # -- one image -----------------------------------------------------------------------------------------------
+
+    def compose(self, seed: int, label: int, poisson_limit: int) -> tuple[Array, Mask, tuple[str, ...]]:
+        """One image ``[h, w, C]``, its mask ``[h, w]`` and the names of the images it was made from.
+
+        A defect that cannot be seen where it came to stand (black on black) would teach that nothing is a defect: its place is drawn
+        anew.
+
+        Raises:
+            DataError: no defect of the class could be seen in any of 20 places.
+        """
+        for redraw in range(REDRAWS):
+            plan = self.arrange(seed, label, redraw)
+            patch = plan.patch
+            if plan.control is not None:
+                patch = _same_place(plan.control.image, plan.where, patch.shape[:2])
+            image = _set_in(patch, plan.mask, plan.ground.image, plan.where, plan.settings, poisson_limit)
+            labelled = plan.labelled()
+            if plan.control is not None or _can_be_seen(image, plan.ground.image, labelled, plan.settings):
+                return image, labelled, plan.parents
+        raise DataError(
+            f"no {self.classes[label]} could be seen in {REDRAWS} places: the pixels under its masks look like the defect-free images (seed "
+            f"{seed}, for instance {plan.source.name} on {plan.ground.name}). Check the masks, or leave this class out of composition."
+        )
+
+    def arrange(self, seed: int, label: int, redraw: int = 0) -> Arrangement:
+        """What goes where for one seed: a background, a defect and its place; ``redraw`` counts the places drawn before. It draws no pixel."""
+        generator = seeding.rng(seed, f"compose/{label}" + (f"/{redraw}" if redraw else ""))
+        control = self.settings[label].method == "control"
+        for attempt in range(ATTEMPTS):
+            ground = seeding.draw_even(self._grounds, generator)
+            source = seeding.draw_even(self._all_defects if control else self._by_label[label], generator)
+            settings = self.settings[source.label]  # a control copies the seams of the defect that it stands in for
+            patch, mask = self._cut(source, settings, generator, scaled=attempt < ATTEMPTS // 2)
+            where = place(
+                mask,
+                source.home,
+                self._foreground(ground),
+                settings.shift if attempt < ATTEMPTS // 2 else 10**6,
+                generator,
+            )
+            if where is not None:
+                break
+        else:
+            # Luck must not decide whether an image exists: the first pair in order that fits.
+            ground, source, patch, mask, where = self._first_fit(label, control)
+            settings = self.settings[source.label]
+        other = seeding.draw_even(self._grounds, generator) if control else None
+        return Arrangement(ground, source, patch, mask, where, settings, other)
+
+    def _first_fit(self, label: int, control: bool) -> tuple[Background, Defect, Array, Mask, tuple[int, int]]:
+        """The first defect and background in order that go together, unscaled, wherever there is place."""
+        still = seeding.rng(0, "first fit")
+        for source in self.defects if control else [d for d in self.defects if d.label == label]:
+            settings = replace(self.settings[source.label], flip=False)
+            for ground in self.backgrounds:
+                patch, mask = self._cut(source, settings, still, scaled=False)
+                where = place(mask, source.home, self._foreground(ground), 10**6, still)
+                if where is not None:
+                    return ground, source, patch, mask, where
+        raise DataError(
+            f"there is no place for a {self.classes[label]} defect on any background: the defects are larger than the "
+            "defect-free images. Leave this class out or give larger images."
+        )
+
+    def _cut(
+        self, source: Defect, settings: Settings, generator: np.random.Generator, scaled: bool
+    ) -> tuple[Array, Mask]:
+        """The pixels and the mask to paste, mirrored and scaled, no larger than they must be."""
+        image, mask = source.image, source.mask
+        if settings.method in ("nsa", "perlin"):
+            mask = _random_region(image.shape[:2], settings.method, generator)
+        if settings.flip:
+            if generator.random() < 0.5:
+                image, mask = image[:, ::-1], mask[:, ::-1]
+            if generator.random() < 0.5:
+                image, mask = image[::-1], mask[::-1]
+        factor = generator.uniform(*settings.scale)
+        if scaled and abs(factor - 1) > 0.01:
+            side = max(2, round(image.shape[1] * factor)), max(2, round(image.shape[0] * factor))
+            wanted, hard = (side[1], side[0]), settings.blend == "hard"
+            kept = [np.arange(n) * old // n for n, old in zip(wanted, image.shape[:2], strict=True)]
+            soft = cv2.resize(mask.astype(np.float32), side, interpolation=cv2.INTER_LINEAR) >= 0.5
+            bigger = mask[kept[0]][:, kept[1]] if hard else soft  # hard: no value between two others
+            if bigger.any():  # a one-pixel defect may vanish when it shrinks: then it keeps its size
+                image, mask = (image[kept[0]][:, kept[1]] if hard else resize(image, wanted)), bigger
+        return _trim(image, mask, round(settings.ring + settings.feather))
+
+    def _foreground(self, ground: Background) -> Mask:
+        if ground.name not in self._foregrounds:
+            self._foregrounds[ground.name] = foreground(ground.image)
+        return self._foregrounds[ground.name]
+
+
+def parts(spec: Spec, weights: dict[str, torch.Tensor]) -> tuple[list[Defect], list[Background], list[Settings]]:
+    """Defects, backgrounds and settings again, from spec and weights."""
+    told = spec.arguments
+    defects = [
+        Defect(
+            d["name"],
+            d["group"],
+            d["label"],
+            weights[f"defect.{i}.image"].numpy(),
+            weights[f"defect.{i}.mask"].numpy().astype(bool),
+            (d["home"][0], d["home"][1]),
+        )
+        for i, d in enumerate(told["defects"])
+    ]
+    backgrounds = [
+        Background(b["name"], b["group"], weights[f"background.{i}"].numpy()) for i, b in enumerate(told["backgrounds"])
+    ]
+    return defects, backgrounds, [Settings.from_json(s) for s in told["settings"]]
+
+
+def _set_in(
+    patch: Array, mask: Mask, ground: Array, where: tuple[int, int], settings: Settings, poisson_limit: int
+) -> Array:
+    """The whole background with the patch in it; pixels beyond mask and feather are the background's own."""
+    top, left = where
+    tall, wide = mask.shape
+    # Work on the patch's window alone: large images cost no more than small ones.
+    part = np.s_[top : top + tall, left : left + wide]
+    if settings.blend == "hard":
+        image = ground.copy()
+        image[part][mask] = patch[mask]
+        return image
+    target = ground[part].astype(np.float32)
+    around = blending.ring(mask, settings.ring)
+    matched = blending.match_ring(patch.astype(np.float32), around, target, around)
+    if settings.blend == "feather" or mask.sum() > poisson_limit:
+        mixed = blending.feather(matched, target, mask, settings.feather)
+    else:
+        region = blending.grow(mask, round(settings.feather))
+        mixed = blending.poisson(matched, target, region, mixed=settings.blend == "mixed")
+    image = ground.copy()
+    top_value = np.iinfo(ground.dtype).max
+    image[part] = np.clip(np.rint(mixed), 0, top_value).astype(ground.dtype)
+    return image
+
+
+def _can_be_seen(image: Array, ground: Array, mask: Mask, settings: Settings) -> bool:
+    """Whether enough pixels under the mask differ from the background that was there."""
+    least = 0.0 if settings.blend == "hard" else CHANGE * np.iinfo(image.dtype).max / 255
+    change = np.abs(image[mask].astype(np.float32) - ground[mask].astype(np.float32)).max(axis=1, initial=0)
+    return int((change > least).sum()) >= min(SEEN, int(mask.sum()))
+
+
+def _trim(image: Array, mask: Mask, margin: int) -> tuple[Array, Mask]:
+    x1, y1, x2, y2 = (int(v) for v in box(mask))
+    rows = slice(max(y1 - margin, 0), y2 + margin)
+    columns = slice(max(x1 - margin, 0), x2 + margin)
+    return image[rows, columns], np.ascontiguousarray(mask[rows, columns])
+
+
+def _same_place(image: Array, where: tuple[int, int], shape: tuple[int, int]) -> Array:
+    """A window of ``shape`` at ``where``, moved inside and reflected where the image is smaller."""
+    rows = np.abs(np.arange(where[0], where[0] + shape[0]))
+    columns = np.abs(np.arange(where[1], where[1] + shape[1]))
+    fold = [
+        np.where(i % (2 * n) >= n, 2 * n - 1 - i % (2 * n), i % (2 * n))
+        for i, n in ((rows, image.shape[0]), (columns, image.shape[1]))
+    ]
+    return np.asarray(image[fold[0]][:, fold[1]])
+
+
+def _random_region(shape: tuple[int, int], method: str, generator: np.random.Generator) -> Mask:
+    if method == "perlin":
+        return noise.perlin_mask(shape, generator)
+    tall, wide = noise.nsa_side(shape[0], generator), noise.nsa_side(shape[1], generator)
+    top, left = int(generator.integers(0, shape[0] - tall + 1)), int(generator.integers(0, shape[1] - wide + 1))
+    mask = np.zeros(shape, bool)
+    mask[top : top + tall, left : left + wide] = True
+    return mask

@@ -1,0 +1,238 @@
+"""Real images as latents of a StyleGAN2, and pictures around them.
+
+Source: Karras et al., "Analyzing and improving the image quality of StyleGAN" (CVPR 2020), section 5 and appendix D, with one style a layer as Abdal et al., "Image2StyleGAN" (ICCV
+2019), section 5.1, and a pull towards the mean of the class as Tov et al., "Designing an encoder for StyleGAN image manipulation" (SIGGRAPH 2021), section 4, so that what is near is plausible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812, the field's name
+
+from visynth.core import seeds as seeding
+from visynth.core.errors import DataError, UsageError
+from visynth.core.members import NEAR, distances, perceptual_hash
+from visynth.generators.base import Generator, Samples, Spec
+from visynth.generators.gan import StyleGAN2
+from visynth.networks.stylegan2 import truncate
+
+STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
+COPIES = 0.05  # share of near-duplicates of their parents above which pictures are called copies
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """Styles ``[N, styles, w_dim]`` and the root mean square error of their pictures ``[N]``, of values in [-1, 1]."""
+
+    styles: Tensor
+    error: Tensor
+
+
+def project(
+    generator: StyleGAN2,
+    images: Tensor,
+    labels: Tensor,
+    steps: int = 300,
+    lr: float = 0.05,
+    pull: float = 0.01,
+    say: Callable[[int, float], None] | None = None,
+) -> Inversion:
+    """Find the styles whose pictures are nearest to real images; noise is left out, so that nothing of the defect hides in it.
+
+    Args:
+        generator: a StyleGAN2.
+        images: ``[N, C, S, S]`` in [-1, 1].
+        labels: ``[N]``.
+        steps: of Adam; the rate falls to 0 by a cosine.
+        lr: its learning rate.
+        pull: weight of the squared distance from the mean style of the class, in units of the styles' own spread.
+        say: called with the step and the mean error, now and then.
+
+    Example:
+        >>> project.__name__
+        'project'
+    """
+    network, device = generator.network, generator.device
+    images, labels = images.to(device), labels.to(device)
+    with torch.no_grad():
+        start = generator.centres(labels, "class").clone()
+        random = generator.of_latents(seeding.noise(range(256), (network.z_dim,), "spread"), labels.repeat(256)[:256])
+        spread = random.std().clamp(min=1e-6)
+    styles = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([styles], lr=lr * float(spread) * 10, betas=(0.9, 0.999))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        loss, error = _distance(network.synthesis(styles, "none"), images)
+        total = loss + pull * ((styles - start) / spread).square().mean(dim=(1, 2)).sum()
+        (styles.grad,) = torch.autograd.grad(total, styles)
+        optimizer.step()
+        schedule.step()
+        if say is not None and (step % 50 == 0 or step == steps - 1):
+            say(step, float(error.mean()))
+    with torch.no_grad():
+        _, error = _distance(network.synthesis(styles, "none"), images)
+    return Inversion(styles.detach(), error.detach())
+
+
+def _distance(made: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared error at every scale down to 8 pixels, summed over the batch, and the root mean square error of each."""
+    difference = made - images
+    error = difference.detach().square().mean(dim=(1, 2, 3)).sqrt()
+    loss = difference.square().mean(dim=(1, 2, 3)).sum()
+    while difference.shape[-1] > 8:
+        difference = F.avg_pool2d(difference, 2)
+        loss = loss + difference.square().mean(dim=(1, 2, 3)).sum()
+    return loss, error
+
+
+@dataclass(frozen=True)
+class Row:
+    """A real image that was projected."""
+
+    number: int
+    label: int
+    path: str
+    group: str
+
+
+class Anchored(StyleGAN2):
+    """Pictures around real images: the styles of one, drawn ``strength`` of the way to those of a random latent of its class.
+
+    Sampler options: those of :class:`visynth.generators.gan.StyleGAN2`, and ``strength`` in [0, 1]: 0 gives the projections back, 1 the generator's own
+    pictures. The real image is the sample's parent.
+    """
+
+    options: ClassVar = {**StyleGAN2.options, "strength": 0.3, "noise": "none"}
+
+    def __init__(self, spec: Spec, network: Any, anchors: Tensor, **kwargs: Any) -> None:
+        super().__init__(spec, network, **kwargs)
+        self.anchors = anchors
+        told = spec.arguments["anchors"]
+        if len(told) != len(anchors):
+            raise UsageError(f"{len(told)} anchors are named, but {len(anchors)} have styles.")
+        rows = [Row(number, *anchor) for number, anchor in enumerate(told)]
+        self.by_label = [seeding.by_group([r for r in rows if r.label == n]) for n in range(len(spec.classes))]
+
+    @staticmethod
+    def check_options(options: Mapping[str, Any]) -> None:
+        StyleGAN2.check_options(options)
+        if not 0 <= options["strength"] <= 1:
+            raise UsageError(
+                f"sampler options: strength must be in [0, 1] (0: the projection itself), but got {options['strength']}."
+            )
+
+    def _sample(self, seeds: Sequence[int], labels: Sequence[int], **options: Any) -> Samples:
+        self.check_options(options)
+        chosen = self._chosen(seeds, labels)
+        ws = self._near(chosen, seeds, torch.tensor(labels, device=self.device), **options)
+        parents = [(row.path,) for row in chosen]
+        return Samples(self.integers(self.pictures(ws, seeds, options["noise"])), parents=parents)
+
+    def styles(self, seeds: Sequence[int], labels: Tensor, **options: Any) -> Tensor:
+        """``[N, styles, w_dim]``, each near the real image that its seed draws."""
+        return self._near(self._chosen(seeds, labels.tolist()), seeds, labels, **options)
+
+    def _near(self, chosen: Sequence[Row], seeds: Sequence[int], labels: Tensor, **options: Any) -> Tensor:
+        anchors = self.anchors[[row.number for row in chosen]].to(self.device)
+        return truncate(super().styles(seeds, labels, **options), anchors, options["strength"])
+
+    def _chosen(self, seeds: Sequence[int], labels: Sequence[int]) -> list[Row]:
+        return [self._anchor(seed, label) for seed, label in zip(seeds, labels, strict=True)]
+
+    def _anchor(self, seed: int, label: int) -> Row:
+        groups = self.by_label[label]
+        if not groups:
+            raise DataError(
+                f"no real image of {self.classes[label]!r} was projected; there are some of "
+                f"{', '.join(c for c, g in zip(self.classes, self.by_label, strict=True) if g)}."
+            )
+        return seeding.draw_even(groups, seeding.rng(int(seed), "anchor"))
+
+    def weights(self) -> dict[str, Tensor]:
+        return {**super().weights(), "anchors": self.anchors.cpu()}
+
+    @classmethod
+    def build(cls, spec: Spec, weights: dict[str, Tensor], device: str | torch.device) -> Generator:
+        weights = dict(weights)
+        anchors = weights.pop("anchors")
+        return cls(spec, cls.load_network(spec, weights, device), anchors)
+
+
+def around(
+    base: StyleGAN2,
+    images: NDArray[Any],
+    labels: Sequence[int],
+    names: Sequence[str],
+    groups: Sequence[str],
+    strength: float | None = None,
+    steps: int = 300,
+    say: Callable[[str], None] = lambda words: None,
+) -> tuple[Anchored, dict[str, float]]:
+    """A generator of variations of real images, and what was measured on the way.
+
+    Args:
+        base: the generator that the images are projected into.
+        images: ``[N, S, S, C]`` of the network's own side and the spec's type.
+        labels: of the images.
+        names: of the images, which become the parents of samples.
+        groups: of the images; they are drawn evenly.
+        strength: of the variations; by default the least of 0.2 to 0.8 at which at most 5 % of those of any class are near-duplicates of their parents.
+        steps: of each projection.
+        say: called with words on the way.
+
+    Returns:
+        The generator, and ``error`` (root mean square, of values in [-1, 1]), ``strength`` and ``copies`` (their share at that strength, in the class that has most).
+    """
+    values = torch.from_numpy(images.astype(np.float32)).permute(0, 3, 1, 2) * (2 / base.spec.value_range[1]) - 1
+    marks = torch.tensor(list(labels))
+    styles, errors = [], []
+    together = 2 * base.spec.micro_batch
+    for first in range(0, len(values), together):
+        found = project(base, values[first : first + together], marks[first : first + together], steps)
+        styles.append(found.styles.cpu())
+        errors += found.error.tolist()
+        say(f"projected {len(errors)} of {len(values)} images, root mean square error {np.mean(errors):.3f}")
+    anchors = [[int(label), name, group] for label, name, group in zip(labels, names, groups, strict=True)]
+    side = base.network.synthesis.sizes[-1]
+    spec = replace(
+        base.spec,
+        network="stylegan2_projected",
+        arguments={**base.spec.arguments, "side": side, "anchors": anchors},
+        sampler={**(base.spec.sampler or {}), "noise": "none"},
+    )
+    made = Anchored(spec, base.network, torch.cat(styles), members=base.members, card=base.card)
+    hashes = {name: perceptual_hash(image) for name, image in zip(names, images, strict=True)}
+    tried = STRENGTHS if strength is None else (strength,)
+    copies: dict[float, float] = {}
+    for chosen in tried:
+        shares = copy_shares(made, hashes, chosen)
+        worst = max(shares, key=lambda name: shares[name])
+        copies[chosen] = shares[worst]
+        if copies[chosen] <= COPIES:
+            break
+    say(f"strength {chosen:g}: {copies[chosen]:.0%} of the pictures of {worst!r} are near-duplicates of their parents")
+    spec = replace(spec, sampler={**(spec.sampler or {}), "strength": chosen})
+    final = Anchored(spec, base.network, made.anchors, members=base.members, card=base.card)
+    return final, {"error": float(np.mean(errors)), "strength": chosen, "copies": copies[chosen]}
+
+
+def copy_shares(generator: Anchored, hashes: Mapping[str, str], strength: float, count: int = 48) -> dict[str, float]:
+    """Of each class, the share of ``count`` variations whose perceptual hash is within 4 bits of their parent's."""
+    shares = {}
+    for label, groups in enumerate(generator.by_label):
+        if not groups:
+            continue
+        samples = generator.sample(range(count), [label] * count, strength=strength)
+        near = [
+            distances([perceptual_hash(image.permute(1, 2, 0).numpy())], [hashes[parents[0]]])[0, 0] <= NEAR
+            for image, parents in zip(samples.images, samples.parents or (), strict=True)
+        ]
+        shares[generator.classes[label]] = float(np.mean(near))
+    return shares

@@ -1,0 +1,1 @@
+"""What the commands do: rooms connected, no maths."""

@@ -1,0 +1,314 @@
+"""Renders + real data -> report: did this rendered set help, on real test images that its generator never saw?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visynth.core import members as members_file
+from visynth.core import plugins
+from visynth.core import seeds as seeding
+from visynth.core.codec import decode
+from visynth.core.errors import DataError, UsageError, choices, listing
+from visynth.core.files import cache_folder
+from visynth.core.filters import selected
+from visynth.core.folders import check_apart, claim_files
+from visynth.core.manifest import Renders, control_class, read_renders
+from visynth.core.members import Member
+from visynth.core.report import FILES, ClassVerdict, Report, bullets, environment, table, text
+from visynth.data.imageset import BadFile, ImageSet, Item, Lazy
+from visynth.data.transforms import CANDIDATES, augment, backend
+from visynth.metrics.bank import FeatureBank
+from visynth.metrics.extractors import extractor
+from visynth.metrics.memorization import copies
+from visynth.metrics.quality import per_class, table_rows
+from visynth.mixing.leaks import Accepted, is_accepted, read_accepted
+from visynth.verdict.cells import Cell, Extra
+from visynth.verdict.comparison import Results, arms_block, class_verdict, macro_f1_table, run_cells, summarise
+
+COPIES = 4
+
+
+def evaluate_renders(
+    images: ImageSet,
+    renders: str | Path | Renders,
+    out: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    count: int | None = None,
+    seeds: int = 5,
+    learner: str = "frozen",
+    workers: int = 2,
+    cache: bool = True,
+    keep: Mapping[str, Any] | None = None,
+    accept_leaks: Accepted = None,
+    say: Callable[[str], None] = lambda words: None,
+) -> Report:
+    """Measure a rendered set per class and write ``report.json`` and ``report.html`` to ``out``.
+
+    Args:
+        images: real images. Those that the generator was fitted on train the arms; the others test them. A split of
+            the data's own decides where it is given, but no image that the generator was fitted on may be tested on.
+        renders: the rendered set.
+        out: folder of the report.
+        classes: which to measure; by default every rendered class that has real training and test images.
+        count: synthetic images per class, by default all there are.
+        seeds: paired repetitions with other synthetic subsets, augmentations and inner folds.
+        learner: registered name.
+        workers: processes for fitting.
+        cache: keep features of real images on disk.
+        keep: which images count, as for :class:`visynth.WithSynthetic`; by default all but those that a reviewer rejected.
+        accept_leaks: pairs of test and training images that you looked at and that are different: a CSV with the columns candidate and
+            member, or such pairs.
+        say: receives progress lines.
+
+    Raises:
+        DataError: test images that the generator was fitted on, or nothing held out to test on.
+    """
+    started = time.monotonic()
+    whole = renders if isinstance(renders, Renders) else read_renders(renders)
+    check_apart(out, {*images.folders(), whole.folder})
+    out = claim_files(out, FILES)
+    renders = selected(whole, keep)
+    left_out = len(whole.records) - len(renders.records)
+    if left_out:
+        say(
+            f"{left_out} of {len(whole.records)} rendered images do not count (rejected by reviewers, or filtered by keep)"
+        )
+    say("fingerprints of the real images")
+    before = len(images.bad)
+    images = assign_splits(images, renders.members, accept_leaks)
+    near = images.bad[before:]
+    if near:
+        say(
+            f"{len(near)} test images are near-duplicates of training images and are left out:\n{listing([f'{b.name} {b.reason}' for b in near])}"
+        )
+    by_split = {split: images.select(lambda item, split=split: item.split == split) for split in ("train", "test")}  # type: ignore[misc]
+    _check_sides(by_split["train"], by_split["test"], renders)
+
+    counts = {split: part.counts() for split, part in by_split.items()}
+    possible = [name for name in images.classes if counts["train"][name] and counts["test"][name]]
+    rendered, control = renders.counts(), control_class(renders)
+    wanted = (
+        list(classes) if classes is not None else [name for name in possible if rendered.get(name) and name != control]
+    )
+    unknown = [name for name in wanted if name not in possible or not rendered.get(name)]
+    if unknown or not wanted:
+        raise UsageError(
+            f"classes {choices(unknown or wanted)} cannot be measured: rendered are {rendered}, "
+            f"real training images {counts['train']}, real test images {counts['test']}."
+        )
+
+    kept = [item for item in images.items if item.split in ("train", "test")]
+    bank = FeatureBank(
+        extractor(),
+        cache=cache_folder() / "features" if cache else None,
+        trunk=getattr(plugins.load("learners", learner), "trunk", 0),
+    )
+    say(f"features of {len(kept)} real and {len(renders.records)} synthetic images")
+    pictures: Sequence[Any] = Lazy(images.image, kept)
+    bank.add(pictures)
+    rows_of = {
+        name: bank.add(
+            Lazy(lambda r: decode(renders.folder / r.file_name), [r for r in renders.records if r.label == name])
+        )
+        for name in renders.classes
+    }
+    group_of = {item.name: item.group for item in kept}
+    train = np.array([row for row, item in enumerate(kept) if item.split == "train"], dtype=np.int64)
+    test = np.array([row for row, item in enumerate(kept) if item.split == "test"], dtype=np.int64)
+    groups = [item.group for item in kept]
+    learned = renders.plan["kind"] != "composite"
+
+    def made(name: str, seed: int, limit: int | None) -> Extra:
+        records = [r for r in renders.records if r.label == name]
+        order = seeding.rng(seeding.derive("subset", seed, name), "evaluate").permutation(len(records))[:limit]
+        if learned:
+            # The network saw every training group of the class: none of its images may help to choose on any of them.
+            seen = frozenset(group_of[i.name] for i in by_split["train"].items if name in i.labels)
+            return Extra(rows_of[name][order], [seen] * len(order))
+        parents = [frozenset(group_of.get(p, p) for p in records[i].parents) for i in order]
+        return Extra(rows_of[name][order], parents)
+
+    results: dict[str, Results] = {}
+    report = Report("utility", renders.folder.name)
+    for name in images.classes:
+        if not counts["train"][name]:
+            continue
+        positive = np.array([name in item.labels for item in kept])
+        limit = min(count or rendered.get(name, 0), rendered.get(name, 0))
+        copies = {c: _copies(bank, pictures, train, positive, c) for c in CANDIDATES} if name in wanted else {}
+        cells = []
+        for seed in range(seeds):
+            extras: dict[str, Extra] = {}
+            if name in wanted:
+                extras["synthetic"] = made(name, seed, limit)
+                if control and rendered.get(control):
+                    extras["control"] = made(control, seed, max(1, limit // 3))
+                for candidate, pool in copies.items():
+                    order = seeding.rng(seeding.derive("augmented", seed), candidate).permutation(len(pool))[:limit]
+                    extras[f"augment/{candidate}"] = Extra(
+                        np.array([pool[i][0] for i in order]), [frozenset({groups[pool[i][1]]}) for i in order]
+                    )
+            cells.append(Cell(seed, 0, train, np.zeros(0, np.int64), test, positive, groups, extras))
+        say(f"{name}: {seeds} seeds")
+        results[name] = run_cells(name, cells, bank.tables(), learner=learner, workers=workers)
+
+    blocks = []
+    f1 = macro_f1_table(
+        results, [images.classes.index(i.labels[0]) if len(i.labels) == 1 else -1 for i in kept], images.classes
+    )
+    for name in wanted:
+        summary = summarise(results[name])
+        report.verdicts.append(class_verdict(results[name], summary, masks=False, macro_f1=f1.get(name, {})))
+        blocks += arms_block(results[name], summary, learner, f1.get(name, {}))
+    for name in images.classes:
+        if name not in wanted and name != control:
+            report.verdicts.append(
+                ClassVerdict(name, "not measured", "it was not rendered, or has no real images on one side")
+            )
+    rows = [[name, counts["train"][name], counts["test"][name], rendered.get(name, 0)] for name in images.classes]
+    report.section("Images", table(["class", "real, training", "real, test", "synthetic"], rows))
+    report.section("Arms", *blocks)
+    report.section("Likeness and copies", *_quality(bank, rows_of, renders, kept, train, test))
+    report.section(
+        "Reading this",
+        bullets(
+            [
+                f"{left_out} of {len(whole.records)} rendered images do not count: reviewers rejected them, or keep= filters them out.",
+                f"{len(near)} test images were left out as near-duplicates of training images"
+                + (": " + ", ".join(b.name for b in near[:20]) + "." if near else "."),
+                "The test images are real and were never seen by the generator: their fingerprints were compared with its members.",
+            ]
+        ),
+    )
+    report.conditions |= {
+        "seeds": seeds,
+        "features": ", ".join(bank.name(r) for r in bank.resolutions),
+        "classic augmentation": f"{backend()}: {', '.join(CANDIDATES)}",
+        "generator": renders.plan["generator"],
+        "seconds": round(time.monotonic() - started),
+        **environment(),
+    }
+    report.write(out)
+    say(f"done in {time.monotonic() - started:.0f} s: {out / 'report.html'}")
+    return report
+
+
+def _quality(
+    bank: FeatureBank,
+    rows_of: dict[str, np.ndarray],
+    renders: Renders,
+    kept: Sequence[Item],
+    train: np.ndarray,
+    test: np.ndarray,
+) -> list[dict[str, object]]:
+    """KID with its null against the held-out images, and copies of the training images, per class."""
+    resolution = bank.resolutions[0]
+    features = bank.get(resolution, "mean")
+
+    def real(rows: np.ndarray, name: str) -> np.ndarray:
+        return features[[int(r) for r in rows if name in kept[int(r)].labels]]
+
+    names = [n for n in renders.classes if len(rows_of[n])]
+    made = {name: features[rows_of[name]] for name in names}
+    against = per_class({n: real(np.concatenate([train, test]), n) for n in names}, made, bank.name(resolution))
+    fresh = {n: copies(real(train, n), real(test, n)) for n in names if len(real(train, n)) > 2 and len(real(test, n))}
+    own = {n: copies(real(train, n), made[n]) for n in names if len(real(train, n)) > 2}
+    columns, rows = table_rows(against)
+    rates = [
+        [n, f"{own[n].share:.0%}", f"{fresh[n].share:.0%}" if n in fresh else "-", f"{own[n].ratio:.2f}"] for n in own
+    ]
+    return [
+        text(
+            f"Features: {bank.name(resolution)}, so distances are not FID. KID near or below that of real halves means that the sets cannot be told apart at this size."
+        ),
+        table(columns, rows, "Real: training and held-out images."),
+        table(
+            [
+                "class",
+                "copies among the made",
+                "the same among held-out real images",
+                "distance to training over distance within it",
+            ],
+            rates,
+            "A copy lies closer to a training image than 95 % of training images lie to each other. More copies than held-out real images have mean memorising. "
+            "Composites and inpainted images keep a real background, so they lie near it by design.",
+        ),
+    ]
+
+
+def assign_splits(images: ImageSet, members: Sequence[Member], accept: Accepted = None) -> ImageSet:
+    """Each image's split and group: the data's own, else those of the same member, else test and a group of its own.
+
+    Test images that are near-duplicates of training images are left out, and told in ``bad``.
+
+    Args:
+        images: real ones.
+        members: of the generator.
+        accept: pairs that were looked at and are different, see :func:`visynth.mixing.leaks.read_accepted`.
+
+    Raises:
+        DataError: images that the data call test or validation, but that the generator was fitted on (all listed).
+    """
+    accepted = read_accepted(accept)
+    found = members_file.overlaps(images.members("test"), members)
+    met = {o.candidate: o for o in found if o.how in (members_file.SAME_FILE, members_file.SAME_PIXELS)}
+    like = {o.candidate: o for o in found if o.how == members_file.NEARLY}
+    leaked = [
+        f"{item.name} ({item.split}) was the training image {met[item.name].member.path} ({met[item.name].how})"
+        for item in images.items
+        if item.split in ("val", "test")
+        and item.name in met
+        and met[item.name].member.split == "train"
+        and not is_accepted(met[item.name], accepted)
+    ]
+    if leaked:
+        raise DataError(
+            f"{len(leaked)} test images were used to fit the generator, so they cannot test it. Pairs that are different can be accepted with "
+            f"--accept-leaks (a CSV with the columns candidate,member):\n{listing(leaked)}"
+        )
+    kept, bad = [], []
+    for item in images.items:
+        member = met[item.name].member if item.name in met else None
+        split = item.split or (member.split if member else "test")
+        near = like.get(item.name)
+        if split == "test" and near is not None and near.member.split == "train" and not is_accepted(near, accepted):
+            # A near-copy of a training image would test what was learned by heart.
+            bad.append(
+                BadFile(item.name, f"is a near-duplicate of training image {near.member.path}, so it does not test")
+            )
+            continue
+        kept.append(replace(item, split=split, group=item.group or (member.group if member else item.name)))
+    return replace(images, items=tuple(kept), bad=(*images.bad, *bad))
+
+
+def _check_sides(train: ImageSet, test: ImageSet, renders: Renders) -> None:
+    if not len(test):
+        raise DataError(
+            f"the generator of {renders.folder} was fitted on all {len(train)} images, so there is nothing to test on. Hold images out "
+            "before 'visynth fit' (a split column, or train/ and test/ folders), or use 'visynth trial', which cross-validates."
+        )
+    if not len(train):
+        raise DataError(
+            f"none of the images was used to fit the generator of {renders.folder}: give the data that it was fitted on, with the held-out images."
+        )
+
+
+def _copies(
+    bank: FeatureBank, pictures: Sequence[np.ndarray], train: np.ndarray, positive: np.ndarray, candidate: str
+) -> list[tuple[int, int]]:
+    """(bank row, real row) of augmented copies of a class's training images."""
+    pairs = [(int(row), copy) for row in train if positive[row] for copy in range(COPIES)]
+
+    def augmented(pair: tuple[int, int]) -> Any:
+        row, copy = pair
+        return augment(pictures[row], candidate, seeding.derive("augment", row, copy, candidate))[0]
+
+    rows = bank.add(Lazy(augmented, pairs), cache=False)
+    return [(int(place), row) for place, (row, _) in zip(rows, pairs, strict=True)]

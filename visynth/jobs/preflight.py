@@ -1,0 +1,298 @@
+"""Preflight: what can be said about a set within a minute, before anything is synthesised.
+
+Readable and unreadable files, images and groups per class, near-duplicates and what a random split would leak, headroom
+(the baseline against an oracle with all reals), the smallest effect that the test can see, and which synthesizer suits.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visynth.core.codec import Array
+from visynth.core.errors import DataError, UsageError, choices
+from visynth.core.folders import put_files
+from visynth.core.report import bullets, table
+from visynth.data import groups as grouping
+from visynth.data import parts as matching
+from visynth.data.imageset import ImageSet, in_threads
+from visynth.data.masks import judge, load_mask
+from visynth.data.reading import with_groups
+from visynth.generators.compose_fit import LARGE, guess_good
+from visynth.metrics.extractor import NATIVE_LIMIT
+
+LEARNED_GROUPS = 20  # groups of a class from which on a learned generator has something to learn from
+SHOWN_MASKS = 60  # unreliable masks listed with their reasons
+SHOWN_PAIRS = 40  # pairs of groups that look like one part, listed with their images
+MIN_GROUPS = 3  # groups of the rare class without which nothing can be held out and chosen on
+
+
+@dataclass
+class Preflight:
+    """What was found. ``images`` has groups for every image, given or proposed."""
+
+    images: ImageSet
+    rare: tuple[str, ...]
+    good: str | None
+    masked: dict[str, int]
+    repeated: float
+    random_leak: float
+    proposal: grouping.Proposal | None
+    crossing: int
+    crossing_share: float
+    group_source: str
+    suits: dict[str, str]
+    bad_masks: dict[str, str] = field(default_factory=dict)
+    parts: matching.PartCheck = field(default_factory=lambda: matching.PartCheck((), 0, 0))
+    warnings: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def blocks(self) -> list[dict[str, Any]]:
+        """For the report."""
+        counts, group_counts = self.images.counts(), self.images.groups()
+        rows = [
+            [name, counts[name], group_counts[name], self.masked.get(name, 0), self.suits.get(name, "")]
+            for name in self.images.classes
+        ]
+        reasons: dict[str, int] = {}
+        for bad in self.images.bad:
+            reasons[bad.reason] = reasons.get(bad.reason, 0) + 1
+        lines = [
+            f"{len(self.images)} readable images, {len(self.images.bad)} unreadable"
+            + (": " + "; ".join(f"{n} {why}" for why, n in reasons.items()) if reasons else "")
+        ]
+        lines += [*self.images.notes, *self.leak_lines(), *self.warnings]
+        blocks = [bullets(lines), table(["class", "images", "groups", "with masks", "synthesizer that suits"], rows)]
+        if self.bad_masks:
+            shown = [[name, why] for name, why in sorted(self.bad_masks.items())]
+            note = f"{len(shown)} masks that would not paste what one sees; they are left out."
+            blocks.append(table(["mask of", "why it is not used"], shown[:SHOWN_MASKS], note))
+        return blocks
+
+    def leak_lines(self) -> list[str]:
+        """What repeats, what a random split would do, and what the groups leave."""
+        lines = [f"{self.repeated:.0%} of the images have a near-duplicate in the set"]
+        if self.repeated >= grouping.LEAKS:
+            lines.append(
+                f"a random split leaks: it would leave a near-duplicate of {self.random_leak:.0%} of the test images in training, so scores from it are too good"
+            )
+        if self.proposal is not None:
+            lines.append(
+                f"groups found in the data: {len(set(self.proposal.groups))}, by {self.proposal.rule}; they hold {self.proposal.holds:.0%} of the near-duplicates together"
+            )
+        lines.append(
+            f"groups used: {self.group_source}; {self.crossing_share:.1%} of the images have a near-duplicate in another group ({self.crossing} pairs)"
+        )
+        return [*lines, *self.part_lines()]
+
+    def part_lines(self) -> list[str]:
+        """Groups that look like one part, whoever gave them."""
+        found = self.parts
+        some = "" if found.checked == found.groups else f" ({found.checked} of {found.groups} groups were looked at)"
+        if found.one_design:
+            return [
+                f"local features agree between most groups: parts of one design, or one fixture{some}; whether two groups are one part cannot "
+                "be told from them"
+            ]
+        if not found.pairs:
+            return [f"no two groups look like one part by their local features{some}"] if found.checked > 1 else []
+        together = matching.components([pair.groups for pair in found.pairs])
+        head = (
+            f"{len(found.pairs)} pairs of groups look like one part{some}, so a split by these groups leaks: "
+            f"{'; '.join(' = '.join(sorted(part)) for part in together)}. Look at the images named below; "
+            "groups_merged.csv (written beside groups.csv) has them merged"
+        )
+        return [head, *map(str, found.pairs[:SHOWN_PAIRS])] + (
+            [f"and {len(found.pairs) - SHOWN_PAIRS} pairs more"] if len(found.pairs) > SHOWN_PAIRS else []
+        )
+
+
+def preflight(images: ImageSet, rare: Sequence[str], *, good: str | None = None, grouped: bool = False) -> Preflight:
+    """Look at a set.
+
+    Args:
+        images: read and checked.
+        rare: the classes that matter.
+        good: the defect-free class; guessed when None.
+        grouped: whether the images' groups were given; otherwise groups are proposed where the set repeats itself,
+            and else every image is its own group.
+
+    Raises:
+        UsageError: a rare or good class that does not exist.
+        DataError: fewer than two classes, or a rare class that is too small to measure anything.
+    """
+    _check(images, rare, good)
+    found = grouping.find_neighbours(images)
+    names = [item.name for item in images.items]
+    proposal = grouping.propose_groups(names, found)
+    notes: list[str] = []
+    if grouped:
+        source = "as given"
+        lone = sum(not item.group for item in images.items)
+        if lone:
+            source += f" ({lone} images without a group stand on their own)"
+        images = replace(images, items=tuple(replace(i, group=i.group or i.name) for i in images.items))
+    elif proposal is not None:
+        source = f"as proposed, by {proposal.rule} (written to groups.csv: check them, then give them with --groups)"
+        images = with_groups(images, dict(zip(names, proposal.groups, strict=True)), "proposal")
+    else:
+        source = "every image on its own (nothing repeats; give --groups if images share a part, a scene or a patient)"
+        images = replace(images, items=tuple(replace(item, group=item.name) for item in images.items))
+    crossing = grouping.across_groups(found, [item.group for item in images.items])
+    touched = {index for pair in crossing for index in pair}
+
+    parts = matching.find_same_parts(images)
+
+    masks = {item.name for item in images.items if (mask := load_mask(images, item)) is not None and mask.any()}
+    masked = {name: sum(item.name in masks for item in images.items if name in item.labels) for name in images.classes}
+    good = good or guess_good(images.classes, masked, images.counts())
+    group_counts = images.groups()
+    for name in rare:
+        if group_counts[name] < MIN_GROUPS:
+            raise DataError(
+                f"{name} has {images.counts()[name]} images in {group_counts[name]} group(s): at least {MIN_GROUPS} groups are needed "
+                "to train on some and test on others. Collect more, or give finer groups if these are too coarse."
+            )
+    bad_masks: dict[str, str] = {}
+    looks = in_threads(lambda item: _look(images.image(item)), images.items)
+    shapes = {(channels, dtype) for channels, dtype, _ in looks}
+    notes += _size_notes([side for _, _, side in looks])
+    if len(shapes) > 1:
+        told = ", ".join(f"{channels} channel(s) of {dtype}" for channels, dtype in sorted(shapes))
+        notes.append(f"the images are of several kinds ({told}): composition takes one kind only, so convert them")
+    return Preflight(
+        images=images,
+        rare=tuple(rare),
+        good=good,
+        masked=masked,
+        repeated=found.repeated,
+        random_leak=grouping.random_split_leak(found),
+        proposal=proposal,
+        crossing=len(crossing),
+        crossing_share=len(touched) / len(images),
+        group_source=source,
+        suits={
+            name: _suits(images, name, good, masked, group_counts, len(shapes) > 1, bad_masks)
+            for name in images.classes
+        },
+        bad_masks=bad_masks,
+        parts=parts,
+        warnings=notes,
+    )
+
+
+def _check(images: ImageSet, rare: Sequence[str], good: str | None) -> None:
+    if not rare:
+        raise UsageError(f"name the class that matters with --rare; the classes are {choices(images.classes)}.")
+    unknown = [name for name in [*rare, *([good] if good else [])] if name not in images.classes]
+    if unknown:
+        raise UsageError(
+            f"there is no class {choices(unknown)} in {images.root}; the classes are {choices(images.classes)}."
+        )
+    if len(images.classes) < 2:
+        raise DataError(
+            f"{images.root} has one class only ({images.classes[0]!r}): there is nothing to tell it from. Add the other classes."
+        )
+
+
+def _look(image: Array) -> tuple[int, str, tuple[int, int]]:
+    """Channels, value type and size."""
+    return image.shape[2], image.dtype.name, image.shape[:2]
+
+
+def _size_notes(sizes: Sequence[tuple[int, int]]) -> list[str]:
+    """What is done to large images: nothing is shrunk or cropped without being told."""
+    shrunk = sum(height * width > NATIVE_LIMIT**2 for height, width in sizes)
+    cut = sum(max(size) > LARGE for size in sizes)
+    notes = []
+    if shrunk:
+        notes.append(
+            f"{shrunk} images are larger than {NATIVE_LIMIT}x{NATIVE_LIMIT}: the features see them shrunk to that area, proportions kept"
+        )
+    if cut:
+        notes.append(
+            f"{cut} images are longer than {LARGE} pixels: composition works on windows of them at native scale, so cut tiles of your own if a whole image is what you train on"
+        )
+    return notes
+
+
+def _suits(
+    images: ImageSet,
+    name: str,
+    good: str | None,
+    masked: dict[str, int],
+    groups: dict[str, int],
+    mixed: bool,
+    bad_masks: dict[str, str],
+) -> str:
+    """Which synthesizer suits a class, in a few words with the reason; masks that cannot be used go to ``bad_masks``."""
+    if name == good:
+        return "seam controls only (defect-free)"
+    if masked[name] and good and mixed:
+        return "none: the images are of several kinds; convert them to one"
+    if masked[name] and good:
+        reasons = {
+            item.name: judge(images.image(item), mask)
+            for item in images.items
+            if item.labels == (name,) and (mask := load_mask(images, item, name)) is not None
+        }
+        bad_masks |= {item: why for item, why in reasons.items() if why is not None}
+        if not reasons:
+            return "none: its images show other classes, too"
+        bad = sum(reason is not None for reason in reasons.values())
+        if bad < len(reasons) / 2:
+            return "composition by mask" + (f" ({bad} of {len(reasons)} masks unreliable, left out)" if bad else "")
+        return f"none: {bad} of {len(reasons)} masks are unreliable" + (
+            ", and too few groups to learn from" if groups[name] < LEARNED_GROUPS else "; a learned generator may"
+        )
+    if masked[name]:
+        other = (
+            "a learned generator may"
+            if groups[name] >= LEARNED_GROUPS
+            else f"and {groups[name]} groups are too few to learn from"
+        )
+        return f"none: it has masks, but there is no defect-free class to compose onto (name it with --good); {other}"
+    if groups[name] >= LEARNED_GROUPS:
+        return "a learned generator (no masks, but enough groups)"
+    return f"none: no masks, and {groups[name]} groups are too few to learn from"
+
+
+def headroom_note(base: float, oracle: float, seen: float) -> str:
+    """One sentence on whether a trial can find anything.
+
+    Example:
+        >>> headroom_note(0.90, 0.91, 0.08)
+        'headroom 0.01 AP is below the smallest effect that the test can see (0.08): expect "cannot tell"'
+    """
+    room = oracle - base
+    if not np.isfinite(room):
+        return "headroom is unknown: there are no more real groups to compare with"
+    if room < seen:
+        return f'headroom {room:.2f} AP is below the smallest effect that the test can see ({seen:.2f}): expect "cannot tell"'
+    return f"headroom {room:.2f} AP, the test sees effects from {seen:.2f} on"
+
+
+GROUP_FILES = ("groups.csv", "groups_merged.csv")
+
+
+def write_groups(folder: Path, found: Preflight) -> list[str]:
+    """Write ``groups.csv`` with the groups in use, to be checked and given back with ``--groups``; and ``groups_merged.csv`` where some look
+    like one part. Returns the names of the files."""
+    groups = [item.group for item in found.images.items]
+    tables = {"groups.csv": groups}
+    if found.parts.pairs and not found.parts.one_design:
+        tables["groups_merged.csv"] = matching.merged(groups, found.parts)
+    files = {}
+    for name, column in tables.items():
+        stream = io.StringIO()
+        rows = zip(found.images.items, column, strict=True)
+        csv.writer(stream).writerows([("file", "class", "group"), *((i.name, ";".join(i.labels), g) for i, g in rows)])
+        files[name] = stream.getvalue().encode()
+    put_files(folder, files)
+    return list(files)

@@ -1,0 +1,42 @@
+"""The main job on an embedded set: a trial on :mod:`visynth.data.demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from visynth.core.files import ensure_writable
+from visynth.core.folders import claim
+from visynth.core.report import Report
+from visynth.data.demo import write_samples
+from visynth.data.reading import read_images
+from visynth.jobs.trial.bench import Say, TrialOptions
+from visynth.jobs.trial.flow import run_trial
+
+RARE = "spot"
+TRIAL = "trial"  # folder of the results
+RARE_GROUPS = 3  # a scarcity that can be measured: the other regions with spots serve the oracle and the test
+
+
+def quickstart(out: str | Path = "quickstart", *, minutes: float = 4.0, say: Say = lambda words: None) -> Report:
+    """Write the samples to ``out/data`` and run a trial on them into ``out/trial``.
+
+    Args:
+        out: folder for data and results.
+        minutes: budget of the trial.
+        say: receives progress lines.
+    """
+    out = ensure_writable(out)
+    claim(out / TRIAL)
+    data = write_samples(out / "data")
+    say(f"samples written to {data} (semi-synthetic: real textures, simulated defects)")
+    images = read_images(data / "images", masks=data / "masks", groups=data / "groups.csv")
+    options = TrialOptions(rare_groups=RARE_GROUPS, minutes=minutes, synthetic=48, learned="none")
+    return run_trial(
+        images,
+        [RARE],
+        out / TRIAL,
+        options=options,
+        grouped=True,
+        subject="the built-in texture samples (semi-synthetic)",
+        say=say,
+    )

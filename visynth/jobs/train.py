@@ -1,0 +1,298 @@
+"""``visynth fit``: LightningCLI in subclass mode, one folder a run, and the same command to go on after any stop.
+
+A run folder (``trainer.default_root_dir``) holds ``config.yaml``, ``checkpoints/last.ckpt``, ``log/`` with metrics and sheets, ``ema/`` with stored weight
+averages, and at the end ``generator/`` and ``finished.json``. The module and the data are named by ``class_path``, yours or visynth's.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from visynth.core.errors import ConflictError, UsageError, VisynthError, listing
+from visynth.core.files import hash_json, readable_json
+from visynth.core.folders import check_apart, claim, claim_files, put_files
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# What may change between the starts of one run; anything else would make it another one.
+FREE = {
+    "model": {"lr", "lr_g", "lr_d", "gamma", "warmup", "kimg", "sampler", "micro_batch", "snapshots"},
+    "data": {"num_workers", "epoch_images"},
+}
+INTERRUPTED, STOPPED = 130, 143
+FINISHED = "finished.json"
+CLIP = 1.0  # of gradients, for modules with one optimiser
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's greetings, and hints that do not fit here: images lie in memory, not behind workers."""
+    logger = logging.getLogger("pytorch_lightning")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for words in (".*does not have many workers", ".*isinstance.treespec, LeafSpec"):
+                warnings.filterwarnings("ignore", message=words)
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+@_quiet()
+def fit(words: Sequence[str]) -> int:
+    """Train, or go on training, and export the generator. Takes LightningCLI's flags and files (``-c config.yaml``).
+
+    Returns:
+        0, or 130 after Ctrl-C and 143 after SIGTERM: then the same command goes on.
+
+    Raises:
+        UsageError: wrong flags or configuration.
+        ConflictError: the run folder holds a run of another model or other data.
+        Diverged: the loss became infinite or not a number.
+    """
+    cli = _parsed(words)
+    root = Path(cli.trainer.default_root_dir)
+    read = [getattr(cli.datamodule, name, None) for name in ("data", "masks")]
+    check_apart(root, [Path(folder) for folder in read if isinstance(folder, str) and Path(folder).is_dir()])
+    claim_files(root, ["config.yaml", FINISHED])
+    text = cli.parser.dump(cli.config, skip_none=False)
+    checkpoint = _resume_from(root, text)
+    if checkpoint is not None and _finished(root) == _identity(cli, text):
+        print(f"{root / 'generator'} is finished; change the configuration or the run folder to train another.")
+        return 0
+    for name in ("generator", "lora"):  # now, not after hours of training
+        claim(root / name)
+    if cli.trainer.is_global_zero:
+        put_files(root, {"config.yaml": text.encode()})
+    with _gentle_interrupt(cli.trainer.callbacks) as interrupted:
+        try:
+            # A local file that we wrote ourselves: plain tensors and plain values.
+            cli.trainer.fit(
+                cli.model, cli.datamodule, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True
+            )
+        except SystemExit as stop:  # Lightning raises a subclass of it between two steps after SIGTERM
+            if not cli.trainer.received_sigterm:
+                raise stop
+    if interrupted or cli.trainer.received_sigterm:
+        print(f"stopped after {cli.trainer.global_step} steps; the same command goes on", file=sys.stderr)
+        return INTERRUPTED if interrupted else STOPPED
+    _export(cli, root)
+    if cli.trainer.is_global_zero:
+        put_files(root, {FINISHED: readable_json({"configuration": _identity(cli, text)})})
+    return 0
+
+
+@_quiet()
+def export(run: str | Path, out: str | Path, ema: float | None = None) -> Path:
+    """The generator of a run at its last checkpoint, with any width of the weight average.
+
+    Args:
+        run: the run folder.
+        out: the generator folder.
+        ema: relative width in (0, 0.28]; by default the configured one. Other widths than 0.05, 0.10 and that are made of snapshots.
+
+    Raises:
+        UsageError: no run there, or a module that does not export.
+    """
+    run = Path(run)
+    from visynth.callbacks.checkpoint import KeepLast
+
+    if not KeepLast.path(run).is_file() or not (run / "config.yaml").is_file():
+        raise UsageError(f"{run} holds no run with a checkpoint: train one with 'visynth fit -c ...'.")
+    import torch
+
+    cli = _parsed(["--config", str(run / "config.yaml"), "--trainer.default_root_dir", str(run)], logger=False)
+    found = torch.load(KeepLast.path(run), map_location="cpu", weights_only=True)
+    _connect(cli)
+    cli.model.on_load_checkpoint(found)
+    cli.model.load_state_dict(found["state_dict"], strict=cli.model.strict_loading)
+    return Path(cli.model.export(out, ema))
+
+
+def _connect(cli: Any) -> None:
+    """Trainer, model and data know each other and the data are read, without a fit."""
+    cli.datamodule.setup("fit")
+    cli.model._trainer = cli.trainer
+    cli.trainer._data_connector.attach_datamodule(cli.model, cli.datamodule)
+
+
+def _parsed(words: Sequence[str], logger: bool = True) -> Any:
+    """The instantiated LightningCLI; its own errors are told as ours."""
+    import pytorch_lightning
+    from pytorch_lightning.cli import LightningCLI
+
+    from visynth.callbacks.checkpoint import AtomicCheckpointIO, KeepLast
+    from visynth.callbacks.progress import TimeLeft
+
+    class FitCLI(LightningCLI):
+        def add_arguments_to_parser(self, parser: Any) -> None:
+            parser.add_lightning_class_args(KeepLast, "checkpoint")
+            parser.add_lightning_class_args(TimeLeft, "progress")
+
+        def _add_instantiators(self) -> None:  # instances are rebuilt from config.yaml, not from checkpoints
+            return
+
+        def instantiate_trainer(self, **kwargs: Any) -> Any:
+            told = self.config
+            told_logger = told["trainer"].get("logger")
+            made = (
+                _loggers(told["trainer"]["default_root_dir"]) if told_logger in (None, True) and logger else told_logger
+            )
+            more: dict[str, Any] = {}
+            if not self.model.automatic_optimization and told["trainer"].get("gradient_clip_val") == CLIP:
+                more["gradient_clip_val"] = (
+                    None  # our default; such modules step by themselves, and Lightning refuses it
+                )
+            return super().instantiate_trainer(logger=made or False, plugins=[AtomicCheckpointIO()], **more)
+
+    defaults = {
+        "default_root_dir": "run",
+        "max_epochs": -1,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "gradient_clip_val": CLIP,
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+        try:
+            return FitCLI(
+                pytorch_lightning.LightningModule,
+                pytorch_lightning.LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=None,
+                trainer_defaults=defaults,
+                seed_everything_default=False,
+                run=False,
+                args=list(words),
+                parser_kwargs={"prog": "visynth fit", "exit_on_error": False},
+            )
+        except VisynthError:
+            raise
+        except Exception as error:
+            told = _told(error)
+            if told is error:  # of a module or datamodule that is not ours: its author needs the traceback
+                raise
+            raise told from error
+
+
+def _told(error: Exception) -> Exception:
+    """A VisynthError inside another library's error; a usage error where the command line or a configuration is wrong; else the error."""
+    from argparse import ArgumentError
+
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, VisynthError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    if isinstance(error, (ArgumentError, MisconfigurationException)):
+        return UsageError(f"{error}\nSee 'visynth fit --help', and configs/ for complete examples.")
+    return error
+
+
+def _loggers(root: str) -> list[Any]:
+    """A CSV file always; TensorBoard where it is installed."""
+    from importlib.util import find_spec
+
+    from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+    made: list[Any] = [CSVLogger(root, name="log")]
+    if find_spec("tensorboard") is not None:
+        made.append(TensorBoardLogger(root, name="log", version=f"version_{made[0].version}"))
+    return made
+
+
+def _identity(cli: Any, text: str) -> str:
+    """What a finished run was made of: its configuration and its data."""
+    data = cli.datamodule
+    if not hasattr(data, "state"):
+        return hash_json(text)
+    data.setup("fit")
+    return hash_json([text, data.state()])
+
+
+def _finished(root: Path) -> str | None:
+    """The hash of the configuration that the run's generator was finished with."""
+    if not (root / FINISHED).is_file() or not (root / "generator").is_dir():
+        return None
+    return str(json.loads((root / FINISHED).read_text(encoding="utf-8"))["configuration"])
+
+
+def _resume_from(root: Path, text: str) -> Path | None:
+    """The checkpoint to go on from, or None for a new run.
+
+    Raises:
+        ConflictError: the folder's run has another model or other data.
+    """
+    from visynth.callbacks.checkpoint import KeepLast
+
+    checkpoint, config = KeepLast.path(root), root / "config.yaml"
+    if not checkpoint.is_file() or not config.is_file():
+        return None
+    import yaml
+
+    before, now = yaml.safe_load(config.read_text(encoding="utf-8")), yaml.safe_load(text)
+    differ = [
+        line for part in ("model", "data") for line in _differences(before.get(part), now.get(part), part, FREE[part])
+    ]
+    if differ:
+        raise ConflictError(
+            f"{root} holds a run with another configuration:\n{listing(differ)}\nChoose another trainer.default_root_dir, or delete this one."
+        )
+    return checkpoint
+
+
+def _differences(before: Any, now: Any, path: str, free: set[str]) -> list[str]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        keys = sorted({*before, *now} - free)
+        return [line for key in keys for line in _differences(before.get(key), now.get(key), f"{path}.{key}", free)]
+    return [] if before == now else [f"{path}: {before!r} there, {now!r} here"]
+
+
+@contextmanager
+def _gentle_interrupt(callbacks: Sequence[Any]) -> Iterator[list[bool]]:
+    """The first Ctrl-C asks ``KeepLast`` to end training after the step at hand; SIGTERM is left to Lightning, which does the same."""
+    said: list[bool] = []
+    from visynth.callbacks.checkpoint import KeepLast
+
+    if threading.current_thread() is not threading.main_thread():
+        yield said
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        if said:
+            raise KeyboardInterrupt
+        said.append(True)
+        for callback in callbacks:
+            if isinstance(callback, KeepLast):
+                callback.stop_requested = True
+        print("stopping after this step; Ctrl-C again ends at once", file=sys.stderr)
+
+    before = signal.signal(signal.SIGINT, stop), signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield said
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+
+
+def _export(cli: Any, root: Path) -> None:
+    if not hasattr(cli.model, "export"):
+        print(f"{type(cli.model).__name__} has no export(folder): its checkpoint is {root / 'checkpoints'}")
+        return
+    if cli.trainer.is_global_zero:
+        folder = cli.model.export(root / "generator")
+        print(f"{folder}: after {int(getattr(cli.model, 'images_seen', 0))} images")

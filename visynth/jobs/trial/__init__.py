@@ -1,0 +1,1 @@
+"""The trial: from a set of images to a verdict per class."""

@@ -1,0 +1,131 @@
+"""A bank of pooled features that computes each image once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from visynth.core.errors import UsageError
+from visynth.core.files import write_bytes
+from visynth.core.members import pixel_hash
+from visynth.metrics.extractor import POOLS, Array, Extractor, Floats, prepare, prepare_square
+
+
+@dataclass
+class FeatureBank:
+    """Pooled features of pictures at several resolutions, each picture computed once.
+
+    Rows are appended by :meth:`add` and named by their number. With ``cache``, a picture's features are kept on
+    disk under (pixels' sha256, extractor, resolution).
+
+    Example:
+        >>> from visynth.metrics.extractor import Extractor
+        >>> from visynth.metrics.bank import FeatureBank
+        >>> toy = Extractor("toy", nn.AvgPool2d(32), 3)
+        >>> bank = FeatureBank(toy, resolutions=(32,))
+        >>> bank.add([np.full((32, 32, 1), 255, np.uint8)])
+        array([0])
+        >>> bank.get(32, "max").shape
+        (1, 3)
+    """
+
+    extractor: Extractor
+    resolutions: tuple[int, ...] = (160, 0)
+    cache: Path | None = None
+    trunk: int = 0  # side of the squares whose trunk activations are kept for fine-tuning; 0 keeps none
+    batch: int = 8  # small enough for the caches of a CPU: twice as fast as 16
+    _rows: dict[int, list[Floats]] = field(default_factory=dict)
+    computed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.resolutions:
+            raise UsageError("a feature bank needs at least one resolution.")
+        self._rows = {resolution: [] for resolution in self.resolutions}
+        self._stacked: dict[tuple[int, str], Floats] = {}
+        self._trunks: list[Floats] = []
+
+    def __len__(self) -> int:
+        return len(self._rows[self.resolutions[0]])
+
+    def add(self, images: Sequence[Array], *, cache: bool = True) -> NDArray[np.int64]:
+        """Compute the features of pictures and return their row numbers; ``cache=False`` keeps them off the disk.
+
+        Every picture is asked for once, and none is kept: a :class:`visynth.data.imageset.Lazy` sequence is decoded as it goes.
+        """
+        start = len(self)
+        found: dict[int, list[Floats | None]] = {resolution: [None] * len(images) for resolution in self.resolutions}
+        waiting: dict[tuple[int, tuple[int, ...]], list[tuple[int, Floats, Path | None]]] = defaultdict(list)
+        squares: list[Floats] = []
+        for index, image in enumerate(images):
+            key = pixel_hash(image) if cache and self.cache is not None else ""
+            for resolution in self.resolutions:
+                path = self._path(key, resolution) if key else None
+                if path is not None and path.is_file() and path.stat().st_size == 8 * self.extractor.width:
+                    found[resolution][index] = np.frombuffer(path.read_bytes(), "<f4").reshape(2, -1).copy()
+                    continue
+                picture = self.extractor.prepare(image, resolution)
+                batch = waiting[(resolution, picture.shape)]
+                batch.append((index, picture, path))
+                if len(batch) == self.batch:
+                    self._pool(waiting.pop((resolution, picture.shape)), found[resolution])
+            if self.trunk:
+                squares.append(prepare_square(image, self.trunk))
+                if len(squares) == self.batch or index == len(images) - 1:
+                    self._trunks.extend(self.extractor.trunk_of(squares).numpy().astype(np.float16))
+                    squares = []
+        for resolution, shape in sorted(waiting):
+            self._pool(waiting[(resolution, shape)], found[resolution])
+        for resolution in self.resolutions:
+            self._rows[resolution].extend(row for row in found[resolution] if row is not None)
+        self._stacked.clear()
+        return np.arange(start, start + len(images))
+
+    def get(self, resolution: int, pool: str) -> Floats:
+        """``[rows, D]`` of one resolution and pooling (``"mean"`` or ``"max"`` over places)."""
+        key = (resolution, pool)
+        if key not in self._stacked:
+            self._stacked[key] = np.stack([row[POOLS.index(pool)] for row in self._rows[resolution]])
+        return self._stacked[key]
+
+    def places(self, images: Sequence[Array]) -> list[NDArray[np.float16]]:
+        """Features at every place of pictures at native scale, ``[P, D]`` each; computed anew, kept nowhere."""
+        found: dict[int, NDArray[np.float16]] = {}
+        shapes: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, image in enumerate(images):
+            shapes[prepare(image, 0).shape].append(index)
+        for indices in shapes.values():
+            for first in range(0, len(indices), self.batch):
+                some = indices[first : first + self.batch]
+                maps = self.extractor.maps([prepare(images[i], 0) for i in some])
+                for i, places in zip(some, maps.flatten(2).transpose(1, 2).numpy(), strict=True):
+                    found[i] = places.astype(np.float16)
+        return [found[i] for i in range(len(images))]
+
+    def tables(self) -> dict[tuple[int, str], Floats]:
+        """All there is, by (resolution, pooling), and trunk activations under (side, "trunk")."""
+        found = {(resolution, pool): self.get(resolution, pool) for resolution in self.resolutions for pool in POOLS}
+        return {**found, (self.trunk, "trunk"): np.stack(self._trunks)} if self.trunk else found
+
+    def name(self, resolution: int) -> str:
+        """The extractor's name with its resolution, as caches and reports quote it."""
+        return f"{self.extractor.name}@{resolution or 'native'}"
+
+    def _pool(self, rows: Sequence[tuple[int, Floats, Path | None]], found: list[Floats | None]) -> None:
+        """Mean and maximum of one batch's maps, kept in their places and on disk."""
+        maps = self.extractor.maps([picture for _, picture, _ in rows])
+        pooled = torch.stack([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1).numpy()
+        for (index, _, path), row in zip(rows, pooled, strict=True):
+            found[index] = row
+            self.computed += 1
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_bytes(path, row.astype("<f4").tobytes())
+
+    def _path(self, key: str, resolution: int) -> Path | None:
+        return None if self.cache is None else self.cache / self.name(resolution) / key[:2] / f"{key}.f32"

@@ -1,0 +1,1 @@
+"""WithSynthetic: the user's own DataModule, with some training samples replaced by synthetic ones."""

@@ -1,0 +1,1 @@
+"""Does A beat B, per class? Rows and tables, no images."""

@@ -1,0 +1,102 @@
+"""What a learner is given and what it returns: the same items, weights and folds whatever the learner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Items:
+    """Training items of one arm, for one class against the rest.
+
+    Attributes:
+        rows: rows of the feature bank, int ``[n]``.
+        positive: whether an item is of the class, bool ``[n]``.
+        weights: float ``[n]``; the arms of one cell have equal sums.
+        parents: per item the groups that it was made from; a real image has its own group.
+        real: bool ``[n]``; only real items take part in inner validation.
+        partners: a second row per item, and
+        mix: how far (0 to 1) the item's features lie from the first row towards the second (SMOTE).
+    """
+
+    rows: Ints
+    positive: NDArray[np.bool_]
+    weights: Floats
+    parents: Sequence[frozenset[str]]
+    real: NDArray[np.bool_]
+    partners: Ints | None = None
+    mix: Floats | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def features(self, table: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The items' features from a table ``[bank rows, ...]``."""
+        values = table[self.rows]
+        if self.partners is None or self.mix is None:
+            return values
+        mix = self.mix.astype(np.float32).reshape(
+            -1, *[1] * (values.ndim - 1)
+        )  # tables may hold maps, not only vectors
+        return np.asarray(values + mix * (table[self.partners] - values))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Scores on the test rows, the inner validation score of the choice, and the choice."""
+
+    scores: Floats
+    inner: float
+    chosen: dict[str, Any] = field(default_factory=dict)
+
+
+class Learner(Protocol):
+    """Fits one class against the rest. Inner folds are sets of groups, held out together."""
+
+    def fit(
+        self,
+        tables: dict[tuple[int, str], NDArray[np.float32]],
+        items: Items,
+        test: Ints,
+        folds: Sequence[frozenset[str]],
+        seed: int,
+    ) -> Outcome:
+        """Choose on the inner folds, fit on all items, score the test rows."""
+        ...
+
+
+def inner_folds(items: Items, groups: Sequence[str], folds: int, seed: int) -> list[frozenset[str]]:
+    """Sets of groups to hold out in turn: positive and negative groups are each dealt out evenly.
+
+    Empty when the positives have a single group: there is nothing to choose on.
+    """
+    from visynth.core import seeds as seeding
+
+    own = dict.fromkeys(groups, False)
+    for positive, parents, real in zip(items.positive, items.parents, items.real, strict=True):
+        if real and positive:
+            own.update(dict.fromkeys(parents, True))
+    positives, negatives = ([g for g in sorted(own) if own[g] is kind] for kind in (True, False))
+    count = min(folds, len(positives))
+    if count < 2:
+        return []
+    generator = seeding.rng(seeding.derive("inner", seed), "folds")
+    dealt: list[set[str]] = [set() for _ in range(count)]
+    for names in (positives, negatives):
+        for place, index in enumerate(generator.permutation(len(names))):
+            dealt[place % count].add(names[index])
+    return [frozenset(names) for names in dealt]
+
+
+def split_parts(items: Items, held: frozenset[str]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """(train, held-out) masks: real images of the held groups are scored, nothing made from those groups is trained on."""
+    touches = np.array([bool(parents & held) for parents in items.parents])
+    return ~touches, touches & items.real
