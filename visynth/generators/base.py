@@ -1,8 +1,6 @@
 """The Generator contract: an image is a function of (generator digest, seed, label, options), of nothing else.
 
-A generator is a folder: ``generator.json`` (what it is), ``model.safetensors`` (its weights), ``members.jsonl`` (the
-real images behind it), ``README.md`` (its card) and ``preview.png``. Never a pickle, never an import path: the JSON
-names a *registered* network, see :mod:`visynth.core.plugins`.
+A generator is stored as an artifact (:mod:`visynth.core.artifact`), with ``preview.png``.
 
 To write a generator, subclass :class:`Generator`, write ``_sample``, ``arguments`` and ``weights`` and a ``build``
 that takes them back, and register the name. Everything else here is final.
@@ -10,12 +8,9 @@ that takes them back, and register the name. Everything else here is final.
 
 from __future__ import annotations
 
-import platform
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,9 +18,8 @@ import torch
 
 from visynth.core import members as members_file
 from visynth.core import plugins
+from visynth.core.artifact import Artifact, load_artifact
 from visynth.core.errors import DataError, IntegrityError, UsageError, choices
-from visynth.core.files import hash_file, hash_json, write_bytes, write_json, write_text
-from visynth.core.folders import new_folder, restore
 from visynth.core.members import Member
 
 if TYPE_CHECKING:
@@ -35,7 +29,6 @@ SCHEMA = "visynth.generator/2"
 DTYPES = {"uint8": torch.uint8, "uint16": torch.uint16}
 MAX_CHANNELS = 8
 KINDS = ("composite", "inpainted", "trained")
-WEIGHTS, SPEC, MEMBERS = "model.safetensors", "generator.json", "members.jsonl"
 
 
 @dataclass(frozen=True)
@@ -102,6 +95,13 @@ class Spec:
             "sampler": dict(self.sampler or {}),
             "micro_batch": self.micro_batch,
         }
+
+    @classmethod
+    def from_identity(cls, said: Mapping[str, Any]) -> Spec:
+        """The spec again."""
+        names = ("network", "arguments", "channels", "dtype", "sampler", "micro_batch", "kind")
+        height, width = said["size"]
+        return cls(classes=tuple(said["classes"]), size=(height, width), **{name: said[name] for name in names})
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class Generator(ABC):
     def digest(self) -> str:
         """Hex sha256 of what decides every pixel: schema, network, arguments, classes, sizes, sampler, weights."""
         if self._digest is None:
-            self._digest = hash_json({**self.spec.identity(), "weights": sha256(self._weight_bytes()).hexdigest()})
+            self._digest = self.artifact().digest
         return self._digest
 
     def sample(self, seeds: Tensor | Sequence[int], labels: Tensor | Sequence[int], **options: Any) -> Samples:
@@ -233,18 +233,14 @@ class Generator(ABC):
                 [self._sample(seed_list[s : s + step], label_list[s : s + step], **merged) for s in starts]
             )
 
+    def artifact(self) -> Artifact:
+        """What is stored of it."""
+        return Artifact(self.spec.identity(), self._weight_bytes(), self.members, self.card)
+
     def save(self, folder: str | Path, extra: Mapping[str, bytes] | None = None) -> Path:
         """Write the generator folder, with further files by name; it appears complete or not at all."""
-        folder = Path(folder)
-        with new_folder(folder) as made:
-            for name, data in (extra or {}).items():
-                write_bytes(made / name, data)
-            write_bytes(made / WEIGHTS, self._weight_bytes())
-            members_file.write(made / MEMBERS, self.members)
-            write_json(made / SPEC, self._json(hash_file(made / WEIGHTS)))
-            write_text(made / "README.md", self._readme())
-            self._write_preview(made / "preview.png")
-        return folder
+        more = {**(extra or {}), **self._preview()}
+        return self.artifact().save(folder, self._readme(), more)
 
     def _checked(
         self, seeds: Tensor | Sequence[int], labels: Tensor | Sequence[int], options: Mapping[str, Any]
@@ -278,17 +274,6 @@ class Generator(ABC):
 
         return save({name: tensor.contiguous() for name, tensor in sorted(self.weights().items())})
 
-    def _json(self, weights_sha256: str) -> dict[str, Any]:
-        return {
-            **self.spec.identity(),
-            "weights_sha256": weights_sha256,
-            "digest": self.digest,
-            "members_root": members_file.merkle_root(self.members),
-            "versions": {name: version(name) for name in ("torch", "numpy", "opencv-python-headless")}
-            | {"python": platform.python_version()},
-            "card": self.card,
-        }
-
     def _readme(self) -> str:
         splits = {split: sum(m.split == split for m in self.members) for split in members_file.SPLITS}
         rows = "".join(
@@ -303,17 +288,17 @@ class Generator(ABC):
             "Intended use: training data for the classes above. Not for evaluation, and not as evidence about real objects.\n"
         )
 
-    def _write_preview(self, path: Path, columns: int = 4) -> None:
-        from visynth.core.pictures import grid, to_display, write_png
+    def _preview(self, columns: int = 4) -> dict[str, bytes]:
+        from visynth.core.pictures import grid, png, to_display
 
         seeds = list(range(columns * len(self.classes)))
         labels = [label for label in range(len(self.classes)) for _ in range(columns)]
         try:
             samples = self.sample(seeds, labels)
         except DataError:  # a class that this generator cannot make has no preview; rendering it says why
-            return
+            return {}
         tiles = [to_display(samples.crop(i).permute(1, 2, 0).numpy()) for i in range(len(samples))]
-        write_png(path, grid(tiles, columns=columns, side=96))
+        return {"preview.png": png(grid(tiles, columns=columns, side=96))}
 
 
 def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Generator:
@@ -328,75 +313,13 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Gene
     """
     from safetensors.torch import load
 
-    folder = _local(path)
-    said = read_json(folder)
-    data = (folder / WEIGHTS).read_bytes()
-    found = sha256(data).hexdigest()
-    if found != said["weights_sha256"]:
-        raise IntegrityError(
-            f"{folder / WEIGHTS} was altered: sha256 is {found[:16]}..., generator.json says {said['weights_sha256'][:16]}... "
-            "Copy the folder again or fit the generator anew."
-        )
-    members = members_file.read(folder / MEMBERS)
-    if members_file.merkle_root(members) != said["members_root"]:
-        raise IntegrityError(f"{folder / MEMBERS} was altered: it does not match members_root in generator.json.")
-
-    spec = Spec(
-        network=said["network"],
-        arguments=said["arguments"],
-        classes=tuple(said["classes"]),
-        channels=said["channels"],
-        size=(said["size"][0], said["size"][1]),
-        dtype=said["dtype"],
-        sampler=said["sampler"],
-        micro_batch=said["micro_batch"],
-        kind=said["kind"],
-    )
-    generator: Generator = plugins.load("generators", spec.network).build(spec, load(data), device)
-    generator.members, generator.card = tuple(members), dict(said["card"])
-    if generator.digest != said["digest"]:
-        raise IntegrityError(f"{folder / SPEC} was altered: its content does not match its own digest.")
+    stored = load_artifact(path, (SCHEMA,))
+    spec = Spec.from_identity(stored.identity)
+    generator: Generator = plugins.load("generators", spec.network).build(spec, load(stored.weights), device)
+    generator.members, generator.card = stored.members, dict(stored.card)
+    if generator.digest != stored.digest:  # what was built would not be stored as what was read
+        raise IntegrityError(f"{path} was altered: generator.json does not match its own digest.")
     return generator
-
-
-def read_json(folder: Path) -> dict[str, Any]:
-    """``generator.json`` of a complete generator folder; weights are not read.
-
-    Raises:
-        IntegrityError: a file is missing, or this one is no JSON or of another schema.
-    """
-    import json
-
-    missing = [name for name in (SPEC, WEIGHTS, MEMBERS) if not (folder / name).is_file()]
-    if missing:
-        raise IntegrityError(
-            f"{folder} is not a generator folder: {', '.join(missing)} is missing. Make one with 'visynth fit'."
-        )
-    try:
-        said = json.loads((folder / SPEC).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise IntegrityError(f"{folder / SPEC} is not JSON ({error}): the folder was altered or cut short.") from error
-    if said.get("schema") != SCHEMA:
-        raise IntegrityError(f"{folder / SPEC} has schema {said.get('schema')!r}; this version reads {SCHEMA!r}.")
-    return dict(said)
-
-
-def _local(path: str | Path) -> Path:
-    folder = Path(path)
-    restore(folder)
-    if folder.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/")):
-        if not folder.is_dir():
-            raise IntegrityError(f"there is no generator folder at {path}. Make one with 'visynth fit'.")
-        return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(path), allow_patterns=[SPEC, WEIGHTS, MEMBERS]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise IntegrityError(
-            f"there is no folder {path}, and no hub repository of that name could be read ({error})."
-        ) from error
 
 
 def _integers(name: str, values: Tensor | Sequence[int]) -> list[int]:

@@ -22,10 +22,11 @@ from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sequ
 from visynth.core import balance as balancing
 from visynth.core import distributed
 from visynth.core import seeds as seeding
+from visynth.core.artifact import read_spec
 from visynth.core.errors import UsageError
 from visynth.core.manifest import Renders
 from visynth.data.labels import find_attribute, find_labels, map_classes, whole_numbers
-from visynth.generators.base import Generator, read_json
+from visynth.generators.base import SCHEMA, Generator
 from visynth.mixing.convert import Converter, random_state_kept
 from visynth.mixing.layout import Form
 from visynth.mixing.loaders import Leaf, chosen, exchange, with_dataset, within
@@ -400,7 +401,7 @@ def _rendered_classes(renders: Renders) -> tuple[list[str], set[str]]:
 
 def _generated_classes(source: Any) -> list[str]:
     """Classes of a generator, from its JSON alone: its weights are loaded when the training starts."""
-    return list(source.classes if isinstance(source, Generator) else read_json(Path(source))["classes"])
+    return list(source.classes if isinstance(source, Generator) else read_spec(Path(source), (SCHEMA,))["classes"])
 
 
 def _share_of_epoch(options: Options, mix: Mix, trainer: Any) -> Callable[[int], float] | None:

@@ -12,11 +12,12 @@ import torch
 
 from visynth.core import members as members_file
 from visynth.core import seeds as seeding
+from visynth.core.artifact import SPEC, read_spec
 from visynth.core.codec import Array, read
 from visynth.core.errors import DataError, IntegrityError, UsageError, choices
 from visynth.core.filters import selected
 from visynth.core.manifest import MEMBERS, METADATA, Record, Renders, decode_mask, read_renders
-from visynth.generators.base import SPEC, Generator, Samples, load_generator, read_json
+from visynth.generators.base import SCHEMA, Generator, Samples, load_generator
 from visynth.mixing.dataset import by_label
 from visynth.mixing.plan import picture
 from visynth.mixing.targets import Truth
@@ -158,7 +159,7 @@ def members_of(source: Any) -> Sequence[Member]:
     if isinstance(source, (Generator, Renders)):
         return source.members
     if is_generator(source):
-        read_json(Path(source))  # it says what is missing
+        read_spec(Path(source), (SCHEMA,))  # it says what is missing
         return members_file.read(Path(source) / MEMBERS)
     return read_renders(source).members
 

@@ -1,0 +1,153 @@
+"""A fitted model as a folder, whatever it samples: what it is, its weights, the real data behind it, its card.
+
+The folder holds ``generator.json`` (identity, card, versions), ``model.safetensors``, ``members.jsonl`` and ``README.md``.
+Never a pickle, never an import path: the identity names a *registered* network, see :mod:`visynth.core.plugins`. Nothing
+here knows images, tables or text.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from visynth.core import members as members_file
+from visynth.core.errors import IntegrityError
+from visynth.core.files import hash_json, write_bytes, write_json, write_text
+from visynth.core.folders import new_folder, restore
+from visynth.core.members import Member
+
+WEIGHTS, SPEC, MEMBERS, README = "model.safetensors", "generator.json", "members.jsonl", "README.md"
+VERSIONS = ("torch", "numpy", "opencv-python-headless")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a folder holds.
+
+    Attributes:
+        identity: plain JSON that, with the weights, decides every sample; it has ``schema``, ``network`` and ``classes``.
+        weights: the safetensors file.
+        members: the real data behind it.
+        card: what people are told of it.
+
+    Example:
+        >>> one = Artifact({"schema": "visynth.generator/2", "network": "n", "classes": ["a"]}, b"")
+        >>> one.digest == Artifact(dict(one.identity), b"", card={"author": "me"}).digest != Artifact(one.identity, b"x").digest
+        True
+    """
+
+    identity: Mapping[str, Any]
+    weights: bytes
+    members: tuple[Member, ...] = ()
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 of identity and weights: of what decides every sample."""
+        return hash_json({**self.identity, "weights": sha256(self.weights).hexdigest()})
+
+    def save(self, folder: str | Path, readme: str, extra: Mapping[str, bytes] | None = None) -> Path:
+        """Write the folder, with further files by name; it appears complete or not at all."""
+        folder = Path(folder)
+        with new_folder(folder) as made:
+            for name, data in (extra or {}).items():
+                write_bytes(made / name, data)
+            write_bytes(made / WEIGHTS, self.weights)
+            members_file.write(made / MEMBERS, self.members)
+            write_json(made / SPEC, self._json())
+            write_text(made / README, readme)
+        return folder
+
+    def _json(self) -> dict[str, Any]:
+        return {
+            **self.identity,
+            "weights_sha256": sha256(self.weights).hexdigest(),
+            "digest": self.digest,
+            "members_root": members_file.merkle_root(self.members),
+            "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
+            "card": dict(self.card),
+        }
+
+
+OTHER_KEYS = ("weights_sha256", "digest", "members_root", "versions", "card")
+
+
+def load_artifact(path: str | Path, schemas: tuple[str, ...]) -> Artifact:
+    """A folder's content, after checking that not one bit of it was changed.
+
+    Args:
+        path: a folder, or the id of a Hugging Face hub repository that holds one.
+        schemas: that the caller reads.
+
+    Raises:
+        IntegrityError: a file is missing, altered, or of another schema.
+    """
+    folder = local_folder(path)
+    said = read_spec(folder, schemas)
+    weights = (folder / WEIGHTS).read_bytes()
+    found = sha256(weights).hexdigest()
+    if found != said["weights_sha256"]:
+        raise IntegrityError(
+            f"{folder / WEIGHTS} was altered: sha256 is {found[:16]}..., generator.json says {said['weights_sha256'][:16]}... "
+            "Copy the folder again or fit the generator anew."
+        )
+    members = members_file.read(folder / MEMBERS)
+    if members_file.merkle_root(members) != said["members_root"]:
+        raise IntegrityError(f"{folder / MEMBERS} was altered: it does not match members_root in generator.json.")
+    identity = {key: value for key, value in said.items() if key not in OTHER_KEYS}
+    artifact = Artifact(identity, weights, tuple(members), dict(said["card"]))
+    if artifact.digest != said["digest"]:
+        raise IntegrityError(f"{folder / SPEC} was altered: its content does not match its own digest.")
+    return artifact
+
+
+def read_spec(folder: Path, schemas: tuple[str, ...]) -> dict[str, Any]:
+    """``generator.json`` of a complete folder; weights are not read.
+
+    Raises:
+        IntegrityError: a file is missing, or this one is no JSON or of another schema.
+    """
+    missing = [name for name in (SPEC, WEIGHTS, MEMBERS) if not (folder / name).is_file()]
+    if missing:
+        raise IntegrityError(
+            f"{folder} is not a generator folder: {', '.join(missing)} is missing. Make one with 'visynth fit'."
+        )
+    try:
+        said = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise IntegrityError(f"{folder / SPEC} is not JSON ({error}): the folder was altered or cut short.") from error
+    if not isinstance(said, dict) or said.get("schema") not in schemas:
+        schema = said.get("schema") if isinstance(said, dict) else None
+        raise IntegrityError(
+            f"{folder / SPEC} has schema {schema!r}; this version reads {' and '.join(map(repr, schemas))}."
+        )
+    return said
+
+
+def local_folder(path: str | Path) -> Path:
+    """The folder at a path, or a hub repository's files in the hub's cache.
+
+    Raises:
+        IntegrityError: neither is there.
+    """
+    folder = Path(path)
+    restore(folder)
+    if folder.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/")):
+        if not folder.is_dir():
+            raise IntegrityError(f"there is no generator folder at {path}. Make one with 'visynth fit'.")
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=[SPEC, WEIGHTS, MEMBERS]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise IntegrityError(
+            f"there is no folder {path}, and no hub repository of that name could be read ({error})."
+        ) from error
