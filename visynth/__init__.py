@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from visynth.data.reading import read_images
     from visynth.generators.base import Generator, Samples, Spec, load_generator
     from visynth.jobs.evaluate import evaluate_renders
-    from visynth.jobs.trial.bench import TrialOptions
     from visynth.jobs.trial.flow import run_trial
+    from visynth.jobs.trial.options import TrialOptions
     from visynth.mixing.dataset import SyntheticDataset
     from visynth.mixing.wrapper import WithSynthetic
     from visynth.render.run import render_set
@@ -50,7 +50,7 @@ _HOMES = {
     "Samples": "visynth.generators.base",
     "Spec": "visynth.generators.base",
     "SyntheticDataset": "visynth.mixing.dataset",
-    "TrialOptions": "visynth.jobs.trial.bench",
+    "TrialOptions": "visynth.jobs.trial.options",
     "WithSynthetic": "visynth.mixing.wrapper",
     "evaluate_renders": "visynth.jobs.evaluate",
     "load_generator": "visynth.generators.base",

@@ -28,9 +28,9 @@ from visynth.core.pictures import grid, to_display, write_png
 from visynth.core.report import Report, environment
 from visynth.data.reading import read_images
 from visynth.generators.diffusion import run_sampler, to_integers
-from visynth.jobs.trial import synthesis as trial_learned
-from visynth.jobs.trial.bench import TrialOptions
+from visynth.jobs.trial import synthesis
 from visynth.jobs.trial.flow import run_trial
+from visynth.jobs.trial.options import TrialOptions
 from visynth.lightning_modules import Diffusion
 from visynth.lightning_modules.data import GeneratorData
 from visynth.metrics.bank import FeatureBank
@@ -193,7 +193,7 @@ def neu_trial(count: int) -> Callable[[Path, Path], dict[str, Any]]:
     """The expected "no": scratches with few images, on a set that pretrained features nearly solve."""
 
     def run(data: Path, out: Path) -> dict[str, Any]:
-        trial_learned.LEAST = 0.5  # the time that two cores leave; the report says how long each was trained
+        synthesis.LEAST = 0.5  # the time that two cores leave; the report says how long each was trained
         images = read_images(data / "neu_det" / "annotations_coco.json")
         options = TrialOptions(
             rare_groups=count,

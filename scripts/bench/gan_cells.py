@@ -26,8 +26,8 @@ from visynth.callbacks.checkpoint import AtomicCheckpointIO, KeepLast
 from visynth.core.pictures import grid, to_display, write_png
 from visynth.core.report import environment
 from visynth.data.reading import read_images
-from visynth.jobs.trial.bench import TrialOptions
 from visynth.jobs.trial.flow import run_trial
+from visynth.jobs.trial.options import TrialOptions
 from visynth.lightning_modules import CGAN, BigGAN, Diffusion, StyleGAN2
 from visynth.lightning_modules.data import GeneratorData, Pool, measure
 from visynth.metrics.quality import Quality, per_class

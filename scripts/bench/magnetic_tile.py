@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 from visynth.data.reading import read_images
-from visynth.jobs.trial.bench import TrialOptions
 from visynth.jobs.trial.flow import run_trial
+from visynth.jobs.trial.options import TrialOptions
 
 CLASSES = ("blowhole", "crack", "break")
 SHOWN = (

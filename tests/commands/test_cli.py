@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from typing import get_args
 
 import pytest
 
@@ -71,7 +72,7 @@ class TestCommandLine:
         monkeypatch.chdir(tmp_path)
         data = f"{medium}/images --masks {medium}/masks --groups {medium}/groups.csv"
         assert main(f"preflight {data} --rare spot,scratch --out p --json".split()) == 0
-        assert json.loads(capsys.readouterr().out)["suits"]["spot"].startswith("composition")
+        assert json.loads(capsys.readouterr().out)["suits"]["spot"]["kind"] == "composition"
         assert (tmp_path / "p" / "groups.csv").is_file()
         assert main([*f"fit compose {data} --out g --settings".split(), "{spot: {shift: 4}}"]) == 0
         assert (
@@ -144,11 +145,11 @@ def test_choices_stand_in_the_help_and_are_those_of_the_rooms(capsys) -> None:
     from visynth.core.pictures import FITS
     from visynth.generators.foundation import MODES
     from visynth.jobs import explore
-    from visynth.jobs.trial.synthesis import KINDS
+    from visynth.jobs.trial.options import Learned
     from visynth.render import exports
 
     told = {
-        "trial": KINDS, "render": [f"'{w}'" if " " in w else w for w in WORDS], "project": FITS, "fit pipeline": sorted(MODES),
+        "trial": get_args(Learned), "render": [f"'{w}'" if " " in w else w for w in WORDS], "project": FITS, "fit pipeline": sorted(MODES),
         "renders export": exports.FORMATS, "explore": explore.FORMATS,
     }  # fmt: skip
     for verb, choices in told.items():

@@ -27,8 +27,8 @@ from visynth.jobs.evaluate import assign_splits, evaluate_renders
 from visynth.jobs.gate import decide
 from visynth.jobs.make import fit_compose
 from visynth.jobs.preflight import preflight
-from visynth.jobs.trial.bench import TrialOptions
 from visynth.jobs.trial.flow import PARTS, run_trial
+from visynth.jobs.trial.options import TrialOptions
 from visynth.networks.unet import Denoiser, recipe
 from visynth.render.run import make_plan, render_set
 from visynth.verdict.cells import Cell, Extra
@@ -436,10 +436,10 @@ def test_preflight_of_magnetic_tile_is_quick_and_finds_the_leak(real_data) -> No
     assert found.random_leak > 0.8
     assert 180 <= len(set(found.proposal.groups)) <= 260
     assert found.good == "free"
-    assert found.suits["blowhole"].startswith("composition")
+    assert found.suits["blowhole"].kind == "composition"
     assert sum(name.startswith("fray/") for name in found.bad_masks) == 17
     assert all(why for why in found.bad_masks.values())
-    assert found.suits["fray"].startswith("none: 17 of 32 masks are unreliable")
+    assert str(found.suits["fray"]).startswith("none: 17 of 32 masks are unreliable")
     assert any("a random split leaks" in line for line in found.leak_lines())
 
 
@@ -487,4 +487,4 @@ def test_masks_without_a_defect_free_class_are_told_as_they_are(class_folders, t
         target.write_bytes(encode_png(mask))
     found = preflight(read_images(root, masks=tmp_path / "masks"), ["crack"])
     assert found.good is None
-    assert found.suits["crack"].startswith("none: it has masks, but there is no defect-free class to compose onto")
+    assert str(found.suits["crack"]).startswith("none: it has masks, but there is no defect-free class to compose onto")

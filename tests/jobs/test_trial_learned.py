@@ -8,25 +8,25 @@ import pytest
 
 from visynth.core.errors import UsageError
 from visynth.data.reading import read_images
-from visynth.jobs.trial import synthesis as trial_learned
-from visynth.jobs.trial.bench import TrialOptions
+from visynth.jobs.trial import synthesis
 from visynth.jobs.trial.flow import run_trial
+from visynth.jobs.trial.options import TrialOptions
 from visynth.verdict.bootstrap import DOES_NOT
 
 
 @pytest.fixture
 def seconds(monkeypatch):
     """Two seconds of training for each generator, instead of two minutes at least."""
-    monkeypatch.setattr(trial_learned, "LEAST", 0.0)
-    before = trial_learned.open_studio
+    monkeypatch.setattr(synthesis, "LEAST", 0.0)
+    before = synthesis.trained_of
 
     def short(*args, **kwargs):
-        studio, why = before(*args, **kwargs)
-        if studio is not None:
-            studio.minutes = 2 / 60
-        return studio, why
+        trained, why = before(*args, **kwargs)
+        if trained is not None:
+            trained.minutes = 2 / 60
+        return trained, why
 
-    monkeypatch.setattr("visynth.jobs.trial.flow.open_studio", short)
+    monkeypatch.setattr("visynth.jobs.trial.flow.trained_of", short)
 
 
 def options(**kwargs) -> TrialOptions:

@@ -57,8 +57,8 @@ def trial(
         json: print the verdicts as JSON.
         quiet: no progress.
     """
-    from visynth.jobs.trial.bench import TrialOptions
     from visynth.jobs.trial.flow import run_trial
+    from visynth.jobs.trial.options import TrialOptions
 
     images = data.read()
     options = TrialOptions(
@@ -135,7 +135,7 @@ def preflight(
                 {
                     "classes": images.counts(),
                     "groups": found.images.groups(),
-                    "suits": found.suits,
+                    "suits": {name: {"kind": s.kind, "reason": s.reason} for name, s in found.suits.items()},
                     "lines": found.leak_lines(),
                     "bad_masks": found.bad_masks,
                     "same_part": [

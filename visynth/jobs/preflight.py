@@ -11,7 +11,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -33,6 +33,20 @@ SHOWN_PAIRS = 40  # pairs of groups that look like one part, listed with their i
 MIN_GROUPS = 3  # groups of the rare class without which nothing can be held out and chosen on
 
 
+SYNTHESIZERS = {"composition": "composition", "learned": "a learned generator", "controls": "controls", "none": "none"}
+
+
+@dataclass(frozen=True)
+class Suits:
+    """Which synthesizer suits a class, and why."""
+
+    kind: Literal["composition", "learned", "controls", "none"]
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{SYNTHESIZERS[self.kind]}: {self.reason}"
+
+
 @dataclass
 class Preflight:
     """What was found. ``images`` has groups for every image, given or proposed."""
@@ -47,17 +61,21 @@ class Preflight:
     crossing: int
     crossing_share: float
     group_source: str
-    suits: dict[str, str]
+    suits: dict[str, Suits]
     bad_masks: dict[str, str] = field(default_factory=dict)
     parts: matching.PartCheck = field(default_factory=lambda: matching.PartCheck((), 0, 0))
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
+    def suited(self, kind: str) -> tuple[str, ...]:
+        """Classes that a kind of synthesizer suits."""
+        return tuple(name for name in self.images.classes if self.suits[name].kind == kind)
+
     def blocks(self) -> list[dict[str, Any]]:
         """For the report."""
         counts, group_counts = self.images.counts(), self.images.groups()
         rows = [
-            [name, counts[name], group_counts[name], self.masked.get(name, 0), self.suits.get(name, "")]
+            [name, counts[name], group_counts[name], self.masked.get(name, 0), str(self.suits[name])]
             for name in self.images.classes
         ]
         reasons: dict[str, int] = {}
@@ -230,12 +248,12 @@ def _suits(
     groups: dict[str, int],
     mixed: bool,
     bad_masks: dict[str, str],
-) -> str:
-    """Which synthesizer suits a class, in a few words with the reason; masks that cannot be used go to ``bad_masks``."""
+) -> Suits:
+    """Which synthesizer suits a class; masks that cannot be used go to ``bad_masks``."""
     if name == good:
-        return "seam controls only (defect-free)"
+        return Suits("controls", "seam controls only (defect-free)")
     if masked[name] and good and mixed:
-        return "none: the images are of several kinds; convert them to one"
+        return Suits("none", "the images are of several kinds; convert them to one")
     if masked[name] and good:
         reasons = {
             item.name: judge(images.image(item), mask)
@@ -244,23 +262,26 @@ def _suits(
         }
         bad_masks |= {item: why for item, why in reasons.items() if why is not None}
         if not reasons:
-            return "none: its images show other classes, too"
+            return Suits("none", "its images show other classes, too")
         bad = sum(reason is not None for reason in reasons.values())
         if bad < len(reasons) / 2:
-            return "composition by mask" + (f" ({bad} of {len(reasons)} masks unreliable, left out)" if bad else "")
-        return f"none: {bad} of {len(reasons)} masks are unreliable" + (
-            ", and too few groups to learn from" if groups[name] < LEARNED_GROUPS else "; a learned generator may"
-        )
+            left_out = f" ({bad} of {len(reasons)} masks unreliable, left out)" if bad else ""
+            return Suits("composition", "by mask" + left_out)
+        other = ", and too few groups to learn from" if groups[name] < LEARNED_GROUPS else "; a learned generator may"
+        return Suits("none", f"{bad} of {len(reasons)} masks are unreliable{other}")
     if masked[name]:
         other = (
             "a learned generator may"
             if groups[name] >= LEARNED_GROUPS
             else f"and {groups[name]} groups are too few to learn from"
         )
-        return f"none: it has masks, but there is no defect-free class to compose onto (name it with --good); {other}"
+        return Suits(
+            "none",
+            f"it has masks, but there is no defect-free class to compose onto (name it with --good); {other}",
+        )
     if groups[name] >= LEARNED_GROUPS:
-        return "a learned generator (no masks, but enough groups)"
-    return f"none: no masks, and {groups[name]} groups are too few to learn from"
+        return Suits("learned", "no masks, but enough groups")
+    return Suits("none", f"no masks, and {groups[name]} groups are too few to learn from")
 
 
 def headroom_note(base: float, oracle: float, seen: float) -> str:

@@ -9,8 +9,9 @@ from visynth.core.folders import claim
 from visynth.core.report import Report
 from visynth.data.demo import write_samples
 from visynth.data.reading import read_images
-from visynth.jobs.trial.bench import Say, TrialOptions
+from visynth.jobs.trial.data import Say
 from visynth.jobs.trial.flow import run_trial
+from visynth.jobs.trial.options import TrialOptions
 
 RARE = "spot"
 TRIAL = "trial"  # folder of the results

@@ -9,38 +9,27 @@ images, the same total weight and makes its own choices on inner folds; the test
 
 from __future__ import annotations
 
+import math
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from visynth.core.errors import DataError, UsageError, VisynthError
 from visynth.core.folders import check_apart, claim, new_folder
-from visynth.core.report import ClassVerdict, Report, bullets, environment, table, text
+from visynth.core.report import ClassVerdict, Report, bullets, environment, text
 from visynth.data.imageset import ImageSet
-from visynth.data.masks import judge
 from visynth.data.transforms import CANDIDATES, backend
-from visynth.generators.base import Generator
-from visynth.generators.compose_fit import Fitted, fit_composition
-from visynth.jobs.make import sources_of
-from visynth.jobs.preflight import MIN_GROUPS, Preflight, preflight, write_groups
-from visynth.jobs.trial.bench import (
-    KEPT_PER_GROUP,
-    Layout,
-    Say,
-    TrialOptions,
-    Workbench,
-    bare_cell,
-    headroom,
-    make_cells,
-    make_dense_head,
-    make_layout,
-    make_workbench,
-)
-from visynth.jobs.trial.outputs import galleries
-from visynth.jobs.trial.synthesis import Studio, learned_cells, open_studio
+from visynth.jobs.preflight import MIN_GROUPS, preflight, write_groups
+from visynth.jobs.trial.cells import Split, bare_cell, has_both_sides, headroom, make_splits, real_cells
+from visynth.jobs.trial.data import KEPT_PER_GROUP, Say, TrialData, read_trial_data
+from visynth.jobs.trial.options import TrialOptions
+from visynth.jobs.trial.outputs import write_outputs
+from visynth.jobs.trial.synthesis import Synthesizer, composition_of, trained_of, with_synthesis
 from visynth.metrics.dense import DenseHead
-from visynth.render.run import make_plan, render_set
 from visynth.verdict.cells import Cell
 from visynth.verdict.comparison import (
     Results,
@@ -54,6 +43,8 @@ from visynth.verdict.comparison import (
 )
 
 PARTS = ("generator*", "renders*")  # folders that a trial writes beside its report
+SPARE = 1.3  # times what the last class cost must be left for the next one
+AHEAD = 3  # times what a draw's synthesis cost must be left for its arms, too
 
 
 def run_trial(
@@ -93,281 +84,210 @@ def run_trial(
     check_apart(out, images.folders())
     out = claim(out, PARTS)
     say("preflight: files, groups, near-duplicates")
-    flight = preflight(images, rare, good=good, grouped=grouped)
-    bench = make_workbench(flight, options, say)
-    flight.seconds = time.monotonic() - started
-    for line in [*flight.leak_lines(), f"defect-free class: {flight.good or 'none; name it with --good'}"]:
+    findings = preflight(images, rare, good=good, grouped=grouped)
+    data = read_trial_data(findings, options, say)
+    findings.seconds = time.monotonic() - started
+    for line in [*findings.leak_lines(), f"defect-free class: {findings.good or 'none; name it with --good'}"]:
         say(f"  {line}")
 
     scarcity = f", with {options.rare_groups} training groups of {', '.join(rare)}" if options.rare_groups else ""
     report = Report("trial", (subject or images.root.name) + scarcity)
-    composable = [name for name in flight.images.classes if flight.suits[name].startswith("composition")]
-    asked = [name for name in rare if name in composable]
-    groups = flight.images.groups()
-    others = [n for n in composable if n not in rare and groups[n] >= MIN_GROUPS] if options.others else []
-    results, notes, headroom, studio = _measure(flight, bench, asked, others, options, started, say)
-    flight.warnings.append(headroom)
-    report.section("Preflight", *flight.blocks(), text(f"Preflight took {flight.seconds:.0f} s."))
-    _sum_up(report, flight, bench, results, notes, options)
+    trial = Trial(data, options, started + 60 * options.minutes, say)
+    findings.warnings.append(headroom(data, trial.splits, options, say))
+    trial.measure()
+    report.section("Preflight", *findings.blocks(), text(f"Preflight took {findings.seconds:.0f} s."))
+    _sum_up(report, trial)
 
     # The verdicts are safe before anything more is made; what an older trial left goes with it.
     with new_folder(out, parts=PARTS) as folder:
-        write_groups(folder, flight)
+        write_groups(folder, findings)
         report.write(folder)
     try:
-        _write_outputs(report, flight, bench, composable, studio, out, render, options, say)
+        write_outputs(report, data, trial.synthesizers, out, render, options.seed, say)
     except (DataError, UsageError) as error:
         report.section("Not written", text(f"The generator and its renders could not be made: {error}"))
         say(f"generator/ and renders/ could not be made: {error}")
-    report.conditions |= _conditions(flight, bench, options, time.monotonic() - started)
+    report.conditions |= _conditions(data, options, time.monotonic() - started)
     report.write(out)
     say(f"done in {time.monotonic() - started:.0f} s: {out / 'report.html'}")
     return report
 
 
-# -- stages ----------------------------------------------------------------------------------------------------------
+@dataclass
+class Trial:
+    """A trial under way: what is measured, and what came of it.
 
+    Attributes:
+        data: the images.
+        options: what was asked for.
+        deadline: by ``time.monotonic``.
+        say: receives progress lines.
+        results: by class.
+        cells: by class, with the images of its first synthesizer.
+        synthesizers: by name, those that measured something.
+        notes: what was not run, and why.
+        skipped: by class, why it was not measured.
+    """
 
-def _measure(
-    flight: Preflight,
-    bench: Workbench,
-    asked: Sequence[str],
-    others: Sequence[str],
-    options: TrialOptions,
-    started: float,
-    say: Say,
-) -> tuple[dict[str, Results], list[str], str, Studio | None]:
-    """Results per class: first those asked for, then the others while time is left, then those of a learned generator."""
-    layout = make_layout(flight, bench, options)
-    notes: list[str] = []
-    results: dict[str, Results] = {}
-    room = headroom(flight, bench, layout, options, say)
-    deadline = started + 60 * options.minutes
-    costs: list[float] = []
-    head: DenseHead | None = None
-    kept: dict[str, list[Cell]] = {}
-    for name in [*asked, *others]:
-        begun = time.monotonic()
-        if costs and begun + 1.3 * costs[-1] > deadline:  # a class is measured whole or not at all
-            notes.append(f"{name} was not measured: the {options.minutes:g} minutes were used up (raise --minutes)")
-            continue
-        say(f"{name}: {len(layout)} cells, {options.synthetic} synthetic images each")
-        cells = make_cells(flight, bench, name, layout, options, deadline, say)
-        if len(cells) < len(layout):
-            notes.append(
-                f"{name}: {len(cells)} of {len(layout)} cells were run; the others did not fit into the {options.minutes:g} "
-                "minutes, or had no image of the class or no reliable mask on one side"
+    data: TrialData
+    options: TrialOptions
+    deadline: float
+    say: Say
+    results: dict[str, Results] = field(default_factory=dict)
+    cells: dict[str, list[tuple[Split, Cell]]] = field(default_factory=dict)
+    synthesizers: dict[str, Synthesizer] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def splits(self) -> list[Split]:
+        return make_splits(self.data, self.options)
+
+    @cached_property
+    def dense_head(self) -> DenseHead:
+        return self.data.dense_head(self.say)
+
+    def measure(self) -> None:
+        """Every synthesizer on the classes that it serves: as their synthesis, or as a rival of the one before."""
+        for synthesizer, names, deadline in self._synthesizers():
+            self.synthesizers[synthesizer.name] = synthesizer
+            cost = 0.0
+            for name in names:
+                if cost and time.monotonic() + SPARE * cost > deadline:  # a class is measured whole or not at all
+                    self.skipped[name] = (
+                        f"{name} was not measured: the {self.options.minutes:g} minutes were used up (raise --minutes)"
+                    )
+                    self.notes.append(self.skipped[name])
+                    continue
+                begun = time.monotonic()
+                if name in self.results:
+                    self._measure_rival(synthesizer, name)
+                else:
+                    self._measure_class(synthesizer, name, deadline)
+                cost = time.monotonic() - begun if name in self.results else cost
+        self._measure_the_rest()
+
+    def _synthesizers(self) -> Iterator[tuple[Synthesizer, list[str], float]]:
+        """Each with its classes, named ones first, and its deadline. What composition leaves of the time trains the next."""
+        data, options = self.data, self.options
+        composition = composition_of(data)
+        if composition is not None:
+            groups = data.findings.images.groups()
+            named = [name for name in data.rare if name in composition.classes]
+            others = [n for n in composition.classes if n not in data.rare and groups[n] >= MIN_GROUPS]
+            yield composition, [*named, *(others if options.others else [])], self.deadline
+        budget = self.deadline - time.monotonic()
+        trained, why = trained_of(data, options, len(self.splits), budget, self.say)
+        self.notes += [why] if why else []
+        if trained is not None:  # its minutes were planned to fit
+            yield trained, [name for name in data.rare if name in trained.classes], math.inf
+
+    def _measure_class(self, synthesizer: Synthesizer, name: str, deadline: float) -> None:
+        self.say(f"{name}: {len(self.splits)} cells, {self.options.synthetic} synthetic images each")
+        pairs = self._synthesise(synthesizer, name, deadline)
+        if len(pairs) < len(self.splits):
+            self.notes.append(
+                f"{name}: {len(pairs)} of {len(self.splits)} cells were run; the others did not fit into the "
+                f"{self.options.minutes:g} minutes, or had no image of the class or no reliable mask on one side"
             )
-        if not cells:
-            continue
-        kept[name] = cells
-        results[name] = run_cells(
-            name, cells, bench.bank.tables(), learner=options.learner, workers=options.workers, seed=options.seed
-        )
-        results[name].synthesizer = "composition"
-        if options.dense and flight.masked.get(name):
-            head = head or make_dense_head(bench, say)
+        if not pairs:
+            return
+        cells = [cell for _, cell in pairs]
+        self.cells[name] = pairs
+        self.results[name] = self._run(name, cells)
+        self.results[name].synthesizer = synthesizer.name
+        if self.options.dense and self.data.findings.masked.get(name):
             try:
-                add_dense(results[name], cells, head, options.seed)
+                add_dense(self.results[name], cells, self.dense_head, self.options.seed)
             except DataError as error:  # a rival the less, not a trial the less
-                notes.append(f"{name}: no dense head: {error}")
-        costs.append(time.monotonic() - begun)
-    budget = deadline - time.monotonic()
-    studio, why = open_studio(
-        flight, bench, options.learned, options.learn_size, len(layout), budget, options.seed, say
-    )
-    notes += [why] if why else []
-    if studio is not None:
-        _measure_learned(flight, bench, studio, layout, kept, results, notes, options, deadline, say)
-    # The classes without synthesis, for the macro-F1 of the whole decision.
-    for name in flight.images.classes:
-        if name not in results and results:
-            longest = max(results.values(), key=lambda r: len(r.rows))
-            cells = [
-                bare_cell(bench, name, train, test, draw, fold)
-                for (draw, fold, train, _, test) in layout[: len(longest.rows)]
-            ]
-            cells = [c for c in cells if c.positive[c.train].any() and c.test_truth().any()]
-            if len(cells) == len(longest.rows):
-                results[name] = run_cells(
-                    name,
-                    cells,
-                    bench.bank.tables(),
-                    learner=options.learner,
-                    workers=options.workers,
-                    seed=options.seed,
-                )
-    return results, notes, room, studio
+                self.notes.append(f"{name}: no dense head: {error}")
 
-
-def _measure_learned(
-    flight: Preflight,
-    bench: Workbench,
-    studio: Studio,
-    layout: Layout,
-    kept: Mapping[str, list[Cell]],
-    results: dict[str, Results],
-    notes: list[str],
-    options: TrialOptions,
-    deadline: float,
-    say: Say,
-) -> None:
-    """The learned generator: beside composition on the same cells where there is one, else as the synthesis of the class."""
-    engine: dict[str, Any] = {"learner": options.learner, "workers": options.workers, "seed": options.seed}
-    for name in [n for n in flight.rare if n in studio.classes]:
-        if name in kept:
+    def _synthesise(self, synthesizer: Synthesizer, name: str, deadline: float) -> list[tuple[Split, Cell]]:
+        """Cells with synthetic images; those whose training side has nothing to fit on are left out, and told."""
+        begun, done = time.monotonic(), []
+        for number, (split, cell) in enumerate(real_cells(self.data, name, self.splits, self.options)):
+            spent = time.monotonic() - begun
+            ahead = AHEAD * self.options.folds * spent / max(number, 1)
+            if number and split.fold == 0 and time.monotonic() + ahead > deadline:
+                break
             try:
-                made, seconds = learned_cells(studio, bench, name, kept[name], options.synthetic, options.seed)
-            except VisynthError as error:  # what composition measured must not be lost with it
-                notes.append(f"{name}: {studio.name} could not be measured: {str(error).splitlines()[0]}")
-                say(f"  {notes[-1]}")
+                done.append((split, with_synthesis(self.data, synthesizer, name, split, cell, self.options)))
+            except VisynthError as error:
+                why = str(error).splitlines()[0]
+                self.say(f"  {name}: draw {split.draw + 1}, fold {split.fold + 1} has no synthesis: {why}")
                 continue
-            say(f"  {name}: {studio.name} took {seconds:.0f} s, training included")
-            add_rival(results[name], made, bench.bank.tables(), studio.name, **engine)
-            continue
-        cells = make_cells(flight, bench, name, layout, options, deadline, say, studio)
-        if cells:
-            results[name] = run_cells(name, cells, bench.bank.tables(), **engine)
-            results[name].synthesizer = studio.name
+            if split.fold == 0:
+                self.say(f"  {name}: draw {split.draw + 1} of {self.options.draws}, {spent:.0f} s")
+        return done
+
+    def _measure_rival(self, synthesizer: Synthesizer, name: str) -> None:
+        """On the same cells as the class's first synthesizer, or not at all."""
+        begun = time.monotonic()
+        try:
+            cells = []
+            for split, cell in self.cells[name]:
+                bare = bare_cell(self.data, name, split, oracle=cell.has_oracle)
+                cells.append(with_synthesis(self.data, synthesizer, name, split, bare, self.options))
+                self.say(f"  {name}: {synthesizer.name} in draw {split.draw + 1}, fold {split.fold + 1}")
+        except VisynthError as error:  # what the first one measured must not be lost with it
+            self.notes.append(f"{name}: {synthesizer.name} could not be measured: {str(error).splitlines()[0]}")
+            self.say(f"  {self.notes[-1]}")
+            return
+        self.say(f"  {name}: {synthesizer.name} took {time.monotonic() - begun:.0f} s, training included")
+        add_rival(self.results[name], cells, self.data.bank.tables(), synthesizer.name, **self._engine)
+
+    def _measure_the_rest(self) -> None:
+        """The classes without synthesis, for the macro-F1 of the whole decision."""
+        longest = max((len(results.rows) for results in self.results.values()), default=0)
+        for name in self.data.classes:
+            splits = [split for split in self.splits[:longest] if has_both_sides(self.data, name, split)]
+            if name not in self.results and longest and len(splits) == longest:
+                self.results[name] = self._run(name, [bare_cell(self.data, name, split) for split in splits])
+
+    def _run(self, name: str, cells: Sequence[Cell]) -> Results:
+        return run_cells(name, cells, self.data.bank.tables(), **self._engine)
+
+    @property
+    def _engine(self) -> dict[str, Any]:
+        return {"learner": self.options.learner, "workers": self.options.workers, "seed": self.options.seed}
 
 
-# -- outputs ---------------------------------------------------------------------------------------------------------
-
-
-def _sum_up(
-    report: Report,
-    flight: Preflight,
-    bench: Workbench,
-    results: Mapping[str, Results],
-    notes: Sequence[str],
-    options: TrialOptions,
-) -> None:
-    measured = {name: r for name, r in results.items() if "synthetic" in r.tested}
-    classes = flight.images.classes
-    single = [classes.index(i.labels[0]) if len(i.labels) == 1 else -1 for i in bench.items]
-    f1 = macro_f1_table(results, single, classes) if -1 not in single else {}  # several labels an image: no argmax
+def _sum_up(report: Report, trial: Trial) -> None:
+    data, options = trial.data, trial.options
+    measured = {name: r for name, r in trial.results.items() if "synthetic" in r.tested}
+    single = [data.classes.index(i.labels[0]) if len(i.labels) == 1 else -1 for i in data.items]
+    # Several labels an image: no argmax.
+    f1 = macro_f1_table(trial.results, single, data.classes) if -1 not in single else {}
     blocks: list[dict[str, Any]] = []
-    for name, own in measured.items():
-        summary = summarise(own, seed=options.seed)
-        report.verdicts.append(
-            class_verdict(own, summary, masks=bool(flight.masked.get(name)), macro_f1=f1.get(name, {}))
-        )
-        blocks += arms_block(own, summary, options.learner, f1.get(name, {}))
-    for name in flight.images.classes:
-        if name not in measured and name != flight.good:
-            skipped = next((note for note in notes if note.startswith(f"{name} was not")), "")
-            why = skipped or (
-                flight.suits[name]
-                if not flight.suits[name].startswith("composition")
-                else "only the named classes were measured"
-            )
-            report.verdicts.append(
-                ClassVerdict(name, "not measured", why, "" if skipped else "train without synthetic images of it")
-            )
+    for name, results in measured.items():
+        summary = summarise(results, seed=options.seed)
+        masks = bool(data.findings.masked.get(name))
+        report.verdicts.append(class_verdict(results, summary, masks=masks, macro_f1=f1.get(name, {})))
+        blocks += arms_block(results, summary, options.learner, f1.get(name, {}))
+    for name in data.classes:
+        if name in measured or name == data.good:
+            continue
+        suits = data.findings.suits[name]
+        why = "only the named classes were measured" if suits.kind == "composition" else suits.reason
+        following = "" if name in trial.skipped else "train without synthetic images of it"
+        report.verdicts.append(ClassVerdict(name, "not measured", trial.skipped.get(name, why), following))
     if blocks:
         report.section("Arms", *blocks)
-    report.section("Notes", bullets(list(notes) or ["every planned cell was run"]))
+    report.section("Notes", bullets(trial.notes or ["every planned cell was run"]))
 
 
-def _final_generator(flight: Preflight, composable: Sequence[str]) -> Fitted:
-    """One generator on every training image, for the user to render from."""
-    images = flight.images
-    train = images.select(lambda item: item.split in ("", "train"))
-    sources = sources_of(images, {*composable, str(flight.good)})
-    members = images.members(lambda item: item.split or "train")
-    card = {
-        "task": "composition",
-        "training images": len(train),
-        "licence": "as the images that it was made from",
-        "made by": "visynth trial",
-    }
-    return fit_composition(
-        sources, good=str(flight.good), classes=list(composable), judge=judge, members=members, card=card
+def _conditions(data: TrialData, options: TrialOptions, seconds: float) -> dict[str, Any]:
+    groups = (
+        f"{options.rare_groups} training groups of each rare class per draw"
+        if options.rare_groups
+        else "all training groups"
     )
-
-
-def _write_outputs(
-    report: Report,
-    flight: Preflight,
-    bench: Workbench,
-    composable: Sequence[str],
-    studio: Studio | None,
-    out: Path,
-    count: int,
-    options: TrialOptions,
-    say: Say,
-) -> None:
-    """A generator for every synthesizer that helps a class, or the composition to look at; rendered is what helps.
-
-    The first goes to ``generator/`` and ``renders/``; should two synthesizers help, the second goes to folders with its name.
-    """
-    helped: dict[str, list[str]] = {}
-    for verdict in report.verdicts:
-        if verdict.answer == "helps":
-            helped.setdefault(verdict.numbers["synthesizer"], []).append(verdict.label)
-    kinds = list(helped) or (["composition"] if composable else [])
-    if not kinds:
-        report.section("Not written", text("No class was shown to help, so no generator was made."))
-    for number, kind in enumerate(kinds):
-        ending = "" if number == 0 else f"-{kind}"
-        fitted = None
-        if kind == "composition":
-            fitted = _final_generator(flight, composable)
-            generator: Generator = fitted.generator
-        else:
-            assert studio is not None
-            generator = _final_learned(flight, studio, say)
-        generator.save(out / f"generator{ending}")
-        chosen = [name for name in helped.get(kind, flight.rare) if name in generator.classes]
-        if chosen:
-            control = [str(flight.good)] if kind != "diffusion" and flight.good in generator.classes else []
-            say(f"rendering {count} images of each of {', '.join(chosen)}")
-            purpose = "training" if helped else "looking"
-            plan = make_plan(generator, per_class=count, classes=chosen + control, seed=options.seed, purpose=purpose)
-            render_set(generator, plan, out / f"renders{ending}", workers=0)
-            use = (
-                "It holds only classes that help, and defect-free controls: it can be mixed into a training as it is."
-                if helped
-                else "No class was shown to help, so it is for looking at, and WithSynthetic refuses it."
-            )
-            names = ", ".join(chosen + control)
-            report.section(
-                "What was written", text(f"renders{ending}/ has {count} images each of {names}, by {kind}. {use}")
-            )
-        report.section(
-            f"Made by {kind}, with parents and the nearest real images", *galleries(generator, bench, options.seed)
-        )
-        if fitted is not None and (fitted.left_out or fitted.bad_masks):
-            rows = [["class", name, why] for name, why in fitted.left_out.items()]
-            rows += [["mask", name, why] for name, why in sorted(fitted.bad_masks.items())[:20]]
-            note = f"{len(fitted.bad_masks)} masks in all."
-            report.section("Left out of composition", table(["what", "name", "why"], rows, note))
-
-
-def _final_learned(flight: Preflight, studio: Studio, say: Say) -> Generator:
-    """The learned generator on every training image, for as long as each of the cells' was trained."""
-    images = flight.images
-    train = images.select(lambda item: item.split in ("", "train"))
-    say(f"training the final {studio.name} generator for {studio.minutes:.1f} min on {len(train)} images")
-    generator = studio.train(sources_of(images), studio.seed)
-    generator.members = tuple(images.members(lambda item: item.split or "train"))
-    generator.card |= {"task": studio.name, "training images": len(train), "made by": "visynth trial"}
-    return generator
-
-
-def _conditions(flight: Preflight, bench: Workbench, options: TrialOptions, seconds: float) -> dict[str, Any]:
-    import os
-
     return {
-        "images used in the arms": f"{len(bench.items)} of {len(flight.images)} (at most {KEPT_PER_GROUP} per group of the defect-free class)",
-        "design": f"{options.draws} draws x {options.folds} folds by group, "
-        + (
-            f"{options.rare_groups} training groups of each rare class per draw"
-            if options.rare_groups
-            else "all training groups"
-        ),
+        "images used in the arms": f"{len(data.items)} of {len(data.findings.images)} "
+        f"(at most {KEPT_PER_GROUP} per group of the defect-free class)",
+        "design": f"{options.draws} draws x {options.folds} folds by group, {groups}",
         "synthetic images per cell": options.synthetic,
-        "features": ", ".join(bench.bank.name(r) for r in bench.bank.resolutions),
+        "features": ", ".join(data.bank.name(r) for r in data.bank.resolutions),
         "classic augmentation": f"{backend()}: {', '.join(CANDIDATES)}",
         "intervals": "95 % percentile bootstrap over draws and groups, 1000 replicates, paired between arms",
         "seed": options.seed,

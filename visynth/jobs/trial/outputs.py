@@ -1,57 +1,122 @@
-"""The pictures of a trial's report: made images beside what they were made from and the nearest real images."""
+"""What a trial writes beside its report: generators and renders, and galleries of them for the report."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from visynth.core import seeds as seeding
 from visynth.core.pictures import outline, to_display
-from visynth.core.report import gallery, text
-
-if TYPE_CHECKING:
-    from visynth.generators.base import Generator
-    from visynth.jobs.trial.bench import Workbench
+from visynth.core.report import Report, gallery, table, text
+from visynth.generators.base import Generator
+from visynth.jobs.trial.data import Say, TrialData
+from visynth.jobs.trial.synthesis import Final, Synthesizer
+from visynth.render.run import make_plan, render_set
 
 SHOWN = 3  # images of each class
 EXPLAINED = (
-    "Each row: the made image; where it has one its exact mask, the real image that the defect (or its shape) was taken from and "
-    "the defect-free image that it was set into; and the two real images nearest to it in feature space. Look for seams, for "
-    "defects where none can be, and for copies."
+    "Each row: the made image; where it has one its exact mask, the real image that the defect (or its shape) was taken "
+    "from and the defect-free image that it was set into; and the two real images nearest to it in feature space. Look "
+    "for seams, for defects where none can be, and for copies."
 )
 
 
-def galleries(generator: Generator, bench: Workbench, seed: int) -> list[dict[str, Any]]:
+def write_outputs(
+    report: Report,
+    data: TrialData,
+    synthesizers: Mapping[str, Synthesizer],
+    out: Path,
+    count: int,
+    seed: int,
+    say: Say,
+) -> None:
+    """A generator for every synthesizer that helps a class, or the composition to look at; rendered is what helps.
+
+    The first goes to ``generator/`` and ``renders/``; should two synthesizers help, the second goes to folders with its name.
+    """
+    helped: dict[str, list[str]] = {}
+    for verdict in report.verdicts:
+        if verdict.answer == "helps":
+            helped.setdefault(verdict.numbers["synthesizer"], []).append(verdict.label)
+    names = list(helped) or [name for name in synthesizers if name == "composition"]
+    if not names:
+        report.section("Not written", text("No class was shown to help, so no generator was made."))
+    for number, name in enumerate(names):
+        synthesizer, ending = synthesizers[name], f"-{name}" if number else ""
+        final = synthesizer.fit_all(data.findings.images)
+        final.generator.save(out / f"generator{ending}")
+        classes = [c for c in helped.get(name, data.rare) if c in final.generator.classes]
+        if classes:
+            renders = out / f"renders{ending}"
+            _render(report, data, synthesizer, final.generator, renders, classes, bool(helped), count, seed, say)
+        title = f"Made by {name}, with parents and the nearest real images"
+        report.section(title, *galleries(final.generator, data, seed))
+        _tell_left_out(report, final)
+
+
+def _render(
+    report: Report,
+    data: TrialData,
+    synthesizer: Synthesizer,
+    generator: Generator,
+    out: Path,
+    classes: Sequence[str],
+    help_: bool,
+    count: int,
+    seed: int,
+    say: Say,
+) -> None:
+    controls = [data.good] if data.good in generator.classes and synthesizer.makes_controls else []
+    say(f"rendering {count} images of each of {', '.join(classes)}")
+    both = [*classes, *(str(name) for name in controls)]
+    plan = make_plan(generator, per_class=count, classes=both, seed=seed, purpose="training" if help_ else "looking")
+    render_set(generator, plan, out, workers=0)
+    use = (
+        "It holds only classes that help, and defect-free controls: it can be mixed into a training as it is."
+        if help_
+        else "No class was shown to help, so it is for looking at, and WithSynthetic refuses it."
+    )
+    words = f"{out.name}/ has {count} images each of {', '.join(both)}, by {synthesizer.name}. {use}"
+    report.section("What was written", text(words))
+
+
+def _tell_left_out(report: Report, final: Final) -> None:
+    if final.left_out or final.bad_masks:
+        rows = [["class", name, why] for name, why in final.left_out.items()]
+        rows += [["mask", name, why] for name, why in sorted(final.bad_masks.items())[:20]]
+        note = f"{len(final.bad_masks)} masks in all."
+        report.section("Left out of composition", table(["what", "name", "why"], rows, note))
+
+
+def galleries(generator: Generator, data: TrialData, seed: int) -> list[dict[str, Any]]:
     """One gallery per class: rows of made image, its mask, defect parent, background, nearest and second nearest real."""
     blocks: list[dict[str, Any]] = [text(EXPLAINED)]
-    resolution = bench.bank.resolutions[0]
+    resolution = data.bank.resolutions[0]
     for label, name in enumerate(generator.classes):
         samples = generator.sample([seeding.derive("gallery", seed, name, k) for k in range(SHOWN)], [label] * SHOWN)
-        pictures = [samples.crop(k).permute(1, 2, 0).numpy() for k in range(SHOWN)]
-        rows = bench.bank.add(pictures, cache=False)
-        features = bench.bank.get(resolution, "max")
+        images = [samples.crop(k).permute(1, 2, 0).numpy() for k in range(SHOWN)]
+        rows = data.bank.add(images, cache=False)
+        features = data.bank.get(resolution, "max")
         unit = features / np.linalg.norm(features, axis=1, keepdims=True)
         captions: list[str] = []
         shown: list[Any] = []
-        for k, (picture, row) in enumerate(zip(pictures, rows, strict=True)):
-            likeness = unit[: len(bench.items)] @ unit[row]
+        for k, (image, row) in enumerate(zip(images, rows, strict=True)):
+            likeness = unit[: len(data.items)] @ unit[row]
             near = [int(i) for i in np.argsort(-likeness)[:2]]
-            parents = (
-                list(samples.parents[k])[::-1] if samples.parents else []
-            )  # the defect's first, then the background
-            mask = None if samples.masks is None else samples.masks[k, : picture.shape[0], : picture.shape[1]].numpy()
-            shown += [to_display(picture)] + ([] if mask is None else [outline(to_display(picture), mask)])
-            shown += [_real(bench, parent) for parent in parents] + [to_display(bench.sources[i].image) for i in near]
-            captions += [
-                f"{name}, made",
-                *([] if mask is None else ["its mask"]),
-                *(f"parent: {parent}" for parent in parents),
-            ]
-            captions += [f"nearest real: {bench.sources[i].name} (cosine {likeness[i]:.3f})" for i in near]
+            # The defect's parent first, then the background.
+            parents = list(samples.parents[k])[::-1] if samples.parents else []
+            mask = None if samples.masks is None else samples.masks[k, : image.shape[0], : image.shape[1]].numpy()
+            shown += [to_display(image)] + ([] if mask is None else [outline(to_display(image), mask)])
+            shown += [_real(data, parent) for parent in parents] + [to_display(data.sources[i].image) for i in near]
+            captions += [f"{name}, made", *([] if mask is None else ["its mask"]), *(f"parent: {p}" for p in parents)]
+            captions += [f"nearest real: {data.sources[i].name} (cosine {likeness[i]:.3f})" for i in near]
         blocks.append(gallery(captions, shown, columns=len(shown) // SHOWN))
     return blocks
 
 
-def _real(bench: Workbench, name: str) -> Any:
-    return to_display(bench.images.image(next(i for i in bench.images.items if i.name == name)))
+def _real(data: TrialData, name: str) -> Any:
+    images = data.findings.images
+    return to_display(images.image(next(i for i in images.items if i.name == name)))

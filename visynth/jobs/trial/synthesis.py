@@ -1,31 +1,109 @@
-"""Learned generators in a trial: one is trained for each draw and fold, on its training side alone, within the time there is."""
+"""What makes synthetic images in a trial: one protocol for composition and for trained generators."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from visynth.core import plugins
 from visynth.core import seeds as seeding
 from visynth.core.errors import DataError, UsageError
+from visynth.data.imageset import ImageSet
+from visynth.generators.base import Generator, Samples
+from visynth.generators.compose_fit import fit_composition
+from visynth.jobs.make import sources_of
+from visynth.jobs.trial.cells import Split
+from visynth.jobs.trial.data import Say, TrialData
+from visynth.jobs.trial.options import TrialOptions
 from visynth.verdict.cells import Cell, Extra
 
-if TYPE_CHECKING:
-    from visynth.generators.base import Generator
-    from visynth.jobs.preflight import Preflight
-    from visynth.jobs.trial.bench import Workbench
-
-KINDS = ("auto", "none", "inpaint", "diffusion", "projection")
-NAMES = {"inpaint": "inpainting", "diffusion": "diffusion", "projection": "projection"}
 LEAST = 2.0  # minutes of training below which a generator is noise, and measuring it a waste
 SHARE = 0.75  # of the time left goes into training; the rest is for sampling, features and arms
+TRAINED = {"inpaint": "inpainting", "diffusion": "diffusion", "projection": "projection"}  # registered name, arm
+
+
+@dataclass(frozen=True)
+class Final:
+    """A generator of every training image, and what was left out of it."""
+
+    generator: Generator
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    bad_masks: Mapping[str, str] = field(default_factory=dict)
+
+
+class Synthesizer(Protocol):
+    """Fits a generator on the training side of a split, and on all training images at the end.
+
+    Attributes:
+        name: of its arm.
+        classes: that it can make.
+        makes_controls: whether its defect-free images carry the traces of synthesis too, so that these do not spell "defect".
+        traceable: whether an image names all real images that are in it. Otherwise the network saw every training image of
+            the class, so none of its images may help to choose on any of them.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def makes_controls(self) -> bool: ...
+    @property
+    def traceable(self) -> bool: ...
+
+    def fit(self, data: TrialData, name: str, split: Split) -> Generator:
+        """A generator of a class that knows the split's training side alone."""
+        ...
+
+    def fit_all(self, images: ImageSet) -> Final:
+        """The generator that the user gets."""
+        ...
+
+
+@dataclass(frozen=True)
+class CompositionSynthesizer:
+    """Real defects by mask on defect-free images.
+
+    Attributes:
+        classes: that have masks to compose by.
+        good: the defect-free class.
+        judge: says why a mask should not be pasted, or None.
+    """
+
+    classes: tuple[str, ...]
+    good: str
+    judge: Callable[[Any, Any], str | None]
+    name: str = "composition"
+    makes_controls: bool = True
+    traceable: bool = True
+
+    def fit(self, data: TrialData, name: str, split: Split) -> Generator:
+        own = [data.sources[row] for row in split.train if data.sources[row].label in (name, self.good)]
+        return fit_composition(own, good=self.good, classes=[name], judge=self.judge).generator
+
+    def fit_all(self, images: ImageSet) -> Final:
+        train = images.select(lambda item: item.split in ("", "train"))
+        card = {
+            "task": "composition",
+            "training images": len(train),
+            "licence": "as the images that it was made from",
+            "made by": "visynth trial",
+        }
+        fitted = fit_composition(
+            sources_of(images, {*self.classes, self.good}),
+            good=self.good,
+            classes=list(self.classes),
+            judge=self.judge,
+            members=images.members(lambda item: item.split or "train"),
+            card=card,
+        )
+        return Final(fitted.generator, fitted.left_out, fitted.bad_masks)
 
 
 @dataclass
-class Studio:
-    """Trains and keeps the generators of a trial's cells.
+class TrainedSynthesizer:
+    """Trains a generator for each draw and fold; every class of the cell shares it.
 
     Attributes:
         kind: registered trainer.
@@ -45,67 +123,83 @@ class Studio:
     size: int
     seed: int
     cells: int
-    say: Callable[[str], None]
-    made: dict[tuple[int, int], Generator] = field(default_factory=dict)
+    say: Say
+    traceable: bool = False
+    generators: dict[tuple[int, int], Generator] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """The arm's name."""
-        return NAMES[self.kind]
+        return TRAINED[self.kind]
 
-    def generator(self, bench: Workbench, draw: int, fold: int, train: Sequence[int]) -> Generator:
-        """The generator of a cell, trained when it is first asked for; every class of the cell shares it."""
-        if (draw, fold) not in self.made:
-            number = len(self.made)
+    @property
+    def makes_controls(self) -> bool:
+        return self.kind != "diffusion"
+
+    def fit(self, data: TrialData, name: str, split: Split) -> Generator:
+        key = split.draw, split.fold
+        if key not in self.generators:
+            number = len(self.generators)
             left = (self.cells - number) * self.minutes
             self.say(
-                f"  training {self.name} {number + 1} of {self.cells} for {self.minutes:.1f} min, about {left:.0f} min left"
+                f"  training {self.name} {number + 1} of {self.cells} for {self.minutes:.1f} min, "
+                f"about {left:.0f} min left"
             )
-            sources = [bench.sources[int(row)] for row in train if bench.sources[int(row)].label]
-            seed = seeding.derive("learned", self.seed, draw, fold) % 2**31
-            self.made[(draw, fold)] = self.train(sources, seed)
-        return self.made[(draw, fold)]
+            sources = [data.sources[int(row)] for row in split.train if data.sources[int(row)].label]
+            seed = seeding.derive("learned", self.seed, *key) % 2**31
+            self.generators[key] = self._train(sources, seed)
+        generator = self.generators[key]
+        if name not in generator.classes:
+            raise DataError(
+                f"{name} has no reliable mask in the training side of draw {split.draw + 1}, fold {split.fold + 1}"
+            )
+        return generator
 
-    def train(self, sources: Sequence[Any], seed: int) -> Generator:
-        """A generator of some training images."""
+    def fit_all(self, images: ImageSet) -> Final:
+        """On every training image, for as long as each of the cells' was trained."""
+        train = images.select(lambda item: item.split in ("", "train"))
+        self.say(f"training the final {self.name} generator for {self.minutes:.1f} min on {len(train)} images")
+        generator = self._train(sources_of(images), self.seed)
+        generator.members = tuple(images.members(lambda item: item.split or "train"))
+        generator.card |= {"task": self.name, "training images": len(train), "made by": "visynth trial"}
+        return Final(generator)
+
+    def _train(self, sources: Sequence[Any], seed: int) -> Generator:
         trainer = plugins.load("trainers", self.kind)
-        made: Generator = trainer(
-            sources, self.classes, self.good, minutes=self.minutes, seed=seed, size=self.size, say=self.say
-        )
-        return made
+        options = {"minutes": self.minutes, "seed": seed, "size": self.size, "say": self.say}
+        generator: Generator = trainer(sources, self.classes, self.good, **options)
+        return generator
 
 
-def open_studio(
-    flight: Preflight,
-    bench: Workbench,
-    kind: str,
-    size: int,
-    cells: int,
-    budget: float,
-    seed: int,
-    say: Callable[[str], None],
-) -> tuple[Studio | None, str]:
-    """A studio, or None with the reason.
+def composition_of(data: TrialData) -> CompositionSynthesizer | None:
+    """Composition, where some class has masks for it."""
+    classes = data.findings.suited("composition")
+    return CompositionSynthesizer(classes, data.good, data.judge) if classes and data.good else None
+
+
+def trained_of(
+    data: TrialData, options: TrialOptions, cells: int, budget: float, say: Say
+) -> tuple[TrainedSynthesizer | None, str]:
+    """A trained synthesizer, or None with the reason.
 
     Args:
-        flight: says what suits.
-        bench: the images.
-        kind: ``"auto"``, ``"none"``, ``"inpaint"`` or ``"diffusion"``.
-        size: pixels, 0 chooses.
+        data: what there is.
+        options: ``learned`` and ``learn_size`` say which and at what size.
         cells: generators to train.
         budget: seconds for training, sampling and arms of the learned generator.
-        seed: of the trial.
         say: receives progress lines.
+
+    Raises:
+        UsageError: inpainting is asked for, but there are no masks or no defect-free class.
     """
-    composable = [n for n in flight.images.classes if flight.suits[n].startswith("composition")]
-    learnable = [n for n in flight.rare if flight.suits[n].startswith("a learned generator")]
+    composable = data.findings.suited("composition")
+    kind: str = options.learned
     if kind == "auto":
-        masked = flight.good is not None and any(n in composable for n in flight.rare)
+        masked = data.good is not None and any(name in composable for name in data.rare)
+        learnable = any(name in data.findings.suited("learned") for name in data.rare)
         kind = "inpaint" if masked else "diffusion" if learnable else "none"
     if kind == "none":
         return None, ""
-    classes = composable if kind == "inpaint" else list(flight.images.classes)
-    if kind == "inpaint" and (not classes or flight.good is None):
+    if kind == "inpaint" and (not composable or data.good is None):
         raise UsageError(
             "inpainting needs masks (--masks) and a defect-free class (--good); '--learned diffusion' does without."
         )
@@ -113,44 +207,53 @@ def open_studio(
     if minutes < LEAST:
         need = LEAST * cells / SHARE
         return None, (
-            f"{NAMES[kind]} was not trained: {cells} generators (one for each draw and fold) of at least {LEAST:g} minutes do not fit into the "
-            f"time left; give about {need:.0f} minutes more (--minutes), or fewer --draws and --folds"
+            f"{TRAINED[kind]} was not trained: {cells} generators (one for each draw and fold) of at least {LEAST:g} "
+            f"minutes do not fit into the time left; give about {need:.0f} minutes more (--minutes), or fewer --draws "
+            "and --folds"
         )
-    return Studio(kind, tuple(classes), flight.good, minutes, size or _size(bench, kind), seed, cells, say), ""
+    classes = composable if kind == "inpaint" else data.classes
+    size = options.learn_size or _size(data, kind)
+    return TrainedSynthesizer(kind, classes, data.good, minutes, size, options.seed, cells, say), ""
 
 
-def _size(bench: Workbench, kind: str) -> int:
+def _size(data: TrialData, kind: str) -> int:
     """64 pixels, or what the images have in multiples of 8 if that is less."""
     if kind == "inpaint":
         return 64
-    smallest = int(min(min(s.image.shape[:2]) for s in bench.sources))
+    smallest = int(min(min(s.image.shape[:2]) for s in data.sources))
     return max(8, min(64, smallest // 8 * 8))
 
 
-def learned_extra(
-    studio: Studio, bench: Workbench, name: str, train: Sequence[int], count: int, draw: int, fold: int, trial_seed: int
-) -> Extra:
-    """Synthetic images of a class by a cell's generator, with the seeds that composition has in the same cell."""
-    generator = studio.generator(bench, draw, fold, train)
-    if name not in generator.classes:
-        raise DataError(f"{name} has no reliable mask in the training side of draw {draw + 1}, fold {fold + 1}")
-    label = generator.classes.index(name)
-    made_seeds = [seeding.derive("trial", trial_seed, draw, fold, k) for k in range(count)]
-    samples = generator.sample(made_seeds, [label] * count)
-    rows = bench.bank.add([samples.crop(k).permute(1, 2, 0).numpy() for k in range(count)], cache=False)
-    # The network saw every training group of the class, so none of its images may help to choose on any of them.
-    seen = frozenset(bench.groups[int(row)] for row in train if bench.positive[name][int(row)])
-    return Extra(rows, [seen] * count)
+def with_synthesis(
+    data: TrialData, synthesizer: Synthesizer, name: str, split: Split, cell: Cell, options: TrialOptions
+) -> Cell:
+    """The cell with synthetic images of its class, and defect-free controls where each image can be traced.
+
+    Every synthesizer gets the same seeds in the same cell.
+
+    Raises:
+        VisynthError: there is nothing to fit on the training side.
+    """
+    generator = synthesizer.fit(data, name, split)
+    label, count = generator.classes.index(name), options.synthetic
+    controls = max(1, count // 3) if synthesizer.traceable and data.good in generator.classes else 0
+    labels = [label] * count + ([generator.classes.index(str(data.good))] * controls if controls else [])
+    seeds = [seeding.derive("trial", options.seed, split.draw, split.fold, k) for k in range(len(labels))]
+    samples = generator.sample(seeds, labels)
+    rows = data.bank.add([samples.crop(k).permute(1, 2, 0).numpy() for k in range(len(samples))], cache=False)
+    parents = _parents(data, synthesizer, name, split, samples)
+    extras = {**cell.extras, "synthetic": Extra(rows[:count], parents[:count])}
+    if controls:
+        extras["control"] = Extra(rows[count:], parents[count:])
+    return replace(cell, extras=extras)
 
 
-def learned_cells(
-    studio: Studio, bench: Workbench, name: str, cells: Sequence[Cell], count: int, seed: int
-) -> tuple[list[Cell], float]:
-    """The same cells with learned images as "synthetic", and the seconds that it took."""
-    begun = time.monotonic()
-    made = []
-    for cell in cells:
-        extra = learned_extra(studio, bench, name, cell.train.tolist(), count, cell.draw, cell.fold, seed)
-        made.append(replace(cell, extras={"synthetic": extra}))
-        studio.say(f"  {name}: {studio.name} in draw {cell.draw + 1}, fold {cell.fold + 1}")
-    return made, time.monotonic() - begun
+def _parents(
+    data: TrialData, synthesizer: Synthesizer, name: str, split: Split, samples: Samples
+) -> list[frozenset[str]]:
+    """Per image the groups of the real images behind it."""
+    if not synthesizer.traceable:
+        seen = frozenset(data.groups[int(row)] for row in split.train if data.positive[name][int(row)])
+        return [seen] * len(samples)
+    group_of = {source.name: source.group for source in data.sources}
+    return [frozenset(group_of[parent] for parent in names) for names in samples.parents or ()]

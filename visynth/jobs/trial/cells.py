@@ -1,0 +1,160 @@
+"""The cells of a trial: which groups train and test in each, with classic augmentation of the training side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visynth.core import seeds as seeding
+from visynth.core.errors import DataError
+from visynth.data.splits import group_folds, pick_groups
+from visynth.data.transforms import CANDIDATES
+from visynth.jobs.preflight import headroom_note
+from visynth.jobs.trial.data import Say, TrialData
+from visynth.jobs.trial.options import TrialOptions
+from visynth.verdict.cells import Cell, Extra
+from visynth.verdict.comparison import run_cells, summarise
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One draw of training groups and one fold of test groups, the same for every class.
+
+    Attributes:
+        draw: number of the draw.
+        fold: number of the fold within it.
+        train: rows that every arm may learn from.
+        more: rows of the rare classes that only the oracle adds.
+        test: rows that nothing is fitted, composed or chosen on.
+    """
+
+    draw: int
+    fold: int
+    train: Rows
+    more: Rows
+    test: Rows
+
+
+def make_splits(data: TrialData, options: TrialOptions) -> list[Split]:
+    """Every draw's folds by group; the data's own test split where they have one.
+
+    Raises:
+        DataError: the data have a test split, and a rare class is not on both sides of it.
+    """
+    sides = [i.split for i in data.items]
+    for name in data.rare:
+        own = {side for side, positive in zip(sides, data.positive[name], strict=True) if positive}
+        if "test" in sides and not {"test"} < own:
+            raise DataError(f"the data come with a test split, but {name} is not on both sides of it (it is in {own}).")
+    splits = []
+    for draw in range(options.draws):
+        pairs = [_own_split(data, sides)] if "test" in sides else _folds(data, options, draw)
+        for fold, (train, test) in enumerate(pairs):
+            more = _left_to_the_oracle(data, train, options, draw, fold)
+            base = np.array([r for r in train if int(r) not in more], dtype=np.int64)
+            oracle = np.array(sorted(more), dtype=np.int64)
+            splits.append(Split(draw, fold, base, oracle, np.asarray(test, dtype=np.int64)))
+    return splits
+
+
+def _own_split(data: TrialData, sides: Sequence[str]) -> tuple[Rows, Rows]:
+    tested = {data.groups[row] for row, side in enumerate(sides) if side == "test"}
+    # A group on both sides would leak, so its training images are left out.
+    train = [row for row, side in enumerate(sides) if side != "test" and data.groups[row] not in tested]
+    return np.array(train), np.array([row for row, side in enumerate(sides) if side == "test"])
+
+
+def _folds(data: TrialData, options: TrialOptions, draw: int) -> list[tuple[Rows, Rows]]:
+    strata = [
+        next((name for name in data.rare if name in i.labels), i.labels[0] if i.labels else "") for i in data.items
+    ]
+    folds = min(options.folds, *(data.findings.images.groups()[name] for name in data.rare))
+    return list(group_folds(strata, data.groups, folds, seeding.derive("trial", options.seed, draw)))
+
+
+def _left_to_the_oracle(data: TrialData, train: Rows, options: TrialOptions, draw: int, fold: int) -> set[int]:
+    """Training rows of rare classes beyond ``rare_groups`` groups."""
+    dropped: set[int] = set()
+    for name in data.rare if options.rare_groups else ():
+        own = [row for row in train if data.positive[name][row]]
+        count = min(options.rare_groups or 0, len({data.groups[row] for row in own}))
+        kept = pick_groups([data.groups[row] for row in own], count, seeding.derive(options.seed, draw, fold, name))
+        dropped |= {int(row) for row in own if data.groups[row] not in kept}
+    return dropped
+
+
+def bare_cell(
+    data: TrialData, name: str, split: Split, extras: Mapping[str, Extra] | None = None, oracle: bool = False
+) -> Cell:
+    """A split as a cell of one class."""
+    own = np.array([row for row in split.more if data.positive[name][row]], dtype=np.int64)
+    return Cell(
+        split.draw, split.fold, split.train, own, split.test, data.positive[name], data.groups, extras or {}, oracle
+    )
+
+
+def has_both_sides(data: TrialData, name: str, split: Split) -> bool:
+    """A class with fewer groups than folds is missing on one side of some."""
+    return bool(data.positive[name][split.train].any() and data.positive[name][split.test].any())
+
+
+def real_cells(data: TrialData, name: str, splits: Sequence[Split], options: TrialOptions) -> list[tuple[Split, Cell]]:
+    """The splits that have the class on both sides, as cells with the augmented copies of their training images."""
+    data.add_augmented(name, options.seed)
+    restricted = {n for split in splits for n in data.rare if data.positive[n][split.more].any()}
+    return [
+        (split, bare_cell(data, name, split, _augmented(data, name, split, options), name in restricted))
+        for split in splits
+        if has_both_sides(data, name, split)
+    ]
+
+
+def _augmented(data: TrialData, name: str, split: Split, options: TrialOptions) -> dict[str, Extra]:
+    extras = {}
+    for candidate in CANDIDATES:
+        copies = data.augmented[(name, candidate)]
+        pool = [(place, data.groups[row]) for row in split.train.tolist() if row in copies for place in copies[row]]
+        stream = seeding.derive("augmented", options.seed, split.draw, split.fold)
+        order = seeding.rng(stream, candidate).permutation(len(pool))[: options.synthetic]
+        rows = np.array([pool[i][0] for i in order], dtype=np.int64)
+        extras[f"augment/{candidate}"] = Extra(rows, [frozenset({pool[i][1]}) for i in order])
+    return extras
+
+
+def headroom(data: TrialData, splits: Sequence[Split], options: TrialOptions, say: Say) -> str:
+    """Baseline against the oracle with all reals, on the first draw, before anything is synthesised."""
+    lines = []
+    for name in data.rare:
+        halves = [half for split in splits if not split.draw for half in _with_an_oracle(data, name, split, options)]
+        cells = [bare_cell(data, name, half, oracle=True) for half in halves if has_both_sides(data, name, half)]
+        cells = [cell for cell in cells if len(cell.more)]
+        if not cells:
+            lines.append(f"{name}: headroom unknown, there are no more real groups to compare with")
+            continue
+        results = run_cells(name, cells, data.bank.tables(), learner="frozen", workers=0, seed=options.seed)
+        summary = summarise(results, candidate="oracle")
+        means = {row["name"]: row["mean"] for row in summary.rows}
+        what = "" if options.rare_groups else " (half of the groups against all of them)"
+        note = headroom_note(means["balanced"], means["oracle"], summary.detectable)
+        lines.append(f"{name}: baseline AP {means['balanced']:.2f}, oracle AP {means['oracle']:.2f}{what}; {note}")
+        say(f"  {lines[-1]}")
+    return "; ".join(lines)
+
+
+def _with_an_oracle(data: TrialData, name: str, split: Split, options: TrialOptions) -> list[Split]:
+    """The split; where all groups are in use, half of the class's against all of them, or nothing where half is too few."""
+    if options.rare_groups:
+        return [split]
+    own = [row for row in split.train if data.positive[name][row]]
+    groups = [data.groups[row] for row in own]
+    if len(set(groups)) < 4:
+        return []
+    half = pick_groups(groups, max(2, len(set(groups)) // 2), seeding.derive("half", split.draw, split.fold))
+    more = np.array([row for row in own if data.groups[row] not in half], dtype=np.int64)
+    train = np.array([row for row in split.train if row not in set(more.tolist())], dtype=np.int64)
+    return [replace(split, train=train, more=more)]

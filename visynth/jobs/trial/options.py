@@ -1,0 +1,72 @@
+"""What a trial may be told, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from visynth.core import plugins
+from visynth.core.errors import UsageError, choices
+
+Learned = Literal["auto", "none", "inpaint", "diffusion", "projection"]
+
+
+@dataclass(frozen=True)
+class TrialOptions:
+    """Draws, folds, budget and more.
+
+    Attributes:
+        rare_groups: groups of each rare class that training sees in a draw; None uses all and has no oracle.
+        draws: repetitions with other folds and other training groups.
+        folds: test folds per draw.
+        synthetic: synthetic images of a class in a cell.
+        minutes: budget; draws that do not fit are left out, and the report says so.
+        seed: of everything.
+        workers: processes for fitting the arms.
+        learner: registered name.
+        others: also give a verdict for the other classes that can be composed.
+        dense: also measure a dense head taught by the masks, as a rival.
+        cache: keep features of real images on disk.
+        learned: also train a generator in each cell: ``"auto"`` where preflight says it suits and the minutes allow it,
+            ``"none"``, ``"inpaint"``, ``"diffusion"`` or ``"projection"``.
+        learn_size: pixels that the learned generator works on; 0 chooses.
+
+    Raises:
+        UsageError: values that cannot be, all told together.
+    """
+
+    rare_groups: int | None = None
+    draws: int = 5
+    folds: int = 3
+    synthetic: int = 100
+    minutes: float = 10.0
+    seed: int = 0
+    workers: int = 2
+    learner: str = "frozen"
+    others: bool = True
+    dense: bool = True
+    cache: bool = True
+    learned: Learned = "auto"
+    learn_size: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"draws": 1, "folds": 2, "synthetic": 1, "workers": 0, "seed": 0, "learn_size": 0}
+        problems = [
+            f"{name} must be at least {low}, but got {getattr(self, name)}"
+            for name, low in least.items()
+            if getattr(self, name) < low
+        ]
+        if self.rare_groups is not None and self.rare_groups < 1:
+            problems.append(
+                f"rare_groups must be at least 1, or not given for all there are, but got {self.rare_groups}"
+            )
+        if not self.minutes > 0:
+            problems.append(f"minutes must be above 0, but got {self.minutes:g}")
+        if 0 < self.learn_size < 8 or self.learn_size % 8:
+            problems.append(f"learn_size must be a multiple of 8, or 0 to choose, but got {self.learn_size}")
+        if self.learned not in get_args(Learned):
+            problems.append(f"learned must be one of {choices(get_args(Learned))}, but got {self.learned!r}")
+        if self.learner not in plugins.names("learners"):
+            problems.append(f"learner must be one of {choices(plugins.names('learners'))}, but got {self.learner!r}")
+        if problems:
+            raise UsageError("trial: " + "; ".join(problems) + ".")
