@@ -45,7 +45,7 @@ def trial(
         folds: test folds per draw.
         synthetic: synthetic images of a class in each comparison.
         render: synthetic images of each class in renders/.
-        minutes: time budget; what composition leaves of it trains a learned generator in each cell, if that is 2 minutes for each.
+        minutes: time budget, for which draws and classes are planned; what is left trains a learned generator in each cell, if that is 2 minutes for each.
         seed: of everything.
         workers: processes for fitting.
         learner: frozen or finetune.

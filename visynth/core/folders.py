@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from hashlib import sha256
 from pathlib import Path
@@ -248,6 +248,19 @@ def put_files(folder: str | Path, files: Mapping[str, bytes]) -> None:
     for name, data in files.items():
         write_bytes(folder / name, data)
     _write_record(folder, known | {name: [digest] for name, digest in new.items()})
+
+
+def forget_files(folder: str | Path) -> None:
+    """Remove the files that are noted as ours, as they were noted; the folder goes with them where nothing else is in it."""
+    folder = Path(folder)
+    known = _record(folder)
+    for name, hashes in known.items():
+        if _ours(folder / name, hashes):
+            (folder / name).unlink()
+    if known and not strangers(folder):
+        (folder / RECORD).unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def record_all(folder: Path) -> None:

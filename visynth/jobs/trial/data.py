@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from visynth.core import plugins
 from visynth.core import seeds as seeding
-from visynth.core.files import cache_folder
+from visynth.core.files import cache_folder, canonical_json
 from visynth.data.imageset import Item
 from visynth.data.masks import judge, load_mask, remembered
 from visynth.data.transforms import CANDIDATES, augment
@@ -64,6 +65,15 @@ class TrialData:
     def good(self) -> str | None:
         """The defect-free class, if any."""
         return self.findings.good
+
+    def fingerprint(self) -> str:
+        """Hex sha256 of every image, mask, label, group and split that is measured on."""
+        digest = sha256()
+        for item, source in zip(self.items, self.sources, strict=True):
+            digest.update(canonical_json([item.name, list(item.labels), item.group, item.split]).encode())
+            digest.update(np.ascontiguousarray(source.image).tobytes())
+            digest.update(b"" if source.mask is None else np.packbits(source.mask).tobytes())
+        return digest.hexdigest()
 
     def add_augmented(self, name: str, seed: int) -> None:
         """Augmented copies of every real image of a class, made once: a cell uses those of its own training images."""

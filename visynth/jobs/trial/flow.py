@@ -9,42 +9,35 @@ images, the same total weight and makes its own choices on inner folds; the test
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from visynth.core.errors import DataError, UsageError, VisynthError
+from visynth.core.errors import DataError, UsageError
 from visynth.core.folders import check_apart, claim, new_folder
 from visynth.core.report import ClassVerdict, Report, bullets, environment, text
+from visynth.core.stage import Stage
 from visynth.data.imageset import ImageSet
 from visynth.data.transforms import CANDIDATES, backend
-from visynth.jobs.preflight import MIN_GROUPS, preflight, write_groups
-from visynth.jobs.trial.cells import Split, bare_cell, has_both_sides, headroom, make_splits, real_cells
+from visynth.jobs.preflight import preflight, write_groups
+from visynth.jobs.trial.cells import headroom
 from visynth.jobs.trial.data import KEPT_PER_GROUP, Say, TrialData, read_trial_data
+from visynth.jobs.trial.measuring import Trial
 from visynth.jobs.trial.options import TrialOptions
 from visynth.jobs.trial.outputs import write_outputs
-from visynth.jobs.trial.synthesis import Synthesizer, composition_of, trained_of, with_synthesis
-from visynth.metrics.dense import DenseHead
-from visynth.verdict.cells import Cell
 from visynth.verdict.comparison import (
-    Results,
-    add_dense,
-    add_rival,
     arms_block,
     class_verdict,
+    classic_block,
     macro_f1_table,
-    run_cells,
+    recipe,
     summarise,
 )
 
 PARTS = ("generator*", "renders*")  # folders that a trial writes beside its report
-SPARE = 1.3  # times what the last class cost must be left for the next one
-AHEAD = 3  # times what a draw's synthesis cost must be left for its arms, too
 
 
 def run_trial(
@@ -80,7 +73,7 @@ def run_trial(
         DataError, UsageError: what :func:`visynth.jobs.preflight.preflight` and the composition raise.
     """
     options = options or TrialOptions()
-    started = time.monotonic()
+    started, cpu = time.monotonic(), time.process_time()
     check_apart(out, images.folders())
     out = claim(out, PARTS)
     say("preflight: files, groups, near-duplicates")
@@ -92,7 +85,8 @@ def run_trial(
 
     scarcity = f", with {options.rare_groups} training groups of {', '.join(rare)}" if options.rare_groups else ""
     report = Report("trial", (subject or images.root.name) + scarcity)
-    trial = Trial(data, options, started + 60 * options.minutes, say)
+    stage = Stage(out.with_name(out.name + ".work"), _inputs(data, options))
+    trial = Trial(data, options, stage, say, cpu)
     findings.warnings.append(headroom(data, trial.splits, options, say))
     trial.measure()
     report.section("Preflight", *findings.blocks(), text(f"Preflight took {findings.seconds:.0f} s."))
@@ -109,147 +103,9 @@ def run_trial(
         say(f"generator/ and renders/ could not be made: {error}")
     report.conditions |= _conditions(data, options, time.monotonic() - started)
     report.write(out)
+    stage.clear()
     say(f"done in {time.monotonic() - started:.0f} s: {out / 'report.html'}")
     return report
-
-
-@dataclass
-class Trial:
-    """A trial under way: what is measured, and what came of it.
-
-    Attributes:
-        data: the images.
-        options: what was asked for.
-        deadline: by ``time.monotonic``.
-        say: receives progress lines.
-        results: by class.
-        cells: by class, with the images of its first synthesizer.
-        synthesizers: by name, those that measured something.
-        notes: what was not run, and why.
-        skipped: by class, why it was not measured.
-    """
-
-    data: TrialData
-    options: TrialOptions
-    deadline: float
-    say: Say
-    results: dict[str, Results] = field(default_factory=dict)
-    cells: dict[str, list[tuple[Split, Cell]]] = field(default_factory=dict)
-    synthesizers: dict[str, Synthesizer] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
-
-    @cached_property
-    def splits(self) -> list[Split]:
-        return make_splits(self.data, self.options)
-
-    @cached_property
-    def dense_head(self) -> DenseHead:
-        return self.data.dense_head(self.say)
-
-    def measure(self) -> None:
-        """Every synthesizer on the classes that it serves: as their synthesis, or as a rival of the one before."""
-        for synthesizer, names, deadline in self._synthesizers():
-            self.synthesizers[synthesizer.name] = synthesizer
-            cost = 0.0
-            for name in names:
-                if cost and time.monotonic() + SPARE * cost > deadline:  # a class is measured whole or not at all
-                    self.skipped[name] = (
-                        f"{name} was not measured: the {self.options.minutes:g} minutes were used up (raise --minutes)"
-                    )
-                    self.notes.append(self.skipped[name])
-                    continue
-                begun = time.monotonic()
-                if name in self.results:
-                    self._measure_rival(synthesizer, name)
-                else:
-                    self._measure_class(synthesizer, name, deadline)
-                cost = time.monotonic() - begun if name in self.results else cost
-        self._measure_the_rest()
-
-    def _synthesizers(self) -> Iterator[tuple[Synthesizer, list[str], float]]:
-        """Each with its classes, named ones first, and its deadline. What composition leaves of the time trains the next."""
-        data, options = self.data, self.options
-        composition = composition_of(data)
-        if composition is not None:
-            groups = data.findings.images.groups()
-            named = [name for name in data.rare if name in composition.classes]
-            others = [n for n in composition.classes if n not in data.rare and groups[n] >= MIN_GROUPS]
-            yield composition, [*named, *(others if options.others else [])], self.deadline
-        budget = self.deadline - time.monotonic()
-        trained, why = trained_of(data, options, len(self.splits), budget, self.say)
-        self.notes += [why] if why else []
-        if trained is not None:  # its minutes were planned to fit
-            yield trained, [name for name in data.rare if name in trained.classes], math.inf
-
-    def _measure_class(self, synthesizer: Synthesizer, name: str, deadline: float) -> None:
-        self.say(f"{name}: {len(self.splits)} cells, {self.options.synthetic} synthetic images each")
-        pairs = self._synthesise(synthesizer, name, deadline)
-        if len(pairs) < len(self.splits):
-            self.notes.append(
-                f"{name}: {len(pairs)} of {len(self.splits)} cells were run; the others did not fit into the "
-                f"{self.options.minutes:g} minutes, or had no image of the class or no reliable mask on one side"
-            )
-        if not pairs:
-            return
-        cells = [cell for _, cell in pairs]
-        self.cells[name] = pairs
-        self.results[name] = self._run(name, cells)
-        self.results[name].synthesizer = synthesizer.name
-        if self.options.dense and self.data.findings.masked.get(name):
-            try:
-                add_dense(self.results[name], cells, self.dense_head, self.options.seed)
-            except DataError as error:  # a rival the less, not a trial the less
-                self.notes.append(f"{name}: no dense head: {error}")
-
-    def _synthesise(self, synthesizer: Synthesizer, name: str, deadline: float) -> list[tuple[Split, Cell]]:
-        """Cells with synthetic images; those whose training side has nothing to fit on are left out, and told."""
-        begun, done = time.monotonic(), []
-        for number, (split, cell) in enumerate(real_cells(self.data, name, self.splits, self.options)):
-            spent = time.monotonic() - begun
-            ahead = AHEAD * self.options.folds * spent / max(number, 1)
-            if number and split.fold == 0 and time.monotonic() + ahead > deadline:
-                break
-            try:
-                done.append((split, with_synthesis(self.data, synthesizer, name, split, cell, self.options)))
-            except VisynthError as error:
-                why = str(error).splitlines()[0]
-                self.say(f"  {name}: draw {split.draw + 1}, fold {split.fold + 1} has no synthesis: {why}")
-                continue
-            if split.fold == 0:
-                self.say(f"  {name}: draw {split.draw + 1} of {self.options.draws}, {spent:.0f} s")
-        return done
-
-    def _measure_rival(self, synthesizer: Synthesizer, name: str) -> None:
-        """On the same cells as the class's first synthesizer, or not at all."""
-        begun = time.monotonic()
-        try:
-            cells = []
-            for split, cell in self.cells[name]:
-                bare = bare_cell(self.data, name, split, oracle=cell.has_oracle)
-                cells.append(with_synthesis(self.data, synthesizer, name, split, bare, self.options))
-                self.say(f"  {name}: {synthesizer.name} in draw {split.draw + 1}, fold {split.fold + 1}")
-        except VisynthError as error:  # what the first one measured must not be lost with it
-            self.notes.append(f"{name}: {synthesizer.name} could not be measured: {str(error).splitlines()[0]}")
-            self.say(f"  {self.notes[-1]}")
-            return
-        self.say(f"  {name}: {synthesizer.name} took {time.monotonic() - begun:.0f} s, training included")
-        add_rival(self.results[name], cells, self.data.bank.tables(), synthesizer.name, **self._engine)
-
-    def _measure_the_rest(self) -> None:
-        """The classes without synthesis, for the macro-F1 of the whole decision."""
-        longest = max((len(results.rows) for results in self.results.values()), default=0)
-        for name in self.data.classes:
-            splits = [split for split in self.splits[:longest] if has_both_sides(self.data, name, split)]
-            if name not in self.results and longest and len(splits) == longest:
-                self.results[name] = self._run(name, [bare_cell(self.data, name, split) for split in splits])
-
-    def _run(self, name: str, cells: Sequence[Cell]) -> Results:
-        return run_cells(name, cells, self.data.bank.tables(), **self._engine)
-
-    @property
-    def _engine(self) -> dict[str, Any]:
-        return {"learner": self.options.learner, "workers": self.options.workers, "seed": self.options.seed}
 
 
 def _sum_up(report: Report, trial: Trial) -> None:
@@ -269,11 +125,20 @@ def _sum_up(report: Report, trial: Trial) -> None:
             continue
         suits = data.findings.suits[name]
         why = "only the named classes were measured" if suits.kind == "composition" else suits.reason
-        following = "" if name in trial.skipped else "train without synthetic images of it"
+        following = "train without synthetic images of it"
+        if name in data.rare and name in trial.results:
+            following += f"; best was {recipe(trial.results[name], options.seed)}"
+            blocks += classic_block(trial.results[name], options.learner, options.seed)
         report.verdicts.append(ClassVerdict(name, "not measured", trial.skipped.get(name, why), following))
     if blocks:
         report.section("Arms", *blocks)
     report.section("Notes", bullets(trial.notes or ["every planned cell was run"]))
+
+
+def _inputs(data: TrialData, options: TrialOptions) -> dict[str, Any]:
+    """What every cell's outcome depends on, and the minutes, which the plan depends on."""
+    asked = {k: v for k, v in asdict(options).items() if k not in ("workers", "cache", "dense")}
+    return {"data": data.fingerprint(), "options": asked, "good": data.good, **environment()}
 
 
 def _conditions(data: TrialData, options: TrialOptions, seconds: float) -> dict[str, Any]:

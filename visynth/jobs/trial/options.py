@@ -20,7 +20,7 @@ class TrialOptions:
         draws: repetitions with other folds and other training groups.
         folds: test folds per draw.
         synthetic: synthetic images of a class in a cell.
-        minutes: budget; draws that do not fit are left out, and the report says so.
+        minutes: budget; draws and unnamed classes that do not fit are not planned, and the report says so.
         seed: of everything.
         workers: processes for fitting the arms.
         learner: registered name.

@@ -51,6 +51,10 @@ class Synthesizer(Protocol):
     def makes_controls(self) -> bool: ...
     @property
     def traceable(self) -> bool: ...
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Plain JSON of all that its generators depend on beside the data."""
+        ...
 
     def fit(self, data: TrialData, name: str, split: Split) -> Generator:
         """A generator of a class that knows the split's training side alone."""
@@ -77,6 +81,10 @@ class CompositionSynthesizer:
     name: str = "composition"
     makes_controls: bool = True
     traceable: bool = True
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        return {"kind": self.name}
 
     def fit(self, data: TrialData, name: str, split: Split) -> Generator:
         own = [data.sources[row] for row in split.train if data.sources[row].label in (name, self.good)]
@@ -134,6 +142,10 @@ class TrainedSynthesizer:
     @property
     def makes_controls(self) -> bool:
         return self.kind != "diffusion"
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        return {"kind": self.kind, "minutes": self.minutes, "size": self.size}
 
     def fit(self, data: TrialData, name: str, split: Split) -> Generator:
         key = split.draw, split.fold

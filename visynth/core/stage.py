@@ -1,0 +1,56 @@
+"""What a long job has done so far, kept under what it was made from: a killed job goes on, and changed inputs start anew."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from visynth.core.files import hash_json
+from visynth.core.folders import forget_files, put_files
+
+
+class Stage:
+    """Results as JSON files in a folder of ours, beside the job's output.
+
+    Args:
+        folder: made when the first result is kept; it must hold nothing that visynth did not write.
+        inputs: all that every result depends on, as plain JSON: data, options, versions.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()) / "out.work"
+        >>> Stage(folder, {"data": "a"}).put([1.5], cell=3)
+        >>> Stage(folder, {"data": "a"}).get(cell=3), Stage(folder, {"data": "b"}).get(cell=3)
+        ([1.5], None)
+        >>> Stage(folder, {}).clear()
+        >>> folder.exists()
+        False
+    """
+
+    def __init__(self, folder: str | Path, inputs: Mapping[str, Any]) -> None:
+        self.folder, self.inputs = Path(folder), hash_json(dict(inputs))
+
+    def get(self, **key: Any) -> Any:
+        """What was kept under a key, or None: it was not made yet, or from other inputs."""
+        try:
+            kept = json.loads((self.folder / self._name(key)).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return kept["value"]
+
+    def put(self, value: Any, **key: Any) -> None:
+        """Keep a value of plain JSON (numbers come back as they are, to the last bit).
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        put_files(self.folder, {self._name(key): json.dumps({"key": key, "value": value}).encode()})
+
+    def clear(self) -> None:
+        """The job is done: remove what was kept. Files that visynth did not write stay."""
+        forget_files(self.folder)
+
+    def _name(self, key: Mapping[str, Any]) -> str:
+        return f"{hash_json({'inputs': self.inputs, **key})[:32]}.json"

@@ -1,0 +1,280 @@
+"""A trial under way: every synthesizer on its classes, cell by cell; what is done is on disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from visynth.core.errors import DataError, VisynthError
+from visynth.core.stage import Stage
+from visynth.jobs.preflight import MIN_GROUPS
+from visynth.jobs.trial.cells import Split, bare_cell, has_both_sides, make_splits, real_cells
+from visynth.jobs.trial.data import Say, TrialData
+from visynth.jobs.trial.options import TrialOptions
+from visynth.jobs.trial.plan import Cost, Plan, plan_trial, wall_seconds
+from visynth.jobs.trial.synthesis import Synthesizer, composition_of, trained_of, with_synthesis
+from visynth.metrics.dense import DenseHead
+from visynth.verdict.cells import Cell
+from visynth.verdict.comparison import Outcomes, Results, add_dense, add_rival, fit_cells, gather
+
+Pairs = Sequence[tuple[Split, Cell]]
+
+
+@dataclass
+class Trial:
+    """What is measured, and what came of it.
+
+    Attributes:
+        data: the images.
+        options: what was asked for.
+        stage: where outcomes of cells are kept.
+        say: receives progress lines.
+        started: when the trial began, by ``time.process_time``.
+        results: by class.
+        splits_of: by class, the splits that it was measured on.
+        synthesizers: by name, those that measured something.
+        notes: what was not run, and why.
+        skipped: by class, why it was not measured.
+    """
+
+    data: TrialData
+    options: TrialOptions
+    stage: Stage
+    say: Say
+    started: float = field(default_factory=time.process_time)
+    results: dict[str, Results] = field(default_factory=dict)
+    splits_of: dict[str, list[Split]] = field(default_factory=dict)
+    synthesizers: dict[str, Synthesizer] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def splits(self) -> list[Split]:
+        return make_splits(self.data, self.options)
+
+    @cached_property
+    def dense_head(self) -> DenseHead:
+        return self.data.dense_head(self.say)
+
+    def measure(self) -> None:
+        """Every synthesizer on the classes that it serves: as their synthesis, or as a rival of the one before."""
+        for synthesizer, names, splits in self._synthesizers():
+            self.synthesizers[synthesizer.name] = synthesizer
+            for name in names:
+                if name in self.results:
+                    self._measure_rival(synthesizer, name)
+                else:
+                    self._measure_class(synthesizer, name, splits)
+        for name in self.data.rare:
+            if name not in self.results:
+                self._measure_classic(name)
+        self._measure_the_rest()
+
+    # -- what is measured, and how much of it ------------------------------------------------------------------------
+
+    def _synthesizers(self) -> Iterator[tuple[Synthesizer, Sequence[str], list[Split]]]:
+        """Each with its classes, named ones first. What composition leaves of the time trains the next."""
+        data, options = self.data, self.options
+        composition = composition_of(data)
+        left = 60 * options.minutes - self._spent()
+        splits = self.splits
+        if composition is not None:
+            plan = self._plan(composition)
+            left = plan.left
+            splits = [split for split in self.splits if split.draw < plan.draws]
+            yield composition, plan.classes, splits
+        kept = self.stage.get(what="seconds left")
+        if kept is None:
+            self.stage.put(kept := left, what="seconds left")
+        trained, why = trained_of(data, options, len(splits), kept, self.say)
+        self.notes += [why] if why else []
+        if trained is not None:  # its minutes were planned to fit
+            yield trained, [name for name in data.rare if name in trained.classes], splits
+
+    def _plan(self, composition: Synthesizer) -> Plan:
+        """Draws and classes that fit, by what a pilot cell costs; a trial that goes on keeps the plan that it began with."""
+        options, groups = self.options, self.data.findings.images.groups()
+        named = tuple(name for name in self.data.rare if name in composition.classes)
+        others = tuple(n for n in composition.classes if n not in named and groups[n] >= MIN_GROUPS)
+        others = others if options.others else ()
+        kept = self.stage.get(what="plan")
+        if kept is None:
+            plan = self._new_plan(composition, named, others)
+            self.stage.put(plan.to_json(), what="plan")
+        else:
+            plan = Plan.from_json(kept)
+        self._tell(plan, (*named, *others))
+        return plan
+
+    def _new_plan(self, composition: Synthesizer, named: tuple[str, ...], others: tuple[str, ...]) -> Plan:
+        spent, folds = self._spent(), len({split.fold for split in self.splits})
+        cost = Cost(spent, 0.0, 0.0)
+        for name in (*named, *others):
+            begun = time.process_time()
+            pairs = real_cells(self.data, name, self.splits, self.options)
+            ready = time.process_time()
+            if pairs and self._pilot(composition, name, *pairs[0]):
+                took = ready - begun, time.process_time() - ready
+                cost = Cost(spent, *(wall_seconds(seconds, self.options.workers) for seconds in took))
+                break
+        return plan_trial(cost, named, others, self.options.draws, folds, 60 * self.options.minutes)
+
+    def _pilot(self, composition: Synthesizer, name: str, split: Split, cell: Cell) -> bool:
+        """One cell, for what it costs; False where it has nothing to fit on."""
+        try:
+            cells = [self._with_synthesis(composition, name, split, cell)]
+        except VisynthError:
+            return False
+        tables = self.data.bank.tables()
+        fit_cells(cells, tables, learner=self.options.learner, workers=0, seed=self.options.seed)
+        return True
+
+    def _spent(self) -> float:
+        return wall_seconds(time.process_time() - self.started, self.options.workers)
+
+    def _tell(self, plan: Plan, asked: Sequence[str]) -> None:
+        options = self.options
+        self.say(
+            f"plan: {', '.join(plan.classes) or 'no class'} with {plan.draws} of {options.draws} draws, to end within "
+            f"about {options.minutes:g} minutes"
+        )
+        if plan.draws < options.draws or len(plan.classes) < len(asked):
+            self.notes.append(
+                f"{plan.draws} of {options.draws} draws were planned, so that the trial ends within {options.minutes:g} "
+                f"minutes; all that was asked for takes about {plan.needed:g} minutes (--minutes)"
+            )
+        for name in asked:
+            if name not in plan.classes:
+                self.skipped[name] = (
+                    f"it was not measured: it does not fit into {options.minutes:g} minutes; about {plan.needed:g} "
+                    "minutes are needed (--minutes)"
+                )
+
+    # -- cells -------------------------------------------------------------------------------------------------------
+
+    def _measure_class(self, synthesizer: Synthesizer, name: str, splits: Sequence[Split]) -> None:
+        pairs = real_cells(self.data, name, splits, self.options)
+        self.say(f"{name}: {len(pairs)} cells, {self.options.synthetic} synthetic images each")
+        fitted = self._fitted(synthesizer, name, pairs)
+        measured = [(split, cell, o) for (split, cell) in pairs if isinstance(o := fitted[_place(split)], dict)]
+        if len(measured) < len(splits):
+            self.notes.append(
+                f"{name}: {len(measured)} of {len(splits)} cells were run; the others had no image of the class or no "
+                "reliable mask on one side"
+            )
+        if not measured:
+            return
+        cells = [cell for _, cell, _ in measured]
+        results = gather(name, cells, [o for _, _, o in measured], float(self.options.synthetic))
+        results.synthesizer = synthesizer.name
+        self.results[name], self.splits_of[name] = results, [split for split, _, _ in measured]
+        if self.options.dense and self.data.findings.masked.get(name):
+            try:
+                add_dense(results, cells, self.dense_head, self.options.seed)
+            except DataError as error:  # a rival the less, not a trial the less
+                self.notes.append(f"{name}: no dense head: {error}")
+
+    def _measure_rival(self, synthesizer: Synthesizer, name: str) -> None:
+        """On the same cells as the class's first synthesizer, or not at all."""
+        begun = time.monotonic()
+        splits = self.splits_of[name]
+        pairs = [(split, bare_cell(self.data, name, split)) for split in splits]
+        fitted = self._fitted(synthesizer, name, pairs, only=["synthetic"])
+        failed = [why for why in fitted.values() if isinstance(why, str)]
+        if failed:  # what the first one measured must not be lost with it
+            self.notes.append(f"{name}: {synthesizer.name} could not be measured: {failed[0]}")
+            self.say(f"  {self.notes[-1]}")
+            return
+        self.say(f"  {name}: {synthesizer.name} took {time.monotonic() - begun:.0f} s, training included")
+        outcomes = [o for split in splits if isinstance(o := fitted[_place(split)], dict)]
+        add_rival(self.results[name], [cell for _, cell in pairs], outcomes, synthesizer.name)
+
+    def _measure_classic(self, name: str) -> None:
+        """A named class that nothing was synthesised for still gets its baselines and what is best among them."""
+        pairs = real_cells(self.data, name, self.splits, self.options)
+        if pairs:
+            self.say(f"{name}: {len(pairs)} cells without synthesis")
+            fitted = self._fitted(None, name, pairs)
+            outcomes = [o for o in fitted.values() if isinstance(o, dict)]
+            self.results[name] = gather(name, [cell for _, cell in pairs], outcomes, 0.0)
+
+    def _measure_the_rest(self) -> None:
+        """The classes without synthesis, for the macro-F1 of the whole decision."""
+        longest = max(self.splits_of.values(), key=len, default=[])
+        for name in self.data.classes:
+            splits = [split for split in longest if has_both_sides(self.data, name, split)]
+            if name not in self.results and longest and len(splits) == len(longest):
+                pairs = [(split, bare_cell(self.data, name, split)) for split in splits]
+                fitted = self._fitted(None, name, pairs)
+                outcomes = [o for o in fitted.values() if isinstance(o, dict)]
+                self.results[name] = gather(name, [cell for _, cell in pairs], outcomes, 0.0)
+
+    def _fitted(
+        self,
+        synthesizer: Synthesizer | None,
+        name: str,
+        pairs: Pairs,
+        only: Sequence[str] | None = None,
+    ) -> dict[tuple[int, int], Outcomes | str]:
+        """Outcomes by (draw, fold), or why there is no synthesis; what an earlier start of this trial did is not done again."""
+        workers = self.options.workers
+        key = {"class": name, "synthesizer": None if synthesizer is None else synthesizer.inputs, "only": only}
+        fitted: dict[tuple[int, int], Outcomes | str] = {}
+        for split, _ in pairs:
+            kept = self.stage.get(**key, place=_place(split))
+            if kept is not None:
+                fitted[_place(split)] = kept if isinstance(kept, str) else _outcomes(kept)
+        todo = iter([pair for pair in pairs if _place(pair[0]) not in fitted])
+        begun, before = time.monotonic(), len(fitted)
+        while block := list(islice(todo, max(workers, 1))):
+            ready: list[tuple[Split, Cell]] = []
+            for split, cell in block:
+                try:
+                    more = cell if synthesizer is None else self._with_synthesis(synthesizer, name, split, cell)
+                    ready.append((split, more))
+                except VisynthError as error:
+                    why = str(error).splitlines()[0]
+                    self.say(f"  {name}: draw {split.draw + 1}, fold {split.fold + 1} has no synthesis: {why}")
+                    fitted[_place(split)] = why
+                    self.stage.put(why, **key, place=_place(split))
+            cells = [cell for _, cell in ready]
+            engine: dict[str, Any] = {"learner": self.options.learner, "workers": workers, "seed": self.options.seed}
+            outcomes = fit_cells(cells, self.data.bank.tables(), only=only, **engine) if cells else []
+            for (split, _), outcome in zip(ready, outcomes, strict=True):
+                fitted[_place(split)] = outcome
+                self.stage.put(_to_json(outcome), **key, place=_place(split))
+            seconds = (time.monotonic() - begun) / (len(fitted) - before) * (len(pairs) - len(fitted))
+            if len(pairs) > 1 and synthesizer is not None:
+                self.say(f"  {name}: {len(fitted)} of {len(pairs)} cells by {synthesizer.name}, {_time_left(seconds)}")
+        return {_place(split): fitted[_place(split)] for split, _ in pairs}
+
+    def _with_synthesis(self, synthesizer: Synthesizer, name: str, split: Split, cell: Cell) -> Cell:
+        return with_synthesis(self.data, synthesizer, name, split, cell, self.options)
+
+
+def _place(split: Split) -> tuple[int, int]:
+    return split.draw, split.fold
+
+
+def _time_left(seconds: float) -> str:
+    return f"about {seconds:.0f} s left" if seconds < 90 else f"about {seconds / 60:.0f} min left"
+
+
+def _to_json(outcomes: Outcomes) -> dict[str, Any]:
+    return {
+        arm: [np.asarray(scores).tolist(), float(inner), chosen, np.asarray(decision).tolist()]
+        for arm, (scores, inner, chosen, decision) in outcomes.items()
+    }
+
+
+def _outcomes(kept: Mapping[str, Any]) -> Outcomes:
+    return {
+        arm: (np.array(scores, np.float64), inner, chosen, np.array(decision, np.float64))
+        for arm, (scores, inner, chosen, decision) in kept.items()
+    }

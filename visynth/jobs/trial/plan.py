@@ -1,0 +1,97 @@
+"""What fits into a trial's minutes, settled before it starts: so the same trial comes out whatever else the machine does."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+EFFICIENCY = 0.85  # of each further core
+MARGIN = 0.95  # of the minutes is planned
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds, as a pilot cell took them.
+
+    Attributes:
+        spent: before the first cell: preflight, features, headroom.
+        of_class: for each class: its augmented copies.
+        of_cell: for each cell: fitting the synthesizer, sampling, features, every arm.
+    """
+
+    spent: float
+    of_class: float
+    of_cell: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be measured.
+
+    Attributes:
+        draws: of each class.
+        classes: with composition, in order.
+        left: seconds that are left for a trained generator.
+        needed: minutes that all that was asked for would take.
+    """
+
+    draws: int
+    classes: tuple[str, ...]
+    left: float
+    needed: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Plan:
+        return cls(**{**values, "classes": tuple(values["classes"])})
+
+
+def plan_trial(
+    cost: Cost, named: tuple[str, ...], others: tuple[str, ...], draws: int, folds: int, seconds: float
+) -> Plan:
+    """Named classes first, all with the same draws and one at least; then the others, each whole or not at all.
+
+    Args:
+        cost: of the pilot cell.
+        named: classes that matter.
+        others: further ones, in the order in which they are taken.
+        draws: that were asked for.
+        folds: of each draw.
+        seconds: budget of the whole trial.
+
+    Example:
+        >>> cost = Cost(spent=60, of_class=10, of_cell=12)
+        >>> plan_trial(cost, ("crack",), ("hole", "stain"), draws=5, folds=3, seconds=600)
+        Plan(draws=5, classes=('crack', 'hole'), left=130.0, needed=10.5)
+        >>> plan_trial(cost, ("crack", "hole"), ("stain",), draws=5, folds=3, seconds=300).draws
+        2
+    """
+    budget = MARGIN * seconds - cost.spent
+
+    def of(count: int) -> float:
+        return cost.of_class + count * folds * cost.of_cell
+
+    whole = [count for count in range(1, draws + 1) if len(named) * of(count) <= budget]
+    chosen = max(whole, default=1)
+    left = budget - len(named) * of(chosen)
+    classes = list(named)
+    for name in others:
+        if of(chosen) <= left:
+            classes.append(name)
+            left -= of(chosen)
+    needed = cost.spent + (len(named) + len(others)) * of(draws)
+    return Plan(chosen, tuple(classes), max(left, 0.0), round(needed / 60, 1))
+
+
+def wall_seconds(cpu: float, workers: int) -> float:
+    """Seconds on a quiet machine of work that took ``cpu`` seconds of processors: what a busy machine changes least.
+
+    Example:
+        >>> wall_seconds(10.0, workers=0)
+        10.0
+    """
+    count = min(max(workers, 1), os.cpu_count() or 1)
+    return cpu / (1 + (count - 1) * EFFICIENCY)
