@@ -144,6 +144,11 @@ class TestTrial:
         [
             ([], UsageError, "name the class that matters"),
             (["rust"], UsageError, "no class 'rust'"),
+            (
+                ["good", "spot"],
+                UsageError,
+                "'good' is named as a class that matters, but it is the defect-free one too",
+            ),
             (["tiny"], DataError, "at least 3 groups are needed"),
         ],
     )
@@ -294,6 +299,7 @@ class TestEvaluate:
         counts = next(s for s in report.sections if s["title"] == "Images")["blocks"][0]["rows"]
         assert next(row for row in counts if row[0] == "spot")[3] == 1
         assert report.verdicts[0].numbers["synthetic_per_cell"] == 1
+        assert {v.label: v.reason for v in report.verdicts[1:]} == {"scratch": "it was not asked for"}
         assert (
             f"{len(rejected)} of {len(own.records)} rendered images do not count"
             in (tmp_path / "report/report.html").read_text()

@@ -137,8 +137,9 @@ def evaluate_renders(
 
     results: dict[str, Results] = {}
     report = Report("utility", renders.folder.name)
+    asked = set(wanted) if classes is not None else set(images.classes)
     for name in images.classes:
-        if not counts["train"][name]:
+        if not counts["train"][name] or name not in asked:  # all that are measured give the macro-F1 of whole decisions
             continue
         positive = np.array([name in item.labels for item in kept])
         limit = min(count or rendered.get(name, 0), rendered.get(name, 0))
@@ -169,9 +170,8 @@ def evaluate_renders(
         blocks += arms_block(results[name], summary, learner, f1.get(name, {}))
     for name in images.classes:
         if name not in wanted and name != control:
-            report.verdicts.append(
-                ClassVerdict(name, "not measured", "it was not rendered, or has no real images on one side")
-            )
+            why = _why_not(name, classes, rendered, counts)
+            report.verdicts.append(ClassVerdict(name, "not measured", why))
     rows = [[name, counts["train"][name], counts["test"][name], rendered.get(name, 0)] for name in images.classes]
     report.section("Images", table(["class", "real, training", "real, test", "synthetic"], rows))
     report.section("Arms", *blocks)
@@ -198,6 +198,18 @@ def evaluate_renders(
     report.write(out)
     say(f"done in {time.monotonic() - started:.0f} s: {out / 'report.html'}")
     return report
+
+
+def _why_not(
+    name: str, asked: Sequence[str] | None, rendered: Mapping[str, int], counts: Mapping[str, Mapping[str, int]]
+) -> str:
+    """Why a class was not measured."""
+    if asked is not None and name not in asked:
+        return "it was not asked for"
+    if not rendered.get(name):
+        return "it was not rendered"
+    side = "training" if not counts["train"].get(name) else "test"
+    return f"it has no real {side} images"
 
 
 def _quality(

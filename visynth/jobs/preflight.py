@@ -170,6 +170,11 @@ def preflight(images: ImageSet, rare: Sequence[str], *, good: str | None = None,
     masks = {item.name for item in images.items if (mask := load_mask(images, item)) is not None and mask.any()}
     masked = {name: sum(item.name in masks for item in images.items if name in item.labels) for name in images.classes}
     good = good or guess_good(images.classes, masked, images.counts())
+    if good in rare:
+        raise UsageError(
+            f"{good!r} is named as a class that matters, but it is the defect-free one too: name the defects with --rare, "
+            "or, if it is a defect, the defect-free class with --good."
+        )
     group_counts = images.groups()
     for name in rare:
         if group_counts[name] < MIN_GROUPS:
