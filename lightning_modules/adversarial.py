@@ -1,9 +1,11 @@
 """Losses and regularisers of adversarial training, as functions of logits and networks.
 
-Sources: Goodfellow et al. (NeurIPS 2014) for the non-saturating loss; Mescheder et al., "Which training methods for GANs do actually converge?" (ICML 2018), eq. 9, for R1;
-Lim and Ye, "Geometric GAN" (2017) for the hinge; Jolicoeur-Martineau, "The relativistic discriminator" (ICLR 2019) and Huang et al., "The GAN is dead; long live
-the GAN!" (NeurIPS 2024), eq. 3, for RpGAN with R1 and R2; Karras et al. (CVPR 2020), eq. 4, for path length; Tseng et al., "Regularizing generative adversarial networks
-under limited data" (CVPR 2021), eq. 4, for LeCam.
+Sources: Goodfellow et al. (NeurIPS 2014) for the non-saturating loss; Mescheder et al., "Which training methods for
+    GANs do actually converge?" (ICML 2018), eq. 9, for R1;
+Lim and Ye, "Geometric GAN" (2017) for the hinge; Jolicoeur-Martineau, "The relativistic discriminator" (ICLR 2019) and
+Huang et al., "The GAN is dead; long live the GAN!" (NeurIPS 2024), eq. 3, for RpGAN with R1 and R2; Karras et al. (CVPR
+2020), eq. 4, for path length; Tseng et al., "Regularizing generative adversarial networks under limited data" (CVPR
+2021), eq. 4, for LeCam.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ def generator_loss(name: str, fake: Tensor, real: Tensor | None = None) -> Tenso
 
 
 def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
-    """Squared norm of the gradient of each image's logit ``[N]``: R1 of real images, R2 of made ones; times gamma / 2 it is the loss.
+    """Squared norm of the gradient of each image's logit ``[N]``: R1 of real images, R2 of made ones; times gamma / 2
+    it is the loss.
 
     Args:
         logits: ``[N]``, made from

@@ -1,4 +1,5 @@
-"""What every module that trains a generator shares: its arguments, its data, the count of images, warm-up, and the stop before harm."""
+"""What every module that trains a generator shares: its arguments, its data, the count of images, warm-up, and the stop
+before harm."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from visynth.lightning_modules.data import Facts, check_same_data
 
 
 class GeneratorModule(pytorch_lightning.LightningModule):
-    """Subclasses call ``save_hyperparameters`` with ``lr``, ``warmup`` (images) and ``seed`` among their arguments, and write ``build``."""
+    """Subclasses call ``save_hyperparameters`` with ``lr``, ``warmup`` (images) and ``seed`` among their arguments, and
+    write ``build``."""
 
     images_seen: Tensor
     stepped_at: Tensor
@@ -99,8 +101,10 @@ class GeneratorModule(pytorch_lightning.LightningModule):
             bad = bool(flag)
         if bad:
             raise Diverged(
-                f"{what} became infinite or not a number after {int(self.images_seen)} images. The weights are still those of the last finite step, "
-                f"and checkpoints hold them. Lower the learning rate (now {self.told.lr:g}) or clip gradients (trainer.gradient_clip_val: 1.0), and run the same command again."
+                f"{what} became infinite or not a number after {int(self.images_seen)} images. The weights are still "
+                "those of the last finite step, "
+                f"and checkpoints hold them. Lower the learning rate (now {self.told.lr:g}) or clip gradients "
+                "(trainer.gradient_clip_val: 1.0), and run the same command again."
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

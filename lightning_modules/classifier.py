@@ -1,7 +1,8 @@
-"""The second learner: the last blocks of the extractor, fine-tuned by a small LightningModule at a fixed number of steps.
+"""The second learner: the last blocks of the extractor, fine-tuned by a small LightningModule at a fixed number of
+steps.
 
-A strong frozen baseline and a fine-tuned network can disagree about synthetic images, so a claim should hold in both. The
-trunk's activations are computed once per image; only the last blocks and a linear layer are trained.
+A strong frozen baseline and a fine-tuned network can disagree about synthetic images, so a claim should hold in both.
+The trunk's activations are computed once per image; only the last blocks and a linear layer are trained.
 """
 
 from __future__ import annotations

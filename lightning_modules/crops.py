@@ -161,7 +161,8 @@ class DefectCrops(StreamData):
         super().__init__()
         if window < 16 or batch_size < 1 or not 0 <= held_out < 0.9:
             raise UsageError(
-                f"window must be at least 16 pixels, batch_size at least 1 and held_out in [0, 0.9), but got {window}, {batch_size}, {held_out}."
+                f"window must be at least 16 pixels, batch_size at least 1 and held_out in [0, 0.9), but got {window}, "
+                f"{batch_size}, {held_out}."
             )
         self.data, self.masks, self.window, self.good, self.classes = data, masks, window, good, classes
         self.batch_size, self.temper, self.groups, self.group_pattern = batch_size, temper, groups, group_pattern

@@ -155,7 +155,8 @@ class StreamData(pytorch_lightning.LightningDataModule):
         return self._facts
 
     def state(self) -> dict[str, list[str]]:
-        """What the data are, for a checkpoint: ``{name: [class, split, sha256 of the file, group, hash of mask and outlines]}``; empty for images in memory."""
+        """What the data are, for a checkpoint: ``{name: [class, split, sha256 of the file, group, hash of mask and
+        outlines]}``; empty for images in memory."""
         if self.images is None:
             return {}
         if self._state is None:
@@ -170,8 +171,9 @@ class StreamData(pytorch_lightning.LightningDataModule):
 class GeneratorData(StreamData):
     """The images that a generator is trained on, from a folder or list of yours.
 
-    A batch is a dict of ``image`` (uint8 or uint16 ``[N, C, H, W]``), ``label`` and ``position`` (int64 ``[N]``), the place of each draw
-    in an endless stream. The stream starts at the module's ``images_seen``, so a resumed run goes on where it stopped.
+    A batch is a dict of ``image`` (uint8 or uint16 ``[N, C, H, W]``), ``label`` and ``position`` (int64 ``[N]``), the
+    place of each draw in an endless stream. The stream starts at the module's ``images_seen``, so a resumed run goes on
+    where it stopped.
 
     Args:
         data: as :func:`visynth.read_images` takes it.
@@ -223,7 +225,8 @@ class GeneratorData(StreamData):
             raise UsageError(f"fit must be one of {choices(FITS)}, but got {fit!r}.")
         if not 0 <= held_out < 0.9 or batch_size < 1 or channels not in (None, 1, 2, 3, 4):
             raise UsageError(
-                f"held_out must be in [0, 0.9), batch_size at least 1 and channels 1 to 4, but got {held_out}, {batch_size}, {channels}."
+                f"held_out must be in [0, 0.9), batch_size at least 1 and channels 1 to 4, but got {held_out}, "
+                f"{batch_size}, {channels}."
             )
         self.data, self.size, self.batch_size, self.channels, self.fit = (
             data,
@@ -275,7 +278,8 @@ class GeneratorData(StreamData):
         return Pool(np.ascontiguousarray(np.stack(fitted).transpose(0, 3, 1, 2)), labels)
 
     def _fitted(self, images: ImageSet, item: Item) -> Array:
-        """One image at the training's size: each is fitted as it is decoded, so that a set of large photographs needs no memory for them."""
+        """One image at the training's size: each is fitted as it is decoded, so that a set of large photographs needs
+        no memory for them."""
         enough = 2 * self.size[0], 2 * self.size[1]
         image = images.image(item, enough)
         # Channels are settled first where the arguments do, so that colour is weighed before it is averaged.
@@ -288,14 +292,16 @@ class GeneratorData(StreamData):
         return self.stream(dataset)
 
     def reference(self) -> tuple[list[Array], NDArray[np.int64], tuple[str, ...]]:
-        """The training images ``[H, W, C]``, their labels ``[N]`` and the class names: what quality is measured against."""
+        """The training images ``[H, W, C]``, their labels ``[N]`` and the class names: what quality is measured
+        against."""
         classes = self.facts.classes
         assert self.pool is not None
         return [image.transpose(1, 2, 0) for image in self.pool.images], self.pool.labels, classes
 
 
 class StreamLoader(DataLoader[dict[str, Tensor]]):
-    """A loader that Lightning may resume in the middle of an epoch: its stream starts where the module's count stands."""
+    """A loader that Lightning may resume in the middle of an epoch: its stream starts where the module's count
+    stands."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"resumes": "by images_seen"}
@@ -318,7 +324,8 @@ def check_same_data(before: Mapping[str, Sequence[str]], now: Mapping[str, Seque
         now: of the data as they are.
 
     Raises:
-        ConflictError: what was added, removed, changed or given another class or split, all counted and the first named.
+        ConflictError: what was added, removed, changed or given another class or split, all counted and the first
+            named.
     """
     if not before or not now or before == now:
         return
@@ -335,8 +342,10 @@ def check_same_data(before: Mapping[str, Sequence[str]], now: Mapping[str, Seque
         if changes:
             problems.append(f"{name}: {', '.join(changes)}")
     raise ConflictError(
-        f"the data changed since the training began ({len(problems)} images), so it cannot go on:\n{listing(problems)}\n"
-        "Bring the data back, or start anew: choose another trainer.default_root_dir (or delete this one), and begin from the old weights "
+        f"the data changed since the training began ({len(problems)} images), so it cannot go "
+        f"on:\n{listing(problems)}\n"
+        "Bring the data back, or start anew: choose another trainer.default_root_dir (or delete this one), and begin "
+        "from the old weights "
         "with the module's own option where it has one."
     )
 
@@ -373,11 +382,13 @@ def check_classes(images: ImageSet, one_class: bool) -> None:
     empty = [name for name, count in counts.items() if not count]
     if empty:
         raise DataError(
-            f"classes {choices(empty)} have no training images ({images.root}); there are {counts}. Add images, or name only the others in 'classes'."
+            f"classes {choices(empty)} have no training images ({images.root}); there are {counts}. Add images, or "
+            "name only the others in 'classes'."
         )
     if len(counts) < 2 and not one_class:
         raise DataError(
-            f"{images.root} has one class only ({choices(counts)}): a class-conditional generator learns a rare class from what it shares "
+            f"{images.root} has one class only ({choices(counts)}): a class-conditional generator learns a rare class "
+            "from what it shares "
             "with others. Add the other classes (defect-free images are one), or set one_class: true."
         )
 

@@ -1,7 +1,8 @@
 """Training a class-conditional diffusion generator with Lightning's automatic optimisation.
 
 One optimiser, one loss: DDP, gradient accumulation, clipping, bf16 and ``ckpt_path="last"`` work as they do for any
-LightningModule. All randomness is a function of (run seed, position in the stream), see :mod:`visynth.lightning_modules.randomness`.
+LightningModule. All randomness is a function of (run seed, position in the stream), see
+:mod:`visynth.lightning_modules.randomness`.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ from visynth.networks.unet import Denoiser, recipe
 class Diffusion(GeneratorModule):
     """EDM training of a :class:`visynth.networks.unet.Denoiser` on few and unbalanced images.
 
-    The network is built from the data: with :class:`visynth.lightning_modules.data.GeneratorData` nothing need be said; with a datamodule of
-    your own that gives ``(image, label)`` or ``{"image", "label"}``, name ``classes``, ``channels`` and ``size``.
+    The network is built from the data: with :class:`visynth.lightning_modules.data.GeneratorData` nothing need be said;
+    with a datamodule of your own that gives ``(image, label)`` or ``{"image", "label"}``, name ``classes``,
+    ``channels`` and ``size``.
 
     Args:
         width: channels at full resolution.
@@ -150,7 +152,8 @@ class Diffusion(GeneratorModule):
             return facts
         if told.classes is None or told.channels is None or told.size is None:
             raise UsageError(
-                "the datamodule does not say what its images are: use visynth.lightning_modules.data.GeneratorData, or give the module classes=, channels= and size=."
+                "the datamodule does not say what its images are: use visynth.lightning_modules.data.GeneratorData, "
+                "or give the module classes=, channels= and size=."
             )
         count = len(told.classes)
         return Facts(
@@ -314,7 +317,8 @@ class Diffusion(GeneratorModule):
 
 
 def dropout_for(images: int) -> float:
-    """Dropout by the number of training images: the smaller the set, the more (EDM's settings for 16,000 to 70,000 images).
+    """Dropout by the number of training images: the smaller the set, the more (EDM's settings for 16,000 to 70,000
+    images).
 
     Example:
         >>> dropout_for(500), dropout_for(50_000), dropout_for(10**6)
@@ -338,7 +342,8 @@ def _check(told: Any) -> None:
         problems.append(f"warmup must be at least 0, but got {told.warmup}")
     if told.lr <= 0 or told.cbdm < 0 or told.width < 1 or told.blocks < 1:
         problems.append(
-            f"lr must be above 0, cbdm at least 0, width and blocks at least 1, but got {told.lr}, {told.cbdm}, {told.width}, {told.blocks}"
+            f"lr must be above 0, cbdm at least 0, width and blocks at least 1, but got {told.lr}, {told.cbdm}, "
+            f"{told.width}, {told.blocks}"
         )
     unknown = [kind for kind in told.augment_kinds or [] if kind not in augment.KINDS]
     if unknown:

@@ -11,13 +11,15 @@ from visynth.lightning_modules.data import FEW
 FEW_GROUPS = 10  # parts, scenes or patients below which many images are still few
 TOO_FEW = 20  # images below which an adversarial training from scratch is refused
 INSTEAD = (
-    "composition or inpainting (masks; 'visynth trial' measures what they do), image-to-image with a foundation model, or transfer from a "
+    "composition or inpainting (masks; 'visynth trial' measures what they do), image-to-image with a foundation "
+    "model, or transfer from a "
     "generator of more images, may serve them better"
 )
 
 
 def warn_if_few(data: Any, say: Callable[[str], None]) -> None:
-    """Name the classes below 50 images or 10 groups; images in memory are a trial's, which measures what they are worth.
+    """Name the classes below 50 images or 10 groups; images in memory are a trial's, which measures what they are
+    worth.
 
     Args:
         data: a datamodule with ``facts``, and ``images`` where they are known by group.
@@ -46,6 +48,7 @@ def refuse_if_few(name: str, data: Any) -> None:
     short = [f"{c} ({n})" for c, n in zip(facts.classes, facts.counts, strict=True) if n < TOO_FEW]
     if short:
         raise UsageError(
-            f"{name} from scratch cannot learn {', '.join(short)} from fewer than {TOO_FEW} images of a class: {INSTEAD} "
+            f"{name} from scratch cannot learn {', '.join(short)} from fewer than {TOO_FEW} images of a class: "
+            f"{INSTEAD} "
             "(transfer=FOLDER starts from a generator). allow_few=True trains all the same."
         )

@@ -1,9 +1,11 @@
-"""Adversarial training with Lightning: one step for every network, exact under resuming, several processes and accumulation.
+"""Adversarial training with Lightning: one step for every network, exact under resuming, several processes and
+accumulation.
 
-Manual optimisation, because two networks take turns. A *step* sees ``accumulate`` batches: the discriminator learns from all of them, then the generator. Every
-random number belongs to a position of the stream (:mod:`visynth.lightning_modules.latents`), and means over the joined batch are exchanged between processes, so
-that the same positions give the same step however they are split over processes, and, without batch norm and minibatch standard deviation, over accumulated batches.
-The budget is counted in thousands of real images shown (kimg).
+Manual optimisation, because two networks take turns. A *step* sees ``accumulate`` batches: the discriminator learns
+from all of them, then the generator. Every random number belongs to a position of the stream
+(:mod:`visynth.lightning_modules.latents`), and means over the joined batch are exchanged between processes, so that the
+same positions give the same step however they are split over processes, and, without batch norm and minibatch standard
+deviation, over accumulated batches. The budget is counted in thousands of real images shown (kimg).
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ class AdversarialModule(GANModule):
     # -- for subclasses ------------------------------------------------------------------------------------------
 
     def make(self, drawn: Latents, purpose: str, positions: Sequence[int]) -> list[Tensor]:
-        """Pictures ``[N, C, H, W]`` of latents, at full size and, where a discriminator looks at them, at lower ones."""
+        """Pictures ``[N, C, H, W]`` of latents, at full size and, where a discriminator looks at them, at lower
+        ones."""
         return [self.network(drawn.z, drawn.labels)]
 
     def views(self, real: Tensor) -> list[Tensor]:
@@ -68,7 +71,8 @@ class AdversarialModule(GANModule):
         return [real]
 
     def logits(self, views: Sequence[Tensor], labels: Tensor) -> list[tuple[float, Tensor]]:
-        """Logits of views, one or more for each image, with their weights in the loss; the first ones, which depend on the first view alone, are what
+        """Logits of views, one or more for each image, with their weights in the loss; the first ones, which depend on
+        the first view alone, are what
         penalties are taken on."""
         return [(1.0, self.critic(views[0], labels))]
 
@@ -203,7 +207,8 @@ class AdversarialModule(GANModule):
     def _judged(
         self, views: Sequence[Tensor], labels: Tensor, positions: Sequence[int], purpose: str
     ) -> list[tuple[float, Tensor]]:
-        """Logits of augmented views; all views of an image are augmented by the same numbers, in full precision: places need it."""
+        """Logits of augmented views; all views of an image are augmented by the same numbers, in full precision: places
+        need it."""
         with uncast(views[0]):
             seen = [self.augmenter(wide(v), positions, purpose, float(self.ada_p)) for v in views]
         return self.logits(seen, labels)
@@ -287,7 +292,8 @@ class AdversarialModule(GANModule):
         self.log("sign_real", sign)
 
     def on_train_start(self) -> None:
-        """Rates as told now: a checkpoint brings those of its own time along. A budget that was used up before is not exceeded by a step."""
+        """Rates as told now: a checkpoint brings those of its own time along. A budget that was used up before is not
+        exceeded by a step."""
         set_rates(self)
         self._stop_at_budget()
 

@@ -1,4 +1,5 @@
-"""What adversarial modules are and what they make: arguments, networks, transfer and export; the step is in :mod:`visynth.lightning_modules.gan`."""
+"""What adversarial modules are and what they make: arguments, networks, transfer and export; the step is in
+:mod:`visynth.lightning_modules.gan`."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ from visynth.networks import ada, discriminator
 
 
 class GANModule(GeneratorModule):
-    """What :class:`StyleGAN2`, :class:`BigGAN` and :class:`CGAN` share; they name their generator and its arguments, and write ``make_critic``.
+    """What :class:`StyleGAN2`, :class:`BigGAN` and :class:`CGAN` share; they name their generator and its arguments,
+    and write ``make_critic``.
 
     Args:
         kimg: thousands of real images to show; None goes on until the Trainer stops.
@@ -134,7 +136,8 @@ class GANModule(GeneratorModule):
         if self.network is None:
             if not hasattr(self.data, "facts"):
                 raise UsageError(
-                    f"{type(self).__name__} needs a datamodule that says what its images are: use visynth.lightning_modules.data.GeneratorData."
+                    f"{type(self).__name__} needs a datamodule that says what its images are: use "
+                    "visynth.lightning_modules.data.GeneratorData."
                 )
             if self.told.transfer is None and not self.told.allow_few:
                 refuse_if_few(type(self).__name__, self.data)
@@ -147,7 +150,8 @@ class GANModule(GeneratorModule):
         """Make both networks for some data; random weights come from the run seed, not from the global generator."""
         if facts.size[0] != facts.size[1]:
             raise UsageError(
-                f"{type(self).__name__} makes square pictures, but the data are {facts.size[0]}x{facts.size[1]}: give the data one number as size."
+                f"{type(self).__name__} makes square pictures, but the data are {facts.size[0]}x{facts.size[1]}: give "
+                "the data one number as size."
             )
         self.facts = facts
         with torch.random.fork_rng(devices=[]):
@@ -172,7 +176,8 @@ class GANModule(GeneratorModule):
         blocks = len(self.critic.blocks())
         if count >= blocks:
             raise UsageError(
-                f"{type(self).__name__}: freeze must be below the {blocks} blocks of the discriminator, but got {count}."
+                f"{type(self).__name__}: freeze must be below the {blocks} blocks of the discriminator, but got "
+                f"{count}."
             )
         discriminator.freeze(self.critic, count)
 
@@ -190,7 +195,8 @@ class GANModule(GeneratorModule):
         return [self.told.lr_d, self.told.lr_g, self.told.gamma]
 
     def take_over(self, folder: Path) -> None:
-        """Weights of a generator folder, and of the discriminator in it if there is one, see :mod:`visynth.lightning_modules.transfer`."""
+        """Weights of a generator folder, and of the discriminator in it if there is one, see
+        :mod:`visynth.lightning_modules.transfer`."""
         from visynth.generators.base import load_generator
 
         assert self.facts is not None

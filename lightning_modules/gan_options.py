@@ -13,7 +13,8 @@ PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 
 
 def check(name: str, generator: Any, o: Any) -> None:
-    """Refuse arguments of an adversarial module, and sampler options of its generator, that cannot be right, all of them told.
+    """Refuse arguments of an adversarial module, and sampler options of its generator, that cannot be right, all of
+    them told.
 
     Raises:
         UsageError: any of them.
@@ -51,7 +52,8 @@ def check(name: str, generator: Any, o: Any) -> None:
         problems.append(f"betas must be two numbers in [0, 1), but got {o.betas}")
     if o.lecam and o.loss == "relativistic":
         problems.append(
-            "lecam is about the logits of real and made images themselves, and relativistic only about their difference: take one of them"
+            "lecam is about the logits of real and made images themselves, and relativistic only about their "
+            "difference: take one of them"
         )
     if o.micro_batch < 1:
         problems.append(f"micro_batch must be at least 1, but got {o.micro_batch}")
@@ -78,16 +80,19 @@ def check_trainer(name: str, trainer: Any) -> None:
     problems = []
     if trainer.precision not in PRECISIONS:
         problems.append(
-            f"precision must be one of {choices(PRECISIONS)} (half precision would need scaled losses), but is {trainer.precision!r}"
+            f"precision must be one of {choices(PRECISIONS)} (half precision would need scaled losses), but is "
+            f"{trainer.precision!r}"
         )
     if trainer.accumulate_grad_batches > 1:
         count = trainer.accumulate_grad_batches
         problems.append(
-            f"accumulate_grad_batches={count} is for one optimiser, and here are two: give the model accumulate={count} instead"
+            f"accumulate_grad_batches={count} is for one optimiser, and here are two: give the model "
+            f"accumulate={count} instead"
         )
     if trainer.gradient_clip_val:
         problems.append(
-            f"gradient_clip_val={trainer.gradient_clip_val:g} is for one optimiser: leave it out, the gradient penalty (gamma) keeps gradients small"
+            f"gradient_clip_val={trainer.gradient_clip_val:g} is for one optimiser: leave it out, the gradient penalty "
+            "(gamma) keeps gradients small"
         )
     if problems:
         raise UsageError(f"{name}: the trainer's " + "; ".join(problems) + ".")

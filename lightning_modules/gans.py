@@ -41,9 +41,11 @@ class StyleGAN2(AdversarialModule):
         w_dim: of the style.
         layers: of the mapping.
         group: of the minibatch standard deviation; 1 for none.
-        discriminator: "residual", or "projected" on frozen pretrained features (take loss="hinge", gamma=0, augment="diffaugment").
+        discriminator: "residual", or "projected" on frozen pretrained features (take loss="hinge", gamma=0,
+            augment="diffaugment").
         view: pixels that the projected one sees.
-        shared: resolution up to which the class is not seen (UTLO); 0 for none. A discriminator without classes judges the pictures of that resolution.
+        shared: resolution up to which the class is not seen (UTLO); 0 for none. A discriminator without classes judges
+            the pictures of that resolution.
         shared_weight: of that discriminator against the other, alpha / (1 + alpha).
         transition: parts of the budget between which the class is faded in (needs kimg), for instance [0.08, 0.16].
         class_noise: strength of noise on the embedding of the class, more for rare ones; 0.5 to 0.75.
@@ -153,7 +155,8 @@ class StyleGAN2(AdversarialModule):
         return ws
 
     def spread(self) -> Tensor:
-        """Standard deviation of the noise on each class's embedding, in units of its own size: sigma K / E_n with effective numbers
+        """Standard deviation of the noise on each class's embedding, in units of its own size: sigma K / E_n with
+        effective numbers
         E_n = (1 - 0.99^n) / 0.01 and K so that the mean is sigma (NoisyTwins, section 4.1).
         """
         assert self.facts is not None

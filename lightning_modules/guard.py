@@ -11,7 +11,8 @@ EVERY, MOST, SLOWER = 200, 3, 0.5
 
 
 class Guard:
-    """Keeps a copy of weights and optimisers every 200 steps; all processes see the same losses, so they go back together."""
+    """Keeps a copy of weights and optimisers every 200 steps; all processes see the same losses, so they go back
+    together."""
 
     def __init__(self) -> None:
         self._kept: dict[str, Any] | None = None
@@ -33,8 +34,10 @@ class Guard:
         seen = int(module.images_seen)
         if self._kept is None or int(module.restored) >= MOST:
             raise Diverged(
-                f"{what} became infinite or not a number after {seen} images, {int(module.restored)} times before. The weights are those of the last "
-                f"finite step. Lower lr_g and lr_d (now {module.told.lr_g:g} and {module.told.lr_d:g}) or raise gamma, and run the same command again."
+                f"{what} became infinite or not a number after {seen} images, {int(module.restored)} times before. The "
+                "weights are those of the last "
+                f"finite step. Lower lr_g and lr_d (now {module.told.lr_g:g} and {module.told.lr_d:g}) or raise gamma, "
+                "and run the same command again."
             )
         module.restored += 1
         own = self._parts(module)
@@ -44,13 +47,13 @@ class Guard:
             optimizer.load_state_dict(copy.deepcopy(state))
         slower = set_rates(module)
         module.print(
-            f"{what} became infinite or not a number after {seen} images: back to the last good weights, learning rates times {slower:g}"
+            f"{what} became infinite or not a number after {seen} images: back to the last good weights, learning "
+            f"rates times {slower:g}"
         )
 
     def _parts(self, module: Any) -> dict[str, Any]:
-        return {
-            name: value for name, value in module.state_dict(keep_vars=True).items() if name not in ("images_seen", "stepped_at", "steps_done", "restored")
-        }  # fmt: skip
+        counters = ("images_seen", "stepped_at", "steps_done", "restored")
+        return {name: v for name, v in module.state_dict(keep_vars=True).items() if name not in counters}
 
 
 def set_rates(module: Any) -> float:

@@ -23,8 +23,9 @@ OUTSIDE = 0.05  # weight of a known pixel's error against that of a pixel in the
 class Inpainting(Diffusion):
     """:class:`Diffusion` conditioned on a window's surroundings and the hole in it; train it with ``DefectCrops``.
 
-    The exported generator sets its defects into real defect-free images, seed for seed where composition would set them. Arguments
-    are those of :class:`Diffusion`; its labelled augmentation is off, because crops are drawn anew and mirrored anyway.
+    The exported generator sets its defects into real defect-free images, seed for seed where composition would set
+    them. Arguments are those of :class:`Diffusion`; its labelled augmentation is off, because crops are drawn anew and
+    mirrored anyway.
     """
 
     def __init__(self, augment: float = 0.0, width: int = 24, **kwargs: Any) -> None:
@@ -78,6 +79,7 @@ class Inpainting(Diffusion):
         composition = getattr(self.data, "composition", None)
         if composition is None:
             raise UsageError(
-                "an inpainting generator needs its backgrounds and masks: attach the DefectCrops datamodule that it was trained with."
+                "an inpainting generator needs its backgrounds and masks: attach the DefectCrops datamodule that it "
+                "was trained with."
             )
         return composition

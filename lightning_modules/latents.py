@@ -1,4 +1,5 @@
-"""What an adversarial step draws: latents, labels, noise and augmentations, each row by its position in the stream alone."""
+"""What an adversarial step draws: latents, labels, noise and augmentations, each row by its position in the stream
+alone."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
 """LoRA fine-tuning of a foundation model's U-Net or transformer through peft, on few images a class.
 
-The pipeline's own parts do the work: its text encoders read the prompts once, its VAE encodes, its scheduler says what is predicted (epsilon, v, or
-a flow). Only the low-rank weights are trained, kept in checkpoints and exported, under the names that diffusers loads.
-Sources: Hu et al., "LoRA" (ICLR 2022); Ho et al. (2020) eq. 14 for epsilon; Esser et al., "Scaling rectified flow transformers" (ICML 2024),
+The pipeline's own parts do the work: its text encoders read the prompts once, its VAE encodes, its scheduler says what
+is predicted (epsilon, v, or a flow). Only the low-rank weights are trained, kept in checkpoints and exported, under the
+names that diffusers loads.
+Sources: Hu et al., "LoRA" (ICLR 2022); Ho et al. (2020) eq. 14 for epsilon; Esser et al., "Scaling rectified flow
+    transformers" (ICML 2024),
 eq. 13 and section 3.1 (logit-normal timesteps) for flows.
 """
 
@@ -29,7 +31,8 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 class LoRA(GeneratorModule):
-    """Low-rank fine-tuning of a diffusers pipeline; train it with :class:`visynth.lightning_modules.data.GeneratorData` at the pipeline's size.
+    """Low-rank fine-tuning of a diffusers pipeline; train it with :class:`visynth.lightning_modules.data.GeneratorData`
+    at the pipeline's size.
 
     The exported generator starts from the real training images (mode ``"image"``), as few-shot evidence asks for.
 
@@ -67,7 +70,8 @@ class LoRA(GeneratorModule):
         super().__init__()
         if rank < 1 or lr <= 0 or warmup < 0 or not 0 <= prompt_drop <= 1 or mode not in ("image", "text"):
             raise UsageError(
-                f"LoRA takes rank of at least 1, lr above 0, warmup of at least 0, prompt_drop in [0, 1] and mode 'image' or 'text', but got {rank}, {lr}, {prompt_drop}, {mode!r}."
+                "LoRA takes rank of at least 1, lr above 0, warmup of at least 0, prompt_drop in [0, 1] and mode "
+                f"'image' or 'text', but got {rank}, {lr}, {prompt_drop}, {mode!r}."
             )
         self.save_hyperparameters()
         self.strict_loading = False  # checkpoints hold the low-rank weights alone
@@ -80,7 +84,8 @@ class LoRA(GeneratorModule):
         if self.network is None:
             if not hasattr(self.data, "facts"):
                 raise UsageError(
-                    "LoRA is trained with visynth.lightning_modules.data.GeneratorData, which says what its classes are."
+                    "LoRA is trained with visynth.lightning_modules.data.GeneratorData, which says what its classes "
+                    "are."
                 )
             self.build(self.data.facts)
 
@@ -96,7 +101,8 @@ class LoRA(GeneratorModule):
         network = getattr(pipe, self.kind)
         if type(network).__name__ not in TRAINABLE:
             raise DataError(
-                f"LoRA trains {' and '.join(TRAINABLE)}, but the pipeline of {self.told.pipeline} has a {type(network).__name__}; it can be used as it is by 'visynth fit pipeline'."
+                f"LoRA trains {' and '.join(TRAINABLE)}, but the pipeline of {self.told.pipeline} has a "
+                f"{type(network).__name__}; it can be used as it is by 'visynth fit pipeline'."
             )
         factor = pipe.vae_scale_factor
         if any(side % factor for side in facts.size):
@@ -238,7 +244,8 @@ class LoRA(GeneratorModule):
         return {f"{self.kind}.{name}": t.detach().cpu().clone() for name, t in found.items()}
 
     def generator(self, **kwargs: Any) -> Generator:
-        """The generator as it stands: the pipeline, the low-rank weights, and the real training images to start from."""
+        """The generator as it stands: the pipeline, the low-rank weights, and the real training images to start
+        from."""
         if self.facts is None:
             raise UsageError("there is no network yet: fit the module, or load a checkpoint.")
         anchors = self._anchors() if self.told.mode == "image" else []
@@ -269,7 +276,8 @@ class LoRA(GeneratorModule):
         ]
 
     def sample(self, seeds: Tensor | Sequence[int], labels: Tensor | Sequence[int], **options: Any) -> Any:
-        """Samples of the weights as they stand; the pipeline is loaded once, and new weights are put into it when they have moved."""
+        """Samples of the weights as they stand; the pipeline is loaded once, and new weights are put into it when they
+        have moved."""
         now, held = int(self.images_seen), self.__dict__.get("_held")
         if held is None:
             held = (now, self.generator())

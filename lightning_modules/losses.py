@@ -62,8 +62,8 @@ def denoising(
 def class_balancing(raw: Tensor, other: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
     """The regulariser of class-balancing diffusion per image: outputs for a class and another one are drawn together.
 
-    Qin et al., "Class-balancing diffusion models" (CVPR 2023), eq. 9 and its commitment term with weight 1/4, on the raw
-    outputs F, whose scale is the same at every noise level as that of epsilon is there. The paper's t/T becomes the
+    Qin et al., "Class-balancing diffusion models" (CVPR 2023), eq. 9 and its commitment term with weight 1/4, on the
+    raw outputs F, whose scale is the same at every noise level as that of epsilon is there. The paper's t/T becomes the
     noise level's rank under the training distribution.
 
     Args:

@@ -1,7 +1,7 @@
 """Stateless training randomness: every random number is a function of (run seed, position in the stream).
 
-That is what makes a resumed run the same run, two ranks the same as one with the joined batch, and accumulated gradients
-the same as a large batch. No state of a random generator is kept anywhere.
+That is what makes a resumed run the same run, two ranks the same as one with the joined batch, and accumulated
+gradients the same as a large batch. No state of a random generator is kept anywhere.
 """
 
 from __future__ import annotations

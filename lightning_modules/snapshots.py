@@ -1,7 +1,7 @@
 """Stored weight averages of a run, and any other average made of them afterwards (EDM2, section 3.2).
 
-A snapshot is ``<run>/ema/<images>-<std>.safetensors``. Snapshots are taken on a geometric ladder of images seen, because a
-power-function average only asks for times relative to the end.
+A snapshot is ``<run>/ema/<images>-<std>.safetensors``. Snapshots are taken on a geometric ladder of images seen,
+because a power-function average only asks for times relative to the end.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def reconstruct(folder: Path, images: int, std: float, now: Mapping[float, Mappi
     found = {path: key for path, key in stored(folder).items() if key[0] < images}
     if not found:
         raise DataError(
-            f"{folder} holds no snapshots from before image {images}, so only the averages of std {sorted(now)} can be had. Train longer, or choose one of those."
+            f"{folder} holds no snapshots from before image {images}, so only the averages of std {sorted(now)} can be "
+            "had. Train longer, or choose one of those."
         )
     times = [(float(t), gamma_of(s)) for t, s in found.values()] + [(float(images), gamma_of(s)) for s in now]
     factors = posthoc(times, float(images), gamma_of(std))

@@ -80,7 +80,8 @@ def train_projection(
     size: int = 64,
     say: Say = lambda words: None,
 ) -> Generator:
-    """Variations of projected real images of every class, by a StyleGAN2 of all of them; pictures come out as wide to their height as most images are.
+    """Variations of projected real images of every class, by a StyleGAN2 of all of them; pictures come out as wide to
+    their height as most images are.
 
     Raises:
         DataError: one class only.
@@ -147,7 +148,8 @@ def _train(module: Any, data: Any, minutes: float, say: Say) -> Generator:
         trainer.fit(module, data)
         seen, seconds = int(module.images_seen), time.monotonic() - started
         say(
-            f"    {seen} images in {seconds:.0f} s ({seen / seconds:.0f} images/s), loss {float(trainer.callback_metrics['loss']):.3f}"
+            f"    {seen} images in {seconds:.0f} s ({seen / seconds:.0f} images/s), loss "
+            f"{float(trainer.callback_metrics['loss']):.3f}"
         )
         made: Generator = module.to(trainer.strategy.root_device).generator()  # Lightning leaves the module on the CPU
         return made

@@ -15,8 +15,9 @@ def fitting(
 ) -> dict[str, Tensor]:
     """Those of the given tensors that a network can start from.
 
-    Embeddings of classes are taken class by class of the same name; a class that is new keeps its random start. A mapping without classes becomes one with them
-    that makes the same styles at first, whatever the class; and blocks that do not see the class (``shared``) get a mapping of their own from that of all.
+    Embeddings of classes are taken class by class of the same name; a class that is new keeps its random start. A
+    mapping without classes becomes one with them that makes the same styles at first, whatever the class; and blocks
+    that do not see the class (``shared``) get a mapping of their own from that of all.
 
     Args:
         given: tensors of the trained network.
@@ -55,12 +56,14 @@ def check_depth(given: Mapping[str, Tensor], own: Mapping[str, Tensor], source: 
     depths = [sum(name.startswith("mapping.fc") and name.endswith("weight") for name in part) for part in (given, own)]
     if depths[0] != depths[1]:
         raise UsageError(
-            f"transfer: {source} has a mapping of {depths[0]} layers, this network of {depths[1]}: give layers={depths[0]}."
+            f"transfer: {source} has a mapping of {depths[0]} layers, this network of {depths[1]}: give "
+            f"layers={depths[0]}."
         )
 
 
 def _class_axis(name: str) -> int | None:
-    """Along which axis a tensor has the classes: a linear map of one-hot vectors along the second, an embedding along the first."""
+    """Along which axis a tensor has the classes: a linear map of one-hot vectors along the second, an embedding along
+    the first."""
     if "embed." not in name:
         return None
     return 1 if "mapping.embed." in name else 0

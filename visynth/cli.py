@@ -119,7 +119,8 @@ def _nested(verb: str, words: list[str], nested: Mapping[str, tuple[str, ...]]) 
     lines = [f"  visynth {verb} {word} --help" for word in nested[verb]]
     if verb == "fit":
         lines.append(
-            "  visynth fit -c configs/....yaml     train a generator (LightningCLI: --print_config, --trainer.max_steps N, ...)"
+            "  visynth fit -c configs/....yaml     train a generator (LightningCLI: --print_config, "
+            "--trainer.max_steps N, ...)"
         )
     print("\n".join([f"usage: visynth {verb} {{{'|'.join(nested[verb])}}} ...", *lines]))
     raise SystemExit(0 if words[:1] in (["-h"], ["--help"]) else USAGE)
@@ -128,8 +129,9 @@ def _nested(verb: str, words: list[str], nested: Mapping[str, tuple[str, ...]]) 
 def _spelled(words: list[str], flags: Mapping[str, str]) -> list[str]:
     """The words as jsonargparse wants them.
 
-    Understood are the first argument bare (``visynth gate report``), hyphens (``--per-class 3``), switches (``--quiet``, ``--no-cache``)
-    and lists as people write them (``--rare a,b``, ``--rare a --rare b``, ``--rare '[a, b]'``).
+    Understood are the first argument bare (``visynth gate report``), hyphens (``--per-class 3``), switches
+    (``--quiet``, ``--no-cache``) and lists as people write them (``--rare a,b``, ``--rare a --rare b``, ``--rare '[a,
+    b]'``).
 
     Args:
         words: after the verb.
@@ -163,7 +165,8 @@ def _spelled(words: list[str], flags: Mapping[str, str]) -> list[str]:
 def _parser(name: str, function: Callable[..., Any]) -> tuple[Any, dict[str, str], dict[str, tuple[Any, list[str]]]]:
     """The parser of a verb, its flags with their types, and the dataclasses among its parameters with their fields.
 
-    The fields of a parameter that is a dataclass (:class:`visynth.commands.options.DataOptions`) are flags beside the others.
+    The fields of a parameter that is a dataclass (:class:`visynth.commands.options.DataOptions`) are flags beside the
+    others.
     """
     from dataclasses import fields, is_dataclass
     from inspect import signature
@@ -176,7 +179,8 @@ def _parser(name: str, function: Callable[..., Any]) -> tuple[Any, dict[str, str
             raise SystemExit(_say(f"{_near(message, flags)}\nSee 'visynth {name} --help'.", USAGE))
 
         def format_help(self, *args: Any, **kwargs: Any) -> str:
-            # Flags are typed with hyphens and switches bare; jsonargparse prints the parameters' underscores and values.
+            # Flags are typed with hyphens and switches bare; jsonargparse prints the parameters' underscores and
+            # values.
             told = re.sub(
                 r"--[a-z_0-9]+", lambda flag: flag.group().replace("_", "-"), super().format_help(*args, **kwargs)
             )
@@ -189,7 +193,7 @@ def _parser(name: str, function: Callable[..., Any]) -> tuple[Any, dict[str, str
     flags: dict[str, str] = {}
     groups: dict[str, tuple[Any, list[str]]] = {}
     hints = get_type_hints(function)
-    first, _, _ = (function.__doc__ or "").partition("\n")
+    first = " ".join((function.__doc__ or "").partition("\n\n")[0].split())
     parser = Parser(prog=f"visynth {name}", allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with these options")
     for parameter in signature(function).parameters.values():

@@ -1,4 +1,5 @@
-"""``class_path: visynth.lightning.WithSynthetic`` for configurations of ``lightning.pytorch``, whose CLI checks its own base class."""
+"""``class_path: visynth.lightning.WithSynthetic`` for configurations of ``lightning.pytorch``, whose CLI checks its own
+base class."""
 
 from __future__ import annotations
 

@@ -1,13 +1,15 @@
-"""Somebody else's training under the plugin: anomalib's Folder, its Engine and its dataclass samples, wrapped with one line.
+"""Somebody else's training under the plugin: anomalib's Folder, its Engine and its dataclass samples, wrapped with one
+line.
 
     python3.11 -m venv /tmp/anomalib
     /tmp/anomalib/bin/pip install torch==2.14.1 torchvision==0.29.1
     /tmp/anomalib/bin/pip install . anomalib
     OMP_WAIT_POLICY=PASSIVE /tmp/anomalib/bin/python scripts/bench/anomalib_training.py
 
-anomalib (Apache-2.0) trains on defect-free parts alone and gives ImageItems and ImageBatches with a boolean label. Two things are shown:
-its own model under its own Engine, alone and with ``share=0``, and a supervised training on the same Folder whose defects are all
-rendered, every row of which must be a file with its own label. The set is the built-in one, parted by region.
+anomalib (Apache-2.0) trains on defect-free parts alone and gives ImageItems and ImageBatches with a boolean label. Two
+things are shown: its own model under its own Engine, alone and with ``share=0``, and a supervised training on the same
+Folder whose defects are all rendered, every row of which must be a file with its own label. The set is the built-in
+one, parted by region.
 """
 
 from __future__ import annotations
@@ -168,7 +170,8 @@ def main() -> int:
             net, took = supervised(WithSynthetic(folder(root), renders, backend=backend, **more, **told))
             wrong = strangers(net, files)
             print(
-                f"{backend:<8} labels {dict(sorted(Counter(net.labels).items()))}, rows that are no file or wrongly labelled: "
+                f"{backend:<8} labels {dict(sorted(Counter(net.labels).items()))}, rows that are no file or wrongly "
+                "labelled: "
                 f"{wrong} of {len(net.rows)}, {took:.1f} s"
             )
             failed |= wrong > 0 or not any(net.labels)

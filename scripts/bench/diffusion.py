@@ -1,9 +1,11 @@
 """What the learned generators do: a list of cells that each append one JSON line and are skipped when it is there.
 
-    OMP_WAIT_POLICY=PASSIVE .venv/bin/python scripts/bench/diffusion.py --data ../shared/data [--cells NAME ...] [--threads 1]
+    OMP_WAIT_POLICY=PASSIVE .venv/bin/python scripts/bench/diffusion.py --data ../shared/data [--cells NAME ...]
+    [--threads 1]
 
-Cells (minutes on two cores): ``digits`` (4), ``neu_det`` (13), ``neu_det_20`` and ``neu_det_5`` (10 each), ``magnetic_tile`` (120).
-Sheets of samples go to the output folder: look at them. The tables in scripts/bench/README.md are printed from the lines.
+Cells (minutes on two cores): ``digits`` (4), ``neu_det`` (13), ``neu_det_20`` and ``neu_det_5`` (10 each),
+``magnetic_tile`` (120). Sheets of samples go to the output folder: look at them. The tables in scripts/bench/README.md
+are printed from the lines.
 """
 
 from __future__ import annotations
@@ -77,7 +79,8 @@ def neu_det(data: Path, out: Path) -> dict[str, Any]:
 
 
 def trained(given: GeneratorData, module: Diffusion, minutes: float, out: Path, name: str, each: int) -> dict[str, Any]:
-    """Train with the KID callback at its defaults; then KID, Frechet distance and copies per class against all real images."""
+    """Train with the KID callback at its defaults; then KID, Frechet distance and copies per class against all real
+    images."""
     watch = KIDCallback(cache=False)
     trainer = pytorch_lightning.Trainer(
         max_time={"seconds": round(60 * minutes)},
@@ -170,7 +173,8 @@ def ddim(network: Denoiser, noise: Any, labels: Any, steps: int) -> Any:
 
 
 def plain_step(module: Diffusion, given: GeneratorData, steps: int = 12) -> float:
-    """images/s of a bare training loop as diffusers' examples have it: the same U-Net, epsilon loss, AdamW, nothing else."""
+    """images/s of a bare training loop as diffusers' examples have it: the same U-Net, epsilon loss, AdamW, nothing
+    else."""
     network = copy.deepcopy(module.network).train().requires_grad_(True)
     optimizer = torch.optim.AdamW(network.parameters(), 1e-4)
     scheduler = DDPMScheduler()

@@ -1,10 +1,14 @@
-"""What the GANs do: cells that append one JSON line each, are skipped when it is there, and go on from their last checkpoint.
+"""What the GANs do: cells that append one JSON line each, are skipped when it is there, and go on from their last
+checkpoint.
 
-    OMP_WAIT_POLICY=PASSIVE .venv/bin/python scripts/bench/gan_cells.py --data ../shared/data [--cells NAME ...] [--threads 1]
+    OMP_WAIT_POLICY=PASSIVE .venv/bin/python scripts/bench/gan_cells.py --data ../shared/data [--cells NAME ...]
+    [--threads 1]
 
-``neu_*`` (10 minutes each): NEU-DET at 32 px, generators of at most 1.5 million parameters. ``digits_*`` (5 minutes each): digits at 16 px with one class cut to
-20 images, plain conditioning against options for few images, three seeds; ``*_x3`` three times as long. ``magnetic_tile`` (100): variations of projected defects against composition.
-KID is measured with a small classifier that was trained on the real images alone, before any generator and by none of them. ``--tables`` prints what there is.
+``neu_*`` (10 minutes each): NEU-DET at 32 px, generators of at most 1.5 million parameters. ``digits_*`` (5 minutes
+each): digits at 16 px with one class cut to 20 images, plain conditioning against options for few images, three seeds;
+``*_x3`` three times as long. ``magnetic_tile`` (100): variations of projected defects against composition. KID is
+measured with a small classifier that was trained on the real images alone, before any generator and by none of them.
+``--tables`` prints what there is.
 """
 
 from __future__ import annotations
@@ -74,7 +78,8 @@ class Judge(nn.Module):
         widths = [channels, 32, 64, 128]
         layers: list[nn.Module] = []
         for a, b in itertools.pairwise(widths):
-            layers += [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.Conv2d(b, b, 3, 2, 1), nn.BatchNorm2d(b), nn.ReLU()]  # fmt: skip
+            layers += [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU()]
+            layers += [nn.Conv2d(b, b, 3, 2, 1), nn.BatchNorm2d(b), nn.ReLU()]
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(512, 64), nn.ReLU())
         self.out = nn.Linear(64, classes)
 
@@ -253,7 +258,8 @@ def long_tail(name: str, seed: int, times: int = 1) -> Callable[[Path, Path], di
 
 
 def near_copies(made: np.ndarray, seen: np.ndarray, others: np.ndarray) -> float:
-    """Share of made images that are nearer to one that was trained on than 99 % of other real images of the class are, by pixels."""
+    """Share of made images that are nearer to one that was trained on than 99 % of other real images of the class are,
+    by pixels."""
 
     def nearest(images: np.ndarray) -> np.ndarray:
         a, b = (part.astype(np.float32).reshape(len(part), -1) for part in (images, seen))
@@ -263,7 +269,8 @@ def near_copies(made: np.ndarray, seen: np.ndarray, others: np.ndarray) -> float
 
 
 def magnetic_tile(data: Path, out: Path) -> dict[str, Any]:
-    """Variations of projected defects, composition and classic augmentation on identical draws, 3 tile groups of each rare class."""
+    """Variations of projected defects, composition and classic augmentation on identical draws, 3 tile groups of each
+    rare class."""
     root = data / "magnetic_tile"
     images = read_images(root / "images", masks=root / "masks", groups=root / "groups.csv")
     options = TrialOptions(
@@ -298,18 +305,21 @@ def tables(lines: dict[str, dict[str, Any]]) -> None:
     if rows:
         names = [q["class"] for q in next(iter(rows.values()))["quality"]]
         print(
-            f"| generator | parameters | images seen | images/s training, sampling | {' | '.join(names)} | of its class |"
+            f"| generator | parameters | images seen | images/s training, sampling | {' | '.join(names)} | of its "
+            "class |"
         )
         print("|---|---|---|---|" + "---|" * (len(names) + 1))
         for name, row in rows.items():
             kids = [f"{q['kid']['value']:.3f}" for q in row["quality"]]
             print(
-                f"| {name} | {row['parameters'] / 1e6:.2f} M | {row['images']:,} | {row['training images/s']}, {row['sampling images/s']} | "
+                f"| {name} | {row['parameters'] / 1e6:.2f} M | {row['images']:,} | {row['training images/s']}, "
+                f"{row['sampling images/s']} | "
                 f"{' | '.join(kids)} | {row['accuracy'][1]:.2f} |"
             )
         first = next(iter(rows.values()))
         print(
-            f"| real halves (95th percentile) | | | | {' | '.join(str(q['kid'].get('null_high')) for q in first['quality'])} | {first['accuracy'][0]:.2f} |"
+            "| real halves (95th percentile) | | | | "
+            f"{' | '.join(str(q['kid'].get('null_high')) for q in first['quality'])} | {first['accuracy'][0]:.2f} |"
         )
     for name in LONG_TAIL:
         cells = [f"digits_{name}_{seed}{times}" for times in ("", "_x3") for seed in range(3)]
@@ -317,8 +327,10 @@ def tables(lines: dict[str, dict[str, Any]]) -> None:
             kid = {q["class"]: q["kid"]["value"] for q in run["quality"]}
             others = [c for c in run["recall"] if c != RARE]
             print(
-                f"| {name} | {run['images']:,} | {run['recall'][RARE]:.2f} | {kid[RARE]:.3f} | {run['made of its class'][RARE]:.2f} | "
-                f"{np.mean([run['recall'][c] for c in others]):.2f} | {np.mean([kid[c] for c in others]):.3f} | {run['near copies']:.2f} |"
+                f"| {name} | {run['images']:,} | {run['recall'][RARE]:.2f} | {kid[RARE]:.3f} | "
+                f"{run['made of its class'][RARE]:.2f} | "
+                f"{np.mean([run['recall'][c] for c in others]):.2f} | {np.mean([kid[c] for c in others]):.3f} | "
+                f"{run['near copies']:.2f} |"
             )
 
 

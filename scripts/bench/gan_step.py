@@ -2,9 +2,10 @@
 
     OMP_WAIT_POLICY=PASSIVE .venv/bin/python scripts/bench/gan_step.py
 
-The setting of the public implementation's figures (16.5 images/s in training, 91 in sampling, on two shared cores): 32 px, 1 channel, channel_base 2048,
-channel_max 128, w 128, 2 mapping layers, batch 16, one discriminator and one generator step. Forms of a convolution: activations scaled or grouped weights; resampling
-by a separable filter, by pooling, or folded into a 6x6 kernel. Each variant runs in a process of its own; medians of rounds in turn.
+The setting of the public implementation's figures (16.5 images/s in training, 91 in sampling, on two shared cores): 32
+px, 1 channel, channel_base 2048, channel_max 128, w 128, 2 mapping layers, batch 16, one discriminator and one
+generator step. Forms of a convolution: activations scaled or grouped weights; resampling by a separable filter, by
+pooling, or folded into a 6x6 kernel. Each variant runs in a process of its own; medians of rounds in turn.
 """
 
 from __future__ import annotations

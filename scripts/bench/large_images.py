@@ -2,8 +2,8 @@
 
     OMP_WAIT_POLICY=PASSIVE .venv/bin/python scripts/bench/large_images.py --count 10000
 
-The images are one photograph-like JPEG of 4000x3000 pixels under many names (hard links), so the disk holds one. Prints the peak
-resident memory of a process that reads them as ``visynth fit`` does, and the seconds.
+The images are one photograph-like JPEG of 4000x3000 pixels under many names (hard links), so the disk holds one. Prints
+the peak resident memory of a process that reads them as ``visynth fit`` does, and the seconds.
 """
 
 from __future__ import annotations

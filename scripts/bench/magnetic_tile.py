@@ -69,7 +69,8 @@ def table(lines: list[dict]) -> str:
     rows += (
         "| recall at 5 % FPR, synthetic minus baseline | "
         + " | ".join(
-            f"{line['recall_difference']['mean']:+.3f} [{line['recall_difference']['low']:+.2f}, {line['recall_difference']['high']:+.2f}]"
+            f"{line['recall_difference']['mean']:+.3f} [{line['recall_difference']['low']:+.2f}, "
+            f"{line['recall_difference']['high']:+.2f}]"
             for line in lines
         )
         + " |\n"

@@ -1,11 +1,13 @@
 """What wrapping a DataModule costs: batches/s plain and wrapped, in turn, medians of the ratios over many rounds.
 
     OMP_WAIT_POLICY=PASSIVE .venv/bin/python scripts/bench/mixing.py loader     # reading alone, no training: the worst case
-    OMP_WAIT_POLICY=PASSIVE .venv/bin/python scripts/bench/mixing.py training   # a ResNet-18 under a Trainer, loaders with a worker
+    OMP_WAIT_POLICY=PASSIVE .venv/bin/python scripts/bench/mixing.py training   # a ResNet-18 under a Trainer, loaders
+    with a worker
 
-Real and synthetic pictures are PNG files of one size behind one transform, so a synthetic sample costs what a real one costs,
-and the difference is the wrapper's own. ``batches`` reads the real rows that it replaces as well, and ``online`` makes its rows
-while the training waits: the last column takes the generator's own time, measured alone in the same round, off.
+Real and synthetic pictures are PNG files of one size behind one transform, so a synthetic sample costs what a real one
+costs, and the difference is the wrapper's own. ``batches`` reads the real rows that it replaces as well, and ``online``
+makes its rows while the training waits: the last column takes the generator's own time, measured alone in the same
+round, off.
 """
 
 from __future__ import annotations
@@ -71,7 +73,8 @@ def reading(data: pytorch_lightning.LightningDataModule) -> float:
 
 
 def training(data: pytorch_lightning.LightningDataModule) -> float:
-    """Batches/s by the median step of a training of five epochs; the first two steps of each, where workers start, are left out."""
+    """Batches/s by the median step of a training of five epochs; the first two steps of each, where workers start, are
+    left out."""
     module, epochs = ResNet(), 5
     torch.manual_seed(0)
     pytorch_lightning.Trainer(max_epochs=epochs, accelerator="cpu", **QUIET).fit(module, data)
@@ -125,14 +128,18 @@ def main() -> None:
         if "online" in rates:
             less = [1 / (1 / value - seconds) for value, seconds in zip(rates["online"], own, strict=True)]
             print(
-                f"online without the generator's own {statistics.median(own) * 1000:.0f} ms a batch: {against(less, rates['plain'])}"
+                f"online without the generator's own {statistics.median(own) * 1000:.0f} ms a batch: "
+                f"{against(less, rates['plain'])}"
             )
 
 
 def against(values: list[float], plain: list[float]) -> str:
     ratios = [value / other for value, other in zip(values, plain, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4)
-    return f"against plain in the same round {statistics.median(ratios) - 1:+.1%} (quartiles {low - 1:+.1%} to {high - 1:+.1%})"
+    return (
+        f"against plain in the same round {statistics.median(ratios) - 1:+.1%} (quartiles {low - 1:+.1%} to "
+        f"{high - 1:+.1%})"
+    )
 
 
 if __name__ == "__main__":

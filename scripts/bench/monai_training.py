@@ -1,12 +1,14 @@
-"""Somebody else's training under the plugin: MONAI's CacheDataset, dictionary transforms and network, wrapped with one line.
+"""Somebody else's training under the plugin: MONAI's CacheDataset, dictionary transforms and network, wrapped with one
+line.
 
     python3.11 -m venv /tmp/monai
     /tmp/monai/bin/pip install torch==2.14.1 torchvision==0.29.1
     /tmp/monai/bin/pip install -c constraints.txt . monai
     OMP_WAIT_POLICY=PASSIVE /tmp/monai/bin/python scripts/bench/monai_training.py
 
-MONAI (Apache-2.0) reads photographs as ``[W, H]`` and gives MetaTensors, which its collation asks for. Without ``transform=`` that is
-refused; with the user's own steps every row of the training is a real or a rendered file under them. The set is the built-in one.
+MONAI (Apache-2.0) reads photographs as ``[W, H]`` and gives MetaTensors, which its collation asks for. Without
+``transform=`` that is refused; with the user's own steps every row of the training is a real or a rendered file under
+them. The set is the built-in one.
 """
 
 from __future__ import annotations
@@ -132,7 +134,8 @@ def main() -> int:
             plain = plain or net
             same, wrong = net.losses == plain.losses, strangers(net, files)
             print(
-                f"{name:<12} steps {len(net.losses)}, labels {dict(sorted(Counter(net.labels).items()))}, rows that are no file or wrongly "
+                f"{name:<12} steps {len(net.losses)}, labels {dict(sorted(Counter(net.labels).items()))}, rows that "
+                "are no file or wrongly "
                 f"labelled: {wrong} of {len(net.rows)}, same losses as alone: {same}, {took:.1f} s"
             )
             failed |= wrong > 0 or (name == "share=0" and not same)

@@ -5,9 +5,10 @@
     /tmp/torchgeo/bin/pip install -c constraints.txt . torchgeo
     OMP_WAIT_POLICY=PASSIVE /tmp/torchgeo/bin/python scripts/bench/torchgeo_training.py
 
-torchgeo (MIT) gives dict samples of float pictures in [0, 255], normalises on the device in ``on_after_batch_transfer``, and has its own
-LightningModule; nothing of it is changed here. The cells of ``bccd_cells`` stand in for satellite chips, in torchgeo's class for folders.
-The generator is a diffusion model of a minute's training: this shows that the wrapping works, not what it is worth.
+torchgeo (MIT) gives dict samples of float pictures in [0, 255], normalises on the device in
+``on_after_batch_transfer``, and has its own LightningModule; nothing of it is changed here. The cells of ``bccd_cells``
+stand in for satellite chips, in torchgeo's class for folders. The generator is a diffusion model of a minute's
+training: this shows that the wrapping works, not what it is worth.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Cells(NonGeoClassificationDataset):
 
 
 def copy_split(data: Path, root: Path) -> None:
-    """Links to few cells for training and more for validation, apart by blood smear (the first part of a file's name)."""
+    """Links to few cells for training and more for validation, apart by blood smear (the first part of a file's
+    name)."""
     for folder in sorted(p for p in data.iterdir() if p.is_dir()):
         smears = sorted({smear_of(p) for p in folder.iterdir()})
         parts = {"train": set(smears[::2]), "val": set(smears[1::2])}
@@ -61,7 +63,8 @@ def smear_of(path: Path) -> str:
 
 
 class Seen(lightning.pytorch.Callback):
-    """Labels of the training's batches, its losses, and the range of what the task gets after torchgeo's own normalisation."""
+    """Labels of the training's batches, its losses, and the range of what the task gets after torchgeo's own
+    normalisation."""
 
     def __init__(self) -> None:
         self.labels: Counter[int] = Counter()
@@ -117,7 +120,8 @@ def main() -> int:
             plain = plain or (seen, weights)
             same = seen.losses == plain[0].losses and all(torch.equal(plain[1][k], v) for k, v in weights.items())
             print(
-                f"{name:<15} steps {len(seen.losses)}, labels {dict(sorted(seen.labels.items()))}, range {seen.range[0]:.3f} to "
+                f"{name:<15} steps {len(seen.losses)}, labels {dict(sorted(seen.labels.items()))}, range "
+                f"{seen.range[0]:.3f} to "
                 f"{seen.range[1]:.3f}, same bits as alone: {same}, {took:.1f} s, "
                 + ", ".join(f"{k} {v:.3f}" for k, v in sorted(metrics.items()))
             )

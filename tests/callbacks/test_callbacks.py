@@ -1,4 +1,5 @@
-"""Callbacks: metrics to every logger and to disk, real features once, two uneven ranks, and a training that is left alone."""
+"""Callbacks: metrics to every logger and to disk, real features once, two uneven ranks, and a training that is left
+alone."""
 
 from __future__ import annotations
 

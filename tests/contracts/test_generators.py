@@ -1,4 +1,5 @@
-"""One suite over every registered generator: the same bytes whatever the batch, a folder that cannot be altered unseen."""
+"""One suite over every registered generator: the same bytes whatever the batch, a folder that cannot be altered
+unseen."""
 
 from __future__ import annotations
 

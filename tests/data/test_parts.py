@@ -1,4 +1,5 @@
-"""Groups that look like one part: found whatever the light and the turn, and nothing where there is nothing to match."""
+"""Groups that look like one part: found whatever the light and the turn, and nothing where there is nothing to
+match."""
 
 from __future__ import annotations
 

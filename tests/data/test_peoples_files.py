@@ -138,7 +138,14 @@ def test_classes_with_odd_names_and_empty_ones(class_folders, tmp_path) -> None:
     assert images.notes == ("the class folder empty has no images: it is no class here",)
 
 
-@pytest.mark.parametrize(("kind", "files"), [("YOLO", ["images/a.png", "labels/a.txt", "data.yaml"]), ("Pascal VOC", ["JPEGImages/a.png", "Annotations/a.xml"]), ("LabelMe", ["a.png", "a.json"])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "files"),
+    [
+        ("YOLO", ["images/a.png", "labels/a.txt", "data.yaml"]),
+        ("Pascal VOC", ["JPEGImages/a.png", "Annotations/a.xml"]),
+        ("LabelMe", ["a.png", "a.json"]),
+    ],
+)
 def test_sets_of_other_formats_say_what_they_are(kind: str, files, tmp_path, picture) -> None:
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -299,7 +306,16 @@ def test_run_lengths_are_read(packed: bool, coco) -> None:
     assert (load_mask(images, images.items[0]) == area).all()
 
 
-@pytest.mark.parametrize("outline", [[[2, 2, 6, 2, 6, 6, 2, 6]], [[1.5, 1, 7, 1.2, 4, 9.7]], [[1, 1, 4, 1, 4, 4, 1, 4], [6, 6, 9, 6, 9, 9, 6, 9]], [[2, 3, 9, 3, 9, 4, 2, 4]]], ids=["square", "fractions", "two rings", "one pixel wide"])  # fmt: skip
+@pytest.mark.parametrize(
+    "outline",
+    [
+        [[2, 2, 6, 2, 6, 6, 2, 6]],
+        [[1.5, 1, 7, 1.2, 4, 9.7]],
+        [[1, 1, 4, 1, 4, 4, 1, 4], [6, 6, 9, 6, 9, 9, 6, 9]],
+        [[2, 3, 9, 3, 9, 4, 2, 4]],
+    ],
+    ids=["square", "fractions", "two rings", "one pixel wide"],
+)
 def test_polygons_are_drawn_as_pycocotools_draws_them(outline, coco) -> None:
     images = coco([{"bbox": [0, 0, 10, 12], "segmentation": outline}])
     truth = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(outline, 12, 10))).astype(bool)

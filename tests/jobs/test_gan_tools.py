@@ -1,4 +1,5 @@
-"""Tools around GANs by API and command: looking, projecting, importing; and the smoke trainings through the whole chain."""
+"""Tools around GANs by API and command: looking, projecting, importing; and the smoke trainings through the whole
+chain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A trial that is killed goes on; what fits into its minutes is settled before it starts; every named class gets an answer."""
+"""A trial that is killed goes on; what fits into its minutes is settled before it starts; every named class gets an
+answer."""
 
 from __future__ import annotations
 

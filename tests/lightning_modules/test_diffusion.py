@@ -87,7 +87,8 @@ def test_lightnings_own_last_checkpoint_resumes_exactly_too(tmp_path: Path) -> N
     assert equal(whole, train(tmp_path / "parts", 8, ckpt_path="last", **keep()))
 
 
-# Adam divides by the size of a gradient, so one that is nothing but rounding moves a weight by a whole step: in float64 rounding
+# Adam divides by the size of a gradient, so one that is nothing but rounding moves a weight by a whole step: in float64
+# rounding
 # stays below Adam's epsilon, and equality can be seen.
 DOUBLE = {"precision": "64-true"}
 

@@ -1,4 +1,5 @@
-"""Foundation models: real pipeline classes from folders that their own code saved, and LoRA weights that diffusers itself reads."""
+"""Foundation models: real pipeline classes from folders that their own code saved, and LoRA weights that diffusers
+itself reads."""
 
 from __future__ import annotations
 
@@ -150,7 +151,8 @@ def train(root: Path, folder: Path, data: Path, steps: int = 3, **kwargs) -> LoR
 
 
 def test_noise_that_does_not_come_from_the_seed_is_told(pipelines, monkeypatch) -> None:
-    """Another version of diffusers draws it in a place that we do not know: nothing may come out that is not of its seed."""
+    """Another version of diffusers draws it in a place that we do not know: nothing may come out that is not of its
+    seed."""
     monkeypatch.setattr(foundation, "NOISE_MODULES", ())
     generator = make(pipelines("stable_diffusion"), "image")  # its encoder draws in a module of its own
     state = torch.get_rng_state()
@@ -249,7 +251,10 @@ def test_fit_pipeline_and_a_lora_run_by_command(pipelines, samples: Path, tmp_pa
 
     monkeypatch.chdir(tmp_path)
     pipe = str(pipelines("stable_diffusion"))
-    words = f"fit pipeline --data {samples}/images --masks {samples}/masks --groups {samples}/groups.csv --pipeline {pipe} --size 32"
+    words = (
+        f"fit pipeline --data {samples}/images --masks {samples}/masks --groups {samples}/groups.csv --pipeline "
+        f"{pipe} --size 32"
+    )
     assert main([*words.split(), "--mode", "inpaint", "--out", "painted", "--sampler", "{steps: 2}"]) == 0, (
         capsys.readouterr().err
     )

@@ -274,7 +274,8 @@ class TestArms:
             assert len(items.parents[k]) == 2
 
     def test_smote_takes_one_of_the_five_nearest_of_the_class(self) -> None:
-        # Eight images of the class on a line, listed in an order that says nothing: neighbours lie near in value, not in row.
+        # Eight images of the class on a line, listed in an order that says nothing: neighbours lie near in value, not
+        # in row.
         line = np.array([0, 100, 1, 101, 2, 102, 3, 103], np.float32)
         table = np.concatenate([line, np.full(12, 50, np.float32)])[:, None]
         made = arms.Extra(np.arange(60) % 8, [frozenset({"g0"})] * 60)
@@ -304,12 +305,24 @@ class TestArms:
 
 class TestBaseline:
     def results(self):
-        cells = [arms.Cell(d, 0, np.arange(12), np.zeros(0, np.int64), np.arange(12, 24), np.arange(24) % 3 == 0, [f"g{i}" for i in range(24)]) for d in range(2)]  # fmt: skip
+        cells = [
+            arms.Cell(
+                d,
+                0,
+                np.arange(12),
+                np.zeros(0, np.int64),
+                np.arange(12, 24),
+                np.arange(24) % 3 == 0,
+                [f"g{i}" for i in range(24)],
+            )
+            for d in range(2)
+        ]
         table = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
         return run_cells("class", cells, {(0, "max"): table}, workers=0)
 
     def test_equal_baselines_are_named_in_their_own_order(self) -> None:
-        """Logit adjustment ranks as "real" does: which of the two a report names must not depend on the interpreter's hashing."""
+        """Logit adjustment ranks as "real" does: which of the two a report names must not depend on the interpreter's
+        hashing."""
         results = self.results()
         assert results.tested.keys() == {"real", "balanced", "logit_adjusted", "duplicate"}
         for name in ("balanced", "duplicate"):

@@ -1,4 +1,5 @@
-"""Renders and generators that cannot be mixed: each backend says what is wrong before the first step, or at the first batch."""
+"""Renders and generators that cannot be mixed: each backend says what is wrong before the first step, or at the first
+batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Every kind of user DataModule, in both Lightning packages: nothing changes at share=0, and only the samples do above it."""
+"""Every kind of user DataModule, in both Lightning packages: nothing changes at share=0, and only the samples do above
+it."""
 
 from __future__ import annotations
 

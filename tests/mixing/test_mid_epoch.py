@@ -1,4 +1,5 @@
-"""A training that goes on in the middle of an epoch meets the batches that it would have met, synthetic rows and all."""
+"""A training that goes on in the middle of an epoch meets the batches that it would have met, synthetic rows and
+all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Outside projects' own datasets, samplers and transforms, wrapped with one line and otherwise as their documentation has them."""
+"""Outside projects' own datasets, samplers and transforms, wrapped with one line and otherwise as their documentation
+has them."""
 
 from __future__ import annotations
 
@@ -160,7 +161,8 @@ def masks_of(path: Path) -> np.ndarray:
 
 
 class Pets(torch.utils.data.Dataset):
-    """The form of segmentation_models_pytorch's example data: dicts of arrays ``[C, H, W]``, float32 images and masks."""
+    """The form of segmentation_models_pytorch's example data: dicts of arrays ``[C, H, W]``, float32 images and
+    masks."""
 
     classes = CLASSES
 

@@ -1,4 +1,5 @@
-"""Datasets and loaders as people write them: no label is guessed, no rare real sample makes room, no value is wrong without a word."""
+"""Datasets and loaders as people write them: no label is guessed, no rare real sample makes room, no value is wrong
+without a word."""
 
 from __future__ import annotations
 
@@ -847,8 +848,12 @@ DEFECTS = {"scratch": 12, "spot": 12, "stain": 12}
 @pytest.mark.parametrize("backend", RENDERED)
 @pytest.mark.parametrize(
     ("balance", "each"),
-    [("not majority", (4, 4, 4)), ({"scratch": 9, "stain": 3}, (9, 0, 3)), (lambda counts: {"good": 0, "scratch and spot and stain": 6}, (4, 4, 4))],
-)  # fmt: skip
+    [
+        ("not majority", (4, 4, 4)),
+        ({"scratch": 9, "stain": 3}, (9, 0, 3)),
+        (lambda counts: {"good": 0, "scratch and spot and stain": 6}, (4, 4, 4)),
+    ],
+)
 def test_all_defects_under_one_label(backend: str, balance, each, tmp_path, caplog) -> None:
     """A training that knows good and defect alone: none of the rendered defects is left out without a word."""
     source = white_set(tmp_path / "set", {"good": 12, **DEFECTS}).folder
@@ -887,7 +892,8 @@ def test_all_defects_under_one_label_within_a_sampler(backend: str, tmp_path, ca
 
 
 class ReadAsTensor(Dataset):
-    """``read_image`` and v2 transforms on tensors, as torchvision's own tutorials have it; in [0, 1] where ``floating``."""
+    """``read_image`` and v2 transforms on tensors, as torchvision's own tutorials have it; in [0, 1] where
+    ``floating``."""
 
     def __init__(self, root, floating: bool, wrap=lambda tensor: tensor) -> None:
         folder = ImageFolder(root)

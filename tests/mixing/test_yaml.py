@@ -1,4 +1,5 @@
-"""WithSynthetic as ``class_path`` in the YAML of LightningCLI, around the user's own datamodule, in both Lightning packages."""
+"""WithSynthetic as ``class_path`` in the YAML of LightningCLI, around the user's own datamodule, in both Lightning
+packages."""
 
 from __future__ import annotations
 

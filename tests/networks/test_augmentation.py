@@ -1,4 +1,5 @@
-"""Augmentation of the discriminator: closed forms of every transformation, and derivatives of derivatives through all of them."""
+"""Augmentation of the discriminator: closed forms of every transformation, and derivatives of derivatives through all
+of them."""
 
 from __future__ import annotations
 

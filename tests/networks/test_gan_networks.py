@@ -1,4 +1,5 @@
-"""BigGAN, the plain cGAN and the projected discriminator: layers against torch's own, forms that must agree, inputs that must not."""
+"""BigGAN, the plain cGAN and the projected discriminator: layers against torch's own, forms that must agree, inputs
+that must not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""StyleGAN2: the values of the public implementation under the same weights, and the equalities that its short cuts must keep."""
+"""StyleGAN2: the values of the public implementation under the same weights, and the equalities that its short cuts
+must keep."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from visynth.networks.layers import Linear, minibatch_std
 from visynth.networks.resample import TAPS, conv_down, conv_up, downsample, upfirdn, upsample
 from visynth.networks.stylegan2 import StyleGAN2, modulated_conv, noise_fields, truncate
 
-# Computed by running the public implementation with the weights of ``filled``: (classes, channels), styles of sample 1, a row of its image
+# Computed by running the public implementation with the weights of ``filled``: (classes, channels), styles of sample 1,
+# a row of its image
 # with noise, with truncation 0.7 and without noise, means and deviations of the images, and logits of their tanh.
 REFERENCE = {
     (3, 1): {

@@ -17,7 +17,8 @@ from visynth.core.files import write_bytes
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints to a temporary sibling and renames it: after a kill there is the old one or all of the new one."""
+    """Writes checkpoints to a temporary sibling and renames it: after a kill there is the old one or all of the new
+    one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         buffer = io.BytesIO()
@@ -27,9 +28,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class KeepLast(Checkpoint):
-    """Saves ``last.ckpt`` every few minutes or steps, at the end, on SIGTERM, and when a loss leaves the finite numbers.
+    """Saves ``last.ckpt`` every few minutes or steps, at the end, on SIGTERM, and when a loss leaves the finite
+    numbers.
 
-    What it saves on divergence is the state of the last finite step: :class:`visynth.core.errors.Diverged` is raised before a bad one.
+    What it saves on divergence is the state of the last finite step: :class:`visynth.core.errors.Diverged` is raised
+    before a bad one.
 
     Args:
         minutes: between checkpoints.

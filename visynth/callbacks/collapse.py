@@ -13,7 +13,8 @@ from visynth.metrics.support import NEIGHBOURS, recall
 
 
 class CollapseAlarm(QualityCallback):
-    """Logs ``recall/<class>`` of made images beside ``recall_null/<class>``, what one half of the real images reaches of the other; warns, or stops, when a class is lost.
+    """Logs ``recall/<class>`` of made images beside ``recall_null/<class>``, what one half of the real images reaches
+    of the other; warns, or stops, when a class is lost.
 
     A class counts as lost when its recall is below ``alarm`` times its null at two evaluations in a row.
 
@@ -21,7 +22,8 @@ class CollapseAlarm(QualityCallback):
         alarm: part of the null.
         stop: end the training at the alarm, once ``stop_after`` optimiser steps are done.
         stop_after: see stop.
-        kwargs: of :class:`visynth.callbacks.quality.QualityCallback`; with the same ones a KID callback costs nothing more.
+        kwargs: of :class:`visynth.callbacks.quality.QualityCallback`; with the same ones a KID callback costs nothing
+            more.
 
     Example:
         >>> CollapseAlarm(alarm=0.1).alarm
@@ -57,8 +59,10 @@ class CollapseAlarm(QualityCallback):
         for name in sorted(lost - self.lost):
             value, null = self.recalls[name]
             warnings.warn(
-                f"the generator has lost most of class {name!r}: it reaches {value:.0%} of its real images, real ones reach {null:.0%} of each other. "
-                "More images of a step, a larger gamma, transition= or shared= may help; composition or transfer may be better.",
+                f"the generator has lost most of class {name!r}: it reaches {value:.0%} of its real images, real ones "
+                f"reach {null:.0%} of each other. "
+                "More images of a step, a larger gamma, transition= or shared= may help; composition or transfer may "
+                "be better.",
                 stacklevel=2,
             )
         self.lost = lost

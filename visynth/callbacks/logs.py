@@ -15,7 +15,8 @@ from visynth.core.pictures import write_png
 def log_values(trainer: Any, pl_module: Any, values: Mapping[str, float], monitor: bool) -> None:
     """To every logger at the current step; with ``monitor`` also where ModelCheckpoint and EarlyStopping look.
 
-    ``self.log`` alone writes only at multiples of ``log_every_n_steps``, and an evaluation that took a minute should not get lost.
+    ``self.log`` alone writes only at multiples of ``log_every_n_steps``, and an evaluation that took a minute should
+    not get lost.
     """
     if monitor:
         for name, value in values.items():
@@ -27,7 +28,8 @@ def log_values(trainer: Any, pl_module: Any, values: Mapping[str, float], monito
 
 
 def log_grid(trainer: Any, tag: str, sheet: NDArray[np.uint8], source: str) -> None:
-    """An RGB sheet ``[H, W, 3]`` as ``<log folder>/samples/<step>.png`` and to loggers that take images (TensorBoard)."""
+    """An RGB sheet ``[H, W, 3]`` as ``<log folder>/samples/<step>.png`` and to loggers that take images
+    (TensorBoard)."""
     if not trainer.is_global_zero:
         return
     # Not trainer.log_dir: it is a broadcast, and only the main rank is here.

@@ -1,7 +1,8 @@
 """KID and FID of a generator while it trains, per class, beside the real images' own null.
 
-For any LightningModule with ``sample(seeds, labels)``. Real features are computed once and kept on disk. The random state, the modes and
-the checkpoints of the training are left as they are; the cost is held below a share of the training time.
+For any LightningModule with ``sample(seeds, labels)``. Real features are computed once and kept on disk. The random
+state, the modes and the checkpoints of the training are left as they are; the cost is held below a share of the
+training time.
 """
 
 from __future__ import annotations
@@ -48,19 +49,20 @@ class QualityCallback(Callback):
     Args:
         features: a registered name, a timm name, or a module ``[N, 3, H, W]`` -> features.
         weights: a local file of the features' weights, for those that would download theirs.
-        real: real images to compare with, as :func:`visynth.read_images` takes them; by default what the datamodule's ``reference()``
-            gives, else the images of its training loader.
+        real: real images to compare with, as :func:`visynth.read_images` takes them; by default what the datamodule's
+            ``reference()`` gives, else the images of its training loader.
         count: made images in an evaluation, over all classes and ranks.
         max_real: real images, at most.
         every_n_steps: optimiser steps between evaluations.
-        max_cost: an evaluation waits until those before it together took at most this share of the training time; the last one, at the end
-            of training, is left out for that reason, too, unless it is the only one.
+        max_cost: an evaluation waits until those before it together took at most this share of the training time; the
+            last one, at the end of training, is left out for that reason, too, unless it is the only one.
         grid: images of each class on the sheet.
         resolution: side that the features see; by default 112 on a CPU and 224 on a GPU. It is part of every name.
         options: for ``sample``.
         seed: of the made images; the same at every evaluation, so that sheets can be compared.
         cache: keep real features on disk ($VISYNTH_CACHE, else the user's cache folder).
-        value_range: what black and white are in floating-point samples of the module, for instance [0, 1]; [-1, 1] shows by itself.
+        value_range: what black and white are in floating-point samples of the module, for instance [0, 1]; [-1, 1]
+            shows by itself.
         real_range: the same of the images of its training loader, where those are what is compared with.
 
     Raises:
@@ -95,7 +97,8 @@ class QualityCallback(Callback):
         self.real_range: Scale = None if real_range is None else (real_range[0], real_range[1])
         if count < 1 or max_real < 1 or every_n_steps < 1 or not 0 < max_cost <= 1 or grid < 0:
             raise UsageError(
-                f"count, max_real and every_n_steps must be at least 1, max_cost in (0, 1] and grid at least 0, but got {count}, {max_real}, {every_n_steps}, {max_cost}, {grid}."
+                "count, max_real and every_n_steps must be at least 1, max_cost in (0, 1] and grid at least 0, but "
+                f"got {count}, {max_real}, {every_n_steps}, {max_cost}, {grid}."
             )
         self.features, self.weights, self.real, self.count, self.max_real = features, weights, real, count, max_real
         self.every_n_steps, self.max_cost, self.grid, self.resolution = every_n_steps, max_cost, grid, resolution
@@ -114,7 +117,8 @@ class QualityCallback(Callback):
             return
         if not callable(getattr(pl_module, "sample", None)):
             raise UsageError(
-                f"{type(pl_module).__name__} has no sample(seeds, labels): {type(self).__name__} needs it to see what the generator makes."
+                f"{type(pl_module).__name__} has no sample(seeds, labels): {type(self).__name__} needs it to see what "
+                "the generator makes."
             )
         self._extractor = extractor(self.features, self.weights)  # now, not at step 1000: an unknown name fails here
 
@@ -285,7 +289,8 @@ class QualityCallback(Callback):
 class KIDCallback(QualityCallback):
     """Kernel inception distance per class with its null, and the share of copies. The first choice on small sets.
 
-    Logs ``kid_<features>@<resolution>`` (``kid`` with Inception), the same with ``/<class>``, ``..._null`` (what real halves reach), and ``copies``.
+    Logs ``kid_<features>@<resolution>`` (``kid`` with Inception), the same with ``/<class>``, ``..._null`` (what real
+    halves reach), and ``copies``.
     Arguments: :class:`QualityCallback`.
 
     Example:
@@ -295,9 +300,11 @@ class KIDCallback(QualityCallback):
 
 
 class FIDCallback(QualityCallback):
-    """Frechet distance beside what :class:`KIDCallback` logs: ``fid`` with ``features="inception_v3"`` and nothing else, else ``fd_<features>``.
+    """Frechet distance beside what :class:`KIDCallback` logs: ``fid`` with ``features="inception_v3"`` and nothing
+    else, else ``fd_<features>``.
 
-    With no more images than features the distance is taken in fewer principal components, and its name ends in ``_pca<k>``.
+    With no more images than features the distance is taken in fewer principal components, and its name ends in
+    ``_pca<k>``.
     Arguments: :class:`QualityCallback`.
     """
 
@@ -335,7 +342,8 @@ def _sampled(
 
 
 def _integers(images: Sequence[Tensor], scale: Scale, what: str, option: str = "value_range") -> list[Tensor]:
-    """Float images as uint8, by a declared scale or, where values below 0 show it, from [-1, 1]; integers of 8 or 16 bits as they are.
+    """Float images as uint8, by a declared scale or, where values below 0 show it, from [-1, 1]; integers of 8 or 16
+    bits as they are.
 
     Raises:
         DataError: values that are of no such scale; nothing is guessed where it is not shown.
@@ -348,7 +356,8 @@ def _integers(images: Sequence[Tensor], scale: Scale, what: str, option: str = "
     # Values below 0 show [-1, 1]; networks without a last tanh go beyond it, untrained ones stay near 0.
     if scale is None and not (-3 <= low < -1e-3 and high <= 3):
         raise DataError(
-            f"{what} gives floating-point images with values from {low:.3g} to {high:.3g}, which do not show what black and white are. Say it "
+            f"{what} gives floating-point images with values from {low:.3g} to {high:.3g}, which do not show what "
+            "black and white are. Say it "
             f"to the callback: {option}=[0, 1], [-1, 1] or [0, 255]."
         )
     black, white = scale or (-1.0, 1.0)
@@ -358,10 +367,11 @@ def _integers(images: Sequence[Tensor], scale: Scale, what: str, option: str = "
 
 
 def _from_loader(loader: Any, most: int, scale: Scale = None) -> tuple[list[Array], NDArray[np.int64], tuple[str, ...]]:
-    """Images and labels of the data set behind a training loader that gives (image, label) or dicts; floats by their scale, see :func:`_integers`.
+    """Images and labels of the data set behind a training loader that gives (image, label) or dicts; floats by their
+    scale, see :func:`_integers`.
 
-    A loader of our own reads them, evenly spaced and the same on every rank: the training's iterator, its workers and its share
-    of the ranks are left alone.
+    A loader of our own reads them, evenly spaced and the same on every rank: the training's iterator, its workers and
+    its share of the ranks are left alone.
     """
     dataset: Any = getattr(loader, "dataset", None)
     if not isinstance(loader, DataLoader) or not hasattr(dataset, "__len__"):
@@ -389,7 +399,8 @@ def _from_loader(loader: Any, most: int, scale: Scale = None) -> tuple[list[Arra
 
 
 def _chosen(labels: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
-    """Rows of up to ``most`` images, every class with an equal quota first: a rare class must not be left out by chance.
+    """Rows of up to ``most`` images, every class with an equal quota first: a rare class must not be left out by
+    chance.
 
     Example:
         >>> rows = _chosen(np.array([0] * 90 + [1] * 10), 30, 0)

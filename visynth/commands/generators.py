@@ -1,4 +1,5 @@
-"""Making generators: without training, from a pipeline, from a run, by a sweep, from a public checkpoint, of variations of real images."""
+"""Making generators: without training, from a pipeline, from a run, by a sweep, from a public checkpoint, of variations
+of real images."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def fit_compose(
         out: the generator folder.
         good: the defect-free class; guessed when not given.
         classes: defect classes to compose; by default all that can be.
-        settings: per class, e.g. '{crack: {blend: feather, shift: 5}}' (method, blend, shift, feather, scale, flip, ring).
+        settings: per class, e.g. '{crack: {blend: feather, shift: 5}}' (method, blend, shift, feather, scale, flip,
+            ring).
         without_masks: nsa or perlin, for classes without masks.
         quiet: no progress.
     """
@@ -91,7 +93,8 @@ def fit_export(run: str, out: str, ema: float | None = None) -> int:
     Args:
         run: folder of 'visynth fit -c ...' (trainer.default_root_dir).
         out: the generator folder.
-        ema: relative width of the average, in (0, 0.28]: small follows the latest weights, large smooths; by default as configured.
+        ema: relative width of the average, in (0, 0.28]: small follows the latest weights, large smooths; by default as
+            configured.
     """
     from visynth.jobs.train import export
 
@@ -107,7 +110,8 @@ def fit_sweep(
     count: int = 300,
     quiet: bool = False,
 ) -> int:
-    """Train a GAN for a short budget at several weights of its gradient penalty, and measure KID. What is finished is not done again.
+    """Train a GAN for a short budget at several weights of its gradient penalty, and measure KID. What is finished is
+    not done again.
 
     Args:
         training: configuration of 'visynth fit -c ...' with an adversarial module.
@@ -124,7 +128,8 @@ def fit_sweep(
     if best["kid"] is None:
         raise UsageError(f"the training diverged at every gamma; see {out}, and lower lr_g and lr_d.")
     print(
-        f"{out}/sweep.json: gamma {best['gamma']:.4g} ({best['factor']:g} times the rule) has the lowest KID, {best['kid']:.4f}"
+        f"{out}/sweep.json: gamma {best['gamma']:.4g} ({best['factor']:g} times the rule) has the lowest KID, "
+        f"{best['kid']:.4f}"
     )
     return 0
 
@@ -148,7 +153,8 @@ def project(
         data: the real images, and how to read them.
         out: folder of the new generator.
         classes: only these classes.
-        strength: from 0 (the projection itself) to 1 (any image of the class); by default as little as leaves at most 5 % near-copies in any class.
+        strength: from 0 (the projection itself) to 1 (any image of the class); by default as little as leaves at most 5
+            % near-copies in any class.
         steps: of each projection.
         fit: crop, pad or squash: how other proportions become the generator's size.
         limit: images of a class, at most.
@@ -169,10 +175,12 @@ def project(
 def import_stylegan2(
     pickle: str, out: str, classes: list[str] | None = None, which: Literal["G_ema", "G"] = "G_ema"
 ) -> int:
-    """A public StyleGAN2 checkpoint as a generator folder, to sample from or to fine-tune. Nothing in the file is executed.
+    """A public StyleGAN2 checkpoint as a generator folder, to sample from or to fine-tune. Nothing in the file is
+    executed.
 
     Args:
-        pickle: network-snapshot-....pkl of stylegan2-ada-pytorch, or of stylegan3's repository with its StyleGAN2 configuration.
+        pickle: network-snapshot-....pkl of stylegan2-ada-pytorch, or of stylegan3's repository with its StyleGAN2
+            configuration.
         out: folder of the generator.
         classes: names in label order.
         which: G_ema (the averaged generator) or G.

@@ -45,14 +45,16 @@ def trial(
         folds: test folds per draw.
         synthetic: synthetic images of a class in each comparison.
         render: synthetic images of each class in renders/.
-        minutes: time budget, for which draws and classes are planned; what is left trains a learned generator in each cell, if that is 2 minutes for each.
+        minutes: time budget, for which draws and classes are planned; what is left trains a learned generator in each
+            cell, if that is 2 minutes for each.
         seed: of everything.
         workers: processes for fitting.
         learner: frozen or finetune.
         others: also give verdicts for the classes that were not named.
         dense: also measure a dense head taught by the masks, as a rival.
         cache: keep features of real images on disk ($VISYNTH_CACHE, else the user's cache folder).
-        learned: auto, none, inpaint (masks), diffusion (whole images) or projection (variations of real images by a StyleGAN2): the generator to train beside composition.
+        learned: auto, none, inpaint (masks), diffusion (whole images) or projection (variations of real images by a
+            StyleGAN2): the generator to train beside composition.
         learn_size: pixels that the learned generator works on; 0 chooses.
         json: print the verdicts as JSON.
         quiet: no progress.
@@ -182,8 +184,10 @@ def evaluate(
         learner: frozen or finetune.
         workers: processes for fitting.
         cache: keep features of real images on disk.
-        accept_leaks: CSV with the columns candidate,member: pairs of test and training images that you looked at and that are different.
-        keep: which rendered images count, e.g. '{review: accepted, copies: false}'; by default all but those that a reviewer rejected.
+        accept_leaks: CSV with the columns candidate,member: pairs of test and training images that you looked at and
+            that are different.
+        keep: which rendered images count, e.g. '{review: accepted, copies: false}'; by default all but those that a
+            reviewer rejected.
         json: print the verdicts as JSON.
         quiet: no progress.
     """

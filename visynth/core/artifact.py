@@ -1,8 +1,8 @@
 """A fitted model as a folder, whatever it samples: what it is, its weights, the real data behind it, its card.
 
-The folder holds ``generator.json`` (identity, card, versions), ``model.safetensors``, ``members.jsonl`` and ``README.md``.
-Never a pickle, never an import path: the identity names a *registered* network, see :mod:`visynth.core.plugins`. Nothing
-here knows images, tables or text.
+The folder holds ``generator.json`` (identity, card, versions), ``model.safetensors``, ``members.jsonl`` and
+``README.md``. Never a pickle, never an import path: the identity names a *registered* network, see
+:mod:`visynth.core.plugins`. Nothing here knows images, tables or text.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Artifact:
     """What a folder holds.
 
     Attributes:
-        identity: plain JSON that, with the weights, decides every sample; it has ``schema``, ``network`` and ``classes``.
+        identity: plain JSON that, with the weights, decides every sample; it has ``schema``, ``network`` and
+            ``classes``.
         weights: the safetensors file.
         members: the real data behind it.
         card: what people are told of it.
@@ -94,7 +95,8 @@ def load_artifact(path: str | Path, schemas: tuple[str, ...]) -> Artifact:
     found = sha256(weights).hexdigest()
     if found != said["weights_sha256"]:
         raise IntegrityError(
-            f"{folder / WEIGHTS} was altered: sha256 is {found[:16]}..., generator.json says {said['weights_sha256'][:16]}... "
+            f"{folder / WEIGHTS} was altered: sha256 is {found[:16]}..., generator.json says "
+            f"{said['weights_sha256'][:16]}... "
             "Copy the folder again or fit the generator anew."
         )
     members = members_file.read(folder / MEMBERS)

@@ -87,7 +87,8 @@ def _capped(wanted: dict[str, int], counts: Mapping[str, int], cap: float) -> di
     cuts = [f"{name} {wanted[name]} -> {allowed[name]}" for name in wanted if allowed[name] < wanted[name]]
     if cuts:
         warnings.warn(
-            f"balance is capped at {cap:g} synthetic images per real one ({'; '.join(cuts)}). Give exact counts to go beyond.",
+            f"balance is capped at {cap:g} synthetic images per real one ({'; '.join(cuts)}). Give exact counts to go "
+            "beyond.",
             stacklevel=4,
         )
     return allowed

@@ -1,8 +1,9 @@
 """One safe decoder: bytes on disk -> ``[H, W, C]`` uint8 or uint16, 1 to 8 channels, upright.
 
 Pillow reads the header (with its format list closed, and caps on bytes and pixels checked first) and decodes what it
-can hold; OpenCV decodes 16-bit PNG, tifffile decodes TIFF, because Pillow would cut both to 8 bits; of compressions that tifffile does not
-undo, OpenCV and Pillow read what they can. Palette images become RGB(A), orientation is applied, alpha is kept as the last channel.
+can hold; OpenCV decodes 16-bit PNG, tifffile decodes TIFF, because Pillow would cut both to 8 bits; of compressions
+that tifffile does not undo, OpenCV and Pillow read what they can. Palette images become RGB(A), orientation is applied,
+alpha is kept as the last channel.
 """
 
 from __future__ import annotations
@@ -60,8 +61,9 @@ def decode(path: str | Path, limits: Limits = DEFAULT_LIMITS, at_least: tuple[in
     Args:
         path: of the file.
         limits: caps on bytes and pixels.
-        at_least: (height, width) that is enough: a JPEG of more than a megapixel is then decoded at a half, a quarter or an eighth of its
-            size, whichever is no smaller, in a fraction of the time and memory. Other files come whole.
+        at_least: (height, width) that is enough: a JPEG of more than a megapixel is then decoded at a half, a quarter
+            or an eighth of its size, whichever is no smaller, in a fraction of the time and memory. Other files come
+            whole.
 
     Raises:
         DataError: empty, truncated, too large, of an unknown format or with unusual values; the reason is in the
@@ -127,7 +129,8 @@ def picture_size(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> tuple[int
 def decode_values(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Array:
     """A file's values as they are, of any type, ``[H, W, C]``: for masks, whose numbers mean classes or parts.
 
-    Palettes stay indices where the first colour is black, so that 0 is nothing; other palettes are read by their colours.
+    Palettes stay indices where the first colour is black, so that 0 is nothing; other palettes are read by their
+    colours.
 
     Raises:
         DataError: as :func:`decode`, but for the type of values.
@@ -144,8 +147,8 @@ def decode_values(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Array:
 def _opened(data: bytes, limits: Limits) -> Image.Image:
     """The image with its header read and its size checked; its pixels are not decoded yet.
 
-    Pillow's own ``open`` has a pixel limit of its own for the whole process, which a library must not change; so the readers
-    of the formats that we take are asked directly, and our limit holds.
+    Pillow's own ``open`` has a pixel limit of its own for the whole process, which a library must not change; so the
+    readers of the formats that we take are asked directly, and our limit holds.
     """
     Image.preinit()
     Image.init()
@@ -165,7 +168,8 @@ def _opened(data: bytes, limits: Limits) -> Image.Image:
 
 
 def _without_texts(png: bytes) -> bytes:
-    """A PNG without text and colour profiles: long ones (prompts, histories of an editor) are refused by readers, and say nothing here."""
+    """A PNG without text and colour profiles: long ones (prompts, histories of an editor) are refused by readers, and
+    say nothing here."""
     kept, place = [png[:8]], 8
     while place + 12 <= len(png):
         (length,) = struct.unpack(">I", png[place : place + 4])
@@ -242,7 +246,8 @@ def _turned(array: Array, orientation: int) -> Array:
 
 
 def _tiff(data: bytes, limits: Limits, raw: bool = False) -> Array:
-    """A TIFF's picture, or with ``raw`` its values as they were written: indices of a palette, true as 255 whatever is white."""
+    """A TIFF's picture, or with ``raw`` its values as they were written: indices of a palette, true as 255 whatever is
+    white."""
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
@@ -330,7 +335,8 @@ def _with_xmp(png: bytes, xmp: bytes) -> bytes:
 
 
 def encode_tiff(image: Array, xmp: bytes | None = None) -> bytes:
-    """TIFF bytes of ``[H, W, C]`` uint8 or uint16 with 1 to 8 channels, without a date, so equal input gives equal bytes."""
+    """TIFF bytes of ``[H, W, C]`` uint8 or uint16 with 1 to 8 channels, without a date, so equal input gives equal
+    bytes."""
     import tifffile
 
     channels = image.shape[2]

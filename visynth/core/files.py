@@ -135,7 +135,8 @@ def _probe(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process at a time in the block, among those of all machines that share the folder (where its filesystem has locks)."""
+    """One process at a time in the block, among those of all machines that share the folder (where its filesystem has
+    locks)."""
     try:
         import fcntl
     except ImportError:  # Windows: there the last one wins
@@ -151,7 +152,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """Where things that can be made again are kept (features, unpacked sets): ``$VISYNTH_CACHE``, else ``visynth`` in the user's cache folder."""
+    """Where things that can be made again are kept (features, unpacked sets): ``$VISYNTH_CACHE``, else ``visynth`` in
+    the user's cache folder."""
     base = os.environ.get("VISYNTH_CACHE")
     if base:
         return Path(base)

@@ -1,4 +1,5 @@
-"""Which rendered images count: by reviewers' decisions and by scores, both files beside the manifest. Training, measuring and exporting ask here."""
+"""Which rendered images count: by reviewers' decisions and by scores, both files beside the manifest. Training,
+measuring and exporting ask here."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from visynth.core.manifest import REVIEW, SCORES, Record, Renders, read_reviews,
 
 
 def selected(renders: Renders, keep: Mapping[str, Any] | None = None) -> Renders:
-    """The set with the images that count alone, see :func:`kept`; how many are left out is the difference in ``records``."""
+    """The set with the images that count alone, see :func:`kept`; how many are left out is the difference in
+    ``records``."""
     return replace(renders, records=tuple(kept(renders, keep or {})))
 
 
@@ -20,8 +22,9 @@ def kept(renders: Renders, keep: Mapping[str, Any]) -> list[Record]:
 
     Args:
         renders: a rendered set.
-        keep: ``review``: "not rejected" (the default), "accepted" or "any"; ``agreement``: least probability of the own class
-            that a classifier of real images gave; ``copies``: False to leave out those that lie too close to a training image.
+        keep: ``review``: "not rejected" (the default), "accepted" or "any"; ``agreement``: least probability of the own
+            class that a classifier of real images gave; ``copies``: False to leave out those that lie too close to a
+            training image.
 
     Raises:
         UsageError: scores or decisions are asked for that do not exist; nothing is left.
@@ -30,7 +33,8 @@ def kept(renders: Renders, keep: Mapping[str, Any]) -> list[Record]:
     review = keep.get("review", "not rejected")
     if review == "accepted" and not decisions:
         raise UsageError(
-            f"keep asks for accepted images, but {renders.folder / REVIEW} has no decisions. Write them there, one line an image: "
+            f"keep asks for accepted images, but {renders.folder / REVIEW} has no decisions. Write them there, one "
+            "line an image: "
             '{"file_name": ..., "decision": "accept"}.'
         )
     records = [r for r in renders.records if _reviewed(decisions.get(r.file_name), review)]
@@ -40,7 +44,8 @@ def kept(renders: Renders, keep: Mapping[str, Any]) -> list[Record]:
         without = [r.file_name for r in records if r.file_name not in scores]
         if without:
             raise UsageError(
-                f"keep filters by scores, but {len(without)} images of {renders.folder} have none in {SCORES} (for instance "
+                f"keep filters by scores, but {len(without)} images of {renders.folder} have none in {SCORES} (for "
+                "instance "
                 f"{without[0]}). Make them with 'visynth renders score'."
             )
         if least is not None:

@@ -1,8 +1,9 @@
-"""Folders of ours: they appear whole, are replaced whole, and nothing that visynth did not write is ever removed or written over.
+"""Folders of ours: they appear whole, are replaced whole, and nothing that visynth did not write is ever removed or
+written over.
 
-A folder of ours says so itself: ``.visynth.json`` lists its files with their sha256, and a rendered set's manifest does the same for its
-images. Whatever else lies there, or was changed since, is a *stranger*, and a folder with strangers is left as it is: the command ends
-with exit code 73 and names them.
+A folder of ours says so itself: ``.visynth.json`` lists its files with their sha256, and a rendered set's manifest does
+the same for its images. Whatever else lies there, or was changed since, is a *stranger*, and a folder with strangers is
+left as it is: the command ends with exit code 73 and names them.
 """
 
 from __future__ import annotations
@@ -33,13 +34,15 @@ TEMPORARY = re.compile(r"^\..*\.([0-9a-f]{8})\.([0-9]+)\.tmp$")  # of write_byte
 def new_folder(path: str | Path, *, replace: bool = True, parts: Sequence[str] = ()) -> Iterator[Path]:
     """A folder that appears under its name only when the block ends well.
 
-    An older one of that name is replaced if all that is in it is ours (see the module's docstring); at any instant the old or the new one
-    is there, whole, under its name or, where a filesystem cannot exchange two folders at once, beside it until :func:`restore`.
+    An older one of that name is replaced if all that is in it is ours (see the module's docstring); at any instant the
+    old or the new one is there, whole, under its name or, where a filesystem cannot exchange two folders at once,
+    beside it until :func:`restore`.
 
     Args:
         path: of the folder.
         replace: False refuses any older one.
-        parts: patterns of folders in it that are part of it and speak for themselves ("generator*"); any other is a stranger.
+        parts: patterns of folders in it that are part of it and speak for themselves ("generator*"); any other is a
+            stranger.
 
     Raises:
         OutputError: it holds something that visynth did not write, or it cannot be written.
@@ -115,7 +118,8 @@ def _put_in_place(new: Path, path: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Exchange two names in one step, where system and filesystem can: ``renameat2`` on Linux, ``renamex_np`` on macOS."""
+    """Exchange two names in one step, where system and filesystem can: ``renameat2`` on Linux, ``renamex_np`` on
+    macOS."""
     names = os.fsencode(first), os.fsencode(second)
     here = -100  # AT_FDCWD: paths are relative to the working folder
     try:
@@ -130,10 +134,11 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def strangers(folder: str | Path, parts: Sequence[str] = ()) -> list[str]:
-    """Files below a folder that visynth did not write, or that were changed since, and empty folders, as relative paths, sorted.
+    """Files below a folder that visynth did not write, or that were changed since, and empty folders, as relative
+    paths, sorted.
 
-    Folders in it that match ``parts`` and have a record of their own are part of it; the results of another command are not.
-    What killed processes of this machine left half written is ours.
+    Folders in it that match ``parts`` and have a record of their own are part of it; the results of another command are
+    not. What killed processes of this machine left half written is ours.
 
     Example:
         >>> import tempfile
@@ -171,7 +176,8 @@ def strangers(folder: str | Path, parts: Sequence[str] = ()) -> list[str]:
 
 
 def _left_over(path: Path, folder: Path) -> bool:
-    """Whether a file or folder lies in something temporary of a process that is no more, or in a folder that was set aside."""
+    """Whether a file or folder lies in something temporary of a process that is no more, or in a folder that was set
+    aside."""
     for name in path.relative_to(folder).parts:
         match = TEMPORARY.match(name)
         if (
@@ -195,7 +201,8 @@ def claim(folder: str | Path, parts: Sequence[str] = ()) -> Path:
     found = strangers(folder, parts)
     if found:
         raise OutputError(
-            f"{folder} holds {len(found)} files that visynth did not write here, and nothing of yours (reviewers' decisions, other results) is ever "
+            f"{folder} holds {len(found)} files that visynth did not write here, and nothing of yours (reviewers' "
+            "decisions, other results) is ever "
             f"removed: choose another output folder, or move them away. Nothing was changed.\n{listing(found, SHOWN)}"
         )
     ensure_writable(folder.parent)
@@ -203,7 +210,8 @@ def claim(folder: str | Path, parts: Sequence[str] = ()) -> Path:
 
 
 def check_apart(out: str | Path, sources: Iterable[Path]) -> None:
-    """Refuse an output folder that is one of the folders that are read, or lies in one: its files would be taken for data.
+    """Refuse an output folder that is one of the folders that are read, or lies in one: its files would be taken for
+    data.
 
     Raises:
         OutputError: it is, or does.
@@ -228,7 +236,8 @@ def claim_files(folder: str | Path, names: Sequence[str]) -> Path:
     wrong = [n for n in names if os.path.lexists(folder / n) and not _ours(folder / n, known.get(n))]
     if wrong:
         raise OutputError(
-            f"{folder} holds {', '.join(wrong)}, which visynth did not write (or which was changed since), and nothing of yours is ever "
+            f"{folder} holds {', '.join(wrong)}, which visynth did not write (or which was changed since), and nothing "
+            "of yours is ever "
             "written over: choose another output folder, or move it away. Nothing was changed."
         )
     return folder
@@ -251,7 +260,8 @@ def put_files(folder: str | Path, files: Mapping[str, bytes]) -> None:
 
 
 def forget_files(folder: str | Path) -> None:
-    """Remove the files that are noted as ours, as they were noted; the folder goes with them where nothing else is in it."""
+    """Remove the files that are noted as ours, as they were noted; the folder goes with them where nothing else is in
+    it."""
     folder = Path(folder)
     known = _record(folder)
     for name, hashes in known.items():
@@ -264,7 +274,8 @@ def forget_files(folder: str | Path) -> None:
 
 
 def record_all(folder: Path) -> None:
-    """Note every file below a folder that we have just made as ours; folders in it with records of their own speak for themselves."""
+    """Note every file below a folder that we have just made as ours; folders in it with records of their own speak for
+    themselves."""
     known = _known(folder, ("*",), own=False)
     names = [path.relative_to(folder).as_posix() for path in _files(folder)]
     _write_record(folder, {n: [hash_file(folder / n)] for n in names if n not in known and n != RECORD})
@@ -275,7 +286,8 @@ def _ours(path: Path, hashes: Sequence[str] | None) -> bool:
 
 
 def _known(folder: Path, parts: Sequence[str] = (), own: bool = True) -> dict[str, tuple[str, ...]]:
-    """Hashes of our files by path below a folder, from its record and those of its parts; no hash where any content is ours."""
+    """Hashes of our files by path below a folder, from its record and those of its parts; no hash where any content is
+    ours."""
     known: dict[str, tuple[str, ...]] = {}
     for path in _folders(folder):
         if path == folder and not own:

@@ -1,8 +1,8 @@
 """The renders folder: class folders of images, and ``metadata.jsonl`` with one line an image, sorted by file name.
 
-``metadata.jsonl`` is written last, so a folder without it is unfinished and is refused. Beside it lie ``plan.json`` (what was
-to be rendered), ``members.jsonl`` (the real images behind the generator) and nothing else, so that torchvision's
-``ImageFolder`` and Hugging Face's ``imagefolder`` read the folder as it is.
+``metadata.jsonl`` is written last, so a folder without it is unfinished and is refused. Beside it lie ``plan.json``
+(what was to be rendered), ``members.jsonl`` (the real images behind the generator) and nothing else, so that
+torchvision's ``ImageFolder`` and Hugging Face's ``imagefolder`` read the folder as it is.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ class Renders:
 
 
 def control_class(renders: Renders) -> str | None:
-    """The class of the seam controls: the one class of a composed or inpainted set whose images are without any box, defect-free ones."""
+    """The class of the seam controls: the one class of a composed or inpainted set whose images are without any box,
+    defect-free ones."""
     counts = renders.counts()
     empty = [n for n in renders.classes if counts[n] and not any(r.boxes for r in renders.records if r.label == n)]
     return empty[0] if len(empty) == 1 and renders.plan["kind"] in ("composite", "inpainted") else None
@@ -205,7 +206,8 @@ def write_reviews(renders: Renders, decisions: Mapping[str, str], reviewer: str 
     unknown = [name for name in decisions if name not in known]
     if unknown or not decisions:
         raise UsageError(
-            f"{renders.folder} has no images {choices(unknown)}: name them as {METADATA} does, for instance {min(known, default='')!r}."
+            f"{renders.folder} has no images {choices(unknown)}: name them as {METADATA} does, for instance "
+            f"{min(known, default='')!r}."
             if unknown
             else "there is no decision to note: name files with --accept or --reject."
         )

@@ -2,10 +2,10 @@
 
 The leak guard and ``evaluate`` compare a candidate with the members three ways, cheapest first: the file's
 sha256, the sha256 of the decoded pixels (survives re-saving), and a 64-bit perceptual hash of a 32x32 grey copy
-at Hamming distance <= 4 (survives re-compression and small edits), which is told only where the finer structure of the two pictures
-agrees as well: parts that merely look alike share their coarse structure. Plain pictures (blank tiles, even stripes) are all alike, so that
-one of them meets another says nothing: such meetings are counted, not told.
-Source of the hash: Zauner, "Implementation and benchmarking of perceptual image hash functions" (2010), DCT hash.
+at Hamming distance <= 4 (survives re-compression and small edits), which is told only where the finer structure of the
+two pictures agrees as well: parts that merely look alike share their coarse structure. Plain pictures (blank tiles,
+even stripes) are all alike, so that one of them meets another says nothing: such meetings are counted, not told. Source
+of the hash: Zauner, "Implementation and benchmarking of perceptual image hash functions" (2010), DCT hash.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ SAME_FILE, SAME_PIXELS, NEARLY, BLANK = "same file", "same pixels", "near-duplic
 
 @dataclass(frozen=True)
 class Member:
-    """One real image. ``pixels`` is the sha256 of shape, dtype and decoded pixels; ``phash`` 16 hex digits; ``fine`` see :func:`fine_hash`."""
+    """One real image. ``pixels`` is the sha256 of shape, dtype and decoded pixels; ``phash`` 16 hex digits; ``fine``
+    see :func:`fine_hash`."""
 
     path: str
     label: str
@@ -49,7 +50,8 @@ class Member:
 
 @dataclass(frozen=True)
 class Overlap:
-    """A candidate image that meets a member; ``how`` is ``"same file"``, ``"same pixels"``, ``"near-duplicate"`` or ``"equal blank image"``."""
+    """A candidate image that meets a member; ``how`` is ``"same file"``, ``"same pixels"``, ``"near-duplicate"`` or
+    ``"equal blank image"``."""
 
     candidate: str
     member: Member
@@ -86,7 +88,8 @@ def perceptual_hash(image: NDArray[Any]) -> str:
 
 
 def fine_hash(image: NDArray[Any]) -> str:
-    """The picture's finer structure: signs of the 192 middle frequencies of its 32x32 grey copy as 48 hex digits, or ``"plain"``.
+    """The picture's finer structure: signs of the 192 middle frequencies of its 32x32 grey copy as 48 hex digits, or
+    ``"plain"``.
 
     Args:
         image: ``[H, W, C]`` or ``[H, W]``, uint8 or uint16.
@@ -157,7 +160,8 @@ def read(path: str | Path) -> list[Member]:
 
 
 def overlaps(candidates: Sequence[Member], members: Sequence[Member]) -> list[Overlap]:
-    """Candidates that meet a member, each with its closest way of meeting; equal blank images among them, marked as such."""
+    """Candidates that meet a member, each with its closest way of meeting; equal blank images among them, marked as
+    such."""
     by_file: dict[str, list[Member]] = {}
     by_pixels: dict[str, list[Member]] = {}
     for member in members:

@@ -62,7 +62,8 @@ def box(mask: NDArray[np.bool_]) -> list[float]:
 
 
 def few_values(image: Image) -> bool:
-    """Whether an image is made of few values, as line art and printed boards are: its edges must stay hard and its values the same.
+    """Whether an image is made of few values, as line art and printed boards are: its edges must stay hard and its
+    values the same.
 
     Example:
         >>> few_values(np.array([[[0], [255]]], np.uint8)), few_values(np.arange(256, dtype=np.uint8).reshape(16, 16, 1))
@@ -121,7 +122,8 @@ def data_uri(image: NDArray[np.uint8]) -> str:
 
 
 def to_channels(image: Image, channels: int) -> Image:
-    """``[H, W, C]`` with the wanted channels: grey is repeated, colour is weighed (ITU-R BT.601), alpha is opaque where there is none.
+    """``[H, W, C]`` with the wanted channels: grey is repeated, colour is weighed (ITU-R BT.601), alpha is opaque where
+    there is none.
 
     Where alpha is not wanted, the picture is set on black by it: what nobody sees must not be trained on.
 

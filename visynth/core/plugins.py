@@ -1,8 +1,9 @@
 """Registered names -> classes: the only place where visynth imports by string.
 
 A name comes from the built-in table or from another package's entry point in the groups
-``visynth.generators``, ``visynth.features``, ``visynth.learners``, ``visynth.trainers`` and ``visynth.commands``. Folders of ours store
-the *name*, never an import path, so loading a generator runs only code that was installed on purpose.
+``visynth.generators``, ``visynth.features``, ``visynth.learners``, ``visynth.trainers`` and ``visynth.commands``.
+Folders of ours store the *name*, never an import path, so loading a generator runs only code that was installed on
+purpose.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def load(group: str, name: str) -> Any:
     if name in installed:
         return installed[name].load()
     raise UsageError(
-        f"{group} has no {name!r}; registered are {choices(names(group))}. Another package can add one by an entry point in 'visynth.{group}'."
+        f"{group} has no {name!r}; registered are {choices(names(group))}. Another package can add one by an entry "
+        f"point in 'visynth.{group}'."
     )
 
 

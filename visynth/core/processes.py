@@ -10,7 +10,8 @@ from functools import cache
 
 @cache
 def end_with_parent(seconds: float = 1.0) -> None:
-    """End this worker process soon after its parent has gone, even by SIGKILL. Called once or often, it watches once."""
+    """End this worker process soon after its parent has gone, even by SIGKILL. Called once or often, it watches
+    once."""
     parent = os.getppid()
 
     def watch() -> None:

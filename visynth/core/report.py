@@ -1,8 +1,8 @@
 """The report: one schema for what was measured, as JSON for machines and as one self-contained page for people.
 
 A report is a list of *sections*. Each has a title and blocks; a block is a dict with a ``kind``: ``text``, ``table``,
-``arms`` (estimates with intervals, drawn), ``gallery`` (pictures with captions) or ``list``. Verdicts stand apart, at the
-top, one per class, so that a gate can read them without knowing the sections.
+``arms`` (estimates with intervals, drawn), ``gallery`` (pictures with captions) or ``list``. Verdicts stand apart, at
+the top, one per class, so that a gate can read them without knowing the sections.
 """
 
 from __future__ import annotations
@@ -157,17 +157,27 @@ def gallery(captions: Sequence[str], pictures: Sequence[Any], columns: int, note
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 STYLE = """
-:root{--ink:#1c2330;--soft:#5b6573;--line:#dfe3e8;--paper:#fff;--back:#f4f6f8;--yes:#14714a;--no:#a63a1f;--maybe:#8a6100;--mark:#2458b3}
-*{box-sizing:border-box}body{margin:0;background:var(--back);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
-main{max-width:1180px;margin:0 auto;padding:32px 24px 64px}h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:0 0 12px}h3{font-size:15px;margin:18px 0 6px}
-p{margin:6px 0}.sub{color:var(--soft);margin-bottom:20px}section{background:var(--paper);border:1px solid var(--line);border-radius:8px;padding:20px 22px;margin:16px 0}
+:root{--ink:#1c2330;--soft:#5b6573;--line:#dfe3e8;--paper:#fff;--back:#f4f6f8;--yes:#14714a;--no:#a63a1f;
+--maybe:#8a6100;--mark:#2458b3}
+*{box-sizing:border-box}body{margin:0;background:var(--back);color:var(--ink);
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
+main{max-width:1180px;margin:0 auto;padding:32px 24px 64px}h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;
+margin:0 0 12px}h3{font-size:15px;margin:18px 0 6px}
+p{margin:6px 0}.sub{color:var(--soft);margin-bottom:20px}section{background:var(--paper);
+border:1px solid var(--line);border-radius:8px;padding:20px 22px;margin:16px 0}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(300px,1fr));gap:14px;margin:18px 0}
-.card{background:var(--paper);border:1px solid var(--line);border-left:6px solid var(--maybe);border-radius:8px;padding:14px 18px}
-.card.yes{border-left-color:var(--yes)}.card.no{border-left-color:var(--no)}.card b{font-size:17px}.card .next{color:var(--soft);margin-top:8px}
-table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}th{text-align:left;font-weight:600;color:var(--soft);border-bottom:1px solid var(--line);padding:5px 12px 5px 0}
-td{border-bottom:1px solid var(--line);padding:5px 12px 5px 0;vertical-align:top}tr.mark td{font-weight:600;color:var(--mark)}.arms td,.arms th{white-space:nowrap;padding-right:14px}td.wide{width:240px;padding:0}
-.note{color:var(--soft);font-size:13px;margin-top:8px}.gallery{display:grid;gap:10px}figure{margin:0}figure img{width:100%;height:auto;border:1px solid var(--line);border-radius:4px;display:block;image-rendering:auto}
-figcaption{font-size:12px;color:var(--soft);overflow-wrap:anywhere;line-height:1.35;margin-top:3px}svg{display:block}ul{margin:6px 0;padding-left:20px}
+.card{background:var(--paper);border:1px solid var(--line);border-left:6px solid var(--maybe);border-radius:8px;
+padding:14px 18px}
+.card.yes{border-left-color:var(--yes)}.card.no{border-left-color:var(--no)}.card b{font-size:17px}
+.card .next{color:var(--soft);margin-top:8px}
+table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}th{text-align:left;
+font-weight:600;color:var(--soft);border-bottom:1px solid var(--line);padding:5px 12px 5px 0}
+td{border-bottom:1px solid var(--line);padding:5px 12px 5px 0;vertical-align:top}tr.mark td{font-weight:600;
+color:var(--mark)}.arms td,.arms th{white-space:nowrap;padding-right:14px}td.wide{width:240px;padding:0}
+.note{color:var(--soft);font-size:13px;margin-top:8px}.gallery{display:grid;gap:10px}figure{margin:0}
+figure img{width:100%;height:auto;border:1px solid var(--line);border-radius:4px;display:block;image-rendering:auto}
+figcaption{font-size:12px;color:var(--soft);overflow-wrap:anywhere;line-height:1.35;margin-top:3px}svg{display:block}
+ul{margin:6px 0;padding-left:20px}
 code{background:var(--back);padding:1px 5px;border-radius:4px;font-size:13px;overflow-wrap:anywhere}
 """
 
@@ -183,11 +193,14 @@ def page(report: Report) -> str:
         f"<tr><td>{escape(str(k))}</td><td>{escape(_plain(v))}</td></tr>" for k, v in report.conditions.items()
     )
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        'content="width=device-width,initial-scale=1">'
         f"<title>visynth: {escape(report.subject)}</title><style>{STYLE}</style></head><body><main>"
         f"<h1>Does synthesis help on {escape(report.subject)}?</h1>"
-        f'<p class="sub">One answer per class, measured on real images of groups that no training saw. Only a shown benefit is a yes.</p>'
-        f'<div class="cards">{cards}</div>{sections}<section><h2>Conditions</h2><table>{conditions}</table></section></main></body></html>\n'
+        '<p class="sub">One answer per class, measured on real images of groups that no training saw. Only a shown '
+        "benefit is a yes.</p>"
+        "<div "
+        f'class="cards">{cards}</div>{sections}<section><h2>Conditions</h2><table>{conditions}</table></section></main></body></html>\n'
     )
 
 
@@ -229,7 +242,8 @@ def _arms(block: Mapping[str, Any]) -> str:
         limits = "" if row["low"] is None else f" [{row['low']:.2f}, {row['high']:.2f}]"
         tone = ' class="mark"' if row.get("highlight") else ""
         rows.append(
-            f"<tr{tone}><td>{escape(row['name'])}</td><td>{row['mean']:.3f}{limits}</td>{cells}<td class='wide'>{_whisker(row)}</td></tr>"
+            f"<tr{tone}><td>{escape(row['name'])}</td><td>{row['mean']:.3f}{limits}</td>{cells}<td "
+            f"class='wide'>{_whisker(row)}</td></tr>"
         )
     return f"<h3>{escape(block['title'])}</h3><table class='arms'><tr>{head}</tr>{''.join(rows)}</table>{_note(block)}"
 
@@ -247,17 +261,25 @@ def _whisker(row: Mapping[str, Any], width: int = 240, height: int = 26) -> str:
     bar = (
         ""
         if row["low"] is None
-        else f'<line x1="{x(row["low"]):.1f}" x2="{x(row["high"]):.1f}" y1="{height / 2}" y2="{height / 2}" stroke="{colour}" stroke-width="2"/>'
+        else f'<line x1="{x(row["low"]):.1f}" x2="{x(row["high"]):.1f}" y1="{height / 2}" y2="{height / 2}" '
+        f'stroke="{colour}" stroke-width="2"/>'
     )
-    return f'<svg width="{width}" height="{height}" role="img" aria-label="AP {row["mean"]:.3f}">{grid}{bar}<circle cx="{x(row["mean"]):.1f}" cy="{height / 2}" r="4.5" fill="{colour}"/></svg>'
+    return (
+        f'<svg width="{width}" height="{height}" role="img" aria-label="AP {row["mean"]:.3f}">{grid}{bar}<circle '
+        f'cx="{x(row["mean"]):.1f}" cy="{height / 2}" r="4.5" fill="{colour}"/></svg>'
+    )
 
 
 def _gallery(block: Mapping[str, Any]) -> str:
     figures = "".join(
-        f'<figure><img alt="{escape(caption)}" src="{data_uri(fit_square(picture, min(220, max(picture.shape[:2]))))}"><figcaption>{escape(caption)}</figcaption></figure>'
+        f'<figure><img alt="{escape(caption)}" '
+        f'src="{data_uri(fit_square(picture, min(220, max(picture.shape[:2]))))}"><figcaption>{escape(caption)}</figcaption></figure>'
         for caption, picture in zip(block["captions"], block.get("pictures", []), strict=False)
     )
-    return f'<div class="gallery" style="grid-template-columns:repeat({block["columns"]},1fr)">{figures}</div>{_note(block)}'
+    return (
+        '<div class="gallery" '
+        f'style="grid-template-columns:repeat({block["columns"]},1fr)">{figures}</div>{_note(block)}'
+    )
 
 
 def _note(block: Mapping[str, Any]) -> str:

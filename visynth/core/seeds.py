@@ -92,7 +92,8 @@ def by_group(items: Iterable[T]) -> list[list[T]]:
 
 
 def draw_even(groups: Sequence[Sequence[U]], generator: np.random.Generator) -> U:
-    """One item, evenly over groups and then within the group: a tile shot twelve times counts no more than one shot twice.
+    """One item, evenly over groups and then within the group: a tile shot twelve times counts no more than one shot
+    twice.
 
     Example:
         >>> sorted({draw_even([["a"], ["b", "c"]], rng(seed)) for seed in range(20)})

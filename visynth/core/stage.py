@@ -1,4 +1,5 @@
-"""What a long job has done so far, kept under what it was made from: a killed job goes on, and changed inputs start anew."""
+"""What a long job has done so far, kept under what it was made from: a killed job goes on, and changed inputs start
+anew."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """COCO annotation files: images with boxes, polygons or run-length masks; an image's labels are its categories.
 
-Images without annotations are the defect-free class ``background``. Crowd regions (``iscrowd``) are no objects: they give neither box nor
-mask. What annotations and images say is compared when the set is read.
+Images without annotations are the defect-free class ``background``. Crowd regions (``iscrowd``) are no objects: they
+give neither box nor mask. What annotations and images say is compared when the set is read.
 """
 
 from __future__ import annotations
@@ -158,7 +158,10 @@ def _problem(note: Any, records: Mapping[Any, Any], categories: Mapping[Any, str
             None,
         )
         if wrong is not None:
-            return f"a polygon of {len(wrong) if isinstance(wrong, list) else wrong!r} numbers: it takes at least three points x, y"
+            return (
+                f"a polygon of {len(wrong) if isinstance(wrong, list) else wrong!r} numbers: it takes at least "
+                "three points x, y"
+            )
     elif isinstance(outline, Mapping):
         if not {"size", "counts"} <= set(outline):
             return f"run lengths need 'size' and 'counts', but have {sorted(outline)}"
@@ -186,7 +189,8 @@ def _used(
     dropped = [name for key, name in categories.items() if key not in used and name in heads]
     if dropped:
         notes.append(
-            f"the categories {', '.join(map(repr, dropped))} have no annotations and only head others: they are no classes"
+            f"the categories {', '.join(map(repr, dropped))} have no annotations and only head others: they are no "
+            "classes"
         )
     names = [name for key, name in categories.items() if name not in dropped]
     doubled = sorted({name for name in names if names.count(name) > 1})

@@ -1,10 +1,10 @@
 """A small semi-synthetic defect set, made on the spot from photographs that ship with scikit-image.
 
-Real part: tiles of three texture photographs (brick, grass and gravel, CC0). Simulated part: three kinds of defect drawn
-onto some tiles, with exact masks: ``scratch`` (thin and bright), ``spot`` (small, dark and blurred) and ``stain`` (broad and soft).
-Each 102-pixel region of a photograph is a group, shot several times at other offsets and exposures, as a part on a
-line is; a region carries at most one kind of defect. It is for trying the tool out: results on it are no evidence
-about real defects.
+Real part: tiles of three texture photographs (brick, grass and gravel, CC0). Simulated part: three kinds of defect
+drawn onto some tiles, with exact masks: ``scratch`` (thin and bright), ``spot`` (small, dark and blurred) and ``stain``
+(broad and soft). Each 102-pixel region of a photograph is a group, shot several times at other offsets and exposures,
+as a part on a line is; a region carries at most one kind of defect. It is for trying the tool out: results on it are no
+evidence about real defects.
 """
 
 from __future__ import annotations

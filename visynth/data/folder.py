@@ -27,12 +27,14 @@ MASK_SUFFIXES = ("_mask", "_label", "_gt", "_seg", "-mask", ".mask")  # after an
 def read_folder(
     root: Path, mask_suffix: str | None = None, beside: bool = True
 ) -> tuple[list[Item], list[BadFile], list[str]]:
-    """Items of a folder of class folders, what is not an image as bad, and what is to be told; hidden files are passed over.
+    """Items of a folder of class folders, what is not an image as bad, and what is to be told; hidden files are passed
+    over.
 
     A file beside an image that has its name and a mask's suffix is the image's mask, not another image of the class.
 
     Raises:
-        DataError: no such folder, no class folder with images, the class folders lie one level deeper, or splits stand beside classes.
+        DataError: no such folder, no class folder with images, the class folders lie one level deeper, or splits stand
+            beside classes.
 
     Example:
         >>> read_folder(Path("no/such"))
@@ -58,8 +60,10 @@ def read_folder(
         aside = [f for f in rest if f.name.lower() in ASIDE]
         if len(aside) < len(rest):
             raise DataError(
-                f"{root} has split folders ({choices(f.name for f in splits)}) beside others ({choices(f.name for f in rest if f not in aside)}), "
-                "which are neither splits nor classes here: move them away, or give a list (CSV) that says what each image is."
+                f"{root} has split folders ({choices(f.name for f in splits)}) beside others "
+                f"({choices(f.name for f in rest if f not in aside)}), "
+                "which are neither splits nor classes here: move them away, or give a list (CSV) that says what each "
+                "image is."
             )
         notes += [f"{_count(f)} images in {f.name}/ are not used: they have no class" for f in aside]
         items: list[Item] = []
@@ -122,7 +126,8 @@ def _classes(
             notes.append(f"the class folder {folder.relative_to(base)} has no images: it is no class here")
     if masks:
         notes.append(
-            f"{masks} files beside images are their masks by name, not images of the class (--masks DIR says that masks lie elsewhere)"
+            f"{masks} files beside images are their masks by name, not images of the class (--masks DIR says that "
+            "masks lie elsewhere)"
         )
     return items, bad
 
@@ -158,7 +163,10 @@ def _refuse_other_formats(root: Path) -> None:
     Raises:
         DataError: YOLO, Pascal VOC or LabelMe, with the way to what is read.
     """
-    hint = "Convert it to COCO (one JSON file), which is read with boxes and masks, or to a CSV with a file and a label column."
+    hint = (
+        "Convert it to COCO (one JSON file), which is read with boxes and masks, or to a CSV with a file and a "
+        "label column."
+    )
     if (root / "data.yaml").is_file() or (
         (root / "images").is_dir() and (root / "labels").is_dir() and any((root / "labels").rglob("*.txt"))
     ):
@@ -185,7 +193,8 @@ def _refuse(root: Path, folders: list[Path]) -> None:
     flat = sum(p.suffix.lower() in EXTENSIONS for p in root.iterdir() if p.is_file())
     if flat:
         raise DataError(
-            f"{root} holds {flat} images but no class folders. Put them in one subfolder per class, or give a CSV, JSONL or COCO file that labels them."
+            f"{root} holds {flat} images but no class folders. Put them in one subfolder per class, or give a CSV, "
+            "JSONL or COCO file that labels them."
         )
     raise DataError(f"{root} holds no images. Expected <root>/<class>/<image>{'|'.join(EXTENSIONS)}.")
 

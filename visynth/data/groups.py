@@ -43,7 +43,8 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Proposal:
-    """Groups found in the data: ``rule`` in words, one group number per image, share of near-duplicates they hold together."""
+    """Groups found in the data: ``rule`` in words, one group number per image, share of near-duplicates they hold
+    together."""
 
     rule: str
     groups: tuple[str, ...]

@@ -31,8 +31,8 @@ class Item:
         split: ``"train"``, ``"val"``, ``"test"`` or ``""`` when the data do not say.
         mask: file with the labelled pixels, or None.
         boxes: (class, x1, y1, x2, y2) in pixels.
-        regions: per annotated object its class and outline, as COCO writes it: polygons [[x1, y1, x2, y2, ...], ...] in pixels, or run
-            lengths {"size", "counts"}.
+        regions: per annotated object its class and outline, as COCO writes it: polygons [[x1, y1, x2, y2, ...], ...] in
+            pixels, or run lengths {"size", "counts"}.
         size: (height, width) that the annotations are of, or None where they do not say.
     """
 
@@ -57,7 +57,8 @@ class Item:
 
 
 class Lazy(Sequence[B]):
-    """A sequence whose entries are made when they are asked for, and kept nowhere: images of a set without the memory for all of them.
+    """A sequence whose entries are made when they are asked for, and kept nowhere: images of a set without the memory
+    for all of them.
 
     Example:
         >>> squares = Lazy(lambda value: value * value, [1, 2, 3])
@@ -88,7 +89,8 @@ class BadFile:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A readable set of images: ``items`` sorted by name, ``classes`` in order, the files left out, and what else was found, in words."""
+    """A readable set of images: ``items`` sorted by name, ``classes`` in order, the files left out, and what else was
+    found, in words."""
 
     root: Path
     items: tuple[Item, ...]
@@ -110,7 +112,8 @@ class ImageSet:
         return {name: len({i.group or i.name for i in self.items if name in i.labels}) for name in self.classes}
 
     def folders(self) -> set[Path]:
-        """Folders that are read whole, so that all that lies in them is data; a list or a COCO file names its images."""
+        """Folders that are read whole, so that all that lies in them is data; a list or a COCO file names its
+        images."""
         if not self.root.is_dir():
             return set()
         return {self.root} | {i.mask.parent for i in self.items if i.mask is not None}
@@ -161,7 +164,8 @@ def build(
 
 
 def check_annotations(images: ImageSet) -> ImageSet:
-    """The set, if its annotations are of the images that there are: pictures may have been scaled, turned or cropped since.
+    """The set, if its annotations are of the images that there are: pictures may have been scaled, turned or cropped
+    since.
 
     Raises:
         DataError: sizes that differ, or boxes that lie outside their image, with both (all told).
@@ -178,15 +182,22 @@ def check_annotations(images: ImageSet) -> ImageSet:
             )
         sizes = {tuple(o["size"]) for _, o in item.regions if isinstance(o, Mapping)} - {(height, width)}
         if sizes:
-            return f"{item.name} is {width}x{height} pixels, its run lengths are of {' and '.join(f'{w}x{h}' for h, w in sorted(sizes))}"
+            return (
+                f"{item.name} is {width}x{height} pixels, its run lengths are of "
+                f"{' and '.join(f'{w}x{h}' for h, w in sorted(sizes))}"
+            )
         for name, x1, y1, x2, y2 in item.boxes:
             if min(x1, y1) < -1 or x2 > width + 1 or y2 > height + 1 or x2 <= x1 or y2 <= y1:
-                return f"{item.name} is {width}x{height} pixels, its {name!r} box goes from ({x1:g}, {y1:g}) to ({x2:g}, {y2:g})"
+                return (
+                    f"{item.name} is {width}x{height} pixels, its {name!r} box goes from ({x1:g}, {y1:g}) to "
+                    f"({x2:g}, {y2:g})"
+                )
         return None
 
     found = [p for p in in_threads(problem, images.items) if p]
     raise_all(
-        f"{images.root} (annotations and images must agree: bring back the images that were annotated, or scale the annotations with them)",
+        f"{images.root} (annotations and images must agree: bring back the images that were annotated, or scale the "
+        "annotations with them)",
         found,
     )
     return images

@@ -34,8 +34,9 @@ def per_sample(dataset: Any, read: Callable[[Any], list[T] | None]) -> list[T] |
 def find_labels(dataset: Any) -> list[int] | None:
     """Labels of a dataset without loading images, through Subset and ConcatDataset; None where it does not show them.
 
-    Read are ``targets`` and ``labels`` (``[N]`` or ``[N, 1]`` whole numbers), ``samples``, the tensors of a TensorDataset, the label column of a
-    Hugging Face dataset, and lists of dicts (``data``, as MONAI's datasets keep them).
+    Read are ``targets`` and ``labels`` (``[N]`` or ``[N, 1]`` whole numbers), ``samples``, the tensors of a
+    TensorDataset, the label column of a Hugging Face dataset, and lists of dicts (``data``, as MONAI's datasets keep
+    them).
     """
     return per_sample(dataset, _labels)
 
@@ -110,7 +111,8 @@ def whole_numbers(values: Any) -> list[int] | None:
 
 
 def class_names(dataset: Any) -> dict[str, int] | None:
-    """``{class name: label}`` where a dataset says so: ``class_to_idx``, ``classes``, the features of a Hugging Face dataset, MedMNIST's ``info``."""
+    """``{class name: label}`` where a dataset says so: ``class_to_idx``, ``classes``, the features of a Hugging Face
+    dataset, MedMNIST's ``info``."""
     told = find_attribute(dataset, "class_to_idx")
     if isinstance(told, Mapping):
         return {str(name): int(place) for name, place in told.items()}
@@ -149,8 +151,8 @@ def map_classes(
 ) -> dict[str, int]:
     """``{synthetic class: the user's label}``.
 
-    Given ``classes`` decide; else what the dataset says (:func:`class_names`). An order is never guessed: a class that is called by another's
-    number trains on wrong labels without a word.
+    Given ``classes`` decide; else what the dataset says (:func:`class_names`). An order is never guessed: a class that
+    is called by another's number trains on wrong labels without a word.
 
     Args:
         dataset: the user's, or None.
@@ -158,7 +160,8 @@ def map_classes(
         needed: those that must have a label.
         classes: given by the user.
         labels: of the training samples, where known.
-        geometry: labels are masks or boxes, whose numbers often start at 1 for the background's sake: only told ones are taken.
+        geometry: labels are masks or boxes, whose numbers often start at 1 for the background's sake: only told ones
+            are taken.
 
     Raises:
         UsageError: a class without a label; the message lists both sides and shows the line to write.
@@ -172,20 +175,23 @@ def map_classes(
             seen = "the dataset's labels" if labels is None else f"the labels {_some(sorted(set(labels)))}"
             line = ", ".join(f"{name!r}: ..." for name in made)
             raise UsageError(
-                f"the synthetic classes {choices(made)} must be matched with {seen}, and the dataset does not say which number means what "
+                f"the synthetic classes {choices(made)} must be matched with {seen}, and the dataset does not say "
+                "which number means what "
                 f"(it has neither class_to_idx nor classes). Say it: WithSynthetic(..., classes={{{line}}})."
             )
         told = found
         beyond = sorted({label for label in labels or () if label >= 0} - set(told.values()))
         if beyond and not geometry:
             raise UsageError(
-                f"the dataset says that its classes are {told}, but there are also the labels {_some(beyond)}: its names and numbers do not agree. "
+                f"the dataset says that its classes are {told}, but there are also the labels {_some(beyond)}: its "
+                "names and numbers do not agree. "
                 "Give classes={name: label} to WithSynthetic."
             )
     missing = [name for name in made if name in needed and name not in told]
     if missing:
         raise UsageError(
-            f"synthetic classes {choices(missing)} are not among the dataset's {choices(told)}: give classes={{name: label}} to WithSynthetic."
+            f"synthetic classes {choices(missing)} are not among the dataset's {choices(told)}: give classes={{name: "
+            f"label}} to WithSynthetic."
         )
     return {name: told[name] for name in made if name in told}
 

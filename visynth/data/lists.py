@@ -1,7 +1,7 @@
 """Labelled lists: CSV or JSONL with a file column and a label column, and optional group, split and mask columns.
 
-CSV is read as other tools write it, see :mod:`visynth.data.tables`. Several labels of one image are written ``"crack;rust"`` in CSV and ``["crack", "rust"]`` in JSONL. Paths are relative to
-the list's own folder.
+CSV is read as other tools write it, see :mod:`visynth.data.tables`. Several labels of one image are written
+``"crack;rust"`` in CSV and ``["crack", "rust"]`` in JSONL. Paths are relative to the list's own folder.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ COLUMNS = {
 
 
 def read_list(path: Path) -> tuple[list[Item], list[BadFile], list[str]]:
-    """Items of a CSV or JSONL file, unusable ones, and what is to be told. Rows that name a missing file are bad files; malformed rows are an error.
+    """Items of a CSV or JSONL file, unusable ones, and what is to be told. Rows that name a missing file are bad files;
+    malformed rows are an error.
 
     Raises:
         DataError: no such file, a missing column, or malformed rows (all told at once).

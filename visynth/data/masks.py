@@ -1,6 +1,7 @@
 """Masks of labelled pixels: found beside the images, checked against them, and judged for what they show.
 
-A mask belongs to an image when it has the same path below the masks' folder, whatever the ending and with the usual suffixes. A mask is *unreliable* when pasting it would not paste what one sees; :func:`judge` says why.
+A mask belongs to an image when it has the same path below the masks' folder, whatever the ending and with the usual
+suffixes. A mask is *unreliable* when pasting it would not paste what one sees; :func:`judge` says why.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ FEW_PLACES = 4  # places around a mask without which there is no usual change
 def attach_masks(images: ImageSet, folder: str | Path, suffix: str | None = None) -> ImageSet:
     """The set with each image's mask file from ``folder/<class>/<stem>.*``; images without one keep none.
 
-    The mask of ``a/x.png`` is ``a/x.*``, ``a/x.png.*`` or, with one of the usual suffixes (or the given one), ``a/x_mask.*``. How many files are
-    the mask of no image is told in ``notes``.
+    The mask of ``a/x.png`` is ``a/x.*``, ``a/x.png.*`` or, with one of the usual suffixes (or the given one),
+    ``a/x_mask.*``. How many files are the mask of no image is told in ``notes``.
 
     Raises:
-        DataError: no folder, no mask meets any image, two masks of one image, or masks differ from their images in size (all told).
+        DataError: no folder, no mask meets any image, two masks of one image, or masks differ from their images in size
+            (all told).
     """
     root = Path(folder)
     if not root.is_dir():
@@ -61,7 +63,8 @@ def attach_masks(images: ImageSet, folder: str | Path, suffix: str | None = None
         shown = files[0].relative_to(root).as_posix() if files else "nothing"
         raise DataError(
             f"no mask in {root} belongs to an image of {images.root}: the images are named like "
-            f"{images.items[0].name!r}, the masks like {shown!r}. Give the folder whose layout mirrors the images', and --mask-suffix if masks "
+            f"{images.items[0].name!r}, the masks like {shown!r}. Give the folder whose layout mirrors the images', "
+            "and --mask-suffix if masks "
             "have more in their names than their images."
         )
     used = {path for paths in found.values() for path in paths}
@@ -103,7 +106,8 @@ def check_masks(images: ImageSet) -> None:
 
 
 def load_mask(images: ImageSet, item: Item, label: str | None = None) -> Mask | None:
-    """The labelled pixels ``[H, W]`` of an image: its mask file (see :func:`labelled`), else its annotated regions of a class, else None."""
+    """The labelled pixels ``[H, W]`` of an image: its mask file (see :func:`labelled`), else its annotated regions of a
+    class, else None."""
     if item.mask is not None:
         return labelled(decode_values(item.mask, images.limits), item.mask.suffix.lower() in LOSSY)
     outlines = [outline for name, outline in item.regions if label in (None, name)]
@@ -120,7 +124,8 @@ def region(outline: Any, height: int, width: int) -> Mask:
     """An object's pixels ``[H, W]`` from its COCO outline, as pycocotools draws it: polygons together, or run lengths.
 
     Args:
-        outline: polygons [[x1, y1, x2, y2, ...], ...], or {"size", "counts"} with counts as a list or as COCO's packed text.
+        outline: polygons [[x1, y1, x2, y2, ...], ...], or {"size", "counts"} with counts as a list or as COCO's packed
+            text.
         height: of the image, in pixels.
         width: likewise.
     """
@@ -140,9 +145,9 @@ def region(outline: Any, height: int, width: int) -> Mask:
 def labelled(values: Array, lossy: bool = False) -> Mask:
     """Which pixels of a mask file are labelled.
 
-    Numbers of classes (all but the top below 32) label where they are not 0, and 255 above them is void, as in Pascal VOC; greys in solid
-    areas are classes or instances too; anything else (soft brushes, lossy formats, floats) labels above half of the highest value. Where alpha alone
-    is painted, alpha labels; what alpha hides does not.
+    Numbers of classes (all but the top below 32) label where they are not 0, and 255 above them is void, as in Pascal
+    VOC; greys in solid areas are classes or instances too; anything else (soft brushes, lossy formats, floats) labels
+    above half of the highest value. Where alpha alone is painted, alpha labels; what alpha hides does not.
 
     Args:
         values: ``[H, W, C]`` of any type.
@@ -179,10 +184,11 @@ def labelled(values: Array, lossy: bool = False) -> Mask:
 def judge(image: Array, mask: Mask, max_area: float = 0.25) -> str | None:
     """Why a mask should not be pasted, or None when it is fine.
 
-    What a mask outlines is seen by its outline: values change across it more than they do across the same outline set beside it. The
-    statistic is the mean local difference between the two sides of the outline (within two pixels of it, each side averaged over
-    7x7 pixels); it is compared with that of up to 24 places around. Where hardly any fit, inside and surroundings are compared by mean and
-    standard deviation. Pictures of few values (line art, printed boards) have no grain to compare with: there any mask goes.
+    What a mask outlines is seen by its outline: values change across it more than they do across the same outline set
+    beside it. The statistic is the mean local difference between the two sides of the outline (within two pixels of it,
+    each side averaged over 7x7 pixels); it is compared with that of up to 24 places around. Where hardly any fit,
+    inside and surroundings are compared by mean and standard deviation. Pictures of few values (line art, printed
+    boards) have no grain to compare with: there any mask goes.
 
     Args:
         image: ``[H, W, C]``.
@@ -206,15 +212,18 @@ def judge(image: Array, mask: Mask, max_area: float = 0.25) -> str | None:
         usual = float(np.median(around))
         if own > CLEAR * usual or own > float(np.quantile(around, 0.95)):
             return None
-        return f"the outline shows nothing: values change by {own:.1f} grey levels across it, by {usual:.1f} across the same outline set beside it"
+        return (
+            f"the outline shows nothing: values change by {own:.1f} grey levels across it, by {usual:.1f} across "
+            "the same outline set beside it"
+        )
     return _alike_inside(image, mask)
 
 
 def outline_contrast(image: Array, mask: Mask) -> tuple[float, list[float]]:
     """Mean local difference across a mask's outline, in grey levels of 8 bits, and the same at places around it.
 
-    Places are the mask's own shape moved by 1, 1.5 and 2 times its size in eight directions, as far as they lie on the image and beside
-    the mask.
+    Places are the mask's own shape moved by 1, 1.5 and 2 times its size in eight directions, as far as they lie on the
+    image and beside the mask.
     """
     grey = image.astype(np.float32).mean(axis=2) * (255 / np.iinfo(image.dtype).max)
     height, width = mask.shape
@@ -255,7 +264,8 @@ def _sum(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _alike_inside(image: Array, mask: Mask, min_contrast: float = 0.35) -> str | None:
-    """The test for masks that leave no room around: means in the surroundings' standard deviations, or deviations as a ratio."""
+    """The test for masks that leave no room around: means in the surroundings' standard deviations, or deviations as a
+    ratio."""
     grey = image.astype(np.float32).mean(axis=2)
     width = max(3, round(0.5 * np.sqrt(mask.sum())))
     outside = cv2.dilate(mask.astype(np.uint8), np.ones((2 * width + 1,) * 2, np.uint8)).astype(bool) & ~mask
@@ -269,7 +279,8 @@ def _alike_inside(image: Array, mask: Mask, min_contrast: float = 0.35) -> str |
 
 
 def remembered(judge: Callable[[Array, Mask], str | None]) -> Callable[[Array, Mask], str | None]:
-    """The same judgement, made once for each mask that is still in memory: a trial asks for the same masks in every cell."""
+    """The same judgement, made once for each mask that is still in memory: a trial asks for the same masks in every
+    cell."""
     known: dict[int, tuple[Mask, str | None]] = {}
 
     def ask(image: Array, mask: Mask) -> str | None:

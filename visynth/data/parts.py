@@ -1,10 +1,11 @@
 """Groups that look like one part: local features of some images of each group, matched after alignment.
 
-Groups say which images belong together (one part, one scene, one patient), and a split by group is only as good as they are. Images of
-one part under other light, or turned, are no near-duplicates of each other, but their local features (SIFT) lie in the same places after
-a rotation, a shift and a change of scale. Sources: Lowe, "Distinctive image features from scale-invariant keypoints" (IJCV 2004),
-section 7.1 (ratio of the two nearest, 0.75 here); Arandjelovic and Zisserman, "Three things everyone should know" (CVPR 2012), section 3
-(square roots of the descriptors); Fischler and Bolles, "Random sample consensus" (CACM 1981).
+Groups say which images belong together (one part, one scene, one patient), and a split by group is only as good as they
+are. Images of one part under other light, or turned, are no near-duplicates of each other, but their local features
+(SIFT) lie in the same places after a rotation, a shift and a change of scale. Sources: Lowe, "Distinctive image
+features from scale-invariant keypoints" (IJCV 2004), section 7.1 (ratio of the two nearest, 0.75 here); Arandjelovic
+and Zisserman, "Three things everyone should know" (CVPR 2012), section 3 (square roots of the descriptors); Fischler
+and Bolles, "Random sample consensus" (CACM 1981).
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Features:
 
 @dataclass(frozen=True)
 class Alignment:
-    """How two images lie on each other: ``agreeing`` of ``matches`` feature pairs fit a turn (degrees), a shift and a ``scale``."""
+    """How two images lie on each other: ``agreeing`` of ``matches`` feature pairs fit a turn (degrees), a shift and a
+    ``scale``."""
 
     agreeing: int
     matches: int
@@ -66,7 +68,8 @@ class SamePart:
     def __str__(self) -> str:
         found = self.alignment
         return (
-            f"groups {self.groups[0]} and {self.groups[1]}: {found.agreeing} of {found.matches} local features of {self.images[0]} and "
+            f"groups {self.groups[0]} and {self.groups[1]}: {found.agreeing} of {found.matches} local features of "
+            f"{self.images[0]} and "
             f"{self.images[1]} agree (turned by {found.degrees:.0f} degrees)"
         )
 
@@ -79,7 +82,8 @@ class PartCheck:
         pairs: groups that look like one part, the surest first.
         checked: groups that took part, of
         groups: in all; more than fit the budget are not looked at.
-        one_design: most groups hang together: parts of one design or on one fixture, which local features cannot tell apart.
+        one_design: most groups hang together: parts of one design or on one fixture, which local features cannot tell
+            apart.
     """
 
     pairs: tuple[SamePart, ...]
@@ -91,8 +95,8 @@ class PartCheck:
 def find_same_parts(images: ImageSet) -> PartCheck:
     """Pairs of groups that look like one part.
 
-    Up to three images of each group vote with their local features for the group that each feature's nearest one is in; pairs with
-    votes are aligned image by image, and count where one rotation, shift and scale explains the matches.
+    Up to three images of each group vote with their local features for the group that each feature's nearest one is in;
+    pairs with votes are aligned image by image, and count where one rotation, shift and scale explains the matches.
 
     Args:
         images: with a group for every image.
@@ -144,7 +148,8 @@ def merged(groups: Sequence[str], check: PartCheck) -> list[str]:
 
 
 def local_features(image: Array) -> Features:
-    """SIFT features of a grey copy whose contrast is evened out tile by tile (CLAHE), so that dark exposures have theirs.
+    """SIFT features of a grey copy whose contrast is evened out tile by tile (CLAHE), so that dark exposures have
+    theirs.
 
     Args:
         image: ``[H, W, C]`` uint8 or uint16.
@@ -164,7 +169,8 @@ def local_features(image: Array) -> Features:
 
 
 def align(first: Features, second: Features) -> Alignment:
-    """Matches of two images' features that are much nearer than the next ones, and the similarity that explains most of them."""
+    """Matches of two images' features that are much nearer than the next ones, and the similarity that explains most of
+    them."""
     nothing = Alignment(0, 0, 0.0, 0.0)
     if min(len(first.places), len(second.places)) < AGREE:
         return nothing

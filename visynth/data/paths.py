@@ -39,7 +39,8 @@ def _paths(dataset: Any) -> list[Path] | None:
 
 
 def _file_of(value: Any) -> Any:
-    """The image's path in an entry of a list: the entry, its first value, or the only one of a dict (MONAI) that names an image file."""
+    """The image's path in an entry of a list: the entry, its first value, or the only one of a dict (MONAI) that names
+    an image file."""
     if isinstance(value, dict):
         files = [v for v in value.values() if isinstance(v, (str, Path)) and str(v).lower().endswith(EXTENSIONS)]
         return files[0] if len(files) == 1 else None

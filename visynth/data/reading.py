@@ -33,11 +33,11 @@ def read_images(
     """Read a labelled image set and check every file in it.
 
     Args:
-        data: class folders (``root/<class>/*`` or ``root/<split>/<class>/*``), a ``.csv`` or ``.jsonl`` list, a COCO ``.json``, a
-            MedMNIST ``.npz``, a folder of paired disaster tiles in xBD's layout, or ``"sklearn:digits"``.
+        data: class folders (``root/<class>/*`` or ``root/<split>/<class>/*``), a ``.csv`` or ``.jsonl`` list, a COCO
+            ``.json``, a MedMNIST ``.npz``, a folder of paired disaster tiles in xBD's layout, or ``"sklearn:digits"``.
         masks: folder that mirrors the images' layout and holds masks, see :func:`visynth.data.masks.load_mask`.
-        mask_suffix: what mask files have after their images' names ("_label" for ``a_label.png``), where it is not one of the usual
-            ones; without ``masks``, masks lie beside their images.
+        mask_suffix: what mask files have after their images' names ("_label" for ``a_label.png``), where it is not one
+            of the usual ones; without ``masks``, masks lie beside their images.
         groups: CSV with columns ``file,group``; images of one group stay on one side of every split.
         group_pattern: regular expression searched in each image's name; its first group (or the match) is the group.
         classes: class names in the wanted order; by default sorted.
@@ -137,7 +137,8 @@ def with_groups(images: ImageSet, groups: dict[str, str], source: str) -> ImageS
     if unknown and len(unknown) == len(groups):
         example = images.items[0].name if images.items else "-"
         raise DataError(
-            f"{source}: none of its {len(groups)} names is an image; they should look like {example!r}:\n{listing(unknown, 3)}"
+            f"{source}: none of its {len(groups)} names is an image; they should look like "
+            f"{example!r}:\n{listing(unknown, 3)}"
         )
     raise_all(source, unknown + without)
     return replace(images, items=tuple(replace(item, group=groups[item.name]) for item in images.items))

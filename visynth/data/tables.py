@@ -17,7 +17,8 @@ MISSING = ("nan", "none", "null", "n/a", "<na>")
 
 @dataclass(frozen=True)
 class Table:
-    """Column names without blanks around them, and rows with the number of the line that each is in; cells that a row lacks are ``""``."""
+    """Column names without blanks around them, and rows with the number of the line that each is in; cells that a row
+    lacks are ``""``."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[int, dict[str, str]], ...]
@@ -31,8 +32,8 @@ class Table:
 def read_table(path: Path) -> Table:
     """Read a CSV file.
 
-    Comma, semicolon, tab and bar separate, whichever parts the header into most columns; UTF-8, UTF-16 with a mark and Latin-1 are
-    read; a first column without a name (an index, as data frames write it) is left out.
+    Comma, semicolon, tab and bar separate, whichever parts the header into most columns; UTF-8, UTF-16 with a mark and
+    Latin-1 are read; a first column without a name (an index, as data frames write it) is left out.
 
     Raises:
         DataError: no such file, no header, columns of one name, or rows with more cells than the header (all told).
@@ -73,7 +74,8 @@ def read_table(path: Path) -> Table:
 
 
 def present(value: object) -> str:
-    """A cell's text, empty where it says that there is none: ``nan``, ``None`` and the like. Not for classes, which may be called so.
+    """A cell's text, empty where it says that there is none: ``nan``, ``None`` and the like. Not for classes, which may
+    be called so.
 
     Example:
         >>> present(" 7 "), present("NaN"), present(None)

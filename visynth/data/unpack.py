@@ -31,7 +31,8 @@ def unpack(data: str | Path) -> Path:
 
     Args:
         data: ``"sklearn:digits"`` (1,797 grey images of 8x8, values scaled from 0-16 to 0-255), or a MedMNIST file with
-            arrays ``{train,val,test}_images`` (uint8 ``[N, H, W]`` or ``[N, H, W, 3]``) and ``{train,val,test}_labels``.
+            arrays ``{train,val,test}_images`` (uint8 ``[N, H, W]`` or ``[N, H, W, 3]``) and
+            ``{train,val,test}_labels``.
 
     Raises:
         DataError: no such file, or other arrays in it.
@@ -66,14 +67,16 @@ def _medmnist(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
         splits = [s for s in ("train", "val", "test") if f"{s}_images" in arrays and f"{s}_labels" in arrays]
         if not splits:
             raise DataError(
-                f"{path} holds the arrays {choices(arrays.files)}; a MedMNIST file has train_images and train_labels (and val_, test_)."
+                f"{path} holds the arrays {choices(arrays.files)}; a MedMNIST file has train_images and train_labels "
+                "(and val_, test_)."
             )
         for split in splits:
             images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
             labels = labels.reshape(len(images), -1)
             if labels.shape[1] != 1 or images.dtype != np.uint8 or images.ndim not in (3, 4):
                 raise DataError(
-                    f"{path}: {split} has images {images.dtype} {list(images.shape)} and {labels.shape[1]} labels an image; "
+                    f"{path}: {split} has images {images.dtype} {list(images.shape)} and {labels.shape[1]} labels an "
+                    "image; "
                     "uint8 [N, H, W(, 3)] and one label are read."
                 )
             names = NAMES.get(path.stem)

@@ -1,8 +1,9 @@
 """Paired tiles before and after a disaster, in the layout of xBD, and crops of their buildings.
 
-xBD (Gupta et al., "xBD: a dataset for assessing building damage from satellite imagery", CVPR workshops 2019) names its files
-``images/<event>_<number>_{pre,post}_disaster.png`` and ``labels/<event>_<number>_post_disaster.json``, where each building is a WKT polygon in pixels with a
-``subtype`` of damage. The set itself is not shipped, and none of our figures come from satellite images.
+xBD (Gupta et al., "xBD: a dataset for assessing building damage from satellite imagery", CVPR workshops 2019) names its
+files ``images/<event>_<number>_{pre,post}_disaster.png`` and ``labels/<event>_<number>_post_disaster.json``, where each
+building is a WKT polygon in pixels with a ``subtype`` of damage. The set itself is not shipped, and none of our figures
+come from satellite images.
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ class Spec:
         dtype: ``"uint8"`` or ``"uint16"``.
         sampler: default options of ``sample``.
         micro_batch: images computed together, always, so that pixels do not depend on the batch.
-        kind: ``"composite"`` (edits of real images), ``"inpainted"`` (real images with parts made by a trained model) or
-            ``"trained"`` (made by a trained model).
+        kind: ``"composite"`` (edits of real images), ``"inpainted"`` (real images with parts made by a trained model)
+            or ``"trained"`` (made by a trained model).
     """
 
     network: str
@@ -261,7 +261,8 @@ class Generator(ABC):
         outside = sorted({label for label in labels if not 0 <= label < len(self.classes)})
         if outside:
             problems.append(
-                f"labels {outside} are not in the generator; labels 0 to {len(self.classes) - 1} mean {choices(self.classes)}"
+                f"labels {outside} are not in the generator; labels 0 to {len(self.classes) - 1} mean "
+                f"{choices(self.classes)}"
             )
         unknown = [name for name in options if name not in self.options]
         if unknown:
@@ -281,11 +282,13 @@ class Generator(ABC):
         )
         return (
             f"# {self.spec.network} generator\n\nClasses: {', '.join(self.classes)}. "
-            f"Images: {self.spec.channels} channel(s), {self.spec.dtype}, canvas {self.spec.size[0]}x{self.spec.size[1]}.\n"
+            f"Images: {self.spec.channels} channel(s), {self.spec.dtype}, canvas "
+            f"{self.spec.size[0]}x{self.spec.size[1]}.\n"
             f"Made from {splits['train']} training images ({splits['val']} validation and {splits['test']} test images "
             f"were held out; `members.jsonl` lists them).\n\nDigest: `{self.digest}`\n\n"
             f"| | |\n|---|---|\n{rows}\n"
-            "Intended use: training data for the classes above. Not for evaluation, and not as evidence about real objects.\n"
+            "Intended use: training data for the classes above. Not for evaluation, and not as evidence about real "
+            "objects.\n"
         )
 
     def _preview(self, columns: int = 4) -> dict[str, bytes]:

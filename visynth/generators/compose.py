@@ -152,8 +152,8 @@ class Composition(Generator):
     def compose(self, seed: int, label: int, poisson_limit: int) -> tuple[Array, Mask, tuple[str, ...]]:
         """One image ``[h, w, C]``, its mask ``[h, w]`` and the names of the images it was made from.
 
-        A defect that cannot be seen where it came to stand (black on black) would teach that nothing is a defect: its place is drawn
-        anew.
+        A defect that cannot be seen where it came to stand (black on black) would teach that nothing is a defect: its
+        place is drawn anew.
 
         Raises:
             DataError: no defect of the class could be seen in any of 20 places.
@@ -168,12 +168,15 @@ class Composition(Generator):
             if plan.control is not None or _can_be_seen(image, plan.ground.image, labelled, plan.settings):
                 return image, labelled, plan.parents
         raise DataError(
-            f"no {self.classes[label]} could be seen in {REDRAWS} places: the pixels under its masks look like the defect-free images (seed "
-            f"{seed}, for instance {plan.source.name} on {plan.ground.name}). Check the masks, or leave this class out of composition."
+            f"no {self.classes[label]} could be seen in {REDRAWS} places: the pixels under its masks look like the "
+            "defect-free images (seed "
+            f"{seed}, for instance {plan.source.name} on {plan.ground.name}). Check the masks, or leave this class out "
+            "of composition."
         )
 
     def arrange(self, seed: int, label: int, redraw: int = 0) -> Arrangement:
-        """What goes where for one seed: a background, a defect and its place; ``redraw`` counts the places drawn before. It draws no pixel."""
+        """What goes where for one seed: a background, a defect and its place; ``redraw`` counts the places drawn
+        before. It draws no pixel."""
         generator = seeding.rng(seed, f"compose/{label}" + (f"/{redraw}" if redraw else ""))
         control = self.settings[label].method == "control"
         for attempt in range(ATTEMPTS):

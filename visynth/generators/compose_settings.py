@@ -24,8 +24,8 @@ class Settings:
     Attributes:
         method: ``"mask"`` cuts real defects by mask; ``"nsa"`` and ``"perlin"`` cut random regions of images of the
             class; ``"control"`` does to defect-free images what "mask" does, with defect-free pixels.
-        blend: ``"feather"``, ``"poisson"``, ``"mixed"`` (Poisson with mixed gradients) or ``"hard"`` (the pixels inside the mask as they
-            are: for line art and printed boards, where a soft edge makes values that no camera gives).
+        blend: ``"feather"``, ``"poisson"``, ``"mixed"`` (Poisson with mixed gradients) or ``"hard"`` (the pixels inside
+            the mask as they are: for line art and printed boards, where a soft edge makes values that no camera gives).
         shift: largest move from the defect's own place, in pixels.
         feather: width of the soft edge, in pixels.
         scale: smallest and largest factor of size.
@@ -86,8 +86,8 @@ def thinness(mask: NDArray[np.bool_]) -> float:
 def from_masks(masks: Sequence[NDArray[np.bool_]], *, hard: bool = False) -> Settings:
     """Settings for a class: thin defects (cracks) hardly move and get narrow seams, compact ones move freely.
 
-    ``hard`` is for pictures of few values: nothing is scaled, matched or blended there, so that no new value comes up. A crack follows
-    the edges and grain around it, so a wide shift or a broad feather makes it stand out as false.
+    ``hard`` is for pictures of few values: nothing is scaled, matched or blended there, so that no new value comes up.
+    A crack follows the edges and grain around it, so a wide shift or a broad feather makes it stand out as false.
     """
     if hard:
         return Settings(blend="hard", feather=0.0, scale=(1.0, 1.0))

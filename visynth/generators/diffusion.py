@@ -99,7 +99,8 @@ def check_options(options: Mapping[str, Any]) -> None:
         problems.append(f"guidance must be in [0, 20] (1: none), but got {options['guidance']}")
     if not 0 <= options["guidance_low"] <= options["guidance_high"] or not math.isfinite(options["guidance_high"]):
         problems.append(
-            f"guidance acts between guidance_low and guidance_high, but got {options['guidance_low']} and {options['guidance_high']}"
+            f"guidance acts between guidance_low and guidance_high, but got {options['guidance_low']} and "
+            f"{options['guidance_high']}"
         )
     if problems:
         raise UsageError("sampler options: " + "; ".join(problems) + ".")

@@ -1,6 +1,7 @@
 """Pipelines of foundation models as generators: text-to-image, image-to-image anchored on real images, and inpainting.
 
-Thin: diffusers loads and runs them, from a local folder or a hub id, with LoRA weights of ours on top. The generator folder keeps the LoRA
+Thin: diffusers loads and runs them, from a local folder or a hub id, with LoRA weights of ours on top. The generator
+    folder keeps the LoRA
 weights, the real images that it starts from, and the pipeline's fingerprint; the pipeline itself stays where it is.
 """
 
@@ -38,7 +39,8 @@ NOISE_MODULES = ("diffusers.models.autoencoders.vae",)  # besides the pipeline's
 
 @dataclass(frozen=True)
 class Anchor:
-    """A real training image to start from: uint8 ``[H, W, 3]`` at the pipeline's size, and for inpainting the part to repaint."""
+    """A real training image to start from: uint8 ``[H, W, 3]`` at the pipeline's size, and for inpainting the part to
+    repaint."""
 
     name: str
     group: str
@@ -50,9 +52,10 @@ class Anchor:
 class Foundation(Generator):
     """A diffusers pipeline with one prompt a class.
 
-    ``"image"`` starts from a real image of the class, drawn evenly over groups, noised to one of the ``strengths``: {0.25, 0.5, 0.75, 1} at
-    guidance 7.5 as in Trabucco et al., "Effective data augmentation with diffusion models" (ICLR 2024), section 5. ``"inpaint"`` repaints the
-    mask of a real image and leaves the rest as it is, bit for bit. ``"text"`` starts from nothing.
+    ``"image"`` starts from a real image of the class, drawn evenly over groups, noised to one of the ``strengths``:
+    {0.25, 0.5, 0.75, 1} at guidance 7.5 as in Trabucco et al., "Effective data augmentation with diffusion models"
+    (ICLR 2024), section 5. ``"inpaint"`` repaints the mask of a real image and leaves the rest as it is, bit for bit.
+    ``"text"`` starts from nothing.
     """
 
     options: ClassVar[Mapping[str, Any]] = {
@@ -78,7 +81,8 @@ class Foundation(Generator):
         pipeline.set_progress_bar_config(disable=True)
 
     def with_lora(self, lora: Mapping[str, Tensor]) -> Foundation:
-        """The same with other low-rank weights, over the same pipeline in memory: this one must not be sampled any more."""
+        """The same with other low-rank weights, over the same pipeline in memory: this one must not be sampled any
+        more."""
         if self.lora:
             self.pipeline.unload_lora_weights()
         return Foundation(self.spec, self.pipeline, self.anchors, lora, members=self.members, card=self.card)
@@ -155,7 +159,8 @@ class Foundation(Generator):
         found = fingerprint(folder)
         if found != told["fingerprint"]:
             raise IntegrityError(
-                f"the pipeline in {folder} is not the one that this generator was made with (fingerprint {found[:16]}..., not {told['fingerprint'][:16]}...). "
+                f"the pipeline in {folder} is not the one that this generator was made with (fingerprint "
+                f"{found[:16]}..., not {told['fingerprint'][:16]}...). "
                 f"Bring that one back, or name its folder by ${VARIABLE}."
             )
         anchors = [
@@ -248,18 +253,21 @@ def pipeline_folder(pipeline: str | Path) -> Path:
             folder = Path(snapshot_download(str(pipeline)))
         except Exception as error:
             raise DataError(
-                f"the pipeline {pipeline} is no folder here and could not be fetched ({type(error).__name__}). Without a network, download it elsewhere "
+                f"the pipeline {pipeline} is no folder here and could not be fetched ({type(error).__name__}). Without "
+                "a network, download it elsewhere "
                 "('hf download'), copy the folder, and give its path."
             ) from error
     if not (folder / "model_index.json").is_file():
         raise DataError(
-            f"{folder} is not a diffusers pipeline: model_index.json is missing. Give a folder that save_pretrained wrote, not a single checkpoint file."
+            f"{folder} is not a diffusers pipeline: model_index.json is missing. Give a folder that save_pretrained "
+            "wrote, not a single checkpoint file."
         )
     return folder
 
 
 def fingerprint(folder: Path) -> str:
-    """Hex sha256 over the pipeline's files: configurations, tokenizers and weights. Files that did not change are hashed once a process."""
+    """Hex sha256 over the pipeline's files: configurations, tokenizers and weights. Files that did not change are
+    hashed once a process."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".") and p.suffix != ".md")
     stats = tuple((p, p.stat().st_size, p.stat().st_mtime_ns) for p in files)
     return hash_json([[p.relative_to(folder).as_posix(), _hash(p, size, time)] for p, size, time in stats])
@@ -281,7 +289,8 @@ def load_pipeline(folder: Path, mode: str) -> Any:
     import diffusers
 
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    # Parts that the folder does without (a safety checker, SD 3's large text encoder) must be named, or diffusers asks for them.
+    # Parts that the folder does without (a safety checker, SD 3's large text encoder) must be named, or diffusers asks
+    # for them.
     absent = {name: None for name, kind in index.items() if isinstance(kind, list) and kind[0] is None}
     try:
         return getattr(diffusers, MODES[mode]).from_pretrained(
@@ -291,7 +300,8 @@ def load_pipeline(folder: Path, mode: str) -> Any:
         raise MissingExtra(f"{folder} needs further packages: pip install 'visynth[foundation]' ({error})") from error
     except (ValueError, OSError, AttributeError, TypeError) as error:
         raise DataError(
-            f"{folder} holds a {index.get('_class_name')}, which has no {mode!r} form or could not be loaded ({str(error).splitlines()[0][:200]}). Pipelines of Stable Diffusion, SDXL, "
+            f"{folder} holds a {index.get('_class_name')}, which has no {mode!r} form or could not be loaded "
+            f"({str(error).splitlines()[0][:200]}). Pipelines of Stable Diffusion, SDXL, "
             "Stable Diffusion 3, Flux and their like have; give the folder of one."
         ) from error
 
@@ -303,8 +313,8 @@ def _noise_of(pipeline: Any, seed: int) -> Iterator[None]:
     A torch generator would keep only 32 bits of the seed, and its numbers depend on the device.
 
     Raises:
-        VisynthError: noise was drawn from torch's global generator, or none by this function: another version of diffusers draws it
-            elsewhere, and its images would not be functions of the seed.
+        VisynthError: noise was drawn from torch's global generator, or none by this function: another version of
+            diffusers draws it elsewhere, and its images would not be functions of the seed.
     """
     used: list[str] = []
 
@@ -330,7 +340,8 @@ def _noise_of(pipeline: Any, seed: int) -> Iterator[None]:
         import diffusers
 
         raise VisynthError(
-            f"diffusers {diffusers.__version__} draws noise for {type(pipeline).__name__} in a place that visynth does not know, so images would not "
+            f"diffusers {diffusers.__version__} draws noise for {type(pipeline).__name__} in a place that visynth does "
+            "not know, so images would not "
             "follow from their seeds: use a version that this one was tested with (see constraints.txt), and report it."
         )
 

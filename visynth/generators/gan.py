@@ -44,7 +44,8 @@ class _GAN(Generator):
         return Samples(self.integers(images))
 
     def integers(self, images: Tensor) -> Tensor:
-        """Pictures as they are given out: brought to the spec's size where the network's own is another, see :func:`own_side`."""
+        """Pictures as they are given out: brought to the spec's size where the network's own is another, see
+        :func:`own_side`."""
         if tuple(images.shape[-2:]) != tuple(self.spec.size):
             images = torch.nn.functional.interpolate(images, self.spec.size, mode="bilinear", antialias=True)
         return to_integers(images, self.spec.dtype).cpu()
@@ -61,8 +62,8 @@ class _GAN(Generator):
     def interpolate(self, first: int, last: int, label: int, steps: int, **options: Any) -> Tensor:
         """Integers ``[steps, C, H, W]`` on the way from the picture of one seed to that of another.
 
-        Latents are taken along the great circle between them (White, "Sampling generative networks", 2016, section 2.1); StyleGAN2's
-        styles along a straight line.
+        Latents are taken along the great circle between them (White, "Sampling generative networks", 2016, section
+        2.1); StyleGAN2's styles along a straight line.
         """
         merged = {**(self.spec.sampler or {}), **options}
         self.check_options(merged)
@@ -96,7 +97,8 @@ class _GAN(Generator):
         with torch.random.fork_rng(devices=[]):
             network = cls.network_class(side, spec.channels, **arguments)
         wrong = [
-            f"{name}: {tuple(weights[name].shape) if name in weights else 'missing'}, but {tuple(value.shape)} is needed"
+            f"{name}: {tuple(weights[name].shape) if name in weights else 'missing'}, but {tuple(value.shape)} is "
+            "needed"
             for name, value in network.state_dict().items()
             if name not in weights or weights[name].shape != value.shape
         ]
@@ -109,15 +111,18 @@ class _GAN(Generator):
 def own_side(spec: Spec) -> tuple[int, dict[str, Any]]:
     """Side of the network's own square pictures, and its arguments.
 
-    Pictures of other proportions are squashed into a square for the network and come out in the spec's size; ``side`` among the arguments says of which side.
+    Pictures of other proportions are squashed into a square for the network and come out in the spec's size; ``side``
+    among the arguments says of which side.
     """
     arguments = {name: value for name, value in spec.arguments.items() if name not in ("side", "anchors")}
     return int(spec.arguments.get("side", spec.size[0])), arguments
 
 
 class StyleGAN2(_GAN):
-    """Sampler options: ``truncation`` (1 is none; towards ``centre``, the mean style of the class or of all), ``mixing`` (probability that the styles
-    of a picture come from two latents, cut at a random layer) and ``noise`` (``"random"`` from the seed, ``"const"`` or ``"none"``).
+    """Sampler options: ``truncation`` (1 is none; towards ``centre``, the mean style of the class or of all),
+    ``mixing`` (probability that the styles
+    of a picture come from two latents, cut at a random layer) and ``noise`` (``"random"`` from the seed, ``"const"`` or
+    ``"none"``).
     """
 
     options: ClassVar = {"truncation": 1.0, "centre": "class", "mixing": 0.0, "noise": "random"}
@@ -196,7 +201,8 @@ def mixed(ws: Tensor, other: Tensor, seeds: Sequence[int], probability: float) -
 
 
 class _Plain(_GAN):
-    """Sampler option ``truncation``: normal latents are drawn anew until they are within this many standard deviations; 0 is no limit."""
+    """Sampler option ``truncation``: normal latents are drawn anew until they are within this many standard deviations;
+    0 is no limit."""
 
     options: ClassVar = {"truncation": 0.0}
 
@@ -204,7 +210,8 @@ class _Plain(_GAN):
     def check_options(options: Mapping[str, Any]) -> None:
         if not (options["truncation"] == 0 or 0.02 <= options["truncation"] < math.inf):
             raise UsageError(
-                f"sampler options: truncation must be 0 (none) or at least 0.02 standard deviations, but got {options['truncation']}."
+                "sampler options: truncation must be 0 (none) or at least 0.02 standard deviations, but got "
+                f"{options['truncation']}."
             )
 
     def values(self, seeds: Sequence[int], labels: Tensor, **options: Any) -> Tensor:
@@ -240,7 +247,8 @@ def great_circle(first: Tensor, last: Tensor, places: Tensor) -> Tensor:
 
 
 def truncated_normal(seeds: Sequence[int], width: int, limit: float) -> Tensor:
-    """Latents ``[N, width]`` within ``limit`` standard deviations, by the inverse of the distribution function; 0 is no limit.
+    """Latents ``[N, width]`` within ``limit`` standard deviations, by the inverse of the distribution function; 0 is no
+    limit.
 
     Source: Brock et al. (ICLR 2019), section 3.1, the truncation trick.
 

@@ -25,9 +25,10 @@ OVERLAP = 4  # of a window's side, the part that neighbouring windows share
 class Inpainting(Composition):
     """As :class:`Composition`, seed for seed with the same background, mask and place, but with new pixels in the mask.
 
-    Backgrounds are real defect-free images; the mask is a real one, mirrored, scaled and shifted. The network sees a window at native
-    scale with the mask cut out, and fills it as the class looks. A mask larger than the window is filled window by window, each seeing
-    what the last one painted. Outside of the mask, grown by 2 pixels, the picture is the background's own, bit for bit.
+    Backgrounds are real defect-free images; the mask is a real one, mirrored, scaled and shifted. The network sees a
+    window at native scale with the mask cut out, and fills it as the class looks. A mask larger than the window is
+    filled window by window, each seeing what the last one painted. Outside of the mask, grown by 2 pixels, the picture
+    is the background's own, bit for bit.
     """
 
     options: ClassVar = {**OPTIONS, "steps": 10}
@@ -116,8 +117,9 @@ def surroundings(known: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         mask: ``[N, 1, S, S]``, 1 where nothing is known.
 
     Returns:
-        condition ``[N, C + 1, S, S]``: the window around its own level with a hole of zeros, and the mask; and the level
-        ``[N, C, 1, 1]``, the mean of the known pixels, so that a dark part and a bright one look alike to the network.
+        condition ``[N, C + 1, S, S]``: the window around its own level with a hole of zeros, and the mask; and the
+        level ``[N, C, 1, 1]``, the mean of the known pixels, so that a dark part and a bright one look alike to the
+        network.
 
     Example:
         >>> hole = torch.zeros(1, 1, 2, 2); hole[0, 0, 0, 0] = 1
@@ -133,8 +135,8 @@ def surroundings(known: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 def windows(region: Mask, side: int) -> list[tuple[int, int]]:
     """Top left corners of windows that together cover a region, in reading order.
 
-    One window around its middle where the region fits, else rows and columns of windows that overlap by a quarter, without those that
-    hold none of it.
+    One window around its middle where the region fits, else rows and columns of windows that overlap by a quarter,
+    without those that hold none of it.
 
     Example:
         >>> area = np.zeros((100, 100), bool); area[40:60, 10:90] = True

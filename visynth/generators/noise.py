@@ -1,8 +1,8 @@
 """Where there is no mask: Perlin-noise regions and NSA's patch sizes, to cut stand-ins for defects by.
 
 Sources: Perlin, "Improving noise" (SIGGRAPH 2002), the fade curve; Zavrtanik et al., "DRAEM" (ICCV 2021), section 3.1,
-thresholded Perlin masks over a texture with random opacity; Schlueter et al., "Natural synthetic anomalies" (ECCV 2022),
-section 3, patch sides from a Gamma distribution.
+thresholded Perlin masks over a texture with random opacity; Schlueter et al., "Natural synthetic anomalies" (ECCV
+2022), section 3, patch sides from a Gamma distribution.
 """
 
 from __future__ import annotations

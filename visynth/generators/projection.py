@@ -1,7 +1,9 @@
 """Real images as latents of a StyleGAN2, and pictures around them.
 
-Source: Karras et al., "Analyzing and improving the image quality of StyleGAN" (CVPR 2020), section 5 and appendix D, with one style a layer as Abdal et al., "Image2StyleGAN" (ICCV
-2019), section 5.1, and a pull towards the mean of the class as Tov et al., "Designing an encoder for StyleGAN image manipulation" (SIGGRAPH 2021), section 4, so that what is near is plausible.
+Source: Karras et al., "Analyzing and improving the image quality of StyleGAN" (CVPR 2020), section 5 and appendix D,
+    with one style a layer as Abdal et al., "Image2StyleGAN" (ICCV
+2019), section 5.1, and a pull towards the mean of the class as Tov et al., "Designing an encoder for StyleGAN image
+manipulation" (SIGGRAPH 2021), section 4, so that what is near is plausible.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ def project(
     pull: float = 0.01,
     say: Callable[[int, float], None] | None = None,
 ) -> Inversion:
-    """Find the styles whose pictures are nearest to real images; noise is left out, so that nothing of the defect hides in it.
+    """Find the styles whose pictures are nearest to real images; noise is left out, so that nothing of the defect hides
+    in it.
 
     Args:
         generator: a StyleGAN2.
@@ -103,10 +106,11 @@ class Row:
 
 
 class Anchored(StyleGAN2):
-    """Pictures around real images: the styles of one, drawn ``strength`` of the way to those of a random latent of its class.
+    """Pictures around real images: the styles of one, drawn ``strength`` of the way to those of a random latent of its
+    class.
 
-    Sampler options: those of :class:`visynth.generators.gan.StyleGAN2`, and ``strength`` in [0, 1]: 0 gives the projections back, 1 the generator's own
-    pictures. The real image is the sample's parent.
+    Sampler options: those of :class:`visynth.generators.gan.StyleGAN2`, and ``strength`` in [0, 1]: 0 gives the
+    projections back, 1 the generator's own pictures. The real image is the sample's parent.
     """
 
     options: ClassVar = {**StyleGAN2.options, "strength": 0.3, "noise": "none"}
@@ -125,7 +129,8 @@ class Anchored(StyleGAN2):
         StyleGAN2.check_options(options)
         if not 0 <= options["strength"] <= 1:
             raise UsageError(
-                f"sampler options: strength must be in [0, 1] (0: the projection itself), but got {options['strength']}."
+                "sampler options: strength must be in [0, 1] (0: the projection itself), but got "
+                f"{options['strength']}."
             )
 
     def _sample(self, seeds: Sequence[int], labels: Sequence[int], **options: Any) -> Samples:
@@ -183,12 +188,14 @@ def around(
         labels: of the images.
         names: of the images, which become the parents of samples.
         groups: of the images; they are drawn evenly.
-        strength: of the variations; by default the least of 0.2 to 0.8 at which at most 5 % of those of any class are near-duplicates of their parents.
+        strength: of the variations; by default the least of 0.2 to 0.8 at which at most 5 % of those of any class are
+            near-duplicates of their parents.
         steps: of each projection.
         say: called with words on the way.
 
     Returns:
-        The generator, and ``error`` (root mean square, of values in [-1, 1]), ``strength`` and ``copies`` (their share at that strength, in the class that has most).
+        The generator, and ``error`` (root mean square, of values in [-1, 1]), ``strength`` and ``copies`` (their share
+        at that strength, in the class that has most).
     """
     values = torch.from_numpy(images.astype(np.float32)).permute(0, 3, 1, 2) * (2 / base.spec.value_range[1]) - 1
     marks = torch.tensor(list(labels))

@@ -16,7 +16,8 @@ def import_stylegan2(
     """Write a generator folder, and the discriminator in it, from a ``network-snapshot-*.pkl``.
 
     Args:
-        path: the pickle, of stylegan2-ada-pytorch or of stylegan3's repository with its StyleGAN2 configuration; nothing in it is executed.
+        path: the pickle, of stylegan2-ada-pytorch or of stylegan3's repository with its StyleGAN2 configuration;
+            nothing in it is executed.
         out: the generator folder.
         classes: names in label order; by default class0, class1, ...; an unconditional network has one.
         which: "G_ema", the averaged generator, or "G".

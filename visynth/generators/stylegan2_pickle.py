@@ -1,7 +1,8 @@
 """Reading public StyleGAN2 checkpoints without executing anything in them.
 
-The files are pickles, which can run any code when they are loaded. Here an unpickler knows a handful of names, builds tensors and plain containers of them, and
-refuses every other name; the source text that such files carry is neither executed nor kept.
+The files are pickles, which can run any code when they are loaded. Here an unpickler knows a handful of names, builds
+tensors and plain containers of them, and refuses every other name; the source text that such files carry is neither
+executed nor kept.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ def read_stylegan2(path: str | Path, which: str = "G_ema") -> Checkpoint:
         which: "G_ema", the averaged generator, or "G".
 
     Raises:
-        DataError: no such file, something in it that networks and plain containers do not need, or another kind of network.
+        DataError: no such file, something in it that networks and plain containers do not need, or another kind of
+            network.
     """
     try:
         data = Path(path).read_bytes()
@@ -112,7 +114,8 @@ def _arguments(path: Any, told: Mapping[str, Any], weights: Mapping[str, Tensor]
     """Sizes and widths out of the weights themselves."""
     if "synthesis.b4.const" not in weights or "mapping.fc0.weight" not in weights:
         raise DataError(
-            f"{path} holds a network without 'synthesis.b4.const' and 'mapping.fc0.weight': only the StyleGAN2 configuration can be read, not "
+            f"{path} holds a network without 'synthesis.b4.const' and 'mapping.fc0.weight': only the StyleGAN2 "
+            "configuration can be read, not "
             "the alias-free ones of StyleGAN3."
         )
     taps = torch.tensor(TAPS)

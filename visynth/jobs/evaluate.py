@@ -62,9 +62,10 @@ def evaluate_renders(
         learner: registered name.
         workers: processes for fitting.
         cache: keep features of real images on disk.
-        keep: which images count, as for :class:`visynth.WithSynthetic`; by default all but those that a reviewer rejected.
-        accept_leaks: pairs of test and training images that you looked at and that are different: a CSV with the columns candidate and
-            member, or such pairs.
+        keep: which images count, as for :class:`visynth.WithSynthetic`; by default all but those that a reviewer
+            rejected.
+        accept_leaks: pairs of test and training images that you looked at and that are different: a CSV with the
+            columns candidate and member, or such pairs.
         say: receives progress lines.
 
     Raises:
@@ -78,7 +79,8 @@ def evaluate_renders(
     left_out = len(whole.records) - len(renders.records)
     if left_out:
         say(
-            f"{left_out} of {len(whole.records)} rendered images do not count (rejected by reviewers, or filtered by keep)"
+            f"{left_out} of {len(whole.records)} rendered images do not count (rejected by reviewers, or filtered by "
+            "keep)"
         )
     say("fingerprints of the real images")
     before = len(images.bad)
@@ -86,7 +88,8 @@ def evaluate_renders(
     near = images.bad[before:]
     if near:
         say(
-            f"{len(near)} test images are near-duplicates of training images and are left out:\n{listing([f'{b.name} {b.reason}' for b in near])}"
+            f"{len(near)} test images are near-duplicates of training images and are left "
+            f"out:\n{listing([f'{b.name} {b.reason}' for b in near])}"
         )
     by_split = {split: images.select(lambda item, split=split: item.split == split) for split in ("train", "test")}  # type: ignore[misc]
     _check_sides(by_split["train"], by_split["test"], renders)
@@ -180,10 +183,12 @@ def evaluate_renders(
         "Reading this",
         bullets(
             [
-                f"{left_out} of {len(whole.records)} rendered images do not count: reviewers rejected them, or keep= filters them out.",
+                f"{left_out} of {len(whole.records)} rendered images do not count: reviewers rejected them, or keep= "
+                "filters them out.",
                 f"{len(near)} test images were left out as near-duplicates of training images"
                 + (": " + ", ".join(b.name for b in near[:20]) + "." if near else "."),
-                "The test images are real and were never seen by the generator: their fingerprints were compared with its members.",
+                "The test images are real and were never seen by the generator: their fingerprints were compared with "
+                "its members.",
             ]
         ),
     )
@@ -238,7 +243,8 @@ def _quality(
     ]
     return [
         text(
-            f"Features: {bank.name(resolution)}, so distances are not FID. KID near or below that of real halves means that the sets cannot be told apart at this size."
+            f"Features: {bank.name(resolution)}, so distances are not FID. KID near or below that of real halves means "
+            "that the sets cannot be told apart at this size."
         ),
         table(columns, rows, "Real: training and held-out images."),
         table(
@@ -249,7 +255,8 @@ def _quality(
                 "distance to training over distance within it",
             ],
             rates,
-            "A copy lies closer to a training image than 95 % of training images lie to each other. More copies than held-out real images have mean memorising. "
+            "A copy lies closer to a training image than 95 % of training images lie to each other. More copies than "
+            "held-out real images have mean memorising. "
             "Composites and inpainted images keep a real background, so they lie near it by design.",
         ),
     ]
@@ -282,7 +289,8 @@ def assign_splits(images: ImageSet, members: Sequence[Member], accept: Accepted 
     ]
     if leaked:
         raise DataError(
-            f"{len(leaked)} test images were used to fit the generator, so they cannot test it. Pairs that are different can be accepted with "
+            f"{len(leaked)} test images were used to fit the generator, so they cannot test it. Pairs that are "
+            "different can be accepted with "
             f"--accept-leaks (a CSV with the columns candidate,member):\n{listing(leaked)}"
         )
     kept, bad = [], []
@@ -303,12 +311,15 @@ def assign_splits(images: ImageSet, members: Sequence[Member], accept: Accepted 
 def _check_sides(train: ImageSet, test: ImageSet, renders: Renders) -> None:
     if not len(test):
         raise DataError(
-            f"the generator of {renders.folder} was fitted on all {len(train)} images, so there is nothing to test on. Hold images out "
-            "before 'visynth fit' (a split column, or train/ and test/ folders), or use 'visynth trial', which cross-validates."
+            f"the generator of {renders.folder} was fitted on all {len(train)} images, so there is nothing to test on. "
+            "Hold images out "
+            "before 'visynth fit' (a split column, or train/ and test/ folders), or use 'visynth trial', which "
+            "cross-validates."
         )
     if not len(train):
         raise DataError(
-            f"none of the images was used to fit the generator of {renders.folder}: give the data that it was fitted on, with the held-out images."
+            f"none of the images was used to fit the generator of {renders.folder}: give the data that it was fitted "
+            "on, with the held-out images."
         )
 
 

@@ -1,4 +1,5 @@
-"""``visynth explore``: what a generator makes, to look at: seeds, truncation, and the way from one picture to another."""
+"""``visynth explore``: what a generator makes, to look at: seeds, truncation, and the way from one picture to
+another."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def explore(
 
     Args:
         generator: any.
-        out: folder of ``seeds.png``, and for each class ``CLASS_way.png`` and ``CLASS.webp``; for StyleGAN2 ``truncation.png``.
+        out: folder of ``seeds.png``, and for each class ``CLASS_way.png`` and ``CLASS.webp``; for StyleGAN2
+            ``truncation.png``.
         classes: by default all.
         seeds: of the sheet; the animation goes from each of the first four to the next, and back to the first.
         frames: from one seed to the next.

@@ -98,14 +98,17 @@ class Preflight:
         lines = [f"{self.repeated:.0%} of the images have a near-duplicate in the set"]
         if self.repeated >= grouping.LEAKS:
             lines.append(
-                f"a random split leaks: it would leave a near-duplicate of {self.random_leak:.0%} of the test images in training, so scores from it are too good"
+                f"a random split leaks: it would leave a near-duplicate of {self.random_leak:.0%} of the test images "
+                "in training, so scores from it are too good"
             )
         if self.proposal is not None:
             lines.append(
-                f"groups found in the data: {len(set(self.proposal.groups))}, by {self.proposal.rule}; they hold {self.proposal.holds:.0%} of the near-duplicates together"
+                f"groups found in the data: {len(set(self.proposal.groups))}, by {self.proposal.rule}; they hold "
+                f"{self.proposal.holds:.0%} of the near-duplicates together"
             )
         lines.append(
-            f"groups used: {self.group_source}; {self.crossing_share:.1%} of the images have a near-duplicate in another group ({self.crossing} pairs)"
+            f"groups used: {self.group_source}; {self.crossing_share:.1%} of the images have a near-duplicate in "
+            f"another group ({self.crossing} pairs)"
         )
         return [*lines, *self.part_lines()]
 
@@ -115,7 +118,8 @@ class Preflight:
         some = "" if found.checked == found.groups else f" ({found.checked} of {found.groups} groups were looked at)"
         if found.one_design:
             return [
-                f"local features agree between most groups: parts of one design, or one fixture{some}; whether two groups are one part cannot "
+                f"local features agree between most groups: parts of one design, or one fixture{some}; whether two "
+                "groups are one part cannot "
                 "be told from them"
             ]
         if not found.pairs:
@@ -172,14 +176,16 @@ def preflight(images: ImageSet, rare: Sequence[str], *, good: str | None = None,
     good = good or guess_good(images.classes, masked, images.counts())
     if good in rare:
         raise UsageError(
-            f"{good!r} is named as a class that matters, but it is the defect-free one too: name the defects with --rare, "
+            f"{good!r} is named as a class that matters, but it is the defect-free one too: name the defects with "
+            "--rare, "
             "or, if it is a defect, the defect-free class with --good."
         )
     group_counts = images.groups()
     for name in rare:
         if group_counts[name] < MIN_GROUPS:
             raise DataError(
-                f"{name} has {images.counts()[name]} images in {group_counts[name]} group(s): at least {MIN_GROUPS} groups are needed "
+                f"{name} has {images.counts()[name]} images in {group_counts[name]} group(s): at least {MIN_GROUPS} "
+                "groups are needed "
                 "to train on some and test on others. Collect more, or give finer groups if these are too coarse."
             )
     bad_masks: dict[str, str] = {}
@@ -220,7 +226,8 @@ def _check(images: ImageSet, rare: Sequence[str], good: str | None) -> None:
         )
     if len(images.classes) < 2:
         raise DataError(
-            f"{images.root} has one class only ({images.classes[0]!r}): there is nothing to tell it from. Add the other classes."
+            f"{images.root} has one class only ({images.classes[0]!r}): there is nothing to tell it from. Add the "
+            "other classes."
         )
 
 
@@ -236,11 +243,13 @@ def _size_notes(sizes: Sequence[tuple[int, int]]) -> list[str]:
     notes = []
     if shrunk:
         notes.append(
-            f"{shrunk} images are larger than {NATIVE_LIMIT}x{NATIVE_LIMIT}: the features see them shrunk to that area, proportions kept"
+            f"{shrunk} images are larger than {NATIVE_LIMIT}x{NATIVE_LIMIT}: the features see them shrunk to that "
+            "area, proportions kept"
         )
     if cut:
         notes.append(
-            f"{cut} images are longer than {LARGE} pixels: composition works on windows of them at native scale, so cut tiles of your own if a whole image is what you train on"
+            f"{cut} images are longer than {LARGE} pixels: composition works on windows of them at native scale, so "
+            "cut tiles of your own if a whole image is what you train on"
         )
     return notes
 
@@ -300,7 +309,10 @@ def headroom_note(base: float, oracle: float, seen: float) -> str:
     if not np.isfinite(room):
         return "headroom is unknown: there are no more real groups to compare with"
     if room < seen:
-        return f'headroom {room:.2f} AP is below the smallest effect that the test can see ({seen:.2f}): expect "cannot tell"'
+        return (
+            f"headroom {room:.2f} AP is below the smallest effect that the test can see ({seen:.2f}): expect "
+            '"cannot tell"'
+        )
     return f"headroom {room:.2f} AP, the test sees effects from {seen:.2f} on"
 
 
@@ -308,7 +320,8 @@ GROUP_FILES = ("groups.csv", "groups_merged.csv")
 
 
 def write_groups(folder: Path, found: Preflight) -> list[str]:
-    """Write ``groups.csv`` with the groups in use, to be checked and given back with ``--groups``; and ``groups_merged.csv`` where some look
+    """Write ``groups.csv`` with the groups in use, to be checked and given back with ``--groups``; and
+    ``groups_merged.csv`` where some look
     like one part. Returns the names of the files."""
     groups = [item.group for item in found.images.items]
     tables = {"groups.csv": groups}

@@ -35,11 +35,13 @@ def project_images(
 
     Args:
         generator: a StyleGAN2, or its folder.
-        images: real ones; those of validation and test splits, and those that the generator's training held out, are left alone.
+        images: real ones; those of validation and test splits, and those that the generator's training held out, are
+            left alone.
         out: the generator folder; ``projections.png`` in it shows real images, their projections and variations.
         classes: of the generator, to project; by default all that the images have.
-        strength: how far variations go from the real image to a random one of its class, in [0, 1]; by default the least of 0.2 to 0.8 at
-            which at most 5 % of those of any class are near-duplicates of their parents; a warning says if there is none.
+        strength: how far variations go from the real image to a random one of its class, in [0, 1]; by default the
+            least of 0.2 to 0.8 at which at most 5 % of those of any class are near-duplicates of their parents; a
+            warning says if there is none.
         steps: of the projection.
         fit: how other proportions become the generator's size: "crop", "pad" or "squash".
         limit: images of a class, at most, evenly over groups.
@@ -68,7 +70,8 @@ def project_images(
     unknown = [name for name in names if name not in base.classes or name not in images.classes]
     if unknown or not names:
         raise UsageError(
-            f"classes {choices(unknown or images.classes)} are not in both the generator ({choices(base.classes)}) and the images ({choices(images.classes)})."
+            f"classes {choices(unknown or images.classes)} are not in both the generator ({choices(base.classes)}) and "
+            f"the images ({choices(images.classes)})."
         )
     check_apart(out, images.folders())
     folder = claim(out)
@@ -96,7 +99,8 @@ def project_images(
     }
     if found["copies"] > COPIES:
         warnings.warn(
-            f"{found['copies']:.0%} of the variations of a class at strength {found['strength']:g} are near-duplicates of their parents: take a "
+            f"{found['copies']:.0%} of the variations of a class at strength {found['strength']:g} are near-duplicates "
+            "of their parents: take a "
             "greater strength, or expect copies",
             stacklevel=2,
         )

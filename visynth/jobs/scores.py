@@ -35,7 +35,8 @@ class Scores:
 
     Attributes:
         images: ``{file name: {"agreement", "copy", "distance", "nearest"}}``.
-        real: ``{class: mean agreement of its real images, judged without their group}``: what the made ones are to be measured by.
+        real: ``{class: mean agreement of its real images, judged without their group}``: what the made ones are to be
+            measured by.
     """
 
     images: dict[str, dict[str, Any]]
@@ -52,9 +53,10 @@ def score_renders(
 ) -> Scores:
     """Score every rendered image and write ``scores.jsonl`` into its folder.
 
-    ``agreement`` is the probability of the image's own class: the mean over five logistic regressions on frozen features, each
-    fitted without a fifth of the groups; an image is judged by those that did not see its parents, where there are such.
-    ``copy`` says that it lies closer to a training image of its class than 95 % of these lie to each other.
+    ``agreement`` is the probability of the image's own class: the mean over five logistic regressions on frozen
+    features, each fitted without a fifth of the groups; an image is judged by those that did not see its parents, where
+    there are such. ``copy`` says that it lies closer to a training image of its class than 95 % of these lie to each
+    other.
 
     Args:
         images: the real ones; those that the generator was fitted on are compared with, no others.
@@ -78,7 +80,8 @@ def score_renders(
     items = [item for item in train.items if counts[item.labels[0]] >= LEAST]
     if len({item.labels[0] for item in items}) < 2:
         raise DataError(
-            f"scores need two classes with {LEAST} real training images each, but of those that the generator was fitted on there "
+            f"scores need two classes with {LEAST} real training images each, but of those that the generator was "
+            "fitted on there "
             f"are {counts}: give the data that it was fitted on."
         )
     bank = FeatureBank(extractor(), cache=cache_folder() / "features" if cache else None)

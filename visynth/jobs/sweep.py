@@ -28,8 +28,8 @@ def sweep(
 ) -> list[dict[str, Any]]:
     """Train for a short budget at each gamma and measure KID; what is finished is not done again.
 
-    The best weight depends on the data more than on anything else (a larger one is stabler and less varied), and a short run tells the
-    ones that fail from the ones that do not.
+    The best weight depends on the data more than on anything else (a larger one is stabler and less varied), and a
+    short run tells the ones that fail from the ones that do not.
 
     Args:
         config: of ``visynth fit -c``, with an adversarial module.
@@ -99,7 +99,8 @@ class Judge:
         few = min(count, len(pictures))
         if few < FEWEST:
             raise UsageError(
-                f"{few} images are too few to measure KID with, at least {FEWEST} are needed on each side: give more (--count), or more real images."
+                f"{few} images are too few to measure KID with, at least {FEWEST} are needed on each side: give more "
+                "(--count), or more real images."
             )
         rows = self.bank.add(pictures)
         self.real = {name: rows[labels == k] for k, name in enumerate(self.classes)}
@@ -116,6 +117,7 @@ class Judge:
         whole = per_class(real, made, self.bank.name(112), frechet=False)[-1]
         if whole.kid is None:
             raise UsageError(
-                f"{self.count} images are too few to measure KID with: give more (--count), or classes with more real images."
+                f"{self.count} images are too few to measure KID with: give more (--count), or classes with more real "
+                "images."
             )
         return whole.kid.value

@@ -1,7 +1,8 @@
 """``visynth fit``: LightningCLI in subclass mode, one folder a run, and the same command to go on after any stop.
 
-A run folder (``trainer.default_root_dir``) holds ``config.yaml``, ``checkpoints/last.ckpt``, ``log/`` with metrics and sheets, ``ema/`` with stored weight
-averages, and at the end ``generator/`` and ``finished.json``. The module and the data are named by ``class_path``, yours or visynth's.
+A run folder (``trainer.default_root_dir``) holds ``config.yaml``, ``checkpoints/last.ckpt``, ``log/`` with metrics and
+sheets, ``ema/`` with stored weight averages, and at the end ``generator/`` and ``finished.json``. The module and the
+data are named by ``class_path``, yours or visynth's.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ def export(run: str | Path, out: str | Path, ema: float | None = None) -> Path:
     Args:
         run: the run folder.
         out: the generator folder.
-        ema: relative width in (0, 0.28]; by default the configured one. Other widths than 0.05, 0.10 and that are made of snapshots.
+        ema: relative width in (0, 0.28]; by default the configured one. Other widths than 0.05, 0.10 and that are made
+            of snapshots.
 
     Raises:
         UsageError: no run there, or a module that does not export.
@@ -188,7 +190,8 @@ def _parsed(words: Sequence[str], logger: bool = True) -> Any:
 
 
 def _told(error: Exception) -> Exception:
-    """A VisynthError inside another library's error; a usage error where the command line or a configuration is wrong; else the error."""
+    """A VisynthError inside another library's error; a usage error where the command line or a configuration is wrong;
+    else the error."""
     from argparse import ArgumentError
 
     from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -250,7 +253,8 @@ def _resume_from(root: Path, text: str) -> Path | None:
     ]
     if differ:
         raise ConflictError(
-            f"{root} holds a run with another configuration:\n{listing(differ)}\nChoose another trainer.default_root_dir, or delete this one."
+            f"{root} holds a run with another configuration:\n{listing(differ)}\nChoose another "
+            "trainer.default_root_dir, or delete this one."
         )
     return checkpoint
 
@@ -264,7 +268,8 @@ def _differences(before: Any, now: Any, path: str, free: set[str]) -> list[str]:
 
 @contextmanager
 def _gentle_interrupt(callbacks: Sequence[Any]) -> Iterator[list[bool]]:
-    """The first Ctrl-C asks ``KeepLast`` to end training after the step at hand; SIGTERM is left to Lightning, which does the same."""
+    """The first Ctrl-C asks ``KeepLast`` to end training after the step at hand; SIGTERM is left to Lightning, which
+    does the same."""
     said: list[bool] = []
     from visynth.callbacks.checkpoint import KeepLast
 

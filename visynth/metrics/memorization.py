@@ -1,7 +1,8 @@
 """Copies: made images that lie closer to a training image than training images lie to each other.
 
-Source of the ratio: Meehan, Chaudhuri and Dasgupta, "A non-parametric test to detect data-copying in generative models" (AISTATS
-2020), here per image and with the real set's own near-duplicates as the measure. Distances are Euclidean between unit vectors.
+Source of the ratio: Meehan, Chaudhuri and Dasgupta, "A non-parametric test to detect data-copying in generative models"
+(AISTATS 2020), here per image and with the real set's own near-duplicates as the measure. Distances are Euclidean
+between unit vectors.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What feature metrics say of made images beside real ones: per class and over all, with numbers of images and names in full."""
+"""What feature metrics say of made images beside real ones: per class and over all, with numbers of images and names in
+full."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ EVERYTHING = "all classes"
 class Quality:
     """The metrics of one class, or of all together. What the images were too few for is None, and ``notes`` says so.
 
-    ``frechet`` is (name, value): ``fid`` with Inception, else ``fd_<features>``; ``_pca<k>`` where n allowed only k components.
+    ``frechet`` is (name, value): ``fid`` with Inception, else ``fd_<features>``; ``_pca<k>`` where n allowed only k
+    components.
     """
 
     label: str
@@ -84,7 +86,8 @@ def per_class(
 
 
 def even(features: Mapping[str, Features], names: Sequence[str]) -> dict[str, Features]:
-    """The same number of each class, evenly spaced: a balanced set against an unbalanced one would measure the balance."""
+    """The same number of each class, evenly spaced: a balanced set against an unbalanced one would measure the
+    balance."""
     fewest = min(len(features[name]) for name in names)
     return {name: features[name][np.linspace(0, len(features[name]) - 1, fewest).astype(int)] for name in names}
 

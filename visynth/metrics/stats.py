@@ -1,4 +1,5 @@
-"""Statistics of features as torchmetrics: synchronised over ranks, of fixed size, whatever number of batches each rank saw."""
+"""Statistics of features as torchmetrics: synchronised over ranks, of fixed size, whatever number of batches each rank
+saw."""
 
 from __future__ import annotations
 
@@ -58,16 +59,18 @@ class FeatureStats(Metric):
 
 
 def _joined(ranks: Tensor) -> Tensor:
-    """States of all ranks ``[world, size, ...]`` one below the other; torchmetrics' "cat" would leave a tensor state stacked."""
+    """States of all ranks ``[world, size, ...]`` one below the other; torchmetrics' "cat" would leave a tensor state
+    stacked."""
     return ranks.flatten(0, 1)
 
 
 class FeatureReservoir(Metric):
     """An even sample of at most ``size`` features with their labels, allocated once on every rank.
 
-    Each feature has a priority from a counter-based generator; those with the highest stay. So the sample is even over everything
-    that any rank saw, however unevenly, and no list grows and no gather waits for a rank that had fewer batches. (An even
-    reservoir by priorities: Efraimidis and Spirakis, "Weighted random sampling with a reservoir", 2006, with equal weights.)
+    Each feature has a priority from a counter-based generator; those with the highest stay. So the sample is even over
+    everything that any rank saw, however unevenly, and no list grows and no gather waits for a rank that had fewer
+    batches. (An even reservoir by priorities: Efraimidis and Spirakis, "Weighted random sampling with a reservoir",
+    2006, with equal weights.)
 
     Example:
         >>> pool = FeatureReservoir(2, size=3)

@@ -67,7 +67,8 @@ class Adapter:
         if not isinstance(image, (torch.Tensor, np.ndarray)) or image.ndim not in (2, 3):
             shape = list(getattr(image, "shape", []))
             raise UsageError(
-                f"images must be PIL images, tensors or arrays of two or three dimensions, but got {type(image).__name__} "
+                "images must be PIL images, tensors or arrays of two or three dimensions, but got "
+                f"{type(image).__name__} "
                 f"{shape or ''}: give transform=, or name the image with image_key=."
             )
         tensor = isinstance(image, torch.Tensor)
@@ -81,7 +82,8 @@ class Adapter:
         if floating:
             if low < 0:
                 raise UsageError(
-                    f"the dataset's images have values from {low:.2f} to {high:.2f}: they were normalised in a way that cannot be "
+                    f"the dataset's images have values from {low:.2f} to {high:.2f}: they were normalised in a way "
+                    "that cannot be "
                     "guessed. Give transform= (it gets a PIL image, or an array [H, W, C]) that ends like your own."
                 )
             top = 1.0 if high <= 1.0 else 255.0 if high <= 255.0 else 65535.0
@@ -205,5 +207,6 @@ def _channels(picture: Array, wanted: int) -> Array:
 
 def _other_channels(have: int, wanted: int) -> UsageError:
     return UsageError(
-        f"rendered images have {have} channels, the dataset's samples {wanted}: render from images of the same kind, or give transform=."
+        f"rendered images have {have} channels, the dataset's samples {wanted}: render from images of the same kind, "
+        "or give transform=."
     )

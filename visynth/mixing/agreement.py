@@ -1,9 +1,9 @@
 """Whether the way that was found for synthetic pictures makes of a real file what the dataset makes of it.
 
-Values that come out wrong (fifteen times too bright, not normalised) train a model on "synthetic is bright" without a word, and pictures
-that lie on their side (MONAI's reader gives ``[W, H]``) on "synthetic is turned". So before a training starts, the way is run on real files
-and compared with the dataset's own samples; where there are no files, black and white are sent through it and their values compared with
-the range of real samples.
+Values that come out wrong (fifteen times too bright, not normalised) train a model on "synthetic is bright" without a
+word, and pictures that lie on their side (MONAI's reader gives ``[W, H]``) on "synthetic is turned". So before a
+training starts, the way is run on real files and compared with the dataset's own samples; where there are no files,
+black and white are sent through it and their values compared with the range of real samples.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def check_values(
     pictures: Sequence[Array],
     image: Callable[[Any], Any] | None,
 ) -> None:
-    """Refuse a way whose values are not the dataset's; of a transform that the user gave, only warn: it is the user's word.
+    """Refuse a way whose values are not the dataset's; of a transform that the user gave, only warn: it is the user's
+    word.
 
     Args:
         convert: the way.
@@ -81,7 +82,8 @@ def _is_random(convert: Converter, pictures: Sequence[Array]) -> bool:
 
 
 def _kind_problem(convert: Converter, reals: Sequence[Any], pictures: Sequence[Array]) -> str | None:
-    """A project's own tensor class (MONAI's MetaTensor) says more than values, and its collation asks for it; torchvision's do not."""
+    """A project's own tensor class (MONAI's MetaTensor) says more than values, and its collation asks for it;
+    torchvision's do not."""
     real = type(reals[0]) if reals else torch.Tensor
     if not issubclass(real, torch.Tensor) or real is torch.Tensor or real.__module__.startswith("torchvision."):
         return None
@@ -98,7 +100,8 @@ def _kind_problem(convert: Converter, reals: Sequence[Any], pictures: Sequence[A
 
 
 def _file_problem(convert: Converter, dataset: Any, image: Callable[[Any], Any], draws: bool) -> str | None:
-    """Compare what the way makes of real files with their samples: each by itself, or, under random transforms, roughly and in the middle."""
+    """Compare what the way makes of real files with their samples: each by itself, or, under random transforms, roughly
+    and in the middle."""
     paths = file_paths(dataset)
     if not paths:
         return None
@@ -118,8 +121,10 @@ def _file_problem(convert: Converter, dataset: Any, image: Callable[[Any], Any],
         width = max(float(own.max() - own.min()), 1e-6)
         sides = [np.array([v.mean(), v.std(), v.min(), v.max()]) for v in (own, made)]
         shown = (
-            f"synthetic images would not look like the dataset's own: {paths[row]} has values from {own.min():.3g} to {own.max():.3g} (mean "
-            f"{own.mean():.3g}) in its sample, but {made.min():.3g} to {made.max():.3g} (mean {made.mean():.3g}) by the way that was found "
+            f"synthetic images would not look like the dataset's own: {paths[row]} has values from {own.min():.3g} to "
+            f"{own.max():.3g} (mean "
+            f"{own.mean():.3g}) in its sample, but {made.min():.3g} to {made.max():.3g} (mean {made.mean():.3g}) by "
+            "the way that was found "
             f"({convert.name})"
         )
         # A flip leaves mean, deviation and ends as they are.
@@ -135,7 +140,8 @@ def _file_problem(convert: Converter, dataset: Any, image: Callable[[Any], Any],
     common = set.intersection(*turns) if len(turns) >= 3 else set()
     if common:
         return (
-            f"synthetic images would lie otherwise than the dataset's own: {len(turns)} of {len(turns)} files that were compared are "
+            f"synthetic images would lie otherwise than the dataset's own: {len(turns)} of {len(turns)} files that "
+            "were compared are "
             f"{min(common)} in their samples, and not by the way that was found ({convert.name})"
         )
     ratio = float(np.median(ratios)) if ratios else 1.0
@@ -143,7 +149,8 @@ def _file_problem(convert: Converter, dataset: Any, image: Callable[[Any], Any],
 
 
 def _turns(own: np.ndarray[Any, Any], made: np.ndarray[Any, Any]) -> set[str]:
-    """How a sample is turned or mirrored against what the way makes of its file; empty where they lie alike, or nothing can be seen."""
+    """How a sample is turned or mirrored against what the way makes of its file; empty where they lie alike, or nothing
+    can be seen."""
     if own.ndim not in (2, 3):
         return set()
     first = own.ndim == 3 and own.shape[0] <= 8  # channels
@@ -181,7 +188,10 @@ def _range_problem(convert: Converter, reals: Sequence[np.ndarray[Any, Any]], pi
     low, high = min(float(r.min()) for r in reals), max(float(r.max()) for r in reals)
     made = max(float(v.max()) for v in shown)
     width, real_width = white - black, high - low
-    told = f"real samples have values from {low:.3g} to {high:.3g}, but black and white become {black:.3g} and {white:.3g} ({convert.name})"
+    told = (
+        f"real samples have values from {low:.3g} to {high:.3g}, but black and white become {black:.3g} and "
+        f"{white:.3g} ({convert.name})"
+    )
     slack = 0.05 * max(width, 1e-6)
     if low < black - slack or high > white + slack:
         return f"synthetic images would have other values than the dataset's: {told}"
@@ -193,7 +203,8 @@ def _range_problem(convert: Converter, reals: Sequence[np.ndarray[Any, Any]], pi
     reaching = sum(float(v.max() - v.min()) > 0.98 * real_width for v in shown)
     if adapted and stretched and "float" in str(reals[0].dtype) and real_width > 0 and reaching < len(shown) / 2:
         return (
-            f"each real sample goes from {low:.3g} to {high:.3g} exactly, as where every image is scaled by its own least and greatest "
+            f"each real sample goes from {low:.3g} to {high:.3g} exactly, as where every image is scaled by its own "
+            "least and greatest "
             f"value, and synthetic ones do not ({convert.name})"
         )
     return None

@@ -1,7 +1,8 @@
 """The three ways of mixing, from the user's loaders and the options: positions of datasets, or rows of batches.
 
-``samples`` exchanges samples of map-style datasets. ``batches`` exchanges rows of finished batches, before they go to the device,
-with rendered pictures that a loader of their own reads ahead. ``online`` does so on the device, with pictures made there.
+``samples`` exchanges samples of map-style datasets. ``batches`` exchanges rows of finished batches, before they go to
+the device, with rendered pictures that a loader of their own reads ahead. ``online`` does so on the device, with
+pictures made there.
 """
 
 from __future__ import annotations
@@ -110,24 +111,29 @@ def choose_backend(found: Sequence[Leaf], source: Any, options: Options) -> str:
     if is_generator(source):
         if asked not in ("auto", "online"):
             raise UsageError(
-                f"backend={asked!r} mixes rendered images, but the source is a generator: render it first ('visynth render'), or "
+                f"backend={asked!r} mixes rendered images, but the source is a generator: render it first ('visynth "
+                "render'), or "
                 "take backend='online', which makes the images during the training."
             )
         return "online"
     if asked == "online":
         raise UsageError(
-            "backend='online' makes images during the training and needs a generator, but the source is a rendered set: give the "
+            "backend='online' makes images during the training and needs a generator, but the source is a rendered "
+            "set: give the "
             "generator's folder, or take backend='samples' or 'batches'."
         )
     if asked == "samples" and problems:
         raise UsageError(
-            f"backend='samples' exchanges samples of map-style datasets in torch DataLoaders, but {'; '.join(problems)}. "
-            "Take backend='batches' (rendered images) or 'online' (a generator), which exchange rows of any batches; or name the "
+            "backend='samples' exchanges samples of map-style datasets in torch DataLoaders, but "
+            f"{'; '.join(problems)}. "
+            "Take backend='batches' (rendered images) or 'online' (a generator), which exchange rows of any batches; "
+            "or name the "
             "loader that it can mix into with loader=."
         )
     if asked != "auto":
         return asked
-    # Batches show their labels where the dataset does not, and vary the pictures of a row that a sampler draws many times.
+    # Batches show their labels where the dataset does not, and vary the pictures of a row that a sampler draws many
+    # times.
     if problems or any(_labels(leaf, options) is None or draws_its_own(leaf) for leaf in found):
         return "batches"
     return "samples"
@@ -149,8 +155,10 @@ def _mixed_loader(leaf: Leaf, renders: Renders, options: Options, trainer: Any) 
         geometry = _shows_geometry(first_sample(loader.dataset)[1], options)
     if labels is None and not geometry:  # masks and boxes are not read for room, since most of them hold background
         raise UsageError(
-            "backend='samples' exchanges samples before they are loaded, and the labels of this dataset cannot be read without loading them, so "
-            "samples of the very class that is to be filled would make room: give labels= (one a sample), or take backend='batches', which "
+            "backend='samples' exchanges samples before they are loaded, and the labels of this dataset cannot be "
+            "read without loading them, so "
+            "samples of the very class that is to be filled would make room: give labels= (one a sample), or take "
+            "backend='batches', which "
             "reads them in the batches."
         )
     made, regions = _rendered_classes(renders)
@@ -244,7 +252,8 @@ def plan_mix(
         rendered: images of each class, for a rendered set.
 
     Raises:
-        UsageError: labels are unknown, and a balance other than a dict is asked for, or neither share nor a dict says how much.
+        UsageError: labels are unknown, and a balance other than a dict is asked for, or neither share nor a dict says
+            how much.
     """
     labels_of: dict[str, int] = {}
     if labels is None:
@@ -252,7 +261,8 @@ def plan_mix(
             wanted = balancing.targets(options.balance, dict.fromkeys(made, 0))
         elif options.balance is not None:
             raise UsageError(
-                f"balance={options.balance!r} counts the training labels, which cannot be read without loading images: give labels= (one a "
+                f"balance={options.balance!r} counts the training labels, which cannot be read without loading images: "
+                "give labels= (one a "
                 "sample), or a dict of exact counts, or share= alone."
             )
         elif options.share is None:
@@ -292,7 +302,8 @@ def _wanted(
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Synthetic images wanted of each class, and each class's label, from the training's count of each label.
 
-    Several classes may have one label (all defects, say): a dict says how much of each, of another balance each gets an even part.
+    Several classes may have one label (all defects, say): a dict says how much of each, of another balance each gets an
+    even part.
     """
     names = names_of_labels(indices)
     balance = DEFAULT_BALANCE if options.balance is None else options.balance
@@ -313,7 +324,8 @@ def _wanted(
 
 
 def _check_listed(dataset: Any, labels: Sequence[int], options: Options) -> None:
-    """Samples of a dataset must carry the labels that it lists: batches show the former, the balance counts the latter."""
+    """Samples of a dataset must carry the labels that it lists: batches show the former, the balance counts the
+    latter."""
     with random_state_kept():
         place, example = first_sample(dataset)
         form = Form.of(example, options.image_key, options.label_key)
@@ -322,7 +334,8 @@ def _check_listed(dataset: Any, labels: Sequence[int], options: Options) -> None
 
 
 def held_classes(made: Sequence[str], indices: Mapping[str, int], mix: Mix, labels: Sequence[int] | None) -> list[str]:
-    """Classes that may be drawn: those that the training holds, or that the balance names; a training of normals stays one."""
+    """Classes that may be drawn: those that the training holds, or that the balance names; a training of normals stays
+    one."""
     if labels is None:
         return list(made)
     there = {int(label) for label in labels}
@@ -382,7 +395,8 @@ def as_shown(dataset: Any, numbers: Collection[int]) -> dict[int, int]:
             (found[number],) = labels_in(moved(number))
         except Exception as error:
             raise UsageError(
-                f"the dataset's target_transform makes no class number of label {number} ({type(error).__name__}: {error}), so rows of batches cannot "
+                f"the dataset's target_transform makes no class number of label {number} ({type(error).__name__}: "
+                f"{error}), so rows of batches cannot "
                 "be told apart: give classes={name: number in batches}, or backend='samples'."
             ) from error
     return found
@@ -413,7 +427,8 @@ def _share_of_epoch(options: Options, mix: Mix, trainer: Any) -> Callable[[int],
     epochs = trainer.max_epochs
     if (epochs is None or epochs < 2) and (trainer.max_steps is None or trainer.max_steps < 1):
         raise UsageError(
-            f"share changes during the training, by epochs under backend='samples', but max_epochs is {epochs} and max_steps is not "
+            f"share changes during the training, by epochs under backend='samples', but max_epochs is {epochs} and "
+            "max_steps is not "
             "set: set one of them, or take backend='batches' or 'online', which change it from batch to batch."
         )
     share = options.share if options.share is not None else mix.share
@@ -443,7 +458,8 @@ def _share_of_batch(options: Options, mix: Mix, trainer: Any) -> Callable[[int],
 
 
 def remembered(share_of: Callable[[int], float]) -> Callable[[int], float]:
-    """The share of each batch, asked once: pictures are read ahead, and where the loader's length is not known the answer changes meanwhile.
+    """The share of each batch, asked once: pictures are read ahead, and where the loader's length is not known the
+    answer changes meanwhile.
 
     Example:
         >>> answers = iter([0.1, 0.9])
@@ -466,8 +482,8 @@ def remembered(share_of: Callable[[int], float]) -> Callable[[int], float]:
 def next_epoch(trainer: Any) -> int:
     """Number of the epoch that a loader is about to begin.
 
-    A checkpoint of the last batch of an epoch says that this epoch is under way; Lightning finds out that it is over only after
-    it has asked the loader for its next batches.
+    A checkpoint of the last batch of an epoch says that this epoch is under way; Lightning finds out that it is over
+    only after it has asked the loader for its next batches.
     """
     epoch = trainer.fit_loop.epoch_progress.current
     over = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch and epoch.completed < epoch.started

@@ -1,7 +1,7 @@
 """The way of a synthetic picture into the user's training: a given transform, the dataset's own, or an Adapter.
 
-The dataset's own transform is tried on one picture, in the ways that torchvision's and albumentations' are called, and taken
-where what comes out is of the same type, dtype and shape as a real sample.
+The dataset's own transform is tried on one picture, in the ways that torchvision's and albumentations' are called, and
+taken where what comes out is of the same type, dtype and shape as a real sample.
 """
 
 from __future__ import annotations
@@ -58,7 +58,10 @@ class Converter:
     def name(self) -> str:
         """The way in words, for logs and errors."""
         if isinstance(self.through, Adapter):
-            return f"scaled from black = {_short(self.through.low)} to white = {_short(self.through.high)}, as inferred from real samples"
+            return (
+                f"scaled from black = {_short(self.through.low)} to white = {_short(self.through.high)}, as "
+                "inferred from real samples"
+            )
         kind = type(self.through.transform).__name__
         own = "the given transform" if self.through.given else "the dataset's own transform"
         return f"{own} ({kind}, called with {self.through.way})"
@@ -76,7 +79,8 @@ class Converter:
         return self.through(picture, raw)
 
     def from_file(self, path: Path, truth: Truth) -> list[Any]:
-        """The same for a rendered file, by the shortest way: read as a user's own files are read, it costs what they cost."""
+        """The same for a rendered file, by the shortest way: read as a user's own files are read, it costs what they
+        cost."""
         if isinstance(self.through, Through) and self.through.short and not self.joint:
             return [self.through.from_file(path), *(target.finish(None, truth) for target in self.targets)]
         return self(read(path), truth)
@@ -131,7 +135,8 @@ def find_converter(
         real: one real image.
         image: what to compare with: the same, or a row of a batch.
         targets: what the labels are.
-        transform: given by the user: called with the picture alone, or with picture and boxes or masks where labels are such.
+        transform: given by the user: called with the picture alone, or with picture and boxes or masks where labels are
+            such.
         picture: one synthetic picture ``[H, W, C]``.
         values: real values to tell the range from, by default the real image's own.
 
@@ -170,7 +175,8 @@ def find_converter(
 def fast_adapter(converter: Converter, image: torch.Tensor, picture: Array) -> Adapter | None:
     """An Adapter that does what the converter does, or None where that draws random numbers or does more than scaling.
 
-    It is what lets a batch made on a GPU stay there. Black and white through the user's transform tell how it normalises.
+    It is what lets a batch made on a GPU stay there. Black and white through the user's transform tell how it
+    normalises.
 
     Args:
         converter: as found.
@@ -223,7 +229,8 @@ def random_state_kept() -> Iterator[None]:
 
 
 def alike(made: Any, real: Any) -> bool:
-    """Same type, dtype and number of channels; sizes may differ where the user's do. An array may become a tensor by collation."""
+    """Same type, dtype and number of channels; sizes may differ where the user's do. An array may become a tensor by
+    collation."""
     if isinstance(made, np.ndarray) and isinstance(real, torch.Tensor):
         made = torch.from_numpy(np.array(made))  # a copy: a read-only one would be warned of
     if type(made) is not type(real) and not (isinstance(made, torch.Tensor) and type(real) is torch.Tensor):

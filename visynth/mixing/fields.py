@@ -1,8 +1,9 @@
 """Further fields of a sample beside image, label and mask: what a synthetic sample must say there.
 
-A field that is the same everywhere stays; one that follows from the label (its name, a one-hot vector, a flag, a class weight) takes the value
-of the synthetic sample's own label; the position in the dataset stays the position. Of any other field (path, id, weight of a sample) nothing
-can be known: the replaced sample's value stays, and a warning names the field and the way to say it.
+A field that is the same everywhere stays; one that follows from the label (its name, a one-hot vector, a flag, a class
+weight) takes the value of the synthetic sample's own label; the position in the dataset stays the position. Of any
+other field (path, id, weight of a sample) nothing can be known: the replaced sample's value stays, and a warning names
+the field and the way to say it.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class Fields:
         return any(label not in t and self._derived(t, label) is None for t in self.by_label.values())
 
     def see(self, label: int | None, value_of: Callable[[Any], Any]) -> None:
-        """Note what another real sample says; fields that contradict what was learned are not known after all, which is told once."""
+        """Note what another real sample says; fields that contradict what was learned are not known after all, which is
+        told once."""
         wrong = [key for key, value in self.constant.items() if not same(value, value_of(key))]
         for key, table in self.by_label.items():
             if label is not None and not same(table.setdefault(label, value := value_of(key)), value):
@@ -136,7 +138,8 @@ def learn_fields(
 
 def _warn(unknown: Sequence[Any]) -> None:
     warnings.warn(
-        f"samples carry {choices(unknown)} beside image and label, which follow neither from the label nor from the position: synthetic "
+        f"samples carry {choices(unknown)} beside image and label, which follow neither from the label nor from the "
+        "position: synthetic "
         "samples keep what the sample that they replace says there. Give their values with extra={field: value}.",
         stacklevel=4,
     )

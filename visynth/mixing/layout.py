@@ -46,20 +46,25 @@ class Form:
         keys = keys_of(sample)
         if isinstance(sample, (list, tuple)) and sample and all(isinstance(part, Mapping) for part in sample):
             raise UsageError(
-                f"a sample is a {type(sample).__name__} of {len(sample)} dicts, several pictures at once: WithSynthetic exchanges samples of one "
-                "picture. Let the dataset give them one by one and group them in collate_fn, or mix before they are cropped."
+                f"a sample is a {type(sample).__name__} of {len(sample)} dicts, several pictures at once: "
+                "WithSynthetic exchanges samples of one "
+                "picture. Let the dataset give them one by one and group them in collate_fn, or mix before they are "
+                "cropped."
             )
         if keys is None:
             raise UsageError(
-                f"samples must be (image, label), dicts or dataclasses, but got {type(sample).__name__}: wrap the dataset so that "
+                f"samples must be (image, label), dicts or dataclasses, but got {type(sample).__name__}: wrap the "
+                "dataset so that "
                 "it gives one of these, or, where only one of several loaders has labels, name that one with loader=."
             )
         if isinstance(sample, (tuple, list)) and not hasattr(sample, "_fields"):
             form = cls(0 if image_key is None else int(image_key), 1 if label_key is None else int(label_key))
             if max(form.image, form.label) >= len(sample):
                 raise UsageError(
-                    f"samples have {len(sample)} parts, but image and label were looked for at {form.image} and {form.label}: "
-                    "name their places with image_key= and label_key=, or wrap the dataset so that it gives (image, label)."
+                    f"samples have {len(sample)} parts, but image and label were looked for at {form.image} and "
+                    f"{form.label}: "
+                    "name their places with image_key= and label_key=, or wrap the dataset so that it gives (image, "
+                    "label)."
                 )
             return form
         image = image_key if image_key is not None else next((k for k in IMAGE_KEYS if k in keys), None)
@@ -102,8 +107,10 @@ class Form:
         more = [k for k in keys if k not in known and k not in told and _is_picture(_get(sample, k))]
         if more:
             raise UsageError(
-                f"samples carry {choices(more)} beside image and label: a synthetic sample cannot fill them (a mask is filled where "
-                f"it is called one of {choices(MASK_KEYS)}). Say what stands there with extra={{field: value}}, or give a dataset without them."
+                f"samples carry {choices(more)} beside image and label: a synthetic sample cannot fill them (a mask is "
+                "filled where "
+                f"it is called one of {choices(MASK_KEYS)}). Say what stands there with extra={{field: value}}, or "
+                "give a dataset without them."
             )
 
 
@@ -115,7 +122,8 @@ def check_growth(sample: Any) -> None:
     """
     if hasattr(sample, "_fields") or dataclasses.is_dataclass(sample):
         raise UsageError(
-            f"is_synthetic and weight are added to dicts (by name) and to tuples and lists (at the end), but samples are "
+            "is_synthetic and weight are added to dicts (by name) and to tuples and lists (at the end), but samples "
+            "are "
             f"{type(sample).__name__}: leave them off, or let the dataset give dicts."
         )
 

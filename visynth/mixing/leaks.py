@@ -35,9 +35,10 @@ logger = logging.getLogger("visynth")
 def check_leaks(members: Sequence[Member], held_out: Mapping[str, Any], accept: Accepted = None) -> None:
     """Compare held-out images with the members that the generator was fitted on.
 
-    Images are found by their paths (``samples``, ``imgs``, ``files``, ``paths``, ... of the datasets), else as raw 8-bit pictures
-    (``data``), else every sample is read once, without the dataset's transforms where they can be left out. A warning says
-    where pictures could be seen as their transforms give them only, or not at all. Fingerprints of files are kept on disk.
+    Images are found by their paths (``samples``, ``imgs``, ``files``, ``paths``, ... of the datasets), else as raw
+    8-bit pictures (``data``), else every sample is read once, without the dataset's transforms where they can be left
+    out. A warning says where pictures could be seen as their transforms give them only, or not at all. Fingerprints of
+    files are kept on disk.
 
     Args:
         members: of the rendered set.
@@ -57,7 +58,8 @@ def check_leaks(members: Sequence[Member], held_out: Mapping[str, Any], accept: 
             candidates = fingerprints(dataset, split)
             if candidates is None:
                 warnings.warn(
-                    f"the leak guard cannot see the pictures of the {split} dataset {type(dataset).__name__}: check yourself that the "
+                    f"the leak guard cannot see the pictures of the {split} dataset {type(dataset).__name__}: check "
+                    "yourself that the "
                     "generator was not fitted on them, or pass leak_guard=False to silence this.",
                     stacklevel=4,
                 )
@@ -74,15 +76,18 @@ def check_leaks(members: Sequence[Member], held_out: Mapping[str, Any], accept: 
         told.sort(key=lambda pair: order.index(pair[1].how))
         counts = ", ".join(f"{n} by {how}" for how in order if (n := sum(o.how == how for _, o in told)))
         raise DataError(
-            f"the generator was fitted on {len(told)} held-out images ({counts}), so validation would be too good. Fit it on the training "
-            "part only (a split column, or train/ val/ test/ folders). Pairs that you looked at and that are different can be accepted: "
+            f"the generator was fitted on {len(told)} held-out images ({counts}), so validation would be too good. Fit "
+            "it on the training "
+            "part only (a split column, or train/ val/ test/ folders). Pairs that you looked at and that are "
+            "different can be accepted: "
             f"accept_leaks= takes a CSV with the columns candidate and member, or the pairs.\n"
             f"{listing([f'{split}: {overlap}' for split, overlap in told])}"
         )
 
 
 def read_accepted(accept: Accepted) -> set[tuple[str, str]]:
-    """Pairs (held-out image, member) that may meet, by their paths or names; an empty member accepts the image whatever it meets.
+    """Pairs (held-out image, member) that may meet, by their paths or names; an empty member accepts the image whatever
+    it meets.
 
     Args:
         accept: a CSV with the columns candidate and member, or such pairs, or names of held-out images alone.
@@ -188,7 +193,8 @@ def _reader(dataset: Any, index: int, split: str) -> Callable[[int], Any] | None
             continue
         if picture.dtype != np.uint8:
             warnings.warn(
-                f"the leak guard sees the pictures of the {split} dataset {type(dataset).__name__} only as its transforms give them: a "
+                f"the leak guard sees the pictures of the {split} dataset {type(dataset).__name__} only as its "
+                "transforms give them: a "
                 "copy that they crop or turn goes unseen.",
                 stacklevel=8,
             )

@@ -149,7 +149,8 @@ def with_dataset(loader: DataLoader[Any], dataset: MixedDataset) -> DataLoader[A
     """The loader again, over another dataset: same sampler object, same collation, same workers."""
     kind = _epoch_loader(cast(Any, type(loader)))
     if type(loader) is not DataLoader:
-        # A user's own subclass may take any arguments: keep the object, exchange the dataset in what Lightning recorded too.
+        # A user's own subclass may take any arguments: keep the object, exchange the dataset in what Lightning recorded
+        # too.
         made = copy.copy(loader)
         made.__dict__["dataset"] = dataset
         for record in ("__pl_saved_kwargs",):
@@ -211,7 +212,8 @@ def _epoch_loader(base: Any) -> Any:
 
 
 def start_epoch(dataset: MixedDataset) -> None:
-    """Set the epoch: Lightning's where there is a trainer (so that a resumed run goes on rightly), else one more each time."""
+    """Set the epoch: Lightning's where there is a trainer (so that a resumed run goes on rightly), else one more each
+    time."""
     told = dataset.epoch_of() if dataset.epoch_of else None
     dataset.begin(dataset.starts if told is None else told)
     dataset.starts += 1

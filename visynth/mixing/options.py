@@ -128,8 +128,9 @@ def share_at(share: Share, progress: float, finish: float = 0.0) -> float:
     """The share of synthetic samples at a point of the training.
 
     Args:
-        share: a number; or ``{"start": a, "end": b, "shape": "linear" | "cosine", "until": u}``, from a to b over the first
-            part u (by default all) of the training; or ``{"steps": {0: a, 0.5: b}}``, a from the start and b from its half on.
+        share: a number; or ``{"start": a, "end": b, "shape": "linear" | "cosine", "until": u}``, from a to b over the
+            first part u (by default all) of the training; or ``{"steps": {0: a, 0.5: b}}``, a from the start and b from
+            its half on.
         progress: part of the training done, in [0, 1].
         finish: in this last part the share is 0.
 

@@ -1,7 +1,9 @@
-"""Which positions of an epoch are synthetic, and which synthetic sample stands where: functions of seeds and counts alone.
+"""Which positions of an epoch are synthetic, and which synthetic sample stands where: functions of seeds and counts
+alone.
 
-Two ways to lay out the same share. :func:`plan_epoch` replaces positions of a map-style dataset, so that every rank and loader
-worker agrees without talking. :class:`Slots` and :class:`SlotStream` do it batch by batch, for data that have no positions.
+Two ways to lay out the same share. :func:`plan_epoch` replaces positions of a map-style dataset, so that every rank and
+loader worker agrees without talking. :class:`Slots` and :class:`SlotStream` do it batch by batch, for data that have no
+positions.
 """
 
 from __future__ import annotations
@@ -146,7 +148,8 @@ def deal(shares: Any, total: int) -> list[int]:
 
 
 def replaceable(length: int, labels: Sequence[int] | None, receiving: set[int]) -> list[int]:
-    """Positions that may be replaced: those of classes that receive no synthetic images, or of the largest class where all receive.
+    """Positions that may be replaced: those of classes that receive no synthetic images, or of the largest class where
+    all receive.
 
     Example:
         >>> replaceable(5, [0, 0, 1, -1, 2], {1}), replaceable(3, [0, 0, 1], {0, 1})
@@ -169,10 +172,11 @@ def plan_within(
     epoch: int,
     share: float,
 ) -> dict[int, int]:
-    """Like :func:`plan_epoch`, for loaders that draw by a sampler of their own: positions are replaced within their class.
+    """Like :func:`plan_epoch`, for loaders that draw by a sampler of their own: positions are replaced within their
+    class.
 
-    Of each class that receives, ``share`` of the positions are synthetic (of the others that can be made, ``spread`` times as many), so
-    that the sampler's counts of every class stay what they are.
+    Of each class that receives, ``share`` of the positions are synthetic (of the others that can be made, ``spread``
+    times as many), so that the sampler's counts of every class stay what they are.
 
     Args:
         labels: of the positions.
@@ -214,8 +218,8 @@ def within_share(names: Sequence[str], mix: Mix, share: float) -> float:
 class Slots:
     """Numbers of the synthetic samples of each batch: consecutive over batches, every ``world``-th for a rank.
 
-    Over the first k batches of all ranks exactly ``floor(sum of share * size * world)`` samples are synthetic, whatever the
-    rank, and a batch's numbers follow from its own number: a resumed training goes on with the same ones.
+    Over the first k batches of all ranks exactly ``floor(sum of share * size * world)`` samples are synthetic, whatever
+    the rank, and a batch's numbers follow from its own number: a resumed training goes on with the same ones.
 
     Args:
         share: share of batch k.
@@ -245,7 +249,8 @@ class Slots:
         return range(first + (self.rank - first) % self.world, last, self.world)
 
     def of_other_size(self, batch: int, size: int, seed: int) -> list[int]:
-        """Numbers for a batch of another size than the first one's, the last of an epoch for instance: its own share, rounded by chance."""
+        """Numbers for a batch of another size than the first one's, the last of an epoch for instance: its own share,
+        rounded by chance."""
         draw = seeding.rng(seeding.derive("size", seed, batch, self.rank), "slots").random()
         first = OTHER + (batch * self.world + self.rank) * MOST_ROWS
         return [first + k for k in range(min(int(self.share(batch) * size + draw), MOST_ROWS))]

@@ -1,7 +1,7 @@
 """The dataset that stands in for the user's: some positions of an epoch are synthetic, all others are theirs.
 
-Which positions are replaced is a function of (seed, epoch, share) alone, so that every rank and every loader worker agrees
-without talking, and the user's sampler, batch size and epoch length stay what they were.
+Which positions are replaced is a function of (seed, epoch, share) alone, so that every rank and every loader worker
+agrees without talking, and the user's sampler, batch size and epoch length stay what they were.
 """
 
 from __future__ import annotations
@@ -193,14 +193,16 @@ class MixedDataset(Dataset[Any]):
         slots = round(self.mix.share * self.drawn)
         if slots > len(self.allowed):
             warnings.warn(
-                f"{slots} synthetic samples were asked for, but only {len(self.allowed)} of {len(self.real)} positions belong to classes that "
+                f"{slots} synthetic samples were asked for, but only {len(self.allowed)} of {len(self.real)} positions "
+                "belong to classes that "
                 "receive none: the share is capped there. Lower share, or balance fewer classes.",
                 stacklevel=4,
             )
 
 
 def first_sample(dataset: Any, most: int = 32) -> tuple[int, Any]:
-    """The first sample that is one: datasets may give None for files that cannot be read, which a collate_fn leaves out.
+    """The first sample that is one: datasets may give None for files that cannot be read, which a collate_fn leaves
+    out.
 
     Raises:
         UsageError: none of the first ones.
@@ -217,7 +219,8 @@ def first_sample(dataset: Any, most: int = 32) -> tuple[int, Any]:
 def more_samples(
     dataset: Any, labels: Sequence[int] | None, known: int, first: Collection[int] = ()
 ) -> list[tuple[int, Any]]:
-    """Some further samples: of each class the first and the last (and one between) where labels are known, else spread evenly.
+    """Some further samples: of each class the first and the last (and one between) where labels are known, else spread
+    evenly.
 
     Classes in ``first`` are looked at however many there are.
     """
@@ -254,7 +257,8 @@ def check_targets(labels: Sequence[Any]) -> None:
 
 
 def targets_of(label: Any, masks: Sequence[Any], dataset: Any) -> tuple[Target, ...]:
-    """Kinds of a sample's label, and of the mask beside it where there are such (several real ones, to see what values they hold)."""
+    """Kinds of a sample's label, and of the mask beside it where there are such (several real ones, to see what values
+    they hold)."""
     found = target_of(label, find_attribute(dataset, "target_transform"))
     if not masks:
         return (found,)
@@ -279,7 +283,8 @@ def check_labels(samples: Sequence[tuple[int, Any]], labels: Sequence[int], form
         made, real = target.of(labels[place]), form.get(sample, form.label)
         if not np.array_equal(np.asarray(made), np.asarray(real)):
             raise UsageError(
-                f"training sample {place} has the label {real!r}, but its entry in the dataset's labels makes {made!r}: "
+                f"training sample {place} has the label {real!r}, but its entry in the dataset's labels makes "
+                f"{made!r}: "
                 "give labels= and classes= to WithSynthetic as the samples carry them."
             )
 
@@ -290,7 +295,8 @@ def parts_of(form: Form) -> list[Any]:
 
 
 def mixing_weight(options: Options, *seed: int) -> float:
-    """Weight of the synthetic half under mixup, Beta(a, a) distributed (Zhang et al., "mixup", ICLR 2018, section 2)."""
+    """Weight of the synthetic half under mixup, Beta(a, a) distributed (Zhang et al., "mixup", ICLR 2018, section
+    2)."""
     alpha = float(options.mixup or 1.0)
     return float(seeding.rng(seeding.derive("mixup", *seed), "weight").beta(alpha, alpha))
 
@@ -312,6 +318,7 @@ def blend(made: Any, real: Any, lam: float) -> Any:
     if not floating or made.shape != real.shape:
         raise UsageError(
             f"mixup needs floating-point images of one size, but the dataset gives {type(real).__name__} "
-            f"{list(getattr(real, 'shape', []))} and the synthetic one is {list(getattr(made, 'shape', []))}: let the transform end so."
+            f"{list(getattr(real, 'shape', []))} and the synthetic one is {list(getattr(made, 'shape', []))}: let the "
+            "transform end so."
         )
     return made * lam + real * (1 - lam)

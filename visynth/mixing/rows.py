@@ -1,8 +1,8 @@
 """Synthetic rows in batches that are already made: for loaders that have no positions to replace.
 
-A :class:`Joiner` takes a batch as the user's loader gave it, before or after its way to the device, and exchanges some rows.
-How many, which classes and which pictures follow from the number of the batch; which rows, from that and the labels in
-the batch: rows of classes that receive synthetic samples stay.
+A :class:`Joiner` takes a batch as the user's loader gave it, before or after its way to the device, and exchanges some
+rows. How many, which classes and which pictures follow from the number of the batch; which rows, from that and the
+labels in the batch: rows of classes that receive synthetic samples stay.
 """
 
 from __future__ import annotations
@@ -58,10 +58,12 @@ class Plan:
         share_of: share of batch number k.
         dataset: the user's, where there is one to look at, or None.
         seed: of this loader.
-        private: batches come from worker processes, so that nobody else can hold their tensors: rows are exchanged in place.
+        private: batches come from worker processes, so that nobody else can hold their tensors: rows are exchanged in
+            place.
         workers: of the loader of rendered pictures.
         context: how that one starts them.
-        within: rows are exchanged within their class, because the loader's own sampler decides how often each class comes.
+        within: rows are exchanged within their class, because the loader's own sampler decides how often each class
+            comes.
         tell: called with the way that was found for pictures, once.
         size: rows of a batch where the loader says so, or None.
     """
@@ -163,7 +165,8 @@ class Joiner:
         """Tell once where many rows found no room: called at the end of training."""
         if self.done and self.short > 0.1 * self.done:
             warnings.warn(
-                f"{self.short} of {self.done} synthetic samples found no room: their batches held too few samples of classes that "
+                f"{self.short} of {self.done} synthetic samples found no room: their batches held too few samples of "
+                "classes that "
                 "receive none. Lower share, take larger batches, or balance fewer classes.",
                 stacklevel=3,
             )
@@ -171,7 +174,8 @@ class Joiner:
     # -- one batch ------------------------------------------------------------------------------------------------
 
     def _rows(self, shown: Sequence[set[int]], number: int, count: int) -> list[int]:
-        """Rows that make room, drawn among those of classes that receive nothing; of the batch's largest class where all receive."""
+        """Rows that make room, drawn among those of classes that receive nothing; of the batch's largest class where
+        all receive."""
         if not count:
             return []
         labelled = [row for row, found in enumerate(shown) if not any(label < 0 for label in found)]  # -1: not labelled
@@ -185,7 +189,8 @@ class Joiner:
         return sorted(free[place] for place in chosen)
 
     def _rows_within(self, shown: Sequence[set[int]], number: int) -> tuple[list[int], list[Draw]]:
-        """Rows that are exchanged for others of their own class: each class keeps the count that the loader's sampler gave it."""
+        """Rows that are exchanged for others of their own class: each class keeps the count that the loader's sampler
+        gave it."""
         share = self.plan.share_of(number)
         seed = seeding.derive("within", self.plan.seed, number, distributed.rank())
         chances = seeding.rng(seed, "rows").random(len(shown))
@@ -211,7 +216,8 @@ class Joiner:
             nameless = [name for name in plan.names if name not in plan.indices]
             if nameless:
                 raise UsageError(
-                    f"synthetic {choices(nameless)} have no number among the dataset's labels {dict(plan.indices)}: give all of them in "
+                    f"synthetic {choices(nameless)} have no number among the dataset's labels {dict(plan.indices)}: "
+                    "give all of them in "
                     "classes={name: label} to WithSynthetic, or render the others alone (--classes)."
                 )
         check_targets(list(labels) if isinstance(labels, (list, tuple)) else [])
@@ -266,7 +272,8 @@ class Joiner:
             column = self.form.get(batch, key)
             if isinstance(column, Mapping):
                 raise UsageError(
-                    f"extra= names {key!r}, whose column in a batch is a dict of columns: backend='samples' fills it, before samples are joined."
+                    f"extra= names {key!r}, whose column in a batch is a dict of columns: backend='samples' fills it, "
+                    "before samples are joined."
                 )
             some = [(row, values[key]) for row, values in zip(rows, wanted, strict=True) if key in values]
             columns[key] = _put(column, [value for _, value in some], [row for row, _ in some])
@@ -279,7 +286,8 @@ class Joiner:
         return as_array(samples, 0)
 
     def _made(self, draws: Sequence[Draw], ahead: int | None, images: Any) -> list[list[Any]]:
-        """``[image, label, ...]`` for each draw, in the user's terms; ``ahead`` is the batch's number where its pictures were read ahead."""
+        """``[image, label, ...]`` for each draw, in the user's terms; ``ahead`` is the batch's number where its
+        pictures were read ahead."""
         assert self.convert is not None
         if isinstance(self.source, RenderedSource):
             if ahead is not None:
@@ -351,7 +359,8 @@ class Joiner:
 
 
 class _Pictures(Dataset[Any]):
-    """Rendered pictures by (class, number), already in the user's terms: ``[images, labels, ...]``, one entry a picture."""
+    """Rendered pictures by (class, number), already in the user's terms: ``[images, labels, ...]``, one entry a
+    picture."""
 
     def __init__(self, source: RenderedSource, convert: Converter) -> None:
         self.source, self.convert = source, convert
@@ -363,7 +372,8 @@ class _Pictures(Dataset[Any]):
 
 
 class _Ahead:
-    """Asks a loader with workers for its next batch from a thread: receiving it takes milliseconds that the training need not wait for."""
+    """Asks a loader with workers for its next batch from a thread: receiving it takes milliseconds that the training
+    need not wait for."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._batches = iter(loader)
@@ -384,7 +394,8 @@ class _Ahead:
 
 
 def _packed(column: Sequence[Any]) -> Any:
-    """One tensor where that can be: each tensor that comes from a worker costs the training's process half a millisecond."""
+    """One tensor where that can be: each tensor that comes from a worker costs the training's process half a
+    millisecond."""
     plain = all(type(value) is torch.Tensor for value in column)
     alike = plain and len({(value.shape, value.dtype) for value in column}) == 1
     return torch.stack(list(column)) if alike else list(column)
@@ -452,7 +463,8 @@ def _only(found: set[int]) -> int | None:
 
 
 def _row_of(batch: Any, form: Form, row: int) -> Any:
-    """One row of a batch as a sample of its own; parts that are no columns stay whole. Of a dataclass, whose own checks may want batches, a dict."""
+    """One row of a batch as a sample of its own; parts that are no columns stay whole. Of a dataclass, whose own checks
+    may want batches, a dict."""
     keys = [key for key in keys_of(batch) or [] if not (hasattr(batch, "_fields") and isinstance(key, int))]
     parts = {key: _entry(form.get(batch, key), row) for key in keys}
     return parts if dataclasses.is_dataclass(batch) else form.put(batch, parts)
@@ -493,7 +505,8 @@ def _put(values: Any, made: list[Any], rows: list[int], private: bool = False) -
 def _check_row(made: Any, real: Any) -> None:
     if isinstance(real, torch.Tensor) and tuple(torch.as_tensor(made).shape) != tuple(real.shape):
         raise UsageError(
-            f"a synthetic image became {list(made.shape)}, but the batch's rows are {list(real.shape)}: give transform= that ends "
+            f"a synthetic image became {list(made.shape)}, but the batch's rows are {list(real.shape)}: give "
+            "transform= that ends "
             "as your batches are, or backend='samples', where your own collate_fn joins the samples."
         )
 

@@ -37,7 +37,8 @@ def is_generator(source: Any) -> bool:
     folder = Path(source)
     if not folder.is_dir():
         raise IntegrityError(
-            f"there is no folder {folder}: give a rendered set ('visynth render' makes one) or a generator's folder ('visynth fit')."
+            f"there is no folder {folder}: give a rendered set ('visynth render' makes one) or a generator's folder "
+            "('visynth fit')."
         )
     return (folder / SPEC).is_file() and not (folder / METADATA).is_file()
 
@@ -46,14 +47,16 @@ def open_renders(source: Any, keep: Mapping[str, Any]) -> Renders:
     """The rendered set of a source, without what is filtered out.
 
     Raises:
-        UsageError: a set that is for looking at only; filters that leave nothing, or that ask for scores which were never made.
+        UsageError: a set that is for looking at only; filters that leave nothing, or that ask for scores which were
+            never made.
         IntegrityError: see :func:`visynth.core.manifest.read_renders`.
         DataError: no images.
     """
     renders = source if isinstance(source, Renders) else read_renders(source)
     if renders.plan.get("purpose", "training") != "training":
         raise UsageError(
-            f"{renders.folder} is for looking at: no class of it was shown to help. Render a set of your own with 'visynth "
+            f"{renders.folder} is for looking at: no class of it was shown to help. Render a set of your own with "
+            "'visynth "
             "render' if you want to train on it all the same."
         )
     if not renders.records:
@@ -69,7 +72,8 @@ def of_classes(renders: Renders, names: Sequence[str]) -> Renders:
 
 
 def truth_of(record: Record, indices: Mapping[str, int], regions: bool = True) -> Truth:
-    """What the manifest knows of a rendered picture, in the user's numbers; a mask is decoded only where ``regions`` are wanted."""
+    """What the manifest knows of a rendered picture, in the user's numbers; a mask is decoded only where ``regions``
+    are wanted."""
     mask = decode_mask(record.mask) if regions and record.mask is not None else None
     return Truth(indices.get(record.label), mask, record.boxes, record.label)
 
@@ -114,8 +118,8 @@ class RenderedSource:
 class GeneratedSource:
     """Synthetic samples made on a device, many at a time, from seeds that follow from their numbers.
 
-    They are made outside autograd (``no_grad``: inference tensors could not enter a training step) and outside the user's
-    autocast; ``autocast`` names a dtype of its own.
+    They are made outside autograd (``no_grad``: inference tensors could not enter a training step) and outside the
+    user's autocast; ``autocast`` names a dtype of its own.
     """
 
     def __init__(
@@ -141,7 +145,8 @@ class GeneratedSource:
         return self._generator
 
     def make(self, names: Sequence[str], numbers: Sequence[int], device: torch.device) -> Samples:
-        """One sample a (class, number), not bound to a batch size: faster than ``sample``, and not promised to the last bit."""
+        """One sample a (class, number), not bound to a batch size: faster than ``sample``, and not promised to the last
+        bit."""
         generator = self.generator(device)
         seeds = [seeding.derive("online", self.seed, name, number) for name, number in zip(names, numbers, strict=True)]
         labels = [generator.classes.index(name) for name in names]

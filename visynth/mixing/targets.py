@@ -46,7 +46,8 @@ def known(truth: Truth) -> int:
     """
     if truth.label is None:
         raise UsageError(
-            f"a synthetic picture{f' of {truth.name!r}' if truth.name else ''} has no label in the dataset: name its number with classes={{name: label}}."
+            f"a synthetic picture{f' of {truth.name!r}' if truth.name else ''} has no label in the dataset: name its "
+            f"number with classes={{name: label}}."
         )
     return int(truth.label)
 
@@ -76,10 +77,11 @@ class ClassTarget:
 
 
 class BoxTarget:
-    """torchvision's detection target: a dict with boxes (x1, y1, x2, y2), labels and, where the real ones have them, masks.
+    """torchvision's detection target: a dict with boxes (x1, y1, x2, y2), labels and, where the real ones have them,
+    masks.
 
-    A real target's ``area``, ``iscrowd`` and ``image_id`` are filled, too (``image_id`` with -1: no synthetic image is in the user's
-    annotation file). Pictures without boxes, for instance defect-free ones, get empty targets.
+    A real target's ``area``, ``iscrowd`` and ``image_id`` are filled, too (``image_id`` with -1: no synthetic image is
+    in the user's annotation file). Pictures without boxes, for instance defect-free ones, get empty targets.
 
     Raises:
         UsageError: other keys, which nobody could fill; boxes of another format.
@@ -93,17 +95,20 @@ class BoxTarget:
         more = [key for key in real if key not in FILLED and _counts_boxes(real[key], len(real.get("labels", ())))]
         if missing or more:
             raise UsageError(
-                f"detection targets have the keys {choices(real)}; they need 'boxes' and 'labels', and of one entry a box WithSynthetic "
+                f"detection targets have the keys {choices(real)}; they need 'boxes' and 'labels', and of one entry a "
+                "box WithSynthetic "
                 f"fills {choices(FILLED)}. Leave out {choices(more)}."
                 if more
-                else f"labels are dicts with the keys {choices(real)}: a detection target needs 'boxes' and 'labels'. For a dict that holds "
+                else f"labels are dicts with the keys {choices(real)}: a detection target needs 'boxes' and 'labels'. "
+                "For a dict that holds "
                 "the class itself let the dataset give (image, class)."
             )
         boxes = real["boxes"]
         form = str(getattr(getattr(boxes, "format", None), "value", "XYXY"))
         if not isinstance(boxes, torch.Tensor) or boxes.ndim != 2 or boxes.shape[1] != 4 or form != "XYXY":
             raise UsageError(
-                f"boxes must be a tensor [N, 4] of (x1, y1, x2, y2), but the dataset gives {form} {type(boxes).__name__} "
+                f"boxes must be a tensor [N, 4] of (x1, y1, x2, y2), but the dataset gives {form} "
+                f"{type(boxes).__name__} "
                 f"{list(getattr(boxes, 'shape', []))}: convert them in the dataset."
             )
 
@@ -171,15 +176,18 @@ def box_problem(boxes: torch.Tensor) -> str | None:
     if bool((values <= 1).all()):
         return f"all values are at most 1 (for instance {shown(values[0])}): they are parts of the image"
     if bool(wrong.any()):
-        return f"x2 <= x1 or y2 <= y1 in {shown(values[wrong][0])}: they look like a centre or corner with width and height"
+        return (
+            f"x2 <= x1 or y2 <= y1 in {shown(values[wrong][0])}: they look like a centre or corner with width and "
+            "height"
+        )
     return None
 
 
 class MaskTarget:
     """A map of class numbers ``[H, W]`` or ``[1, H, W]``: 0 where nothing is, the class where the synthetic region is.
 
-    Floating-point and boolean masks hold 0 and 1 whatever the class; a mask beside a class label holds the one value that real masks hold,
-    where they hold but one (1 or 255).
+    Floating-point and boolean masks hold 0 and 1 whatever the class; a mask beside a class label holds the one value
+    that real masks hold, where they hold but one (1 or 255).
     """
 
     joint = True
@@ -189,7 +197,8 @@ class MaskTarget:
         self.binary = not isinstance(real, Image.Image) and ("float" in str(real.dtype) or "bool" in str(real.dtype))
         if not isinstance(real, Image.Image) and real.ndim == 3 and real.shape[0] != 1:
             raise UsageError(
-                f"masks are {list(real.shape)}: WithSynthetic makes maps of class numbers, [H, W] or [1, H, W], not one channel a class."
+                f"masks are {list(real.shape)}: WithSynthetic makes maps of class numbers, [H, W] or [1, H, W], not "
+                "one channel a class."
             )
 
     def raw(self, truth: Truth, size: tuple[int, int]) -> Any:
@@ -235,7 +244,8 @@ def target_of(real: Any, moved: Callable[[Any], Any] | None = None) -> Target:
 
 
 def label_like(real: Any, index: int) -> Any:
-    """A class index in the type of a real label: number, numpy or tensor scalar (also of shape ``[1]``), or one-hot vector.
+    """A class index in the type of a real label: number, numpy or tensor scalar (also of shape ``[1]``), or one-hot
+    vector.
 
     Raises:
         UsageError: a label of another kind.
@@ -259,7 +269,8 @@ def label_like(real: Any, index: int) -> Any:
     if isinstance(real, bool):
         return bool(index)
     raise UsageError(
-        f"labels are {type(real).__name__}{list(getattr(real, 'shape', [])) or ''}: WithSynthetic makes class labels, masks and "
+        f"labels are {type(real).__name__}{list(getattr(real, 'shape', [])) or ''}: WithSynthetic makes class labels, "
+        "masks and "
         "torchvision's detection targets. Name the label with label_key=, or let the dataset give one of these."
     )
 
@@ -287,7 +298,8 @@ def labels_in(real: Any) -> set[int]:
         number = math.nan
     if not number.is_integer():
         raise UsageError(
-            f"labels are class numbers, vectors, masks or detection targets, but there is {real!r}. WithSynthetic makes no other labels (no texts, no "
+            f"labels are class numbers, vectors, masks or detection targets, but there is {real!r}. WithSynthetic "
+            "makes no other labels (no texts, no "
             "measurements): name the label with label_key=, or let the dataset give class numbers."
         )
     return {int(number)}

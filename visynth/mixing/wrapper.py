@@ -1,4 +1,5 @@
-"""WithSynthetic: the user's own DataModule, with some training samples replaced by synthetic ones. Nothing else changes.
+"""WithSynthetic: the user's own DataModule, with some training samples replaced by synthetic ones. Nothing else
+changes.
 
 The result is a DataModule built at run time on the wrapped object's own base class, so that it works with
 ``pytorch_lightning`` and with ``lightning.pytorch`` alike (they are different classes). It defines only the hooks that
@@ -74,7 +75,8 @@ class _Wrapper:
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
-        # isinstance(trainer.datamodule, Mine) in the user's code must hold; what is defined is asked of the type itself.
+        # isinstance(trainer.datamodule, Mine) in the user's code must hold; what is defined is asked of the type
+        # itself.
         inner = self.__dict__.get("_visynth_inner")
         return type(self) if inner is None else type(inner)
 
@@ -95,7 +97,8 @@ class _Wrapper:
         return self._visynth_inner.hparams_initial
 
     def setup(self, stage: str | None = None) -> None:
-        """The wrapped setup, then the leak guard: once for validation images and once for test images, when they can be had."""
+        """The wrapped setup, then the leak guard: once for validation images and once for test images, when they can be
+        had."""
         inner = self._visynth_ready()
         inner.setup(stage=stage)
         options = self._visynth_options
@@ -125,7 +128,8 @@ class _Wrapper:
         return mixed.loaders
 
     def _visynth_hook(self, name: str) -> None:
-        """Define a transfer hook on this object: rows are exchanged, then the user's own hook does what it always did."""
+        """Define a transfer hook on this object: rows are exchanged, then the user's own hook does what it always
+        did."""
         _expect_hook(self, name)
         self.__dict__[name] = functools.partial(self._visynth_transfer, name)
 
@@ -153,44 +157,51 @@ class WithSynthetic(pytorch_lightning.LightningDataModule):
     """The given DataModule with synthetic training samples; validation, test and everything else stay as they are.
 
     Args:
-        datamodule: of ``pytorch_lightning`` or ``lightning.pytorch``. Samples are ``(image, label)``, dicts or dataclasses; labels are
-            classes, masks or torchvision's detection targets.
+        datamodule: of ``pytorch_lightning`` or ``lightning.pytorch``. Samples are ``(image, label)``, dicts or
+            dataclasses; labels are classes, masks or torchvision's detection targets.
         source: a renders folder; or a generator folder or Generator, which makes the images during the training.
-        balance: which classes receive how much, see :func:`visynth.core.balance.targets`; counts come from the training labels. None means
-            "not majority" where labels can be read. A class that the training does not hold is added only where a dict names it.
-        share: fraction of the samples that is synthetic; None means s / (n + s) for n real samples and s wanted, but at most a quarter;
-            0 is bit-identical to the datamodule alone. Where the loader draws with a sampler of its own (balanced, weighted, M of a
-            class), each class keeps its count, and share is the fraction of the samples of the classes that receive. A schedule is ``{"start": a, "end": b, "shape": "linear" | "cosine", "until": u}``
+        balance: which classes receive how much, see :func:`visynth.core.balance.targets`; counts come from the training
+            labels. None means "not majority" where labels can be read. A class that the training does not hold is added
+            only where a dict names it.
+        share: fraction of the samples that is synthetic; None means s / (n + s) for n real samples and s wanted, but at
+            most a quarter; 0 is bit-identical to the datamodule alone. Where the loader draws with a sampler of its own
+            (balanced, weighted, M of a class), each class keeps its count, and share is the fraction of the samples of
+            the classes that receive. A schedule is ``{"start": a, "end": b, "shape": "linear" | "cosine", "until": u}``
             or ``{"steps": {0: a, 0.5: b}}``, over the part of the training that is done.
         to: fill classes up to this many.
         cap: most synthetic images per real one that a balance word asks for.
-        spread: share of the synthetic slots dealt out evenly over all classes, so that "synthetic" does not spell "rare".
+        spread: share of the synthetic slots dealt out evenly over all classes, so that "synthetic" does not spell
+            "rare".
         seed: of positions and pictures.
-        backend: "samples" exchanges samples of map-style datasets, by epochs; "batches" exchanges rows of whatever batches the
-            loaders give, before the transfer; "online" does so on the device, with images that a generator makes there.
-            "auto": online for a generator, else samples where that can be, else batches.
+        backend: "samples" exchanges samples of map-style datasets, by epochs; "batches" exchanges rows of whatever
+            batches the loaders give, before the transfer; "online" does so on the device, with images that a generator
+            makes there. "auto": online for a generator, else samples where that can be, else batches.
         loader: which of several training loaders to mix into, by key or place ("labelled", 0, "a.0"); by default all.
-        classes: ``{class name: label}`` (or names in the order of their labels); by default the dataset's own. Several classes may have one
-            label: a dict in ``balance`` says how much of each, else they share evenly.
-        transform: for synthetic pictures (PIL, or array ``[H, W, C]``), called with the boxes or mask as well where labels are
-            such; by default the dataset's own, else inferred from real samples.
+        classes: ``{class name: label}`` (or names in the order of their labels); by default the dataset's own. Several
+            classes may have one label: a dict in ``balance`` says how much of each, else they share evenly.
+        transform: for synthetic pictures (PIL, or array ``[H, W, C]``), called with the boxes or mask as well where
+            labels are such; by default the dataset's own, else inferred from real samples.
         labels: the label of each training sample, where they cannot be read from the dataset.
         image_key: key or place of the image in samples (in batches, for the batch-wise backends), and
         label_key: of the label; by default the usual words, or the first two.
         finish: the last part of the training, in [0, 1], that sees real samples alone.
-        is_synthetic: give every sample a flag of this name: a further key of dicts, a further entry at the end of tuples.
-        weight: give every sample a loss weight in the same way (key "weight", after the flag): this for synthetic ones, 1 for real.
+        is_synthetic: give every sample a flag of this name: a further key of dicts, a further entry at the end of
+            tuples.
+        weight: give every sample a loss weight in the same way (key "weight", after the flag): this for synthetic ones,
+            1 for real.
         mixup: blend each synthetic sample with the real one whose place it takes, by Beta(mixup, mixup).
         num_classes: give labels as probabilities ``[num_classes]``.
-        keep: filters of a rendered set, ``{"review": "not rejected" | "accepted" | "any", "agreement": least probability,
-            "copies": False}``; by default what a reviewer rejected is left out.
+        keep: filters of a rendered set, ``{"review": "not rejected" | "accepted" | "any", "agreement": least
+            probability, "copies": False}``; by default what a reviewer rejected is left out.
         workers: processes that read rendered pictures for "batches"; by default 1 where the user's loader has any.
         sampler: options of the generator for "online".
-        extra: values of further fields of the samples, by key or place, for synthetic ones (``{"path": "", "site": -1}``). What is a
-            function of the label (its name, its one-hot vector) or the same everywhere needs none; of any other field a warning tells.
+        extra: values of further fields of the samples, by key or place, for synthetic ones (``{"path": "", "site":
+            -1}``). What is a function of the label (its name, its one-hot vector) or the same everywhere needs none; of
+            any other field a warning tells.
         autocast: "bfloat16" or "float16" for the generator in "online"; the training's own precision does not touch it.
         leak_guard: refuse when validation or test images are among those that the generator was fitted on.
-        accept_leaks: held-out images that you looked at and that are fine: a CSV with the columns candidate and member, or such pairs.
+        accept_leaks: held-out images that you looked at and that are fine: a CSV with the columns candidate and member,
+            or such pairs.
 
     Raises:
         UsageError: arguments or classes that cannot be matched; loaders that a backend cannot mix into.
@@ -238,7 +249,8 @@ class WithSynthetic(pytorch_lightning.LightningDataModule):
 
 
 def retyped(function: Callable[..., Any], **annotations: Any) -> Any:
-    """A copy of a function with other annotations: configurations of each Lightning package check their own base class."""
+    """A copy of a function with other annotations: configurations of each Lightning package check their own base
+    class."""
     made = types.FunctionType(
         function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
     )
@@ -295,7 +307,8 @@ def _wrapper_class(inner: Any, base: Any, defined: tuple[str, ...]) -> Any:
 
 
 def _expect_hook(datamodule: Any, name: str) -> None:
-    """Keep Lightning from saying that the model's hook is not called where both have one: it is, see ``_visynth_transfer``."""
+    """Keep Lightning from saying that the model's hook is not called where both have one: it is, see
+    ``_visynth_transfer``."""
     package = lightning_base(datamodule).__module__.rsplit(".core", 1)[0]
     with contextlib.suppress(ImportError, AttributeError):
         connector = importlib.import_module(f"{package}.trainer.connectors.data_connector")
@@ -326,8 +339,8 @@ def _attribute(name: str) -> property:
 def _own_hyperparameters(inner: Any) -> None:
     """Give a wrapped DataModule its own hyperparameters back.
 
-    LightningCLI puts the configuration of its ``data`` entry into whatever DataModule calls ``save_hyperparameters``, also into one that
-    is an argument of another one: of ours.
+    LightningCLI puts the configuration of its ``data`` entry into whatever DataModule calls ``save_hyperparameters``,
+    also into one that is an argument of another one: of ours.
     """
     found = inner.__dict__.get("_hparams")
     if not isinstance(found, Mapping) or "datamodule" not in found or "source" not in found:
@@ -353,8 +366,8 @@ def _overrides(datamodule: Any, name: str) -> bool:
 def _held_out(inner: Any, stage: str | None, checked: set[str]) -> dict[str, Any]:
     """Validation and test loaders that were not looked at yet.
 
-    A test set may be made in ``setup("test")``, which a fit does not call: then it is looked at when that is called. What a loader raises
-    is logged; where Lightning asks for the same loader, its user sees it there.
+    A test set may be made in ``setup("test")``, which a fit does not call: then it is looked at when that is called.
+    What a loader raises is logged; where Lightning asks for the same loader, its user sees it there.
     """
     wanted = {"val": (None, "fit", "validate"), "test": (None, "test")}
     loaders = {}

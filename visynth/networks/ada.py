@@ -1,8 +1,10 @@
 """Adaptive discriminator augmentation: the whole pipeline, differentiable twice, each image by its own random numbers.
 
-Source: Karras et al., "Training generative adversarial networks with limited data" (NeurIPS 2020), cited as *ADA*: section 3 for the control of the
-strength, appendix B (algorithm 1 and table 3) for the transformations; wavelets after Daubechies, "Ten lectures on wavelets" (1992). Every transformation happens
-with probability p, so that below p = 0.8 the generator learns the data and not the augmentation.
+Source: Karras et al., "Training generative adversarial networks with limited data" (NeurIPS 2020), cited as *ADA*:
+    section 3 for the control of the
+strength, appendix B (algorithm 1 and table 3) for the transformations; wavelets after Daubechies, "Ten lectures on
+wavelets" (1992). Every transformation happens with probability p, so that below p = 0.8 the generator learns the data
+and not the augmentation.
 """
 
 from __future__ import annotations
@@ -79,7 +81,8 @@ def check_kinds(kinds: Collection[str]) -> tuple[str, ...]:
     unknown = [kind for kind in kinds if kind not in KINDS and kind not in GROUPS]
     if unknown:
         raise UsageError(
-            f"augmentations {choices(unknown)} are unknown; there are the groups {choices(GROUPS)} and {choices(KINDS)}."
+            f"augmentations {choices(unknown)} are unknown; there are the groups {choices(GROUPS)} and "
+            f"{choices(KINDS)}."
         )
     wanted = {name for kind in kinds for name in GROUPS.get(kind, (kind,))}
     return tuple(kind for kind in KINDS if kind in wanted)
@@ -146,7 +149,8 @@ def augment(images: Tensor, how: Plan, noise: Tensor | None = None) -> Tensor:
     """Transformed images; what is not changed comes back bit for bit.
 
     Args:
-        images: ``[N, C, S, S]`` about in [-1, 1], of 1 to 4 channels; a second or fourth one is alpha and keeps its colour.
+        images: ``[N, C, S, S]`` about in [-1, 1], of 1 to 4 channels; a second or fourth one is alpha and keeps its
+            colour.
         how: of :func:`plan`.
         noise: standard normal, as ``images``, where the plan has noise.
     """
@@ -183,12 +187,14 @@ def _whole_pixels(geometry: Array, size: int) -> NDArray[np.bool_]:
 
 
 def warp(images: Tensor, geometry: Tensor) -> Tensor:
-    """Affine transformation at twice the resolution, between wavelet filters; outside is the picture reflected (ADA, appendix B.2).
+    """Affine transformation at twice the resolution, between wavelet filters; outside is the picture reflected (ADA,
+    appendix B.2).
 
     Because the filters are orthogonal, going up and down without a transformation between gives the picture again.
     """
     size, reach = images.shape[-1], len(SYM6) // 2
-    # Value n of the filtered picture stands at (n - CENTRE) / 2 pixels; those from 5 to 2 S + 4 are the picture at twice its size.
+    # Value n of the filtered picture stands at (n - CENTRE) / 2 pixels; those from 5 to 2 S + 4 are the picture at
+    # twice its size.
     inside = slice(reach, reach + 2 * size)
     high = upfirdn(reflect(images, reach), SYM6, up=2, gain=4)[..., inside, inside]
     places = (torch.arange(2 * size + 2 * reach - 2, device=images.device, dtype=images.dtype) - CENTRE + 1) / size - 1

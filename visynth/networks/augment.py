@@ -1,6 +1,7 @@
 """Non-leaking augmentation: geometric changes that the network is told of, so that sampling can ask for none.
 
-Source: Karras et al., "Elucidating the design space of diffusion-based generative models" (NeurIPS 2022), appendix F.2 and table
+Source: Karras et al., "Elucidating the design space of diffusion-based generative models" (NeurIPS 2022), appendix F.2
+    and table
 6: flips, isotropic scaling, rotation, anisotropic scaling and translation, each with probability p, and nine labels.
 """
 
@@ -44,7 +45,8 @@ def parameters(
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or not 0 <= probability <= 1:
         raise UsageError(
-            f"augmentation takes a probability in [0, 1] and kinds out of {choices(KINDS)}, but got {probability} and {choices(unknown or kinds)}."
+            f"augmentation takes a probability in [0, 1] and kinds out of {choices(KINDS)}, but got {probability} and "
+            f"{choices(unknown or kinds)}."
         )
     count = len(uniform)
 
@@ -76,7 +78,8 @@ def parameters(
 
 
 def warp(images: Tensor, theta: Tensor) -> Tensor:
-    """Images ``[N, C, H, W]`` moved by ``theta``; what comes from outside is the picture reflected. Identity rows are untouched."""
+    """Images ``[N, C, H, W]`` moved by ``theta``; what comes from outside is the picture reflected. Identity rows are
+    untouched."""
     still = (theta == torch.eye(2, 3, device=theta.device)).flatten(1).all(dim=1)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)

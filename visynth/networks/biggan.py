@@ -1,7 +1,10 @@
-"""BigGAN: residual generator and discriminator with spectral normalisation, class-conditional norms, self-attention and hierarchical latents.
+"""BigGAN: residual generator and discriminator with spectral normalisation, class-conditional norms, self-attention and
+hierarchical latents.
 
-Source: Brock et al., "Large scale GAN training for high fidelity natural image synthesis" (ICLR 2019), sections 3 and appendix B (tables 4 to 9, deep ones included); Zhang et al.,
-"Self-attention generative adversarial networks" (ICML 2019), eqs. 1 to 3; Miyato et al., "Spectral normalization" (ICLR 2018).
+Source: Brock et al., "Large scale GAN training for high fidelity natural image synthesis" (ICLR 2019), sections 3 and
+    appendix B (tables 4 to 9, deep ones included); Zhang et al.,
+"Self-attention generative adversarial networks" (ICML 2019), eqs. 1 to 3; Miyato et al., "Spectral normalization" (ICLR
+2018).
 """
 
 from __future__ import annotations
@@ -68,7 +71,8 @@ class Attention(nn.Module):
 
 
 class GeneratorBlock(nn.Module):
-    """Twice the size: norm, rectifier and convolution, twice, beside a shortcut; ``deep`` is the bottleneck form of four convolutions."""
+    """Twice the size: norm, rectifier and convolution, twice, beside a shortcut; ``deep`` is the bottleneck form of
+    four convolutions."""
 
     def __init__(self, inputs: int, outputs: int, condition: int, up: bool, deep: bool) -> None:
         super().__init__()

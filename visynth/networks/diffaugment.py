@@ -1,6 +1,7 @@
 """DiffAugment: three simple augmentations that every image gets, real and made alike.
 
-Source: Zhao et al., "Differentiable augmentation for data-efficient GAN training" (NeurIPS 2020), section 3.2 and its settings colour, translation and cutout.
+Source: Zhao et al., "Differentiable augmentation for data-efficient GAN training" (NeurIPS 2020), section 3.2 and its
+    settings colour, translation and cutout.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ def diffaugment(images: Tensor, uniform: NDArray[np.float64], kinds: Collection[
     """Augmented images.
 
     Args:
-        images: ``[N, C, S, S]`` about in [-1, 1], of 1 to 4 channels; a second or fourth one is alpha and keeps its values in "colour".
+        images: ``[N, C, S, S]`` about in [-1, 1], of 1 to 4 channels; a second or fourth one is alpha and keeps its
+            values in "colour".
         uniform: ``[N, 7]`` in [0, 1).
         kinds: out of "colour", "translation" and "cutout".
 

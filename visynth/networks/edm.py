@@ -1,6 +1,7 @@
 """EDM: preconditioning, loss weights and samplers of diffusion models as pure functions.
 
-Source: Karras, Aittala, Aila and Laine, "Elucidating the design space of diffusion-based generative models" (NeurIPS 2022),
+Source: Karras, Aittala, Aila and Laine, "Elucidating the design space of diffusion-based generative models" (NeurIPS
+    2022),
 cited below as *EDM*. Noise levels are standard deviations, in the units of the data. Everything scales with the
 data's own standard deviation ``sigma_data``: the paper's constants are for 0.5, the figure of photographs in [-1, 1],
 while grey textures may have a tenth of it. :func:`scaled` moves them.
@@ -48,10 +49,11 @@ def edm_weight(sigma: Tensor, sigma_data: float) -> Tensor:
 
 
 def min_snr_weight(sigma: Tensor, sigma_data: float, gamma: float = 5.0) -> Tensor:
-    """Weight of the denoising error by min(SNR, gamma), SNR = (sigma_data / sigma)^2, in the units of :func:`edm_weight`.
+    """Weight of the denoising error by min(SNR, gamma), SNR = (sigma_data / sigma)^2, in the units of
+    :func:`edm_weight`.
 
-    Hang et al., "Efficient diffusion training via Min-SNR weighting" (ICCV 2023), eq. 6 for x0. EDM's own weight is SNR + 1
-    in these units, so low noise counts less here.
+    Hang et al., "Efficient diffusion training via Min-SNR weighting" (ICCV 2023), eq. 6 for x0. EDM's own weight is SNR
+    + 1 in these units, so low noise counts less here.
 
     Example:
         >>> float(min_snr_weight(torch.tensor(0.5), 0.5)), float(min_snr_weight(torch.tensor(0.01), 0.5))
@@ -71,7 +73,8 @@ def scaled(value: float, sigma_data: float) -> float:
 
 
 def draw_sigma(normal: Tensor, sigma_data: float, mean: float = P_MEAN, std: float = P_STD) -> Tensor:
-    """Training noise levels from standard normal numbers: ln sigma ~ N(mean, std^2), scaled to the data (EDM, section 5).
+    """Training noise levels from standard normal numbers: ln sigma ~ N(mean, std^2), scaled to the data (EDM, section
+    5).
 
     Example:
         >>> round(float(draw_sigma(torch.zeros(()), 0.5).log()), 4)
@@ -139,8 +142,9 @@ def guided(
 ) -> Denoise:
     """Classifier-free guidance within an interval of noise levels.
 
-    D = D_u + g (D_c - D_u), Ho and Salimans, "Classifier-free diffusion guidance" (2022), eq. 6 with g = w + 1; outside of
-    (low, high] the conditional alone: Kynkaanniemi et al., "Applying guidance in a limited interval" (NeurIPS 2024), eq. 6.
+    D = D_u + g (D_c - D_u), Ho and Salimans, "Classifier-free diffusion guidance" (2022), eq. 6 with g = w + 1; outside
+    of (low, high] the conditional alone: Kynkaanniemi et al., "Applying guidance in a limited interval" (NeurIPS 2024),
+    eq. 6.
 
     Example:
         >>> both = guided(lambda x, s: x + 1, lambda x, s: x, 3.0, (0.5, 2.0))

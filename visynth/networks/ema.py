@@ -1,8 +1,8 @@
 """Power-function averages of weights, and their choice after training.
 
 Source: Karras et al., "Analyzing and improving the training dynamics of diffusion models" (CVPR 2024), cited as *EDM2*,
-sections 3.1 and C. An average with exponent gamma weighs the weights at time s by s^gamma over [0, t]. Its width relative to t
-is ``std``; two such averages stored along the way give every other width afterwards.
+sections 3.1 and C. An average with exponent gamma weighs the weights at time s by s^gamma over [0, t]. Its width
+relative to t is ``std``; two such averages stored along the way give every other width afterwards.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def gamma_of(std: float) -> float:
 
 
 def power_beta(time: float, step: float, gamma: float) -> float:
-    """Share of the old average kept in an update that ends at ``time`` and lasts ``step`` (EDM2, eq. 127); 0 at the first.
+    """Share of the old average kept in an update that ends at ``time`` and lasts ``step`` (EDM2, eq. 127); 0 at the
+    first.
 
     Example:
         >>> power_beta(64, 64, 7.0)

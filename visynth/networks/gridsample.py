@@ -1,7 +1,8 @@
 """Bilinear sampling that can be differentiated twice with respect to the picture, on every device and torch version.
 
-Sampling is linear in the picture: its gradient is a scattering, and the gradient of that is sampling again. Writing this down makes
-penalties on gradients (R1) work through geometric augmentation, where torch's own second derivative is missing on some devices.
+Sampling is linear in the picture: its gradient is a scattering, and the gradient of that is sampling again. Writing
+this down makes penalties on gradients (R1) work through geometric augmentation, where torch's own second derivative is
+missing on some devices.
 """
 
 from __future__ import annotations

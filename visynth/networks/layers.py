@@ -1,6 +1,7 @@
 """Layers of the GAN networks whose weights are scaled at run time.
 
-Source: Karras et al., "Progressive growing of GANs" (ICLR 2018), section 4.1 (equalised learning rate) and 3 (minibatch standard deviation);
+Source: Karras et al., "Progressive growing of GANs" (ICLR 2018), section 4.1 (equalised learning rate) and 3 (minibatch
+    standard deviation);
 Karras et al., "A style-based generator architecture" (CVPR 2019) for the learning rate multiplier.
 """
 
@@ -73,7 +74,8 @@ class Linear(nn.Module):
 
 
 class Conv(nn.Module):
-    """A convolution of weights scaled by ``1 / sqrt(inputs * size^2)``, halving the picture if ``down``, with leaky ReLU if ``bias``.
+    """A convolution of weights scaled by ``1 / sqrt(inputs * size^2)``, halving the picture if ``down``, with leaky
+    ReLU if ``bias``.
 
     Args:
         inputs: channels in.

@@ -1,7 +1,9 @@
 """Batch normalisation that is the same over any number of processes, and whose statistics are measured for sampling.
 
-Source: Ioffe and Szegedy (ICML 2015); class-conditional gain and bias after de Vries et al. (NeurIPS 2017); standing statistics after Brock et al., "Large scale GAN training"
-(ICLR 2019), section 4: averages over many batches of the finished network, so that a picture never depends on the others made with it.
+Source: Ioffe and Szegedy (ICML 2015); class-conditional gain and bias after de Vries et al. (NeurIPS 2017); standing
+    statistics after Brock et al., "Large scale GAN training"
+(ICLR 2019), section 4: averages over many batches of the finished network, so that a picture never depends on the
+others made with it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from visynth.networks.layers import wide
 
 
 class Norm(nn.Module):
-    """Normalises channels over the joined batch of all processes; gain and bias are parameters, or linear in a condition ``[N, width]``.
+    """Normalises channels over the joined batch of all processes; gain and bias are parameters, or linear in a
+    condition ``[N, width]``.
 
     Args:
         channels: of the pictures.
@@ -64,7 +67,8 @@ class Norm(nn.Module):
 
 
 def measure(network: nn.Module, run: Callable[[int], object], batches: int) -> None:
-    """Set every norm's standing statistics to the averages over ``run(0)`` ... ``run(batches - 1)``; the network ends in eval mode.
+    """Set every norm's standing statistics to the averages over ``run(0)`` ... ``run(batches - 1)``; the network ends
+    in eval mode.
 
     Args:
         network: with :class:`Norm` layers.

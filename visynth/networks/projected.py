@@ -1,7 +1,9 @@
 """A discriminator on frozen pretrained features with random mixing of channels and scales.
 
-Source: Sauer et al., "Projected GANs converge faster" (NeurIPS 2021), sections 3 and 4: four scales of EfficientNet-Lite features, cross-channel mixing by random 1x1 and cross-scale
-mixing by random 3x3 convolutions that are never trained, and one small discriminator a scale. Classes enter by projection.
+Source: Sauer et al., "Projected GANs converge faster" (NeurIPS 2021), sections 3 and 4: four scales of
+    EfficientNet-Lite features, cross-channel mixing by random 1x1 and cross-scale
+mixing by random 3x3 convolutions that are never trained, and one small discriminator a scale. Classes enter by
+projection.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ class ProjectedDiscriminator(nn.Module):
         channels: 1 (shown as grey RGB) or 3.
         classes: 0 for none.
         width: channels of the mixed features at the finest scale; they double at each coarser one.
-        view: pixels that the features see, a multiple of 32; by default 224, as the features were trained, and for pictures
-            below 64 pixels 128, which costs a third.
+        view: pixels that the features see, a multiple of 32; by default 224, as the features were trained, and for
+            pictures below 64 pixels 128, which costs a third.
         seed: of the random mixing.
 
     Raises:
@@ -44,7 +46,8 @@ class ProjectedDiscriminator(nn.Module):
         super().__init__()
         if channels not in (1, 3):
             raise UsageError(
-                f"the projected discriminator sees grey or RGB pictures, but these have {channels} channels: take discriminator='residual'."
+                f"the projected discriminator sees grey or RGB pictures, but these have {channels} channels: take "
+                "discriminator='residual'."
             )
         self.view = view or (128 if size < 64 else 224)
         if self.view % 32 or self.view < 64:

@@ -1,8 +1,9 @@
 """FIR resampling with the filter [1, 3, 3, 1], and convolutions that change the resolution.
 
-Source: Karras et al., "Analyzing and improving the image quality of StyleGAN" (CVPR 2020), section 3 and appendix B, cited as *StyleGAN2*;
-Zhang, "Making convolutional networks shift-invariant again" (ICML 2019). Two separable passes are faster than one 4x4 filter, than pooling and than a filter folded into
-the convolution; scripts/bench/gan_step.py measures them.
+Source: Karras et al., "Analyzing and improving the image quality of StyleGAN" (CVPR 2020), section 3 and appendix B,
+    cited as *StyleGAN2*;
+Zhang, "Making convolutional networks shift-invariant again" (ICML 2019). Two separable passes are faster than one 4x4
+filter, than pooling and than a filter folded into the convolution; scripts/bench/gan_step.py measures them.
 
 All functions take ``[N, C, H, W]`` of any float type, and zeros stand outside of the picture.
 """
@@ -76,15 +77,17 @@ def upsample(x: Tensor) -> Tensor:
 def conv_up(x: Tensor, weight: Tensor) -> Tensor:
     """``upfirdn(x, TAPS, up=2, pad=(3, 2), gain=4)`` and then a convolution without padding; twice the size.
 
-    The convolution is done before the filter, at a quarter of the cost: both are linear and commute. It is a true convolution, with
-    ``weight [O, I, 3, 3]`` mirrored where torch's ``conv2d`` does not mirror it, as public StyleGAN2 checkpoints have it.
+    The convolution is done before the filter, at a quarter of the cost: both are linear and commute. It is a true
+    convolution, with ``weight [O, I, 3, 3]`` mirrored where torch's ``conv2d`` does not mirror it, as public StyleGAN2
+    checkpoints have it.
     """
     spread = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)  # [2 H + 1, 2 W + 1]
     return blur(spread, (1, 1)) * 4
 
 
 def conv_down(x: Tensor, weight: Tensor) -> Tensor:
-    """``upfirdn(x, TAPS, pad=(2, 2))`` and then every second value of a convolution ``weight [O, I, K, K]``, K 1 or 3; half the size."""
+    """``upfirdn(x, TAPS, pad=(2, 2))`` and then every second value of a convolution ``weight [O, I, K, K]``, K 1 or 3;
+    half the size."""
     if weight.shape[2] == 1:
         return F.conv2d(downsample(x), weight)
     return F.conv2d(blur(x, (2, 2)), weight, stride=2)

@@ -1,9 +1,11 @@
 """StyleGAN2's generator network: mapping and synthesis.
 
-Source: Karras et al., "Analyzing and improving the image quality of StyleGAN" (CVPR 2020), cited as *StyleGAN2*; class conditioning as in
-Karras et al., "Training generative adversarial networks with limited data" (NeurIPS 2020), appendix D. For few images of a class:
-Shahbazi et al., "Collapse by conditioning" (ICLR 2022), cited as *transitional*; Khorram et al., "Taming the tail" (CVPR 2024), cited as *UTLO*;
-Rangwani et al., "NoisyTwins" (CVPR 2023). Parameters are named as in public StyleGAN2 checkpoints.
+Source: Karras et al., "Analyzing and improving the image quality of StyleGAN" (CVPR 2020), cited as *StyleGAN2*; class
+    conditioning as in
+Karras et al., "Training generative adversarial networks with limited data" (NeurIPS 2020), appendix D. For few images
+of a class: Shahbazi et al., "Collapse by conditioning" (ICLR 2022), cited as *transitional*; Khorram et al., "Taming
+the tail" (CVPR 2024), cited as *UTLO*; Rangwani et al., "NoisyTwins" (CVPR 2023). Parameters are named as in public
+StyleGAN2 checkpoints.
 """
 
 from __future__ import annotations
@@ -47,8 +49,8 @@ class Mapping(nn.Module):
         layers: of the network.
         average: keep ``w_avg``, the running mean of styles (generators do, discriminators do not).
 
-    The class may be faded in: ``strength`` scales its embedding (transitional, eq. 3: 0 is the unconditional network), and ``noise``
-    ``[N, w_dim]`` is added to the embedding before it is normalised (NoisyTwins, eq. 5).
+    The class may be faded in: ``strength`` scales its embedding (transitional, eq. 3: 0 is the unconditional network),
+    and ``noise`` ``[N, w_dim]`` is added to the embedding before it is normalised (NoisyTwins, eq. 5).
     """
 
     w_avg: Tensor
@@ -68,7 +70,8 @@ class Mapping(nn.Module):
     def forward(
         self, z: Tensor | None, labels: Tensor | None, strength: float = 1.0, noise: Tensor | None = None
     ) -> Tensor:
-        """Styles of latents ``[N, z_dim]`` (None in a discriminator) and labels ``[N]`` or probabilities ``[N, classes]``."""
+        """Styles of latents ``[N, z_dim]`` (None in a discriminator) and labels ``[N]`` or probabilities ``[N,
+        classes]``."""
         with uncast(next(self.parameters())):
             return self._styles(z, labels, strength, noise)
 
@@ -88,10 +91,11 @@ class Mapping(nn.Module):
 
 
 def modulated_conv(x: Tensor, weight: Tensor, style: Tensor, demodulate: bool = True, up: bool = False) -> Tensor:
-    """Convolution with weights scaled per sample and input channel, and normalised per output channel (StyleGAN2, eqs. 1 and 3).
+    """Convolution with weights scaled per sample and input channel, and normalised per output channel (StyleGAN2, eqs.
+    1 and 3).
 
-    Scaling the inputs before and the outputs after one shared convolution is the same as convolving each sample with weights of its own, and
-    needs no grouped convolution.
+    Scaling the inputs before and the outputs after one shared convolution is the same as convolving each sample with
+    weights of its own, and needs no grouped convolution.
 
     Args:
         x: ``[N, I, H, W]``.
@@ -248,7 +252,8 @@ class StyleGAN2(nn.Module):
         base: width is ``min(base / resolution, most)``.
         most: channels.
         layers: of the mapping.
-        shared: blocks up to this resolution do not see the class (UTLO, section 4): rare classes borrow their layout from frequent ones.
+        shared: blocks up to this resolution do not see the class (UTLO, section 4): rare classes borrow their layout
+            from frequent ones.
         strength: how much of the class is seen, where a training fades it in.
         clamp: limit of all activations, as networks trained in float16 have it; 0 for none.
 
@@ -280,14 +285,16 @@ class StyleGAN2(nn.Module):
         if self.shared:
             if self.shared not in self.synthesis.sizes[:-1]:
                 raise UsageError(
-                    f"shared must be 0 or a resolution below {size} out of {self.synthesis.sizes[:-1]}, but got {shared}."
+                    f"shared must be 0 or a resolution below {size} out of {self.synthesis.sizes[:-1]}, but got "
+                    f"{shared}."
                 )
             self.common = Mapping(z_dim, 0, w_dim, layers)
 
     @property
     def shared_styles(self) -> int:
         """Styles of the blocks that do not see the class."""
-        return sum(len(block.convs) for r, block in zip(self.synthesis.sizes, self.synthesis.blocks(), strict=True) if r <= self.shared)  # fmt: skip
+        blocks = zip(self.synthesis.sizes, self.synthesis.blocks(), strict=True)
+        return sum(len(block.convs) for size, block in blocks if size <= self.shared)
 
     def styles(
         self, z: Tensor, labels: Tensor | None, strength: float | None = None, noise: Tensor | None = None

@@ -112,7 +112,8 @@ class Denoiser(nn.Module):
         augmentation: Tensor | None = None,
         condition: Tensor | None = None,
     ) -> Tensor:
-        """D of noisy centred images ``[N, C, H, W]`` at noise levels ``[N]`` with labels ``[N]`` (``classes``: none)."""
+        """D of noisy centred images ``[N, C, H, W]`` at noise levels ``[N]`` with labels ``[N]`` (``classes``:
+        none)."""
         raw, skip, out = self.raw(x, sigma, labels, augmentation, condition)
         return skip * x + out * raw
 
@@ -144,14 +145,15 @@ def check_size(size: Sequence[int], multipliers: Sequence[int]) -> None:
     Example:
         >>> check_size((30, 32), (1, 2, 2))
         Traceback (most recent call last):
-        visynth.core.errors.UsageError: size 30x32 cannot be halved 2 times: with 3 levels height and width must be multiples of 4. Choose 28 or 32, or fewer multipliers.
+        visynth.core.errors.UsageError: size 30x32 cannot be halved 2 times: with 3 levels height and width must be ...
     """
     factor = 2 ** (len(multipliers) - 1)
     wrong = [side for side in size if side % factor or side < 4]
     if wrong:
         near = max(wrong[0] // factor * factor, factor)
         raise UsageError(
-            f"size {size[0]}x{size[1]} cannot be halved {len(multipliers) - 1} times: with {len(multipliers)} levels height and width "
+            f"size {size[0]}x{size[1]} cannot be halved {len(multipliers) - 1} times: with {len(multipliers)} levels "
+            "height and width "
             f"must be multiples of {factor}. Choose {near} or {near + factor}, or fewer multipliers."
         )
 

@@ -34,18 +34,19 @@ def export(
 ) -> Path:
     """Write a rendered set's annotations.
 
-    A detector learns from images without boxes that there is nothing to find. Only defect-free pictures may be such: where a set has
-    boxes, those are the ones of the class without any (the seam controls); a set without boxes (whole images of a diffusion model or a
-    GAN) is refused unless the whole image is to be the box.
+    A detector learns from images without boxes that there is nothing to find. Only defect-free pictures may be such:
+    where a set has boxes, those are the ones of the class without any (the seam controls); a set without boxes (whole
+    images of a diffusion model or a GAN) is refused unless the whole image is to be the box.
 
     Args:
         renders: from :func:`visynth.core.manifest.read_renders`.
-        form: ``"coco"`` (``annotations.json`` with boxes and run-length masks), ``"yolo"`` (``labels/*.txt``, ``data.yaml``) or
-            ``"voc"`` (``Annotations/*.xml``).
+        form: ``"coco"`` (``annotations.json`` with boxes and run-length masks), ``"yolo"`` (``labels/*.txt``,
+            ``data.yaml``) or ``"voc"`` (``Annotations/*.xml``).
         out: a new folder.
         copy: copy the images; by default they are hard links where the filesystem allows.
         whole_image: give every image of a class without boxes one box around all of it.
-        keep: which images count, as for :class:`visynth.WithSynthetic`; by default all but those that a reviewer rejected.
+        keep: which images count, as for :class:`visynth.WithSynthetic`; by default all but those that a reviewer
+            rejected.
 
     Returns:
         the folder, with an ``images`` folder beside the annotations.
@@ -82,8 +83,10 @@ def _boxed(renders: Renders, whole_image: bool) -> Renders:
     if not whole_image:
         told = ", ".join(f"{count} of {name!r}" for name, count in bare.items())
         raise DataError(
-            f"{renders.folder} does not say where its objects are ({told} have no box): as images without boxes they would teach a "
-            "detector that there is nothing to find. Render with a generator that knows (composition, inpainting), or give "
+            f"{renders.folder} does not say where its objects are ({told} have no box): as images without boxes they "
+            "would teach a "
+            "detector that there is nothing to find. Render with a generator that knows (composition, inpainting), or "
+            "give "
             "--whole-image for one box around each whole image."
         )
     records = (

@@ -59,7 +59,8 @@ class Plan:
             raise UsageError(f"seed must be in [0, 2**63), but got {self.seed}.")
         if not sum(self.targets.values()):
             raise UsageError(
-                f"there is nothing to render: every class of {dict(self.targets)} has 0 images to add. Ask for more with --to N or --per-class N."
+                f"there is nothing to render: every class of {dict(self.targets)} has 0 images to add. Ask for more "
+                "with --to N or --per-class N."
             )
 
     def to_json(self) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """The render loop: planned shards minus committed shards, each made apart and committed by one rename.
 
 All work in progress lies in ``DIR.work/``, on the same filesystem: ``plan.json`` and one folder a shard. A shard is
-made in ``tmp.<shard>.<host>.<pid>`` and renamed to ``shard.<number>`` with its records inside, so that a shard either is
-there whole or is not there. When all are, their images move to ``DIR/<class>/`` and ``metadata.jsonl`` is written last.
-Killed at any moment, the same command goes on where it stopped and ends with the same bytes.
+made in ``tmp.<shard>.<host>.<pid>`` and renamed to ``shard.<number>`` with its records inside, so that a shard either
+is there whole or is not there. When all are, their images move to ``DIR/<class>/`` and ``metadata.jsonl`` is written
+last. Killed at any moment, the same command goes on where it stopped and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -163,7 +163,8 @@ def render_set(
 
 
 def _repair(generator: Generator, plan: Plan, out: Path, work: Path, workers: int, queue: int) -> None:
-    """Render again the files of a finished set that are missing or were altered; what was altered is set aside in ``DIR.damaged``.
+    """Render again the files of a finished set that are missing or were altered; what was altered is set aside in
+    ``DIR.damaged``.
 
     Raises:
         IntegrityError: they do not come out as they were: another machine or other versions.
@@ -188,7 +189,8 @@ def _repair(generator: Generator, plan: Plan, out: Path, work: Path, workers: in
     ]
     if unlike:
         raise IntegrityError(
-            f"{out}: {len(unlike)} damaged files do not come out as they were ({choices(unlike[:3])}): this machine or its versions differ from those that "
+            f"{out}: {len(unlike)} damaged files do not come out as they were ({choices(unlike[:3])}): this machine or "
+            "its versions differ from those that "
             "rendered the set. Repair it there, or render a new one."
         )
     for name in wrong:
@@ -213,7 +215,8 @@ def _claim(out: Path, work: Path, plan: Plan) -> None:
         lost += strangers(out)
     if lost:
         raise OutputError(
-            f"{out} (or {work.name} beside it, where work in progress lies) holds {len(lost)} files that visynth did not write: choose an empty "
+            f"{out} (or {work.name} beside it, where work in progress lies) holds {len(lost)} files that visynth did "
+            "not write: choose an empty "
             f"folder. Nothing was changed.\n{listing(lost)}"
         )
     ensure_writable(work)
@@ -258,7 +261,8 @@ def _same_plan(found: Mapping[str, Any], plan: Plan, out: Path) -> None:
 
 
 def _sweep(work: Path) -> None:
-    """Remove unfinished shards of processes of this machine that are no more; another machine's may still be at work."""
+    """Remove unfinished shards of processes of this machine that are no more; another machine's may still be at
+    work."""
     for folder in work.glob(f"tmp.*.{host()}.*"):
         pid = int(folder.name.rsplit(".", 1)[1])
         if pid == os.getpid() or not alive(pid):

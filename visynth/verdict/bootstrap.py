@@ -133,7 +133,8 @@ def interval(point: float, replicates: Floats, level: float = 0.95) -> Interval:
 
 
 def detectable(replicates: Floats, level: float = 0.95) -> float:
-    """Smallest true difference found with 80 % power by a two-sided test of 1 - level: at 95 %, (1.96 + 0.84) standard errors.
+    """Smallest true difference found with 80 % power by a two-sided test of 1 - level: at 95 %, (1.96 + 0.84) standard
+    errors.
 
     Example:
         >>> round(detectable(np.array([-1.0, 1.0])), 2), round(detectable(np.array([-1.0, 1.0]), 0.975), 2)
@@ -149,7 +150,8 @@ def decide(difference: Interval, baseline: str, smallest_seen: float, worth: flo
     """The three outcomes.
 
     *helps*: the whole interval is above 0. *does not*: even its upper end is below the gain that would be ``worth``
-    having, or the mean is a loss of more than that. *cannot tell*: everything else; the reason says what would be needed.
+    having, or the mean is a loss of more than that. *cannot tell*: everything else; the reason says what would be
+    needed.
 
     Example:
         >>> decide(Interval(0.2, 0.1, 0.3), "balanced", 0.1, worth=0.02).answer
@@ -157,7 +159,10 @@ def decide(difference: Interval, baseline: str, smallest_seen: float, worth: flo
         >>> decide(Interval(-0.1, -0.3, 0.05), "balanced", 0.2, worth=0.02).answer
         'does not'
     """
-    told = f"AP {difference.mean:+.3f} ({100 * level:g} % CI {difference.low:+.3f} to {difference.high:+.3f}) against {baseline}"
+    told = (
+        f"AP {difference.mean:+.3f} ({100 * level:g} % CI {difference.low:+.3f} to {difference.high:+.3f}) against "
+        f"{baseline}"
+    )
     if difference.low > 0:
         answer, reason = HELPS, f"{told}: the whole interval is above 0"
     elif difference.high < worth:

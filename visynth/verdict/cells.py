@@ -44,7 +44,8 @@ class Extra:
 
 @dataclass(frozen=True)
 class Cell:
-    """One comparison. ``train`` is what the arms see, ``more`` what only the oracle adds; all are rows of real images."""
+    """One comparison. ``train`` is what the arms see, ``more`` what only the oracle adds; all are rows of real
+    images."""
 
     draw: int
     fold: int
@@ -98,7 +99,8 @@ def real_items(cell: Cell) -> Items:
 
 
 def adjust(scores: Floats, items: Items) -> Floats:
-    """Post-hoc logit adjustment of one-against-rest scores: minus the log odds of the training prior (eq. 9, tau = 1)."""
+    """Post-hoc logit adjustment of one-against-rest scores: minus the log odds of the training prior (eq. 9, tau =
+    1)."""
     prior = float(items.positive.mean())
     return np.asarray(scores - np.log(prior / (1 - prior)))
 
@@ -129,7 +131,8 @@ def _smote(
 ) -> Items:
     """The items and ``count`` points between a real image of the class and one of its nearest in the class.
 
-    Source: Chawla et al., "SMOTE: Synthetic Minority Over-sampling Technique", JAIR 16 (2002), section 4.2, with its k = 5.
+    Source: Chawla et al., "SMOTE: Synthetic Minority Over-sampling Technique", JAIR 16 (2002), section 4.2, with its k
+        = 5.
     """
     generator = seeding.rng(seeding.derive("smote", seed, cell.draw, cell.fold), "pairs")
     own = items.rows[items.positive]
@@ -153,10 +156,11 @@ def _smote(
 
 
 def nearest_in_class(rows: Ints, tables: Mapping[tuple[int, str], NDArray[np.float32]], k: int) -> Ints:
-    """For each of some rows the k nearest others among them, nearest first, ``[n, min(k, n - 1)]``, as places in ``rows``.
+    """For each of some rows the k nearest others among them, nearest first, ``[n, min(k, n - 1)]``, as places in
+    ``rows``.
 
-    Distance is Euclidean over all pooled tables (every resolution and pooling, each scaled to one mean squared deviation), so that
-    an arm's neighbours do not depend on which table its learner chooses later.
+    Distance is Euclidean over all pooled tables (every resolution and pooling, each scaled to one mean squared
+    deviation), so that an arm's neighbours do not depend on which table its learner chooses later.
 
     Example:
         >>> line = np.array([[0.0], [10.0], [1.0], [11.0]], np.float32)

@@ -1,8 +1,8 @@
 """Does synthesis help? The arms of an honest comparison, run on cells, summed up in a verdict per class.
 
-A *cell* (see :mod:`visynth.verdict.cells`) is one draw of training groups and one fold of test groups for one class. The
-engine here does not know where the synthetic images came from: ``trial`` makes them per cell from the training side,
-``evaluate`` takes a rendered set whose generator never saw the test images.
+A *cell* (see :mod:`visynth.verdict.cells`) is one draw of training groups and one fold of test groups for one class.
+The engine here does not know where the synthetic images came from: ``trial`` makes them per cell from the training
+side, ``evaluate`` takes a rendered set whose generator never saw the test images.
 """
 
 from __future__ import annotations
@@ -116,14 +116,16 @@ def fit_cells(
         only: these arms alone.
     """
     parallel = workers > 1 and len(cells) > 1 and getattr(plugins.load("learners", learner), "parallel", False)
-    # joblib shares the tables by memory map, and does not run the caller's script again in its workers: no __main__ guard.
+    # joblib shares the tables by memory map, and does not run the caller's script again in its workers: no __main__
+    # guard.
     work = _run_in_worker if parallel else _run_cell
     run = joblib.Parallel(workers if parallel else 1)
     return list(run(joblib.delayed(work)(cell, tables, learner, seed, only) for cell in cells))
 
 
 def gather(label: str, cells: Sequence[Cell], outcomes: Sequence[Outcomes], synthetic: float) -> Results:
-    """Results of a class from the outcomes of its cells; ``synthetic`` is the mean number of synthetic images in them."""
+    """Results of a class from the outcomes of its cells; ``synthetic`` is the mean number of synthetic images in
+    them."""
     results = Results(label)
     results.rows = [cell.test for cell in cells]
     for cell, outcome in zip(cells, outcomes, strict=True):
@@ -171,7 +173,8 @@ def add_dense(results: Results, cells: Sequence[Cell], head: DenseHead, seed: in
     without = [cell for cell in cells if not head.can_learn(cell.train[cell.positive[cell.train]])]
     if without:
         raise DataError(
-            f"the dense head learns where the class is from masks, but in {len(without)} of {len(cells)} cells no training image of "
+            f"the dense head learns where the class is from masks, but in {len(without)} of {len(cells)} cells no "
+            "training image of "
             f"{results.label} has one."
         )
     for cell in cells:
@@ -225,8 +228,9 @@ def summarise(results: Results, *, candidate: str = "synthetic", worth: float = 
     """Arms with intervals, the baseline to beat, the verdict, the share of the gap closed.
 
     The baseline to beat is the best on validation or the best on the test, whichever leaves synthesis less: choosing
-    among baselines on few validation groups is noisy, and a weak rival would make an easy "helps". Where several synthesizers
-    are judged, the error is shared among them (Bonferroni: two intervals of 97.5 %), and the class has the best of their verdicts.
+    among baselines on few validation groups is noisy, and a weak rival would make an easy "helps". Where several
+    synthesizers are judged, the error is shared among them (Bonferroni: two intervals of 97.5 %), and the class has the
+    best of their verdicts.
     """
     bootstrap = Bootstrap(results.tested["real"], seed=seed)
     baseline = _baseline(results, bootstrap)
@@ -276,7 +280,8 @@ def recipe(results: Results, seed: int = 0) -> str:
     """The best arm without synthesis, in words, with what it gains over the images as they are.
 
     Example:
-        "classic augmentation with rotate (in 9 of 15 cells): AP 0.62, +0.05 [-0.01, +0.11] against the images as they are"
+        "classic augmentation with rotate (in 9 of 15 cells): AP 0.62, +0.05 [-0.01, +0.11] against the images as they
+        are"
     """
     bootstrap = Bootstrap(results.tested["real"], seed=seed)
     means = {n: bootstrap.mean(results.tested[n], "ap")[0] for n in arming.BASELINES if n in results.tested}
@@ -317,7 +322,8 @@ def _baseline(results: Results, bootstrap: Bootstrap) -> str:
     }
     # Without inner folds (one group) nothing can be chosen on validation: then the balanced sampler is the rival.
     chosen = max(validated, key=lambda name: validated[name]) if max(validated.values()) >= 0 else "balanced"
-    # Equal means (logit adjustment ranks as "real" does) go to the one chosen on validation, else to the first in order.
+    # Equal means (logit adjustment ranks as "real" does) go to the one chosen on validation, else to the first in
+    # order.
     means = {name: bootstrap.mean(results.tested[name], "ap")[0] for name in baselines}
     return max(baselines, key=lambda name: (means[name], name == chosen))
 
@@ -340,7 +346,8 @@ def _arm_rows(results: Results, bootstrap: Bootstrap, baseline: str, candidates:
                     "validation AP": round(float(np.nanmean(results.inner[name])), 3)
                     if np.isfinite(results.inner[name]).any()
                     else "-",
-                    f"against {baseline.replace('_', ' ')}": f"{against.mean:+.3f} [{against.low:+.2f}, {against.high:+.2f}]"
+                    f"against {baseline.replace('_', ' ')}": f"{against.mean:+.3f} [{against.low:+.2f}, "
+                    f"{against.high:+.2f}]"
                     if name != baseline
                     else "-",
                 },
@@ -369,7 +376,8 @@ def class_verdict(results: Results, summary: Summary, *, masks: bool, macro_f1: 
         following = "mix renders/ into your training with WithSynthetic, and keep your own validation as it is"
     elif answer == CANNOT_TELL:
         following = (
-            f"collect more groups (parts, scenes, patients) of {results.label}, above all for testing, and run the trial "
+            f"collect more groups (parts, scenes, patients) of {results.label}, above all for testing, and run the "
+            "trial "
             f"again; best without synthesis was {recipe(results)}"
         )
     else:
@@ -408,8 +416,14 @@ def arms_block(results: Results, summary: Summary, learner: str, macro_f1: Mappi
     title = f"{_cells_in_words(results)} ({learner} learner)"
     note = f"Compared with {summary.verdict.baseline}, the baseline that leaves synthesis least. "
     if summary.headroom is not None:
-        note += f"Headroom: with all real groups AP changes by {summary.headroom.mean:+.3f} [{summary.headroom.low:+.2f}, {summary.headroom.high:+.2f}]. "
-    note += f"Effects smaller than {summary.detectable:.2f} AP are not seen with these data (80 % power, two-sided {100 * (1 - summary.level):g} %)."
+        note += (
+            f"Headroom: with all real groups AP changes by {summary.headroom.mean:+.3f} "
+            f"[{summary.headroom.low:+.2f}, {summary.headroom.high:+.2f}]. "
+        )
+    note += (
+        f"Effects smaller than {summary.detectable:.2f} AP are not seen with these data (80 % power, two-sided "
+        f"{100 * (1 - summary.level):g} %)."
+    )
     blocks = [arms(title, rows, note)]
     picked = Counter(", ".join(f"{k} {v}" for k, v in c.items()) for c in results.chosen.get("synthetic", []))
     if picked:

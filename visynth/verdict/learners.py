@@ -97,6 +97,7 @@ def inner_folds(items: Items, groups: Sequence[str], folds: int, seed: int) -> l
 
 
 def split_parts(items: Items, held: frozenset[str]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """(train, held-out) masks: real images of the held groups are scored, nothing made from those groups is trained on."""
+    """(train, held-out) masks: real images of the held groups are scored, nothing made from those groups is trained
+    on."""
     touches = np.array([bool(parents & held) for parents in items.parents])
     return ~touches, touches & items.real

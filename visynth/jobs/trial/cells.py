@@ -147,7 +147,8 @@ def headroom(data: TrialData, splits: Sequence[Split], options: TrialOptions, sa
 
 
 def _with_an_oracle(data: TrialData, name: str, split: Split, options: TrialOptions) -> list[Split]:
-    """The split; where all groups are in use, half of the class's against all of them, or nothing where half is too few."""
+    """The split; where all groups are in use, half of the class's against all of them, or nothing where half is too
+    few."""
     if options.rare_groups:
         return [split]
     own = [row for row in split.train if data.positive[name][row]]

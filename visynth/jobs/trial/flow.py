@@ -52,7 +52,8 @@ def run_trial(
     render: int = 60,
     say: Say = lambda words: None,
 ) -> Report:
-    """Run a trial and write ``generator/``, ``renders/``, ``report.json``, ``report.html`` and ``groups.csv`` under ``out``.
+    """Run a trial and write ``generator/``, ``renders/``, ``report.json``, ``report.html`` and ``groups.csv`` under
+    ``out``.
 
     Args:
         images: the set, from :func:`visynth.read_images`; give the training part only.

@@ -98,7 +98,8 @@ class Trial:
             yield trained, [name for name in data.rare if name in trained.classes], splits
 
     def _plan(self, composition: Synthesizer) -> Plan:
-        """Draws and classes that fit, by what a pilot cell costs; a trial that goes on keeps the plan that it began with."""
+        """Draws and classes that fit, by what a pilot cell costs; a trial that goes on keeps the plan that it began
+        with."""
         options, groups = self.options, self.data.findings.images.groups()
         named = tuple(name for name in self.data.rare if name in composition.classes)
         others = tuple(n for n in composition.classes if n not in named and groups[n] >= MIN_GROUPS)
@@ -146,7 +147,8 @@ class Trial:
         )
         if plan.draws < options.draws or len(plan.classes) < len(asked):
             self.notes.append(
-                f"{plan.draws} of {options.draws} draws were planned, so that the trial ends within {options.minutes:g} "
+                f"{plan.draws} of {options.draws} draws were planned, so that the trial ends within "
+                f"{options.minutes:g} "
                 f"minutes; all that was asked for takes about {plan.needed:g} minutes (--minutes)"
             )
         for name in asked:
@@ -222,7 +224,8 @@ class Trial:
         pairs: Pairs,
         only: Sequence[str] | None = None,
     ) -> dict[tuple[int, int], Outcomes | str]:
-        """Outcomes by (draw, fold), or why there is no synthesis; what an earlier start of this trial did is not done again."""
+        """Outcomes by (draw, fold), or why there is no synthesis; what an earlier start of this trial did is not done
+        again."""
         workers = self.options.workers
         key = {"class": name, "synthesizer": None if synthesizer is None else synthesizer.inputs, "only": only}
         fitted: dict[tuple[int, int], Outcomes | str] = {}

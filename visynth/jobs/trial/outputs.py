@@ -18,7 +18,8 @@ from visynth.render.run import make_plan, render_set
 
 SHOWN = 3  # images of each class
 EXPLAINED = (
-    "Each row: the made image; where it has one its exact mask, the real image that the defect (or its shape) was taken "
+    "Each row: the made image; where it has one its exact mask, the real image that the defect (or its shape) was "
+    "taken "
     "from and the defect-free image that it was set into; and the two real images nearest to it in feature space. Look "
     "for seams, for defects where none can be, and for copies."
 )
@@ -35,7 +36,8 @@ def write_outputs(
 ) -> None:
     """A generator for every synthesizer that helps a class, or the composition to look at; rendered is what helps.
 
-    The first goes to ``generator/`` and ``renders/``; should two synthesizers help, the second goes to folders with its name.
+    The first goes to ``generator/`` and ``renders/``; should two synthesizers help, the second goes to folders with its
+    name.
     """
     helped: dict[str, list[str]] = {}
     for verdict in report.verdicts:
@@ -92,7 +94,8 @@ def _tell_left_out(report: Report, final: Final) -> None:
 
 
 def galleries(generator: Generator, data: TrialData, seed: int) -> list[dict[str, Any]]:
-    """One gallery per class: rows of made image, its mask, defect parent, background, nearest and second nearest real."""
+    """One gallery per class: rows of made image, its mask, defect parent, background, nearest and second nearest
+    real."""
     blocks: list[dict[str, Any]] = [text(EXPLAINED)]
     resolution = data.bank.resolutions[0]
     for label, name in enumerate(generator.classes):

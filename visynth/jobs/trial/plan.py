@@ -1,4 +1,5 @@
-"""What fits into a trial's minutes, settled before it starts: so the same trial comes out whatever else the machine does."""
+"""What fits into a trial's minutes, settled before it starts: so the same trial comes out whatever else the machine
+does."""
 
 from __future__ import annotations
 

@@ -38,9 +38,10 @@ class Synthesizer(Protocol):
     Attributes:
         name: of its arm.
         classes: that it can make.
-        makes_controls: whether its defect-free images carry the traces of synthesis too, so that these do not spell "defect".
-        traceable: whether an image names all real images that are in it. Otherwise the network saw every training image of
-            the class, so none of its images may help to choose on any of them.
+        makes_controls: whether its defect-free images carry the traces of synthesis too, so that these do not spell
+            "defect".
+        traceable: whether an image names all real images that are in it. Otherwise the network saw every training image
+            of the class, so none of its images may help to choose on any of them.
     """
 
     @property
