@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -39,8 +38,6 @@ from visynth.metrics.stats import FeatureReservoir, split
 
 Array = NDArray[Any]
 Scale = tuple[float, float] | None  # what black and white are
-# Two callbacks on one trainer share what they sampled at a step.
-_shared: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
 
 
 class QualityCallback(Callback):
@@ -107,6 +104,7 @@ class QualityCallback(Callback):
         self.seconds = 0.0  # spent in evaluations
         self._extractor: Extractor | None = None
         self._reals: tuple[list[NDArray[np.float32]], tuple[str, ...]] | None = None
+        self._samples: dict[str, Any] = {}  # what was sampled last, and from what
         self._begun = 0.0
         self._evaluated = -1
 
@@ -182,7 +180,7 @@ class QualityCallback(Callback):
         values = self.values(pl_module)
         values["quality_seconds"] = self.seconds
         log_values(trainer, pl_module, values, monitor)
-        sheet = _shared.get(trainer, {}).get("sheet")
+        sheet = self._sampled_at(trainer).get("sheet")
         if self.grid and sheet is not None:
             log_grid(trainer, "samples", sheet, type(self).__name__)
 
@@ -239,8 +237,13 @@ class QualityCallback(Callback):
             return found
         return _from_loader(trainer.train_dataloader, self.max_real, self.real_range)
 
+    def _sampled_at(self, trainer: Any) -> dict[str, Any]:
+        """What was sampled last: several callbacks on one trainer share what the first of them keeps."""
+        first = next((c for c in trainer.callbacks if isinstance(c, QualityCallback)), self)
+        return first._samples
+
     def _made_features(self, trainer: Any, pl_module: Any, classes: int) -> list[NDArray[np.float32]]:
-        store = _shared.setdefault(trainer, {})
+        store = self._sampled_at(trainer)
         key = hash_json(
             [trainer.global_step, self.name(pl_module), self.count, self.seed, sorted(self.options.items())]
         )

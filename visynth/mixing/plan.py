@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -121,16 +122,9 @@ def picture(count: int, seed: int, name: str, number: int) -> int:
     return int(_order(count, seed, name, rounds)[place])
 
 
-_orders: dict[tuple[int, int, str, int], Any] = {}
-
-
+@lru_cache(256)
 def _order(count: int, seed: int, name: str, rounds: int) -> Any:
-    key = (count, seed, name, rounds)
-    if key not in _orders:
-        if len(_orders) > 256:
-            _orders.clear()
-        _orders[key] = seeding.rng(seeding.derive("order", seed, name, rounds), "pictures").permutation(count)
-    return _orders[key]
+    return seeding.rng(seeding.derive("order", seed, name, rounds), "pictures").permutation(count)
 
 
 def deal(shares: Any, total: int) -> list[int]:
