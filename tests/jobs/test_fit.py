@@ -91,6 +91,47 @@ def test_a_longer_run_that_was_stopped_is_not_taken_for_finished(config, tmp_pat
     assert int(weights(tmp_path / "run")["images_seen"]) == 36
 
 
+def test_the_generator_is_exported_before_it_is_measured(config, tmp_path: Path, capsys, monkeypatch) -> None:
+    """Ctrl-C during the last measurement ends it at once; the generator is there, and the run is finished."""
+    from visynth.callbacks.quality import QualityCallback
+
+    def measuring(self, trainer, pl_module):
+        assert (tmp_path / "run" / "generator" / "generator.json").is_file()
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("went on measuring")
+
+    monkeypatch.setattr(QualityCallback, "evaluate", measuring)
+    callback = {"class_path": "visynth.callbacks.KIDCallback", "init_args": {"count": 8, "every_n_steps": 100}}
+    path = config(max_steps=3)
+    told = yaml.safe_load(Path(path).read_text())
+    told["trainer"]["callbacks"] = [callback]
+    Path(path).write_text(yaml.safe_dump(told))
+    assert fit(["-c", path]) == 130
+    assert "the generator is exported; the last measurement was left out" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert fit(["-c", path]) == 0
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_an_export_that_a_kill_prevented_is_made_by_the_same_command(config, tmp_path: Path, monkeypatch) -> None:
+    from visynth.jobs import train
+
+    class Killed(BaseException):
+        pass
+
+    def killed(cli, root) -> None:
+        raise Killed
+
+    path = config(max_steps=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_export", killed)
+        with pytest.raises(Killed):
+            fit(["-c", path])
+    assert not (tmp_path / "run" / "generator").exists()
+    assert fit(["-c", path]) == 0
+    assert (tmp_path / "run" / "generator" / "generator.json").is_file()
+
+
 def test_a_longer_run_goes_on_and_equals_a_straight_one(config, tmp_path: Path) -> None:
     fit(["-c", config(max_steps=3)])
     fit(["-c", config(max_steps=6)])

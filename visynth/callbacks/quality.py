@@ -133,6 +133,9 @@ class QualityCallback(Callback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.global_step or self._evaluated == trainer.global_step:
             return
+        asked_to_stop = any(getattr(callback, "stop_requested", False) for callback in trainer.callbacks)
+        if not _agreed(not asked_to_stop):  # whoever presses Ctrl-C does not want to wait for a measurement
+            return
         if self._evaluated < 0 or self._affordable():  # there is always one
             self._log(trainer, pl_module, self.evaluate(trainer, pl_module), monitor=False)
 

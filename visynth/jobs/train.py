@@ -76,22 +76,27 @@ def fit(words: Sequence[str]) -> int:
         claim(root / name)
     if cli.trainer.is_global_zero:
         put_files(root, {"config.yaml": text.encode()})
-    with _gentle_interrupt(cli.trainer.callbacks) as interrupted:
+    first = _export_first(cli, root)
+    cli.trainer.callbacks.insert(0, first)
+    with _gentle_interrupt(cli.trainer.callbacks, first) as interrupted:
         try:
             # A local file that we wrote ourselves: plain tensors and plain values.
             cli.trainer.fit(
                 cli.model, cli.datamodule, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True
             )
-        except SystemExit as stop:  # Lightning raises a subclass of it between two steps after SIGTERM
-            if not cli.trainer.received_sigterm:
-                raise stop
-    if interrupted or cli.trainer.received_sigterm:
+        except (SystemExit, KeyboardInterrupt):  # Lightning raises the former between two steps after SIGTERM
+            if not (cli.trainer.received_sigterm or (interrupted and first.done)):
+                raise
+    if cli.trainer.received_sigterm or (interrupted and not first.done):
         print(f"stopped after {cli.trainer.global_step} steps; the same command goes on", file=sys.stderr)
         return INTERRUPTED if interrupted else STOPPED
-    _export(cli, root)
+    if interrupted:
+        print("the generator is exported; the last measurement was left out", file=sys.stderr)
+    if not first.done:  # nothing was left to train: the run had been killed before its export
+        _export(cli, root)
     if cli.trainer.is_global_zero:
         put_files(root, {FINISHED: readable_json({"configuration": _identity(cli, text)})})
-    return 0
+    return INTERRUPTED if interrupted else 0
 
 
 @_quiet()
@@ -267,7 +272,7 @@ def _differences(before: Any, now: Any, path: str, free: set[str]) -> list[str]:
 
 
 @contextmanager
-def _gentle_interrupt(callbacks: Sequence[Any]) -> Iterator[list[bool]]:
+def _gentle_interrupt(callbacks: Sequence[Any], first: Any) -> Iterator[list[bool]]:
     """The first Ctrl-C asks ``KeepLast`` to end training after the step at hand; SIGTERM is left to Lightning, which
     does the same."""
     said: list[bool] = []
@@ -278,9 +283,10 @@ def _gentle_interrupt(callbacks: Sequence[Any]) -> Iterator[list[bool]]:
         return
 
     def stop(number: int, frame: Any) -> None:
-        if said:
-            raise KeyboardInterrupt
+        again = bool(said)
         said.append(True)
+        if again or first.done:  # after the export only a measurement is left
+            raise KeyboardInterrupt
         for callback in callbacks:
             if isinstance(callback, KeepLast):
                 callback.stop_requested = True
@@ -292,6 +298,22 @@ def _gentle_interrupt(callbacks: Sequence[Any]) -> Iterator[list[bool]]:
     finally:
         signal.signal(signal.SIGINT, before[0])
         signal.signal(signal.SIGTERM, before[1])
+
+
+def _export_first(cli: Any, root: Path) -> Any:
+    """A callback that exports the generator as soon as the training is over, before anything more is measured."""
+    from pytorch_lightning.callbacks import Callback
+
+    class ExportFirst(Callback):
+        done = False
+
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            if trainer.received_sigterm or any(getattr(c, "stop_requested", False) for c in trainer.callbacks):
+                return
+            _export(cli, root)
+            self.done = True
+
+    return ExportFirst()
 
 
 def _export(cli: Any, root: Path) -> None:
