@@ -350,7 +350,7 @@ class TestReport:
         assert "<script>" not in page
         assert "a&lt;b: yes, synthesis helps" in page
         assert "1.235" in page
-        assert page.count("<svg") == 2
+        assert page.count("<svg") == 3  # two estimates and the axis
         assert "pictures" not in (tmp_path / "report.json").read_text()
 
     def test_a_report_of_another_schema_is_refused(self, tmp_path) -> None:

@@ -30,6 +30,7 @@ def trial(
     cache: bool = True,
     learned: Literal["auto", "none", "inpaint", "diffusion", "projection"] = "auto",
     learn_size: int = 0,
+    title: str | None = None,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -56,6 +57,7 @@ def trial(
         learned: auto, none, inpaint (masks), diffusion (whole images) or projection (variations of real images by a
             StyleGAN2): the generator to train beside composition.
         learn_size: pixels that the learned generator works on; 0 chooses.
+        title: what the report calls the set, instead of its folder's name.
         json: print the verdicts as JSON.
         quiet: no progress.
     """
@@ -73,7 +75,7 @@ def trial(
         options=options,
         good=good,
         grouped=data.grouped(images),
-        subject=data.title,
+        subject=title or data.title,
         render=render,
         say=printer(quiet),
     )
@@ -169,6 +171,7 @@ def evaluate(
     cache: bool = True,
     keep: dict[str, Any] | None = None,
     accept_leaks: str | None = None,
+    title: str | None = None,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -188,6 +191,7 @@ def evaluate(
             that are different.
         keep: which rendered images count, e.g. '{review: accepted, copies: false}'; by default all but those that a
             reviewer rejected.
+        title: what the report calls the set, instead of the rendered set's name.
         json: print the verdicts as JSON.
         quiet: no progress.
     """
@@ -206,6 +210,7 @@ def evaluate(
         cache=cache,
         keep=keep,
         accept_leaks=accept_leaks,
+        subject=title or "",
         say=printer(quiet),
     )
     verdicts(report, json)

@@ -36,6 +36,7 @@ class ClassVerdict:
         reason: one sentence with the numbers.
         next: what to do about it.
         numbers: the figures behind it.
+        aside: nobody asked about this class.
     """
 
     label: str
@@ -43,18 +44,18 @@ class ClassVerdict:
     reason: str
     next: str = ""
     numbers: Mapping[str, Any] = field(default_factory=dict)
+    aside: bool = False
 
     @property
     def headline(self) -> str:
-        """Yes or no first: only a shown benefit is a yes."""
-        word = "yes" if self.answer == "helps" else "no"
-        told = {
-            "helps": "synthesis helps",
-            "does not": "synthesis does not help",
-            "cannot tell": "a benefit was not shown",
+        """The answer first: only a shown benefit is a yes, only a shown harm or nothing to gain is a no."""
+        answers = {
+            "helps": "yes, synthesis helps",
+            "does not": "no, synthesis does not help",
+            "cannot tell": "cannot tell, a benefit was not shown",
             "not measured": "not measured",
         }
-        return f"{self.label}: {word}, {told[self.answer]}"
+        return f"{self.label}: {answers[self.answer]}"
 
 
 @dataclass
@@ -176,15 +177,18 @@ td{border-bottom:1px solid var(--line);padding:5px 12px 5px 0;vertical-align:top
 color:var(--mark)}.arms td,.arms th{white-space:nowrap;padding-right:14px}td.wide{width:240px;padding:0}
 .note{color:var(--soft);font-size:13px;margin-top:8px}.gallery{display:grid;gap:10px}figure{margin:0}
 figure img{width:100%;height:auto;border:1px solid var(--line);border-radius:4px;display:block;image-rendering:auto}
-figcaption{font-size:12px;color:var(--soft);overflow-wrap:anywhere;line-height:1.35;margin-top:3px}svg{display:block}
+figcaption{font-size:12px;color:var(--soft);overflow-wrap:break-word;line-height:1.35;margin-top:3px}svg{display:block}
 ul{margin:6px 0;padding-left:20px}
+details summary{cursor:pointer;color:var(--soft)}
 code{background:var(--back);padding:1px 5px;border-radius:4px;font-size:13px;overflow-wrap:anywhere}
 """
 
 
 def page(report: Report) -> str:
     """The whole document as text."""
-    cards = "".join(_card(v.headline, v.answer, v.reason, v.next) for v in report.verdicts)
+    cards = "".join(_card(v) for v in report.verdicts if not v.aside)
+    aside = "".join(_card(v) for v in report.verdicts if v.aside)
+    more = f'<details><summary>Other classes</summary><div class="cards">{aside}</div></details>' if aside else ""
     sections = "".join(
         f"<section><h2>{escape(s['title'])}</h2>{''.join(_block(b) for b in s['blocks'])}</section>"
         for s in report.sections
@@ -199,15 +203,15 @@ def page(report: Report) -> str:
         f"<h1>Does synthesis help on {escape(report.subject)}?</h1>"
         '<p class="sub">One answer per class, measured on real images of groups that no training saw. Only a shown '
         "benefit is a yes.</p>"
-        "<div "
-        f'class="cards">{cards}</div>{sections}<section><h2>Conditions</h2><table>{conditions}</table></section></main></body></html>\n'
+        f'<div class="cards">{cards}</div>{more}{sections}'
+        f"<section><h2>Conditions</h2><table>{conditions}</table></section></main></body></html>\n"
     )
 
 
-def _card(headline: str, answer: str, reason: str, following: str) -> str:
-    tone = {"helps": "yes", "does not": "no"}.get(answer, "maybe")
-    more = f'<p class="next">Next: {escape(following)}</p>' if following else ""
-    return f'<div class="card {tone}"><b>{escape(headline)}</b><p>{escape(reason)}.</p>{more}</div>'
+def _card(verdict: ClassVerdict) -> str:
+    tone = {"helps": "yes", "does not": "no"}.get(verdict.answer, "maybe")
+    more = f'<p class="next">Next: {escape(verdict.next)}.</p>' if verdict.next else ""
+    return f'<div class="card {tone}"><b>{escape(verdict.headline)}</b><p>{escape(verdict.reason)}.</p>{more}</div>'
 
 
 def _block(block: Mapping[str, Any]) -> str:
@@ -234,7 +238,7 @@ def _arms(block: Mapping[str, Any]) -> str:
     """A table whose last column draws each estimate with its interval on one common axis from 0 to 1."""
     more = list(dict.fromkeys(key for row in block["rows"] for key in row.get("more", {})))
     head = (
-        "<th>arm</th><th>AP [95 % CI]</th>" + "".join(f"<th>{escape(key)}</th>" for key in more) + "<th>0 … AP … 1</th>"
+        "<th>arm</th><th>AP [95 % CI]</th>" + "".join(f"<th>{escape(key)}</th>" for key in more) + f"<th>{_axis()}</th>"
     )
     rows = []
     for row in block["rows"]:
@@ -248,16 +252,23 @@ def _arms(block: Mapping[str, Any]) -> str:
     return f"<h3>{escape(block['title'])}</h3><table class='arms'><tr>{head}</tr>{''.join(rows)}</table>{_note(block)}"
 
 
-def _whisker(row: Mapping[str, Any], width: int = 240, height: int = 26) -> str:
-    colour = "#2458b3" if row.get("highlight") else "#5b6573"
+WIDTH, TICKS = 240, (0, 0.25, 0.5, 0.75, 1)  # of the common axis
 
-    def x(value: float) -> float:
-        return 6 + min(max(value, 0.0), 1.0) * (width - 12)
 
-    grid = "".join(
-        f'<line x1="{x(v):.1f}" x2="{x(v):.1f}" y1="0" y2="{height}" stroke="#eceff2"/>'
-        for v in (0, 0.25, 0.5, 0.75, 1)
+def _x(value: float) -> float:
+    return 10 + min(max(value, 0.0), 1.0) * (WIDTH - 20)
+
+
+def _axis() -> str:
+    labels = "".join(
+        f'<text x="{_x(v):.1f}" y="11" font-size="11" text-anchor="middle" fill="#5b6573">{v:g}</text>' for v in TICKS
     )
+    return f'<svg width="{WIDTH}" height="15" role="img" aria-label="AP from 0 to 1">{labels}</svg>'
+
+
+def _whisker(row: Mapping[str, Any], height: int = 26) -> str:
+    colour, x, width = "#2458b3" if row.get("highlight") else "#5b6573", _x, WIDTH
+    grid = "".join(f'<line x1="{x(v):.1f}" x2="{x(v):.1f}" y1="0" y2="{height}" stroke="#eceff2"/>' for v in TICKS)
     bar = (
         ""
         if row["low"] is None
@@ -272,14 +283,19 @@ def _whisker(row: Mapping[str, Any], width: int = 240, height: int = 26) -> str:
 
 def _gallery(block: Mapping[str, Any]) -> str:
     figures = "".join(
-        f'<figure><img alt="{escape(caption)}" '
-        f'src="{data_uri(fit_square(picture, min(220, max(picture.shape[:2]))))}"><figcaption>{escape(caption)}</figcaption></figure>'
-        for caption, picture in zip(block["captions"], block.get("pictures", []), strict=False)
+        f'<figure><img alt="{escape(caption)}" src="{data_uri(fit_square(image, min(220, max(image.shape[:2]))))}">'
+        f"<figcaption>{_breakable(caption)}</figcaption></figure>"
+        for caption, image in zip(block["captions"], block.get("pictures", []), strict=False)
     )
     return (
         '<div class="gallery" '
         f'style="grid-template-columns:repeat({block["columns"]},1fr)">{figures}</div>{_note(block)}'
     )
+
+
+def _breakable(name: str) -> str:
+    """A file's name that breaks after its folders and words, not within them."""
+    return escape(name).replace("/", "/<wbr>").replace("_", "_<wbr>")
 
 
 def _note(block: Mapping[str, Any]) -> str:

@@ -47,6 +47,7 @@ def evaluate_renders(
     cache: bool = True,
     keep: Mapping[str, Any] | None = None,
     accept_leaks: Accepted = None,
+    subject: str = "",
     say: Callable[[str], None] = lambda words: None,
 ) -> Report:
     """Measure a rendered set per class and write ``report.json`` and ``report.html`` to ``out``.
@@ -66,6 +67,7 @@ def evaluate_renders(
             rejected.
         accept_leaks: pairs of test and training images that you looked at and that are different: a CSV with the
             columns candidate and member, or such pairs.
+        subject: what the report is headed with, by default the rendered set's name.
         say: receives progress lines.
 
     Raises:
@@ -139,7 +141,7 @@ def evaluate_renders(
         return Extra(rows_of[name][order], parents)
 
     results: dict[str, Results] = {}
-    report = Report("utility", renders.folder.name)
+    report = Report("utility", subject or renders.folder.name)
     asked = set(wanted) if classes is not None else set(images.classes)
     for name in images.classes:
         if not counts["train"][name] or name not in asked:  # all that are measured give the macro-F1 of whole decisions
@@ -174,7 +176,9 @@ def evaluate_renders(
     for name in images.classes:
         if name not in wanted and name != control:
             why = _why_not(name, classes, rendered, counts)
-            report.verdicts.append(ClassVerdict(name, "not measured", why))
+            report.verdicts.append(
+                ClassVerdict(name, "not measured", why, aside=classes is not None and name not in classes)
+            )
     rows = [[name, counts["train"][name], counts["test"][name], rendered.get(name, 0)] for name in images.classes]
     report.section("Images", table(["class", "real, training", "real, test", "synthetic"], rows))
     report.section("Arms", *blocks)

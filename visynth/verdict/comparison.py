@@ -137,6 +137,8 @@ def gather(label: str, cells: Sequence[Cell], outcomes: Sequence[Outcomes], synt
         "train": float(np.mean([cell.positive[cell.train].sum() for cell in cells])),
         "train groups": float(np.mean(groups)),
         "test": float(np.mean([cell.test_truth().sum() for cell in cells])),
+        "test groups": float(np.mean([len(_groups(cell)) for cell in cells])),
+        "prevalence": float(np.mean([cell.test_truth().mean() for cell in cells])),
         "synthetic": synthetic,
     }
     return results
@@ -162,6 +164,11 @@ def _run_cell(cell: Cell, tables: Tables, learner: str, seed: int, only: Sequenc
     scores, inner, chosen, _ = outcomes["real"]
     outcomes["logit_adjusted"] = (scores, inner, chosen, arming.adjust(scores, items["real"]))
     return outcomes
+
+
+def _groups(cell: Cell) -> set[str]:
+    """Groups of the class among the test images."""
+    return {group for group, positive in zip(cell.test_groups(), cell.test_truth(), strict=True) if positive}
 
 
 def add_dense(results: Results, cells: Sequence[Cell], head: DenseHead, seed: int = 0) -> None:
@@ -310,7 +317,8 @@ def _cells_in_words(results: Results) -> str:
     made = f"{counts['synthetic']:.0f} synthetic by {results.synthesizer}, " if counts["synthetic"] else ""
     return (
         f"{results.label}: {len(results.rows)} cells, on average {counts['train']:.0f} training images of "
-        f"{counts['train groups']:.0f} groups, {made}{counts['test']:.0f} test images"
+        f"{counts['train groups']:.0f} groups, {made}{counts['test']:.0f} test images of {counts['test groups']:.0f} groups "
+        f"({counts['prevalence']:.0%} of all that are tested)"
     )
 
 
@@ -396,7 +404,7 @@ def class_verdict(results: Results, summary: Summary, *, masks: bool, macro_f1: 
         "headroom": summary.headroom.to_json() if summary.headroom else None,
         "arms": {row["name"]: {k: row[k] for k in ("mean", "low", "high")} for row in summary.rows},
         "macro_f1": {name: round(value, 4) for name, value in macro_f1.items()},
-        **{f"{k} per cell".replace(" ", "_"): round(v, 1) for k, v in results.counts.items()},
+        **{f"{k} per cell".replace(" ", "_"): round(v, 3) for k, v in results.counts.items()},
     }
     return ClassVerdict(results.label, answer, reason, following, numbers)
 
@@ -420,6 +428,9 @@ def arms_block(results: Results, summary: Summary, learner: str, macro_f1: Mappi
             f"Headroom: with all real groups AP changes by {summary.headroom.mean:+.3f} "
             f"[{summary.headroom.low:+.2f}, {summary.headroom.high:+.2f}]. "
         )
+    if summary.gap is not None:
+        gap = summary.gap
+        note += f"Synthesis closes {gap.mean:.0%} [{gap.low:.0%}, {gap.high:.0%}] of that gap. "
     note += (
         f"Effects smaller than {summary.detectable:.2f} AP are not seen with these data (80 % power, two-sided "
         f"{100 * (1 - summary.level):g} %)."

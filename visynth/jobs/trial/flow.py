@@ -130,7 +130,9 @@ def _sum_up(report: Report, trial: Trial) -> None:
         if name in data.rare and name in trial.results:
             following += f"; best was {recipe(trial.results[name], options.seed)}"
             blocks += classic_block(trial.results[name], options.learner, options.seed)
-        report.verdicts.append(ClassVerdict(name, "not measured", trial.skipped.get(name, why), following))
+        report.verdicts.append(
+            ClassVerdict(name, "not measured", trial.skipped.get(name, why), following, aside=name not in data.rare)
+        )
     if blocks:
         report.section("Arms", *blocks)
     report.section("Notes", bullets(trial.notes or ["every planned cell was run"]))
