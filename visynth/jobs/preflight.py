@@ -304,14 +304,18 @@ def headroom_note(base: float, oracle: float, seen: float) -> str:
     Example:
         >>> headroom_note(0.90, 0.91, 0.08)
         'headroom 0.01 AP is below the smallest effect that the test can see (0.08): expect "cannot tell"'
+        >>> headroom_note(0.90, 0.89, 0.08)
+        'no headroom: not even more real groups raise AP here, so synthetic images have nothing to stand in for'
     """
     room = oracle - base
     if not np.isfinite(room):
         return "headroom is unknown: there are no more real groups to compare with"
+    if room <= 0:
+        return "no headroom: not even more real groups raise AP here, so synthetic images have nothing to stand in for"
     if room < seen:
         return (
-            f"headroom {room:.2f} AP is below the smallest effect that the test can see ({seen:.2f}): expect "
-            '"cannot tell"'
+            f"headroom {room:.2f} AP is below the smallest effect that the test can see ({seen:.2f}): "
+            'expect "cannot tell"'
         )
     return f"headroom {room:.2f} AP, the test sees effects from {seen:.2f} on"
 

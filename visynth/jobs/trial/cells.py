@@ -141,7 +141,10 @@ def headroom(data: TrialData, splits: Sequence[Split], options: TrialOptions, sa
         means = {row["name"]: row["mean"] for row in summary.rows}
         what = "" if options.rare_groups else " (half of the groups against all of them)"
         note = headroom_note(means["balanced"], means["oracle"], summary.detectable)
-        lines.append(f"{name}: baseline AP {means['balanced']:.2f}, oracle AP {means['oracle']:.2f}{what}; {note}")
+        lines.append(
+            f"{name}: balanced sampler AP {means['balanced']:.2f}, with all real groups {means['oracle']:.2f}{what}; "
+            f"{note}"
+        )
         say(f"  {lines[-1]}")
     return "; ".join(lines)
 
