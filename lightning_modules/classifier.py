@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from visynth.core import seeds as seeding
+from visynth.core.quiet import quiet_lightning
 from visynth.metrics.extractors import extractor
 from visynth.verdict.learners import Floats, Ints, Items, Outcome, split_parts
 from visynth.verdict.ranking import average_precision
@@ -100,7 +99,7 @@ class FinetuneLearner:
     ) -> Classifier:
         source = extractor()
         assert source.tail is not None
-        with torch.random.fork_rng(devices=[]), quiet_trainer():
+        with torch.random.fork_rng(devices=[]), quiet_lightning(logging.ERROR):
             torch.manual_seed(seeding.derive("finetune", seed))
             tail = copy.deepcopy(source.tail).requires_grad_(True).train()
             model = Classifier(tail, source.width)
@@ -117,20 +116,6 @@ class FinetuneLearner:
             )
             trainer.fit(model, DataLoader(data, self.batch, sampler=sampler))
         return model.eval()
-
-
-@contextmanager
-def quiet_trainer() -> Iterator[None]:
-    """Lightning greets and advises at every fit; a trial has many short ones."""
-    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*does not have many workers")
-            yield
-    finally:
-        logger.setLevel(before)
 
 
 def _scores(model: Classifier, values: NDArray[np.float32]) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -13,10 +14,10 @@ import pytorch_lightning
 
 from visynth.core.errors import DataError
 from visynth.core.pictures import fit_to, to_channels
+from visynth.core.quiet import quiet_lightning
 from visynth.generators.base import Generator
 from visynth.generators.compose_fit import Source
 from visynth.generators.projection import Anchored, around
-from visynth.lightning_modules.classifier import quiet_trainer
 from visynth.lightning_modules.crops import DefectCrops
 from visynth.lightning_modules.data import GeneratorData, Pool, measure
 from visynth.lightning_modules.diffusion import Diffusion
@@ -132,7 +133,7 @@ def _near(side: float) -> int:
 
 
 def _train(module: Any, data: Any, minutes: float, say: Say) -> Generator:
-    with tempfile.TemporaryDirectory(prefix="visynth.") as root, quiet_trainer():
+    with tempfile.TemporaryDirectory(prefix="visynth.") as root, quiet_lightning(logging.ERROR):
         trainer = pytorch_lightning.Trainer(
             max_time={"seconds": max(1, round(60 * minutes))},
             max_epochs=-1,

@@ -97,9 +97,14 @@ def _aside(path: Path) -> Path:
 def _sweep_temporary(path: Path) -> None:
     """Remove what killed processes of this machine left half made; another machine's may still be at work."""
     for left in path.parent.glob(f".{path.name}.{host()}.*.tmp"):
-        number = left.name.split(".")[-2]
-        if number.isdigit() and not alive(int(number)):
+        if _is_dead(left.name):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_dead(name: str) -> bool:
+    """Whether a name is that of something temporary of a process of this machine that is no more."""
+    found = TEMPORARY.match(name)
+    return found is not None and found.group(1) == host() and not alive(int(found.group(2)))
 
 
 def _put_in_place(new: Path, path: Path) -> None:
@@ -179,14 +184,7 @@ def _left_over(path: Path, folder: Path) -> bool:
     """Whether a file or folder lies in something temporary of a process that is no more, or in a folder that was set
     aside."""
     for name in path.relative_to(folder).parts:
-        match = TEMPORARY.match(name)
-        if (
-            match
-            and match.group(1) == host()
-            and not (alive(int(match.group(2))) and int(match.group(2)) != os.getpid())
-        ):
-            return True
-        if name.startswith(".") and name.endswith(".visynth-old"):
+        if _is_dead(name) or (name.startswith(".") and name.endswith((f".{host()}.{os.getpid()}.tmp", ".visynth-old"))):
             return True
     return False
 

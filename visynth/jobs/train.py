@@ -8,7 +8,6 @@ data are named by ``class_path``, yours or visynth's.
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import sys
 import threading
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from visynth.core.errors import ConflictError, UsageError, VisynthError, listing
 from visynth.core.files import hash_json, readable_json
 from visynth.core.folders import check_apart, claim, claim_files, put_files
+from visynth.core.quiet import quiet_lightning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,22 +35,7 @@ FINISHED = "finished.json"
 CLIP = 1.0  # of gradients, for modules with one optimiser
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Lightning's greetings, and hints that do not fit here: images lie in memory, not behind workers."""
-    logger = logging.getLogger("pytorch_lightning")
-    before = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            for words in (".*does not have many workers", ".*isinstance.treespec, LeafSpec"):
-                warnings.filterwarnings("ignore", message=words)
-            yield
-    finally:
-        logger.setLevel(before)
-
-
-@_quiet()
+@quiet_lightning()
 def fit(words: Sequence[str]) -> int:
     """Train, or go on training, and export the generator. Takes LightningCLI's flags and files (``-c config.yaml``).
 
@@ -99,7 +84,7 @@ def fit(words: Sequence[str]) -> int:
     return INTERRUPTED if interrupted else 0
 
 
-@_quiet()
+@quiet_lightning()
 def export(run: str | Path, out: str | Path, ema: float | None = None) -> Path:
     """The generator of a run at its last checkpoint, with any width of the weight average.
 

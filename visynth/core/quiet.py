@@ -1,0 +1,27 @@
+"""Lightning's logs and warnings that do not fit our trainings, silenced while one runs and left as they were after it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def quiet_lightning(level: int = logging.WARNING) -> Iterator[None]:
+    """No greetings, and no hints that do not fit: images lie in memory, not behind workers.
+
+    Args:
+        level: below which ``pytorch_lightning`` logs nothing; a trial, which has many short fits, takes ``logging.ERROR``.
+    """
+    logger = logging.getLogger("pytorch_lightning")
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        with warnings.catch_warnings():
+            for words in (".*does not have many workers", ".*isinstance.treespec, LeafSpec"):
+                warnings.filterwarnings("ignore", message=words)
+            yield
+    finally:
+        logger.setLevel(before)
