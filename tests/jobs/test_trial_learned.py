@@ -26,7 +26,7 @@ def seconds(monkeypatch):
             trained.minutes = 2 / 60
         return trained, why
 
-    monkeypatch.setattr("visynth.jobs.trial.flow.trained_of", short)
+    monkeypatch.setattr("visynth.jobs.trial.measuring.trained_of", short)
 
 
 def options(**kwargs) -> TrialOptions:
