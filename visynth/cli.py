@@ -153,9 +153,10 @@ def _spelled(words: list[str], flags: Mapping[str, str]) -> list[str]:
         elif flags[name] == "bool" and not equals:
             spelled.append(f"--{name}={rest.pop(0) if rest[:1] in (['true'], ['false']) else 'true'}")
         elif flags[name].startswith("list"):
-            given = value if equals else rest.pop(0) if rest else ""
+            given = value if equals else rest.pop(0) if rest and not rest[0].startswith("--") else ""
+            parts = [part.strip() for part in given.split(",") if part.strip()]
             spelled += (
-                [f"--{name}={given}"] if given.startswith("[") else [f"--{name}+={part}" for part in given.split(",")]
+                [f"--{name}={given}"] if given.startswith("[") else [f"--{name}+={part}" for part in parts or [""]]
             )
         else:
             spelled.append(f"--{name}{equals}{value}")

@@ -118,6 +118,8 @@ FLAGS = {"data": "str", "rare": "list[str]", "classes": "list[str] | None", "cac
         ("--no-masks nsa --no-rare", ["--no_masks", "nsa", "--no-rare"]),  # a flag of that name, and one of no such
         ("--config f.yaml", ["--config", "f.yaml"]),
         ("--rare", ["--rare+="]),
+        ("--rare --cache", ["--rare+=", "--cache=true"]),
+        ("--rare a, --cache", ["--rare+=a", "--cache=true"]),
     ],
 )
 def test_words_as_people_type_them(typed: str, meant: list[str]) -> None:

@@ -88,6 +88,15 @@ def test_other_data_or_options_start_anew(samples, tmp_path, syntheses, monkeypa
     syntheses.clear()
     trial(samples, tmp_path / "t", synthetic=7)
     assert len(syntheses) == done
+    syntheses.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring, "gather", killed)
+        with pytest.raises(Killed):
+            trial(samples, tmp_path / "u")
+    syntheses.clear()
+    told = TrialOptions(**FEW, others=False)
+    run_trial(read(samples), ["spot", "stain"], tmp_path / "u", options=told, grouped=True, render=2)
+    assert len(set(syntheses)) == 4  # other named classes leave other groups to the oracle
 
 
 def test_what_is_kept_is_exact_and_what_is_damaged_is_made_again(tmp_path) -> None:
@@ -150,12 +159,12 @@ import os, time
 import joblib
 from visynth.core.processes import end_with_parent
 
-def work(number):
-    end_with_parent(0.1)
+def work(number, parent):
+    end_with_parent(parent, 0.1)
     open(f"{number}.pid", "w").write(str(os.getpid()))
     time.sleep(120)
 
-joblib.Parallel(2)(joblib.delayed(work)(k) for k in range(2))
+joblib.Parallel(2)(joblib.delayed(work)(k, os.getpid()) for k in range(2))
 """
     )
     parent = subprocess.Popen([sys.executable, str(script)], cwd=tmp_path, stderr=subprocess.DEVNULL)

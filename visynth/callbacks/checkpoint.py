@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from visynth.core import distributed
@@ -64,7 +65,7 @@ class KeepLast(Checkpoint):
         if wish or (self.every_n_steps is not None and step % self.every_n_steps == 0):
             self._save(trainer)
         if wish == 2.0:
-            trainer.should_stop = True
+            trainer.should_stop = self.stop_requested = True  # on every rank, whichever was asked
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.global_step != self._saved_step:
@@ -79,6 +80,28 @@ class KeepLast(Checkpoint):
     def _save(self, trainer: Any) -> None:
         trainer.save_checkpoint(self.path(trainer.default_root_dir))
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+
+
+class ExportFirst(Callback):
+    """Exports the generator as soon as the training is over, before anything more is measured, and after the last
+    checkpoint is on disk. A training that was asked to stop exports nothing.
+
+    Args:
+        export: what the first rank calls.
+    """
+
+    def __init__(self, export: Callable[[], None]) -> None:
+        super().__init__()
+        self.export, self.done = export, False
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        keepers = [callback for callback in trainer.callbacks if isinstance(callback, KeepLast)]
+        for keeper in keepers:
+            keeper.on_train_end(trainer, pl_module)
+        if trainer.received_sigterm or any(keeper.stop_requested for keeper in keepers):
+            return
+        distributed.on_main(self.export)  # an error of the first rank is one of all
+        self.done = True
 
 
 def _strongest(own: float, step: int) -> float:

@@ -122,6 +122,7 @@ class QualityCallback(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._begun = time.monotonic()
+        self._samples = {}  # of another training, perhaps
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step

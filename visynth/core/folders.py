@@ -257,16 +257,23 @@ def put_files(folder: str | Path, files: Mapping[str, bytes]) -> None:
     _write_record(folder, known | {name: [digest] for name, digest in new.items()})
 
 
-def forget_files(folder: str | Path) -> None:
-    """Remove the files that are noted as ours, as they were noted; the folder goes with them where nothing else is in
-    it."""
+def forget_files(folder: str | Path, names: re.Pattern[str]) -> None:
+    """Remove those files of a folder that are noted as ours under such names and lie there as noted, and what killed
+    processes left of them; the folder goes with them where nothing else is in it."""
     folder = Path(folder)
     known = _record(folder)
-    for name, hashes in known.items():
-        if _ours(folder / name, hashes):
+    gone = [name for name in known if names.fullmatch(name)]
+    for name in gone:
+        if _ours(folder / name, known[name]):
             (folder / name).unlink()
-    if known and not strangers(folder):
-        (folder / RECORD).unlink(missing_ok=True)
+    for path in list(folder.iterdir()):
+        if _is_dead(path.name) and path.is_file():
+            path.unlink()
+    kept = {name: hashes for name, hashes in known.items() if (folder / name).exists()}
+    if kept:
+        _write_record(folder, kept)
+    elif gone and [path.name for path in folder.iterdir()] == [RECORD]:
+        (folder / RECORD).unlink()
         with suppress(OSError):
             folder.rmdir()
 

@@ -9,10 +9,16 @@ from functools import cache
 
 
 @cache
-def end_with_parent(seconds: float = 1.0) -> None:
-    """End this worker process soon after its parent has gone, even by SIGKILL. Called once or often, it watches
-    once."""
-    parent = os.getppid()
+def end_with_parent(parent: int, seconds: float = 1.0) -> None:
+    """End this worker process soon after its parent has gone, even by SIGKILL. Called once or often, it watches once.
+
+    Args:
+        parent: the process that the work is for. Where that is this process itself (a pool that runs in place), nothing
+            is watched.
+        seconds: between looks.
+    """
+    if os.getpid() == parent:
+        return
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -4,12 +4,16 @@ anew."""
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from visynth.core.files import hash_json
-from visynth.core.folders import forget_files, put_files
+from visynth.core.folders import forget_files, put_files, strangers
+
+NAME = re.compile(r"[0-9a-f]{32}(\.json)?")
 
 
 class Stage:
@@ -49,9 +53,18 @@ class Stage:
         """
         put_files(self.folder, {self._name(key): json.dumps({"key": key, "value": value}).encode()})
 
+    def path(self, **key: Any) -> Path:
+        """Where a folder of ours (an artifact) may be kept under a key."""
+        return self.folder / self._name(key).removesuffix(".json")
+
     def clear(self) -> None:
-        """The job is done: remove what was kept. Files that visynth did not write stay."""
-        forget_files(self.folder)
+        """The job is done: remove what was kept, for whatever inputs. Anything else stays."""
+        if not self.folder.is_dir():
+            return
+        for path in self.folder.iterdir():
+            if NAME.fullmatch(path.name) and path.is_dir() and not strangers(path):
+                shutil.rmtree(path)
+        forget_files(self.folder, NAME)
 
     def _name(self, key: Mapping[str, Any]) -> str:
         return f"{hash_json({'inputs': self.inputs, **key})[:32]}.json"

@@ -47,6 +47,8 @@ def fit(words: Sequence[str]) -> int:
         ConflictError: the run folder holds a run of another model or other data.
         Diverged: the loss became infinite or not a number.
     """
+    from visynth.callbacks.checkpoint import ExportFirst
+
     cli = _parsed(words)
     root = Path(cli.trainer.default_root_dir)
     read = [getattr(cli.datamodule, name, None) for name in ("data", "masks")]
@@ -61,7 +63,7 @@ def fit(words: Sequence[str]) -> int:
         claim(root / name)
     if cli.trainer.is_global_zero:
         put_files(root, {"config.yaml": text.encode()})
-    first = _export_first(cli, root)
+    first = ExportFirst(lambda: _export(cli, root))
     cli.trainer.callbacks.insert(0, first)
     with _gentle_interrupt(cli.trainer.callbacks, first) as interrupted:
         try:
@@ -283,22 +285,6 @@ def _gentle_interrupt(callbacks: Sequence[Any], first: Any) -> Iterator[list[boo
     finally:
         signal.signal(signal.SIGINT, before[0])
         signal.signal(signal.SIGTERM, before[1])
-
-
-def _export_first(cli: Any, root: Path) -> Any:
-    """A callback that exports the generator as soon as the training is over, before anything more is measured."""
-    from pytorch_lightning.callbacks import Callback
-
-    class ExportFirst(Callback):
-        done = False
-
-        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-            if trainer.received_sigterm or any(getattr(c, "stop_requested", False) for c in trainer.callbacks):
-                return
-            _export(cli, root)
-            self.done = True
-
-    return ExportFirst()
 
 
 def _export(cli: Any, root: Path) -> None:

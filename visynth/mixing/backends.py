@@ -311,7 +311,7 @@ def _wanted(
     held = sorted({*numbers, *names} if isinstance(balance, Mapping) or callable(balance) else {*numbers})
     called = {label: names.get(label, [f"label {label}"]) for label in held}
     labels_of = {name: label for label in held for name in called[label]}
-    if isinstance(balance, Mapping):
+    if isinstance(balance, Mapping) or callable(balance):
         return balancing.targets(balance, {name: numbers.get(label, 0) for name, label in labels_of.items()}), labels_of
     titles = {label: " and ".join(called[label]) for label in held}
     each = balancing.targets(

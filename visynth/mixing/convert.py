@@ -157,7 +157,10 @@ def find_converter(
                     made = candidate.picture(picture)
                 except Exception:  # a transform made for another input: the next way of calling it may fit
                     continue
-            if alike(made, image) and (moves or not joint or _spatial(made) == picture.shape[:2]):
+                fits = alike(made, image) and (moves or not joint or _spatial(made) == picture.shape[:2])
+                if fits and way in TENSORS:
+                    fits = _same_scale(candidate, image if values is None else values, picture)
+            if fits:
                 return candidate
         return None
 
@@ -170,6 +173,22 @@ def find_converter(
         if found is not None:
             return found
     return Converter(Adapter.like(real, values), targets)
+
+
+def _same_scale(converter: Converter, real: Any, picture: Array) -> bool:
+    """Whether a way spreads black, grey and white over values like the real ones: a transform of tensors takes any scale."""
+    top = np.iinfo(picture.dtype).max
+    try:
+        levels = [
+            float(torch.as_tensor(converter.picture(np.full_like(picture, round(part * top)))).double().mean())
+            for part in (0.0, 0.5, 1.0)
+        ]
+    except Exception:  # it fails on plain images; what it does to others cannot be told
+        return False
+    found = torch.as_tensor(real).double()
+    span, width = levels[2] - levels[0], float(found.max() - found.min())
+    evenly = 0.1 < (levels[1] - levels[0]) / span < 0.9 if span else False
+    return evenly and width / 2 <= abs(span) <= 16 * max(width, 1e-12)
 
 
 def fast_adapter(converter: Converter, image: torch.Tensor, picture: Array) -> Adapter | None:

@@ -9,7 +9,7 @@ the field and the way to say it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,6 +94,7 @@ def learn_fields(
     samples: Sequence[tuple[int | None, int | None, Any]],
     names: Mapping[int, str],
     told: Mapping[Any, Any] | None,
+    shared: Collection[str] = (),
 ) -> Fields:
     """What further fields are, from real samples; a warning names those that cannot be known.
 
@@ -102,6 +103,7 @@ def learn_fields(
         samples: (position or None, label or None, sample), several of a class where there are.
         names: class name of each label.
         told: values that the user gives.
+        shared: names of classes that share a label: a field that says them does not follow from it, however few were seen.
 
     Raises:
         UsageError: a further field is a picture or a dict, and the user gives no value for it.
@@ -126,7 +128,7 @@ def learn_fields(
             places.append(key)
             continue
         table = _table(values)
-        if table is None:
+        if table is None or any(isinstance(value, str) and value in shared for value in table.values()):
             unknown.append(key)
         else:
             found.by_label[key] = table

@@ -75,6 +75,11 @@ def only_names(indices: Mapping[str, int]) -> dict[int, str]:
     return {label: names[0] for label, names in names_of_labels(indices).items() if len(names) == 1}
 
 
+def sharing_names(indices: Mapping[str, int]) -> set[str]:
+    """Names of classes that share a label."""
+    return {name for names in names_of_labels(indices).values() if len(names) > 1 for name in names}
+
+
 def plan_epoch(
     allowed: Sequence[int], places: Mapping[str, Sequence[int]], mix: Mix, epoch: int, slots: int, before: int
 ) -> dict[int, int]:

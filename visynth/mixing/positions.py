@@ -23,7 +23,7 @@ from visynth.mixing.convert import Converter, find_converter
 from visynth.mixing.fields import learn_fields
 from visynth.mixing.layout import FLAG, WEIGHT, Form, check_growth
 from visynth.mixing.options import Options
-from visynth.mixing.plan import Mix, names_of_labels, only_names, plan_epoch, plan_within, replaceable
+from visynth.mixing.plan import Mix, names_of_labels, only_names, plan_epoch, plan_within, replaceable, sharing_names
 from visynth.mixing.sources import RenderedSource, truth_of
 from visynth.mixing.targets import ClassTarget, MaskTarget, Target, check_boxes, labels_in, probabilities, target_of
 
@@ -70,7 +70,9 @@ class MixedDataset(Dataset[Any]):
             check_growth(self.example)
         samples = [(place, self.example), *more_samples(real, self.labels, place, receiving)]
         shown = [(p, self._label_of(p, sample), sample) for p, sample in samples]
-        self.fields = learn_fields(self.form, shown, only_names(source.indices), options.extra)
+        self.fields = learn_fields(
+            self.form, shown, only_names(source.indices), options.extra, sharing_names(source.indices)
+        )
         label, mask = self.form.get(self.example, self.form.label), self.form.mask
         masks = [] if mask is None else [self.form.get(sample, mask) for _, sample in samples]
         self.targets = targets_of(label, masks, real)

@@ -36,6 +36,7 @@ from visynth.mixing.plan import (
     class_shares,
     names_of_labels,
     only_names,
+    sharing_names,
     within_share,
 )
 from visynth.mixing.positions import check_targets, mix_up, mixing_weight, parts_of, targets_of
@@ -222,7 +223,9 @@ class Joiner:
                 )
         check_targets(list(labels) if isinstance(labels, (list, tuple)) else [])
         samples = [(None, _only(shown[row]), _row_of(batch, form, row)) for row in range(len(shown))]
-        self.fields = learn_fields(form, samples, only_names(plan.indices), plan.options.extra)
+        self.fields = learn_fields(
+            form, samples, only_names(plan.indices), plan.options.extra, sharing_names(plan.indices)
+        )
         picture = self._picture(images)
         values = images if isinstance(images, (torch.Tensor, np.ndarray)) else None
         row = images[0]

@@ -7,6 +7,7 @@ side, ``evaluate`` takes a rendered set whose generator never saw the test image
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -118,9 +119,9 @@ def fit_cells(
     parallel = workers > 1 and len(cells) > 1 and getattr(plugins.load("learners", learner), "parallel", False)
     # joblib shares the tables by memory map, and does not run the caller's script again in its workers: no __main__
     # guard.
-    work = _run_in_worker if parallel else _run_cell
     run = joblib.Parallel(workers if parallel else 1)
-    return list(run(joblib.delayed(work)(cell, tables, learner, seed, only) for cell in cells))
+    work = joblib.delayed(_run_for)
+    return list(run(work(os.getpid(), cell, tables, learner, seed, only) for cell in cells))
 
 
 def gather(label: str, cells: Sequence[Cell], outcomes: Sequence[Outcomes], synthetic: float) -> Results:
@@ -144,8 +145,8 @@ def gather(label: str, cells: Sequence[Cell], outcomes: Sequence[Outcomes], synt
     return results
 
 
-def _run_in_worker(cell: Cell, tables: Tables, learner: str, seed: int, only: Sequence[str] | None) -> Outcomes:
-    end_with_parent()
+def _run_for(parent: int, cell: Cell, tables: Tables, learner: str, seed: int, only: Sequence[str] | None) -> Outcomes:
+    end_with_parent(parent)
     return _run_cell(cell, tables, learner, seed, only)
 
 

@@ -28,6 +28,7 @@ from visynth.jobs.trial.data import KEPT_PER_GROUP, Say, TrialData, read_trial_d
 from visynth.jobs.trial.measuring import Trial
 from visynth.jobs.trial.options import TrialOptions
 from visynth.jobs.trial.outputs import write_outputs
+from visynth.jobs.trial.plan import Clock
 from visynth.verdict.comparison import (
     arms_block,
     class_verdict,
@@ -74,7 +75,7 @@ def run_trial(
         DataError, UsageError: what :func:`visynth.jobs.preflight.preflight` and the composition raise.
     """
     options = options or TrialOptions()
-    started, cpu = time.monotonic(), time.process_time()
+    started, clock = time.monotonic(), Clock.now()
     check_apart(out, images.folders())
     out = claim(out, PARTS)
     say("preflight: files, groups, near-duplicates")
@@ -87,7 +88,7 @@ def run_trial(
     scarcity = f", with {options.rare_groups} training groups of {', '.join(rare)}" if options.rare_groups else ""
     report = Report("trial", (subject or images.root.name) + scarcity)
     stage = Stage(out.with_name(out.name + ".work"), _inputs(data, options))
-    trial = Trial(data, options, stage, say, cpu)
+    trial = Trial(data, options, stage, say, clock)
     findings.warnings.append(headroom(data, trial.splits, options, say))
     trial.measure()
     report.section("Preflight", *findings.blocks(), text(f"Preflight took {findings.seconds:.0f} s."))
@@ -141,7 +142,8 @@ def _sum_up(report: Report, trial: Trial) -> None:
 def _inputs(data: TrialData, options: TrialOptions) -> dict[str, Any]:
     """What every cell's outcome depends on, and the minutes, which the plan depends on."""
     asked = {k: v for k, v in asdict(options).items() if k not in ("workers", "cache", "dense")}
-    return {"data": data.fingerprint(), "options": asked, "good": data.good, **environment()}
+    named = {"rare": list(data.rare), "good": data.good}  # they decide folds, scarcity and the plan
+    return {"data": data.fingerprint(), "options": asked, **named, **environment()}
 
 
 def _conditions(data: TrialData, options: TrialOptions, seconds: float) -> dict[str, Any]:

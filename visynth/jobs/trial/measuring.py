@@ -17,7 +17,7 @@ from visynth.jobs.preflight import MIN_GROUPS
 from visynth.jobs.trial.cells import Split, bare_cell, has_both_sides, make_splits, real_cells
 from visynth.jobs.trial.data import Say, TrialData
 from visynth.jobs.trial.options import TrialOptions
-from visynth.jobs.trial.plan import Cost, Plan, plan_trial, wall_seconds
+from visynth.jobs.trial.plan import Clock, Cost, Plan, plan_trial
 from visynth.jobs.trial.synthesis import Synthesizer, composition_of, trained_of, with_synthesis
 from visynth.metrics.dense import DenseHead
 from visynth.verdict.cells import Cell
@@ -35,7 +35,7 @@ class Trial:
         options: what was asked for.
         stage: where outcomes of cells are kept.
         say: receives progress lines.
-        started: when the trial began, by ``time.process_time``.
+        started: when the trial began.
         results: by class.
         splits_of: by class, the splits that it was measured on.
         synthesizers: by name, those that measured something.
@@ -47,7 +47,7 @@ class Trial:
     options: TrialOptions
     stage: Stage
     say: Say
-    started: float = field(default_factory=time.process_time)
+    started: Clock = field(default_factory=Clock.now)
     results: dict[str, Results] = field(default_factory=dict)
     splits_of: dict[str, list[Split]] = field(default_factory=dict)
     synthesizers: dict[str, Synthesizer] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class Trial:
         kept = self.stage.get(what="seconds left")
         if kept is None:
             self.stage.put(kept := left, what="seconds left")
-        trained, why = trained_of(data, options, len(splits), kept, self.say)
+        trained, why = trained_of(data, options, len(splits), kept, self.say, self.stage)
         self.notes += [why] if why else []
         if trained is not None:  # its minutes were planned to fit
             yield trained, [name for name in data.rare if name in trained.classes], splits
@@ -114,15 +114,14 @@ class Trial:
         return plan
 
     def _new_plan(self, composition: Synthesizer, named: tuple[str, ...], others: tuple[str, ...]) -> Plan:
-        spent, folds = self._spent(), len({split.fold for split in self.splits})
+        spent, folds, workers = self._spent(), len({split.fold for split in self.splits}), self.options.workers
         cost = Cost(spent, 0.0, 0.0)
         for name in (*named, *others):
-            begun = time.process_time()
+            begun = Clock.now()
             pairs = real_cells(self.data, name, self.splits, self.options)
-            ready = time.process_time()
+            ready = Clock.now()
             if pairs and self._pilot(composition, name, *pairs[0]):
-                took = ready - begun, time.process_time() - ready
-                cost = Cost(spent, *(wall_seconds(seconds, self.options.workers) for seconds in took))
+                cost = Cost(spent, ready.since(begun, workers), Clock.now().since(ready, workers))
                 break
         return plan_trial(cost, named, others, self.options.draws, folds, 60 * self.options.minutes)
 
@@ -137,7 +136,7 @@ class Trial:
         return True
 
     def _spent(self) -> float:
-        return wall_seconds(time.process_time() - self.started, self.options.workers)
+        return Clock.now().since(self.started, self.options.workers)
 
     def _tell(self, plan: Plan, asked: Sequence[str]) -> None:
         options = self.options
@@ -187,7 +186,7 @@ class Trial:
         begun = time.monotonic()
         splits = self.splits_of[name]
         pairs = [(split, bare_cell(self.data, name, split)) for split in splits]
-        fitted = self._fitted(synthesizer, name, pairs, only=["synthetic"])
+        fitted = self._fitted(synthesizer, name, pairs, only=["synthetic"], all_or_none=True)
         failed = [why for why in fitted.values() if isinstance(why, str)]
         if failed:  # what the first one measured must not be lost with it
             self.notes.append(f"{name}: {synthesizer.name} could not be measured: {failed[0]}")
@@ -223,11 +222,14 @@ class Trial:
         name: str,
         pairs: Pairs,
         only: Sequence[str] | None = None,
+        all_or_none: bool = False,
     ) -> dict[tuple[int, int], Outcomes | str]:
         """Outcomes by (draw, fold), or why there is no synthesis; what an earlier start of this trial did is not done
         again."""
         workers = self.options.workers
-        key = {"class": name, "synthesizer": None if synthesizer is None else synthesizer.inputs, "only": only}
+        made_by = None if synthesizer is None else synthesizer.inputs
+        arms = sorted({extra for _, cell in pairs for extra in cell.extras})
+        key = {"class": name, "synthesizer": made_by, "only": only, "arms": arms}
         fitted: dict[tuple[int, int], Outcomes | str] = {}
         for split, _ in pairs:
             kept = self.stage.get(**key, place=_place(split))
@@ -245,7 +247,10 @@ class Trial:
                     why = str(error).splitlines()[0]
                     self.say(f"  {name}: draw {split.draw + 1}, fold {split.fold + 1} has no synthesis: {why}")
                     fitted[_place(split)] = why
-                    self.stage.put(why, **key, place=_place(split))
+                    if isinstance(error, DataError):  # anything else may pass
+                        self.stage.put(why, **key, place=_place(split))
+                    if all_or_none:
+                        return fitted
             cells = [cell for _, cell in ready]
             engine: dict[str, Any] = {"learner": self.options.learner, "workers": workers, "seed": self.options.seed}
             outcomes = fit_cells(cells, self.data.bank.tables(), only=only, **engine) if cells else []

@@ -4,6 +4,7 @@ does."""
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -87,12 +88,25 @@ def plan_trial(
     return Plan(chosen, tuple(classes), max(left, 0.0), round(needed / 60, 1))
 
 
-def wall_seconds(cpu: float, workers: int) -> float:
-    """Seconds on a quiet machine of work that took ``cpu`` seconds of processors: what a busy machine changes least.
+@dataclass(frozen=True)
+class Clock:
+    """A moment, in seconds on the wall and of processors."""
 
-    Example:
-        >>> wall_seconds(10.0, workers=0)
-        10.0
-    """
-    count = min(max(workers, 1), os.cpu_count() or 1)
-    return cpu / (1 + (count - 1) * EFFICIENCY)
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> Clock:
+        return cls(time.monotonic(), time.process_time())
+
+    def since(self, before: Clock, workers: int) -> float:
+        """Seconds that the time between would take on a quiet machine: what a busy one changes least.
+
+        That is the processors' seconds shared by the workers, or the wall's where more cores than workers took part.
+
+        Example:
+            >>> Clock(30.0, 12.0).since(Clock(0.0, 2.0), workers=0), Clock(2.0, 12.0).since(Clock(0.0, 2.0), workers=0)
+            (10.0, 2.0)
+        """
+        count = min(max(workers, 1), os.cpu_count() or 1)
+        return min(self.wall - before.wall, (self.cpu - before.cpu) / (1 + (count - 1) * EFFICIENCY))

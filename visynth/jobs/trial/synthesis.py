@@ -8,9 +8,11 @@ from typing import Any, Protocol
 
 from visynth.core import plugins
 from visynth.core import seeds as seeding
+from visynth.core.artifact import SPEC
 from visynth.core.errors import DataError, UsageError
+from visynth.core.stage import Stage
 from visynth.data.imageset import ImageSet
-from visynth.generators.base import Generator, Samples
+from visynth.generators.base import Generator, Samples, load_generator
 from visynth.generators.compose_fit import fit_composition
 from visynth.jobs.make import sources_of
 from visynth.jobs.trial.cells import Split
@@ -123,6 +125,7 @@ class TrainedSynthesizer:
         seed: of the trial.
         cells: how many there will be, for the time left.
         say: receives progress lines.
+        stage: keeps the generators, so that a trial that goes on has the same ones.
     """
 
     kind: str
@@ -133,6 +136,7 @@ class TrainedSynthesizer:
     seed: int
     cells: int
     say: Say
+    stage: Stage
     traceable: bool = False
     generators: dict[tuple[int, int], Generator] = field(default_factory=dict)
 
@@ -150,6 +154,9 @@ class TrainedSynthesizer:
 
     def fit(self, data: TrialData, name: str, split: Split) -> Generator:
         key = split.draw, split.fold
+        folder = self.stage.path(generator=self.inputs, place=key)
+        if key not in self.generators and (folder / SPEC).is_file():
+            self.generators[key] = load_generator(folder)
         if key not in self.generators:
             number = len(self.generators)
             left = (self.cells - number) * self.minutes
@@ -160,6 +167,7 @@ class TrainedSynthesizer:
             sources = [data.sources[int(row)] for row in split.train if data.sources[int(row)].label]
             seed = seeding.derive("learned", self.seed, *key) % 2**31
             self.generators[key] = self._train(sources, seed)
+            self.generators[key].save(folder)
         generator = self.generators[key]
         if name not in generator.classes:
             raise DataError(
@@ -190,7 +198,7 @@ def composition_of(data: TrialData) -> CompositionSynthesizer | None:
 
 
 def trained_of(
-    data: TrialData, options: TrialOptions, cells: int, budget: float, say: Say
+    data: TrialData, options: TrialOptions, cells: int, budget: float, say: Say, stage: Stage
 ) -> tuple[TrainedSynthesizer | None, str]:
     """A trained synthesizer, or None with the reason.
 
@@ -200,6 +208,7 @@ def trained_of(
         cells: generators to train.
         budget: seconds for training, sampling and arms of the learned generator.
         say: receives progress lines.
+        stage: keeps the generators.
 
     Raises:
         UsageError: inpainting is asked for, but there are no masks or no defect-free class.
@@ -226,7 +235,7 @@ def trained_of(
         )
     classes = composable if kind == "inpaint" else data.classes
     size = options.learn_size or _size(data, kind)
-    return TrainedSynthesizer(kind, classes, data.good, minutes, size, options.seed, cells, say), ""
+    return TrainedSynthesizer(kind, classes, data.good, minutes, size, options.seed, cells, say, stage), ""
 
 
 def _size(data: TrialData, kind: str) -> int:
