@@ -1,11 +1,10 @@
 """Losses and regularisers of adversarial training, as functions of logits and networks.
 
 Sources: Goodfellow et al. (NeurIPS 2014) for the non-saturating loss; Mescheder et al., "Which training methods for
-    GANs do actually converge?" (ICML 2018), eq. 9, for R1;
-Lim and Ye, "Geometric GAN" (2017) for the hinge; Jolicoeur-Martineau, "The relativistic discriminator" (ICLR 2019) and
-Huang et al., "The GAN is dead; long live the GAN!" (NeurIPS 2024), eq. 3, for RpGAN with R1 and R2; Karras et al. (CVPR
-2020), eq. 4, for path length; Tseng et al., "Regularizing generative adversarial networks under limited data" (CVPR
-2021), eq. 4, for LeCam.
+GANs do actually converge?" (ICML 2018), eq. 9, for R1; Lim and Ye, "Geometric GAN" (2017) for the hinge;
+Jolicoeur-Martineau, "The relativistic discriminator" (ICLR 2019) and Huang et al., "The GAN is dead; long live the
+GAN!" (NeurIPS 2024), eq. 3, for RpGAN with R1 and R2; Karras et al. (CVPR 2020), eq. 4, for path length; Tseng et al.,
+"Regularizing generative adversarial networks under limited data" (CVPR 2021), eq. 4, for LeCam.
 """
 
 from __future__ import annotations

@@ -4,8 +4,7 @@ The pipeline's own parts do the work: its text encoders read the prompts once, i
 is predicted (epsilon, v, or a flow). Only the low-rank weights are trained, kept in checkpoints and exported, under the
 names that diffusers loads.
 Sources: Hu et al., "LoRA" (ICLR 2022); Ho et al. (2020) eq. 14 for epsilon; Esser et al., "Scaling rectified flow
-    transformers" (ICML 2024),
-eq. 13 and section 3.1 (logit-normal timesteps) for flows.
+transformers" (ICML 2024), eq. 13 and section 3.1 (logit-normal timesteps) for flows.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Real images as latents of a StyleGAN2, and pictures around them.
 
 Source: Karras et al., "Analyzing and improving the image quality of StyleGAN" (CVPR 2020), section 5 and appendix D,
-    with one style a layer as Abdal et al., "Image2StyleGAN" (ICCV
-2019), section 5.1, and a pull towards the mean of the class as Tov et al., "Designing an encoder for StyleGAN image
-manipulation" (SIGGRAPH 2021), section 4, so that what is near is plausible.
+with one style a layer as Abdal et al., "Image2StyleGAN" (ICCV 2019), section 5.1, and a pull towards the mean of the
+class as Tov et al., "Designing an encoder for StyleGAN image manipulation" (SIGGRAPH 2021), section 4, so that what is
+near is plausible.
 """
 
 from __future__ import annotations

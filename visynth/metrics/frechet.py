@@ -1,7 +1,7 @@
 """The Frechet distance of two Gaussians, from float64 statistics; called FID with Inception features only.
 
 Source: Heusel et al., "GANs trained by a two time-scale update rule converge to a local Nash equilibrium" (NeurIPS
-    2017), eq. 6.
+2017), eq. 6.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Kernel inception distance with an interval and, for scale, the same distance between halves of the real images.
 
 Source: Binkowski et al., "Demystifying MMD GANs" (ICLR 2018), section 4: squared MMD with k(x, y) = (x.y / d + 1)^3,
-    unbiased,
-Gretton et al., "A kernel two-sample test" (JMLR 2012), eq. 3. Unbiased means that equal distributions give 0 on average
-and negative values half the time, however few images there are: that is why it leads here, and not FID.
+unbiased, Gretton et al., "A kernel two-sample test" (JMLR 2012), eq. 3. Unbiased means that equal distributions give 0
+on average and negative values half the time, however few images there are: that is why it leads here, and not FID.
 """
 
 from __future__ import annotations

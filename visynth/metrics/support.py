@@ -1,7 +1,7 @@
 """Precision and recall of made images: does what is made lie where real images are, and does it reach all of them?
 
 Source: Kynkaanniemi et al., "Improved precision and recall metric for assessing generative models" (NeurIPS 2019), eqs.
-    1 and 2.
+1 and 2.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Adaptive discriminator augmentation: the whole pipeline, differentiable twice, each image by its own random numbers.
 
 Source: Karras et al., "Training generative adversarial networks with limited data" (NeurIPS 2020), cited as *ADA*:
-    section 3 for the control of the
-strength, appendix B (algorithm 1 and table 3) for the transformations; wavelets after Daubechies, "Ten lectures on
-wavelets" (1992). Every transformation happens with probability p, so that below p = 0.8 the generator learns the data
-and not the augmentation.
+section 3 for the control of the strength, appendix B (algorithm 1 and table 3) for the transformations; wavelets after
+Daubechies, "Ten lectures on wavelets" (1992). Every transformation happens with probability p, so that below p = 0.8
+the generator learns the data and not the augmentation.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Non-leaking augmentation: geometric changes that the network is told of, so that sampling can ask for none.
 
 Source: Karras et al., "Elucidating the design space of diffusion-based generative models" (NeurIPS 2022), appendix F.2
-    and table
+and table
 6: flips, isotropic scaling, rotation, anisotropic scaling and translation, each with probability p, and nine labels.
 """
 

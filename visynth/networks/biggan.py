@@ -2,9 +2,8 @@
 hierarchical latents.
 
 Source: Brock et al., "Large scale GAN training for high fidelity natural image synthesis" (ICLR 2019), sections 3 and
-    appendix B (tables 4 to 9, deep ones included); Zhang et al.,
-"Self-attention generative adversarial networks" (ICML 2019), eqs. 1 to 3; Miyato et al., "Spectral normalization" (ICLR
-2018).
+appendix B (tables 4 to 9, deep ones included); Zhang et al., "Self-attention generative adversarial networks" (ICML
+2019), eqs. 1 to 3; Miyato et al., "Spectral normalization" (ICLR 2018).
 """
 
 from __future__ import annotations

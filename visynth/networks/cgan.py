@@ -1,9 +1,8 @@
 """A small class-conditional pair for 16 to 64 pixels: the plain baseline that everything else must beat.
 
 Source: Mirza and Osindero, "Conditional generative adversarial nets" (2014), with the layers of Radford et al.,
-    "Unsupervised representation learning with deep convolutional
-generative adversarial networks" (ICLR 2016), section 3; no norm in the discriminator, so that penalties on its gradient
-mean what they say.
+"Unsupervised representation learning with deep convolutional generative adversarial networks" (ICLR 2016), section 3;
+no norm in the discriminator, so that penalties on its gradient mean what they say.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """DiffAugment: three simple augmentations that every image gets, real and made alike.
 
 Source: Zhao et al., "Differentiable augmentation for data-efficient GAN training" (NeurIPS 2020), section 3.2 and its
-    settings colour, translation and cutout.
+settings colour, translation and cutout.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Discriminators: residual with projection, and what they share.
 
 Source: Karras et al., "Analyzing and improving the image quality of StyleGAN" (CVPR 2020), section 4.1 (residual
-    blocks); Miyato and Koyama, "cGANs with
-projection discriminator" (ICLR 2018), eq. 3, with the embedding through a mapping as in Karras et al. (NeurIPS 2020),
-appendix D. Parameters are named as in public StyleGAN2 checkpoints.
+blocks); Miyato and Koyama, "cGANs with projection discriminator" (ICLR 2018), eq. 3, with the embedding through a
+mapping as in Karras et al. (NeurIPS 2020), appendix D. Parameters are named as in public StyleGAN2 checkpoints.
 """
 
 from __future__ import annotations

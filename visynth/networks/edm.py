@@ -1,8 +1,7 @@
 """EDM: preconditioning, loss weights and samplers of diffusion models as pure functions.
 
 Source: Karras, Aittala, Aila and Laine, "Elucidating the design space of diffusion-based generative models" (NeurIPS
-    2022),
-cited below as *EDM*. Noise levels are standard deviations, in the units of the data. Everything scales with the
+2022), cited below as *EDM*. Noise levels are standard deviations, in the units of the data. Everything scales with the
 data's own standard deviation ``sigma_data``: the paper's constants are for 0.5, the figure of photographs in [-1, 1],
 while grey textures may have a tenth of it. :func:`scaled` moves them.
 """

@@ -1,8 +1,7 @@
 """Layers of the GAN networks whose weights are scaled at run time.
 
 Source: Karras et al., "Progressive growing of GANs" (ICLR 2018), section 4.1 (equalised learning rate) and 3 (minibatch
-    standard deviation);
-Karras et al., "A style-based generator architecture" (CVPR 2019) for the learning rate multiplier.
+standard deviation); Karras et al., "A style-based generator architecture" (CVPR 2019) for the learning rate multiplier.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Batch normalisation that is the same over any number of processes, and whose statistics are measured for sampling.
 
 Source: Ioffe and Szegedy (ICML 2015); class-conditional gain and bias after de Vries et al. (NeurIPS 2017); standing
-    statistics after Brock et al., "Large scale GAN training"
-(ICLR 2019), section 4: averages over many batches of the finished network, so that a picture never depends on the
-others made with it.
+statistics after Brock et al., "Large scale GAN training" (ICLR 2019), section 4: averages over many batches of the
+finished network, so that a picture never depends on the others made with it.
 """
 
 from __future__ import annotations

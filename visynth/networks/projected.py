@@ -1,9 +1,8 @@
 """A discriminator on frozen pretrained features with random mixing of channels and scales.
 
 Source: Sauer et al., "Projected GANs converge faster" (NeurIPS 2021), sections 3 and 4: four scales of
-    EfficientNet-Lite features, cross-channel mixing by random 1x1 and cross-scale
-mixing by random 3x3 convolutions that are never trained, and one small discriminator a scale. Classes enter by
-projection.
+EfficientNet-Lite features, cross-channel mixing by random 1x1 and cross-scale mixing by random 3x3 convolutions that
+are never trained, and one small discriminator a scale. Classes enter by projection.
 """
 
 from __future__ import annotations

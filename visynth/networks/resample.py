@@ -1,9 +1,9 @@
 """FIR resampling with the filter [1, 3, 3, 1], and convolutions that change the resolution.
 
 Source: Karras et al., "Analyzing and improving the image quality of StyleGAN" (CVPR 2020), section 3 and appendix B,
-    cited as *StyleGAN2*;
-Zhang, "Making convolutional networks shift-invariant again" (ICML 2019). Two separable passes are faster than one 4x4
-filter, than pooling and than a filter folded into the convolution; scripts/bench/gan_step.py measures them.
+cited as *StyleGAN2*; Zhang, "Making convolutional networks shift-invariant again" (ICML 2019). Two separable passes are
+faster than one 4x4 filter, than pooling and than a filter folded into the convolution; scripts/bench/gan_step.py
+measures them.
 
 All functions take ``[N, C, H, W]`` of any float type, and zeros stand outside of the picture.
 """

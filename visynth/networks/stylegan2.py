@@ -1,11 +1,10 @@
 """StyleGAN2's generator network: mapping and synthesis.
 
 Source: Karras et al., "Analyzing and improving the image quality of StyleGAN" (CVPR 2020), cited as *StyleGAN2*; class
-    conditioning as in
-Karras et al., "Training generative adversarial networks with limited data" (NeurIPS 2020), appendix D. For few images
-of a class: Shahbazi et al., "Collapse by conditioning" (ICLR 2022), cited as *transitional*; Khorram et al., "Taming
-the tail" (CVPR 2024), cited as *UTLO*; Rangwani et al., "NoisyTwins" (CVPR 2023). Parameters are named as in public
-StyleGAN2 checkpoints.
+conditioning as in Karras et al., "Training generative adversarial networks with limited data" (NeurIPS 2020), appendix
+D. For few images of a class: Shahbazi et al., "Collapse by conditioning" (ICLR 2022), cited as *transitional*; Khorram
+et al., "Taming the tail" (CVPR 2024), cited as *UTLO*; Rangwani et al., "NoisyTwins" (CVPR 2023). Parameters are named
+as in public StyleGAN2 checkpoints.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def _smote(
     """The items and ``count`` points between a real image of the class and one of its nearest in the class.
 
     Source: Chawla et al., "SMOTE: Synthetic Minority Over-sampling Technique", JAIR 16 (2002), section 4.2, with its k
-        = 5.
+    = 5.
     """
     generator = seeding.rng(seeding.derive("smote", seed, cell.draw, cell.fold), "pairs")
     own = items.rows[items.positive]
