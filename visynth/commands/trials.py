@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from json import dumps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from visynth.commands.options import DataOptions
 from visynth.commands.saying import printer, verdicts
+from visynth.jobs.trial.options import Learned  # light, as its room's options must be
 
 
 def trial(
@@ -28,7 +29,7 @@ def trial(
     others: bool = True,
     dense: bool = True,
     cache: bool = True,
-    learned: Literal["auto", "none", "inpaint", "diffusion", "projection"] = "auto",
+    learned: Learned = "auto",
     learn_size: int = 0,
     title: str | None = None,
     json: bool = False,

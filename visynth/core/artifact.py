@@ -11,6 +11,7 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -48,10 +49,15 @@ class Artifact:
     members: tuple[Member, ...] = ()
     card: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Hex sha256 of the weights, which may be large."""
+        return sha256(self.weights).hexdigest()
+
+    @cached_property
     def digest(self) -> str:
         """Hex sha256 of identity and weights: of what decides every sample."""
-        return hash_json({**self.identity, "weights": sha256(self.weights).hexdigest()})
+        return hash_json({**self.identity, "weights": self.weights_sha256})
 
     def save(self, folder: str | Path, readme: str, extra: Mapping[str, bytes] | None = None) -> Path:
         """Write the folder, with further files by name; it appears complete or not at all."""
@@ -68,7 +74,7 @@ class Artifact:
     def _json(self) -> dict[str, Any]:
         return {
             **self.identity,
-            "weights_sha256": sha256(self.weights).hexdigest(),
+            "weights_sha256": self.weights_sha256,
             "digest": self.digest,
             "members_root": members_file.merkle_root(self.members),
             "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
@@ -91,19 +97,16 @@ def load_artifact(path: str | Path, schemas: tuple[str, ...]) -> Artifact:
     """
     folder = local_folder(path)
     said = read_spec(folder, schemas)
-    weights = (folder / WEIGHTS).read_bytes()
-    found = sha256(weights).hexdigest()
-    if found != said["weights_sha256"]:
-        raise IntegrityError(
-            f"{folder / WEIGHTS} was altered: sha256 is {found[:16]}..., generator.json says "
-            f"{said['weights_sha256'][:16]}... "
-            "Copy the folder again or fit the generator anew."
-        )
-    members = members_file.read(folder / MEMBERS)
-    if members_file.merkle_root(members) != said["members_root"]:
-        raise IntegrityError(f"{folder / MEMBERS} was altered: it does not match members_root in generator.json.")
     identity = {key: value for key, value in said.items() if key not in OTHER_KEYS}
-    artifact = Artifact(identity, weights, tuple(members), dict(said["card"]))
+    weights, card = (folder / WEIGHTS).read_bytes(), dict(said["card"])
+    artifact = Artifact(identity, weights, tuple(members_file.read(folder / MEMBERS)), card)
+    if artifact.weights_sha256 != said["weights_sha256"]:
+        raise IntegrityError(
+            f"{folder / WEIGHTS} was altered: sha256 is {artifact.weights_sha256[:16]}..., generator.json says "
+            f"{said['weights_sha256'][:16]}... Copy the folder again or fit the generator anew."
+        )
+    if members_file.merkle_root(artifact.members) != said["members_root"]:
+        raise IntegrityError(f"{folder / MEMBERS} was altered: it does not match members_root in generator.json.")
     if artifact.digest != said["digest"]:
         raise IntegrityError(f"{folder / SPEC} was altered: its content does not match its own digest.")
     return artifact

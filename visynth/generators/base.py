@@ -239,8 +239,9 @@ class Generator(ABC):
 
     def save(self, folder: str | Path, extra: Mapping[str, bytes] | None = None) -> Path:
         """Write the generator folder, with further files by name; it appears complete or not at all."""
-        more = {**(extra or {}), **self._preview()}
-        return self.artifact().save(folder, self._readme(), more)
+        stored = self.artifact()
+        self._digest = stored.digest  # the README tells it
+        return stored.save(folder, self._readme(), {**(extra or {}), **self._preview()})
 
     def _checked(
         self, seeds: Tensor | Sequence[int], labels: Tensor | Sequence[int], options: Mapping[str, Any]

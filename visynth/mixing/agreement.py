@@ -173,9 +173,8 @@ def _range_problem(convert: Converter, reals: Sequence[np.ndarray[Any, Any]], pi
     """Compare the range of real samples with what black, white and synthetic pictures become."""
     if not reals or not pictures:
         return None
-    top = np.iinfo(pictures[0].dtype).max
     try:
-        ends = [_values(convert.picture(np.full_like(pictures[0], level))) for level in (0, top)]
+        ends = [_values(convert.plain(pictures[0], part)) for part in (0.0, 1.0)]
         shown = [v for v in (_values(convert.picture(picture)) for picture in pictures) if v is not None]
     except Exception:  # it will be told with the first picture that is converted
         return None

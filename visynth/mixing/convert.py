@@ -54,6 +54,10 @@ class Converter:
         whole = Truth(1, np.ones((height, width), bool), ((0.0, 0.0, float(width), float(height)),))
         return self._image(picture, [target.raw(whole, (height, width)) for target in self.targets])[0]
 
+    def plain(self, picture: Array, part: float) -> Any:
+        """What a plain image of this part of white becomes, as large as ``picture`` and of its dtype."""
+        return self.picture(np.full_like(picture, round(part * np.iinfo(picture.dtype).max)))
+
     @property
     def name(self) -> str:
         """The way in words, for logs and errors."""
@@ -177,12 +181,8 @@ def find_converter(
 
 def _same_scale(converter: Converter, real: Any, picture: Array) -> bool:
     """Whether a way spreads black, grey and white over values like the real ones: a transform of tensors takes any scale."""
-    top = np.iinfo(picture.dtype).max
     try:
-        levels = [
-            float(torch.as_tensor(converter.picture(np.full_like(picture, round(part * top)))).double().mean())
-            for part in (0.0, 0.5, 1.0)
-        ]
+        levels = [float(torch.as_tensor(converter.plain(picture, part)).double().mean()) for part in (0.0, 0.5, 1.0)]
     except Exception:  # it fails on plain images; what it does to others cannot be told
         return False
     found = torch.as_tensor(real).double()
@@ -207,7 +207,7 @@ def fast_adapter(converter: Converter, image: torch.Tensor, picture: Array) -> A
     if isinstance(converter.through, Adapter):
         return converter.through
     with random_state_kept():
-        flat = [converter.through(np.full_like(picture, level), [])[0] for level in (0, np.iinfo(picture.dtype).max)]
+        flat = [converter.plain(picture, part) for part in (0.0, 1.0)]
         before = random_states()
         tries = [torch.as_tensor(converter.through(picture, [])[0]) for _ in range(4)]
         drew = random_states() != before

@@ -71,12 +71,22 @@ class Bootstrap:
                 self.groups[:, own] = generator.multinomial(len(own), np.full(len(own), 1 / len(own)), replicates)
         draws = sorted({cell.draw for cell in cells})
         self.draw_index = {draw: place for place, draw in enumerate(draws)}
+        self._means: dict[tuple[int, str, float], tuple[Sequence[Scored], tuple[float, Floats]]] = {}
         self.draws = generator.multinomial(len(draws), np.full(len(draws), 1 / len(draws)), replicates).astype(
             np.float64
         )
 
     def mean(self, cells: Sequence[Scored], metric: str, fpr: float = 0.05) -> tuple[float, Floats]:
-        """A metric's mean over cells, and its replicates ``[R]``."""
+        """A metric's mean over cells, and its replicates ``[R]``; worked out once for each arm, which many comparisons ask for."""
+        key = id(cells), metric, fpr
+        if key not in self._means:
+            self._means[key] = (
+                cells,
+                self._mean(cells, metric, fpr),
+            )  # the cells are kept, so that their id stays theirs
+        return self._means[key][1]
+
+    def _mean(self, cells: Sequence[Scored], metric: str, fpr: float) -> tuple[float, Floats]:
         measures: dict[str, Callable[..., Floats]] = {
             "ap": weighted_ap,
             "recall": partial(weighted_recall, fpr=fpr),

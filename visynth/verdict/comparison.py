@@ -230,6 +230,7 @@ class Summary:
     others: Mapping[str, Verdict] = field(default_factory=dict)
     duel: Interval | None = None  # the rival against the arm "synthetic"
     level: float = 0.95  # of each synthesizer's interval
+    recipe: str = ""  # the best arm without synthesis, in words
 
 
 def summarise(results: Results, *, candidate: str = "synthetic", worth: float = WORTH, seed: int = 0) -> Summary:
@@ -271,6 +272,7 @@ def summarise(results: Results, *, candidate: str = "synthetic", worth: float = 
         {name: v for name, v in verdicts.items() if name != best},
         duel,
         level,
+        _recipe(results, bootstrap),
     )
 
 
@@ -284,14 +286,8 @@ RECIPES = {
 }
 
 
-def recipe(results: Results, seed: int = 0) -> str:
-    """The best arm without synthesis, in words, with what it gains over the images as they are.
-
-    Example:
-        "classic augmentation with rotate (in 9 of 15 cells): AP 0.62, +0.05 [-0.01, +0.11] against the images as they
-        are"
-    """
-    bootstrap = Bootstrap(results.tested["real"], seed=seed)
+def _recipe(results: Results, bootstrap: Bootstrap) -> str:
+    """The best arm without synthesis, in words, with what it gains over the images as they are."""
     means = {n: bootstrap.mean(results.tested[n], "ap")[0] for n in arming.BASELINES if n in results.tested}
     best = max(means, key=lambda name: means[name])
     words = RECIPES[best]
@@ -306,11 +302,12 @@ def recipe(results: Results, seed: int = 0) -> str:
     return f"{words}, {gain.mean:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}] against {RECIPES['real']}"
 
 
-def classic_block(results: Results, learner: str, seed: int = 0) -> list[dict[str, Any]]:
-    """The table of arms of a class that was measured without synthesis."""
+def summarise_classic(results: Results, learner: str, seed: int = 0) -> tuple[str, dict[str, Any]]:
+    """Of a class that was measured without synthesis: the best arm in words, and the table of arms."""
     bootstrap = Bootstrap(results.tested["real"], seed=seed)
     rows = _arm_rows(results, bootstrap, _baseline(results, bootstrap), [])
-    return [arms(f"{_cells_in_words(results)} ({learner} learner)", rows, "Nothing was synthesised for this class.")]
+    title = f"{_cells_in_words(results)} ({learner} learner)"
+    return _recipe(results, bootstrap), arms(title, rows, "Nothing was synthesised for this class.")
 
 
 def _cells_in_words(results: Results) -> str:
@@ -387,10 +384,10 @@ def class_verdict(results: Results, summary: Summary, *, masks: bool, macro_f1: 
         following = (
             f"collect more groups (parts, scenes, patients) of {results.label}, above all for testing, and run the "
             "trial "
-            f"again; best without synthesis was {recipe(results)}"
+            f"again; best without synthesis was {summary.recipe}"
         )
     else:
-        following = f"train without synthetic {results.label}; best without it was {recipe(results)}"
+        following = f"train without synthetic {results.label}; best without it was {summary.recipe}"
     dense = next((row for row in summary.rows if row["name"] == "dense"), None)
     others = max(row["mean"] for row in summary.rows if row["name"] not in ("dense", "oracle"))
     if masks and dense is not None and dense["mean"] > others:

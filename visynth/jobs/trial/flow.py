@@ -32,10 +32,9 @@ from visynth.jobs.trial.plan import Clock
 from visynth.verdict.comparison import (
     arms_block,
     class_verdict,
-    classic_block,
     macro_f1_table,
-    recipe,
     summarise,
+    summarise_classic,
 )
 
 PARTS = ("generator*", "renders*")  # folders that a trial writes beside its report
@@ -129,8 +128,9 @@ def _sum_up(report: Report, trial: Trial) -> None:
         why = "only the named classes were measured" if suits.kind == "composition" else suits.reason
         following = "train without synthetic images of it"
         if name in data.rare and name in trial.results:
-            following += f"; best was {recipe(trial.results[name], options.seed)}"
-            blocks += classic_block(trial.results[name], options.learner, options.seed)
+            recipe, block = summarise_classic(trial.results[name], options.learner, options.seed)
+            following += f"; best was {recipe}"
+            blocks.append(block)
         report.verdicts.append(
             ClassVerdict(name, "not measured", trial.skipped.get(name, why), following, aside=name not in data.rare)
         )
