@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from visynth.core import seeds as seeding
 from visynth.core.errors import UsageError, choices
-from visynth.data.masks import judge, load_mask
+from visynth.data.imageset import ImageSet, Item
+from visynth.data.masks import load_mask, mask_problem
 from visynth.generators.blend import grow
 from visynth.generators.compose import Composition
 from visynth.generators.compose_fit import Source, fit_composition, guess_good
@@ -185,7 +186,7 @@ class DefectCrops(StreamData):
         if self.sources is None:
             self.sources = self._read()
         sources = self.sources
-        fitted = fit_composition(sources, good=str(self.good), classes=self.classes, judge=judge)
+        fitted = fit_composition(sources, good=str(self.good), classes=self.classes)
         self.composition = fitted.generator
         self.crops = Crops(self.composition, sources, self.window, self.temper, self.seed)
         spec = self.composition.spec
@@ -205,11 +206,7 @@ class DefectCrops(StreamData):
     def _read(self) -> list[Source]:
         self.images = hold_out(self.read(), self.held_out, self.seed)
         images = self.images
-        sources = [
-            Source(i.name, i.label, i.group or i.name, images.image(i), load_mask(images, i))
-            for i in images.items
-            if i.split in ("", "train")
-        ]
+        sources = [_source(images, item) for item in images.items if item.split in ("", "train")]
         masked = {name: sum(s.mask is not None for s in sources if s.label == name) for name in images.classes}
         self.good = self.good or guess_good(images.classes, masked, images.counts())
         if self.good is None:
@@ -245,3 +242,9 @@ def _half(hole: Mask, anchor: tuple[int, int], generator: np.random.Generator) -
     rows, columns = np.indices(hole.shape)
     side = (rows - anchor[0]) * np.sin(angle) + (columns - anchor[1]) * np.cos(angle) >= 0
     return np.asarray(hole & side)
+
+
+def _source(images: ImageSet, item: Item) -> Source:
+    image, mask = images.image(item), load_mask(images, item)
+    problem = None if mask is None else mask_problem(image, mask)
+    return Source(item.name, item.label, item.group or item.name, image, mask, problem)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import cv2
 import numpy as np
 import pytest
 
 from visynth.core.errors import DataError, UsageError
 from visynth.data import groups as grouping
+from visynth.data.looks import grey_copy
 from visynth.data.reading import read_images
 from visynth.data.splits import group_folds, pick_groups
 from visynth.lightning_modules.samplers import TemperedSampler, class_probabilities
@@ -23,7 +25,7 @@ def shots(parts: int, repeats: int, seed: int = 0) -> tuple[list[str], np.ndarra
         for shot in range(repeats):
             image = base * rng.uniform(0.7, 1.2) + rng.normal(0, 4, base.shape)
             names.append(f"part/exp{shot}_num_{1000 * part + 7 * shot}.png")
-            copies.append(grouping.small_copies(image.clip(0, 255).astype(np.uint8)[:, :, None]))
+            copies.append(grouping.small_copies(grey_copy(image.clip(0, 255).astype(np.uint8)[:, :, None])))
     return names, np.stack(copies)
 
 
@@ -46,6 +48,24 @@ def test_where_names_say_nothing_likeness_groups() -> None:
     assert "look alike" in proposal.rule
     groups = np.array(proposal.groups)
     assert all(len(set(groups[order // 3 == part])) == 1 for part in range(30))
+
+
+def test_a_chain_of_near_duplicates_does_not_become_one_group() -> None:
+    """A camera that pans: each image is like its neighbours, the first and the last have nothing in common."""
+    rng = np.random.default_rng(0)
+    wide = np.kron(rng.uniform(40, 200, (4, 40)), np.ones((16, 16)))
+    wide = cv2.GaussianBlur(wide, (0, 0), 4)
+    places = np.cumsum([1 if place % 10 else 2 for place in range(120)])  # faster from ten to ten images than within
+    images = [wide[:, place : place + 64] + rng.normal(0, 1, (64, 64)) for place in places]
+    copies = np.stack([grouping.small_copies(grey_copy(i.clip(0, 255).astype(np.uint8)[:, :, None])) for i in images])
+    found = grouping.neighbours(copies)
+    names = [f"{n:x}" for n in rng.integers(0, 2**60, len(images))]
+    proposal = grouping.propose_groups(names, found)
+    sizes = np.unique(proposal.groups, return_counts=True)[1]
+    chained = grouping._connected(len(images), found.pairs)
+    assert np.bincount(chained).max() > 0.25 * len(images)
+    assert sizes.max() <= grouping.SMALL
+    assert "where they would chain" in proposal.rule
 
 
 def test_distinct_pictures_need_no_groups() -> None:

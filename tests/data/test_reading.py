@@ -9,7 +9,7 @@ import pytest
 
 from visynth.core.codec import encode_png
 from visynth.core.errors import DataError, UsageError
-from visynth.data.masks import judge, load_mask
+from visynth.data.masks import load_mask, mask_problem
 from visynth.data.reading import read_images
 
 
@@ -207,23 +207,24 @@ class TestJudge:
     def test_a_visible_defect_is_fine(self) -> None:
         image, mask = self.image.copy(), self.square(8)
         image[mask] += 40
-        assert judge(image, mask) is None
+        assert mask_problem(image, mask) is None
 
     def test_reasons(self) -> None:
-        assert "empty" in judge(self.image, self.square(0))
-        assert "covers 34%" in judge(self.image, self.square(35))
+        assert "empty" in mask_problem(self.image, self.square(0))
+        assert "covers 34%" in mask_problem(self.image, self.square(35))
         told = [
-            judge(self.image, np.roll(self.square(12), shift, axis=(0, 1))) for shift in (-9, -6, -3, 0, 3, 6, 9, 12)
+            mask_problem(self.image, np.roll(self.square(12), shift, axis=(0, 1)))
+            for shift in (-9, -6, -3, 0, 3, 6, 9, 12)
         ]
         assert sum("the outline shows nothing" in (reason or "") for reason in told) >= 6
         wide = np.zeros((60, 60), bool)
         wide[5:55, 5:55] = True  # no place beside it: inside and outside are compared
-        assert "look alike" in judge(self.image, wide, max_area=1.1)
+        assert "look alike" in mask_problem(self.image, wide, max_area=1.1)
 
     def test_a_flat_patch_in_rough_ground_is_seen_by_its_texture(self) -> None:
         image, mask = self.image.copy(), self.square(12)
         image[mask] = 100
-        assert judge(image, mask) is None
+        assert mask_problem(image, mask) is None
 
 
 @pytest.mark.data
@@ -233,7 +234,7 @@ def test_magnetic_tile_masks_are_judged_as_one_sees_them(real_data) -> None:
     assert images.counts() == {"blowhole": 115, "break": 85, "crack": 57, "fray": 32, "free": 952, "uneven": 103}
     bad = dict.fromkeys(images.classes, 0)
     for item in images.items:
-        if item.label != "free" and judge(images.image(item), load_mask(images, item)) is not None:
+        if item.label != "free" and mask_problem(images.image(item), load_mask(images, item)) is not None:
             bad[item.label] += 1
     assert bad["blowhole"] == bad["crack"] == 0
     assert bad["fray"] >= 16

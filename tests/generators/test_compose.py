@@ -8,7 +8,7 @@ import pytest
 
 from visynth.core.errors import DataError, UsageError
 from visynth.core.pictures import box
-from visynth.data.masks import judge, remembered
+from visynth.data.masks import mask_problem
 from visynth.generators import blend, noise
 from visynth.generators.base import load_generator
 from visynth.generators.compose_fit import Source, fit_composition, guess_good
@@ -173,7 +173,7 @@ class TestComposition:
     @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
     @pytest.mark.parametrize("channels", range(1, 9))
     def test_any_depth_and_channels_from_fit_to_load(self, channels: int, dtype: str, tmp_path) -> None:
-        fitted = fit_composition(sources(channels, dtype), good="good", judge=judge)
+        fitted = fit_composition(sources(channels, dtype), good="good")
         loaded = load_generator(fitted.generator.save(tmp_path / "g"))
         samples = loaded.sample([1, 2], [0, 1])
         assert samples.images.shape == (2, channels, 48, 56)
@@ -183,7 +183,7 @@ class TestComposition:
     def test_pixels_beyond_mask_and_feather_are_the_backgrounds_own(self) -> None:
         given = sources()
         by_name = {s.name: s for s in given}
-        generator = fit_composition(given, good="good", judge=judge).generator
+        generator = fit_composition(given, good="good").generator
         samples = generator.sample(list(range(40)), [0] * 40)
         for i in range(40):
             background = by_name[samples.parents[i][0]]
@@ -192,7 +192,7 @@ class TestComposition:
             assert (samples.images[i, 0].numpy()[far] == background.image[:, :, 0][far]).all()
 
     def test_mask_shows_what_was_pasted_and_the_box_holds_it(self) -> None:
-        generator = fit_composition(sources(), good="good", judge=judge).generator
+        generator = fit_composition(sources(), good="good").generator
         samples = generator.sample(list(range(20)), [0] * 20)
         for i in range(20):
             mask, image = samples.masks[i].numpy(), samples.images[i, 0].numpy().astype(float)
@@ -202,7 +202,7 @@ class TestComposition:
     def test_controls_have_seams_and_no_defect(self) -> None:
         given = sources()
         by_name = {s.name: s for s in given}
-        generator = fit_composition(given, good="good", judge=judge).generator
+        generator = fit_composition(given, good="good").generator
         assert generator.classes == ("hole", "good")
         samples = generator.sample(list(range(20)), [1] * 20)
         changed = [
@@ -216,7 +216,7 @@ class TestComposition:
 
     @pytest.mark.parametrize("method", ["nsa", "perlin"])
     def test_without_masks_regions_of_the_class_are_cut(self, method: str) -> None:
-        generator = fit_composition(sources(masks=False), good="good", judge=judge, without_masks=method).generator
+        generator = fit_composition(sources(masks=False), good="good", without_masks=method).generator
         samples = generator.sample(list(range(10)), [0] * 10)
         assert samples.masks.flatten(1).any(1).all()
         assert (samples.masks.float().mean((1, 2)) < 0.3).all()
@@ -225,19 +225,19 @@ class TestComposition:
 
     def test_without_masks_a_class_is_left_out_with_the_reason(self) -> None:
         with pytest.raises(DataError, match="hole: it has no masks"):
-            fit_composition(sources(masks=False), good="good", judge=judge)
+            fit_composition(sources(masks=False), good="good")
 
     def test_bad_masks_are_left_out_and_told(self) -> None:
         given = sources()
         given[5] = Source("hole/1", "hole", "h1", given[5].image, np.zeros((48, 56), bool))
-        fitted = fit_composition(given, good="good", judge=judge)
+        fitted = fit_composition(given, good="good")
         assert fitted.bad_masks == {"hole/1": "the mask is empty"}
         assert "hole/1" not in {d.name for d in fitted.generator.defects}
 
     def test_groups_count_alike_whatever_their_size(self) -> None:
         given = sources(count=4)
         given += [Source(f"hole/again{i}", "hole", "h0", given[4].image, given[4].mask) for i in range(30)]
-        generator = fit_composition(given, good="good", judge=judge).generator
+        generator = fit_composition(given, good="good").generator
         samples = generator.sample(list(range(400)), [0] * 400)
         group_of = {s.name: s.group for s in given}
         share = np.mean([group_of[p[1]] == "h0" for p in samples.parents])
@@ -253,18 +253,18 @@ class TestComposition:
     )
     def test_wrong_arguments(self, change, error, told) -> None:
         with pytest.raises(error, match=told):
-            fit_composition(sources(), **{"good": "good", "judge": judge, **change})
+            fit_composition(sources(), **{"good": "good", **change})
 
     def test_mixed_modes_are_refused_with_their_counts(self) -> None:
         given = [*sources(1), *[Source(f"x/{i}", "good", f"x{i}", np.zeros((48, 56, 3), np.uint8)) for i in range(2)]]
         with pytest.raises(DataError, match="2 with 3 channel"):
-            fit_composition(given, good="good", judge=judge)
+            fit_composition(given, good="good")
 
     def test_defects_larger_than_the_backgrounds_are_an_error(self) -> None:
         given = [s for s in sources() if s.label == "hole"] + [
             Source("good/0", "good", "g", np.full((6, 6, 1), 100, np.uint8))
         ]
-        generator = fit_composition(given, good="good", judge=judge).generator
+        generator = fit_composition(given, good="good").generator
         with pytest.raises(DataError, match="there is no place for a hole defect"):
             generator.sample([1], [0])
 
@@ -272,13 +272,13 @@ class TestComposition:
         given = [s for s in sources() if s.label == "hole"]
         given += [Source(f"good/small{i}", "good", f"s{i}", np.full((6, 6, 1), 100, np.uint8)) for i in range(60)]
         given += [Source("good/large", "good", "large", np.full((48, 56, 1), 100, np.uint8))]
-        generator = fit_composition(given, good="good", judge=judge).generator
+        generator = fit_composition(given, good="good").generator
         samples = generator.sample(list(range(60)), [0] * 60)
         assert {parents[0] for parents in samples.parents} == {"good/large"}
 
     def test_sizes_differ_as_the_backgrounds_do(self) -> None:
         given = [*sources(), Source("good/large", "good", "gl", np.full((64, 50, 1), 100, np.uint8))]
-        generator = fit_composition(given, good="good", judge=judge).generator
+        generator = fit_composition(given, good="good").generator
         assert generator.spec.size == (64, 56)
         samples = generator.sample(list(range(40)), [0] * 40)
         assert {tuple(s) for s in samples.sizes.tolist()} == {(48, 56), (64, 50)}
@@ -305,8 +305,8 @@ def test_a_faint_defect_is_seen_by_its_outline_and_bare_grain_is_not() -> None:
     for seed in range(40):
         image, mask = grain(seed), disc((96, 96), (40 + seed % 9, 45), 9)
         faint = np.where(mask, np.clip(image.astype(int) + 14, 0, 255), image).astype(np.uint8)  # about one deviation
-        accepted["defect"] += judge(faint[:, :, None], mask) is None
-        accepted["nothing"] += judge(image[:, :, None], mask) is None
+        accepted["defect"] += mask_problem(faint[:, :, None], mask) is None
+        accepted["nothing"] += mask_problem(image[:, :, None], mask) is None
     assert accepted["defect"] == 40
     assert accepted["nothing"] <= 10
 
@@ -327,7 +327,7 @@ def test_line_art_keeps_its_values_and_every_defect_changes_its_background() -> 
         mask[row - 1 : row + 4, 20 + 3 * k : 26 + 3 * k] = True
         image[mask] = 0
         sources.append(Source(f"cut{k}", "cut", f"c{k}", image, mask))
-    fitted = fit_composition(sources, good="good", judge=judge)
+    fitted = fit_composition(sources, good="good")
     assert not fitted.bad_masks
     assert fitted.generator.settings[0].blend == "hard"
     samples = fitted.generator.sample(range(200), [0] * 200)
@@ -344,7 +344,7 @@ def test_a_defect_that_can_never_be_seen_is_told() -> None:
     mask = disc((64, 64), (30, 30), 5)
     black = np.zeros((64, 64, 1), np.uint8)
     sources = [Source("good", "good", "g", black), Source("bad", "bad", "b", black, mask)]
-    fitted = fit_composition(sources, good="good", judge=lambda image, mask: None)
+    fitted = fit_composition(sources, good="good")
     with pytest.raises(DataError, match="no bad could be seen in 20 places"):
         fitted.generator.sample([1], [0])
 
@@ -353,15 +353,7 @@ def test_soft_images_still_get_soft_edges() -> None:
     mask = disc((96, 96), (40, 40), 8)
     dark = np.where(mask, 30, grain(1)).astype(np.uint8)[:, :, None]
     sources = [Source("g", "good", "g", grain(2)[:, :, None]), Source("b", "bad", "b", dark, mask)]
-    assert fit_composition(sources, good="good", judge=judge).generator.settings[0].blend == "feather"
-
-
-def test_a_mask_is_judged_once() -> None:
-    asked = []
-    ask = remembered(lambda image, mask: asked.append(1) or "no")
-    image, mask = grain(0), disc((96, 96), (9, 9), 3)
-    assert [ask(image, mask), ask(image, mask), ask(image, mask.copy())] == ["no"] * 3
-    assert len(asked) == 2
+    assert fit_composition(sources, good="good").generator.settings[0].blend == "feather"
 
 
 def test_one_pixel_defects_survive_hard_scaling() -> None:
@@ -370,7 +362,7 @@ def test_one_pixel_defects_survive_hard_scaling() -> None:
     spot = board(1).copy()
     spot[30, 30] = 255 - spot[30, 30]
     sources = [Source("g", "good", "g", board(0)), Source("b", "bad", "b", spot, mask)]
-    made = fit_composition(sources, good="good", judge=judge, settings={"bad": Settings(blend="hard", feather=0.0)})
+    made = fit_composition(sources, good="good", settings={"bad": Settings(blend="hard", feather=0.0)})
     samples = made.generator.sample(range(40), [0] * 40)
     assert samples.masks.flatten(1).any(1).all()
 
@@ -378,5 +370,5 @@ def test_one_pixel_defects_survive_hard_scaling() -> None:
 def test_line_art_without_masks_is_hard_too() -> None:
     sources = [Source(f"g{k}", "good", f"g{k}", board(k)) for k in range(3)]
     sources += [Source(f"b{k}", "bad", f"b{k}", np.ascontiguousarray(board(k).transpose(1, 0, 2))) for k in range(3)]
-    made = fit_composition(sources, good="good", judge=judge, without_masks="nsa")
+    made = fit_composition(sources, good="good", without_masks="nsa")
     assert set(np.unique(made.generator.sample(range(20), [0] * 20).images.numpy())) <= {0, 255}

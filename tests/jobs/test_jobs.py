@@ -210,7 +210,7 @@ class TestComparison:
             base = np.array([r for r in train if not positive[r] or groups[r] in few])
             more = np.array([r for r in train if positive[r] and groups[r] not in few])
             extra = Extra(np.arange(count, count + 60), [frozenset({sorted(few)[0]})] * 60)
-            cells.append(Cell(draw, 0, base, more, test, positive, groups, {"synthetic": extra}, has_oracle=True))
+            cells.append(Cell(draw, 0, base, more, test, positive, groups, synthetic=extra, has_oracle=True))
         return run_cells("c", cells, table, workers=0)
 
     def test_useful_images_help_and_useless_ones_do_not(self) -> None:
@@ -237,7 +237,7 @@ class TestComparison:
                 np.arange(1, 60, 2),
                 positive,
                 groups,
-                {"synthetic": Extra(np.arange(60, 70), [frozenset({"0"})] * 10)},
+                synthetic=Extra(np.arange(60, 70), [frozenset({"0"})] * 10),
             )
             for d in range(4)
         ]

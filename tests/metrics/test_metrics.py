@@ -104,6 +104,17 @@ class TestVerdict:
             compare(results, "like", "weak", bootstrap)[0].low < 0 < compare(results, "like", "weak", bootstrap)[0].high
         )
 
+    def test_weights_count_as_repeated_images_do(self) -> None:
+        truth, scores = np.array([True, False, True, False]), np.array([0.9, 0.8, 0.7, 0.1])
+        weighted = Scored(0, truth, scores, list("abcd"), np.array([1.0, 3.0, 1.0, 2.0]))
+        rows = np.repeat(np.arange(4), [1, 3, 1, 2])
+        repeated = Scored(0, truth[rows], scores[rows], [list("abcd")[r] for r in rows])
+        for metric in ("ap", "recall"):
+            first = Bootstrap([weighted]).mean([weighted], metric)
+            second = Bootstrap([repeated]).mean([repeated], metric)
+            assert first[0] == pytest.approx(second[0])
+            np.testing.assert_allclose(first[1], second[1])
+
     def test_groups_are_resampled_whole(self) -> None:
         cells = self.make(1, draws=1, groups=6)
         weights = Bootstrap(cells, replicates=200).groups
@@ -217,24 +228,33 @@ class TestArms:
         positive = np.array([True] * 4 + [False] * 16 + [True] * 4)
         groups = [f"g{i}" for i in range(24)]
         made = arms.Extra(np.arange(30, 36), [frozenset({"g0", "g9"})] * 6)
-        extras = {
-            "synthetic": made,
-            "control": arms.Extra(np.arange(36, 38), [frozenset({"g9"})] * 2),
-            "augment/geometry": made,
-        }
         return arms.Cell(
-            0, 0, np.arange(20), np.arange(20, 22), np.arange(22, 24), positive, groups, extras, has_oracle=True
+            0,
+            0,
+            np.arange(20),
+            np.arange(20, 22),
+            np.arange(22, 24),
+            positive,
+            groups,
+            synthetic=made,
+            control=arms.Extra(np.arange(36, 38), [frozenset({"g9"})] * 2),
+            augmented={"geometry": made},
+            has_oracle=True,
         )
 
+    def built(self):
+        cell = self.cell()
+        return arms.build_arms(cell, 0, TABLES) | {f"augment {n}": i for n, i in arms.augmented_arms(cell).items()}
+
     def test_every_arm_has_the_same_total_weight(self) -> None:
-        built = arms.build_arms(self.cell(), 0, TABLES)
+        built = self.built()
         assert set(built) == {
             "real",
             "balanced",
             "logit_adjusted",
             "duplicate",
             "smote",
-            "augment/geometry",
+            "augment geometry",
             "synthetic",
             "synthetic+control",
             "oracle",
@@ -243,17 +263,17 @@ class TestArms:
             assert items.weights.sum() == pytest.approx(20)
 
     def test_what_each_arm_is(self) -> None:
-        built = arms.build_arms(self.cell(), 0, TABLES)
+        built = self.built()
         real, double, balanced = built["real"], built["duplicate"], built["balanced"]
         assert set(real.weights) == {1.0}
         assert double.weights[0] / double.weights[5] == pytest.approx(
             10 / 4
         )  # 4 reals repeated to the 4 + 6 of synthesis
-        for name in ("balanced", "synthetic", "smote", "oracle", "augment/geometry", "synthetic+control"):
+        for name in ("balanced", "synthetic", "smote", "oracle", "augment geometry", "synthetic+control"):
             items = built[name]
             assert items.weights[items.positive].sum() == pytest.approx(items.weights.sum() / 2)
         assert balanced.rows.tolist() == list(range(20))
-        for name in ("synthetic", "smote", "augment/geometry"):
+        for name in ("synthetic", "smote", "augment geometry"):
             items = built[name]
             made = items.positive & ~items.real
             assert items.weights[made].sum() == pytest.approx(items.weights[items.positive & items.real].sum())
@@ -280,7 +300,7 @@ class TestArms:
         table = np.concatenate([line, np.full(12, 50, np.float32)])[:, None]
         made = arms.Extra(np.arange(60) % 8, [frozenset({"g0"})] * 60)
         cell = arms.Cell(
-            0, 0, np.arange(20), np.zeros(0, np.int64), np.arange(2), np.arange(20) < 8, [f"g{i}" for i in range(20)], {"synthetic": made}
+            0, 0, np.arange(20), np.zeros(0, np.int64), np.arange(2), np.arange(20) < 8, [f"g{i}" for i in range(20)], synthetic=made
         )  # fmt: skip
         near = arms.nearest_in_class(np.arange(8), {(0, "max"): table}, 3)
         for row, others in enumerate(near):

@@ -232,10 +232,9 @@ print(len(run_cells("c", cells, table, workers=2).rows))
 
     def test_sixteen_bits_and_many_channels_go_to_tiff(self, tmp_path) -> None:
         from tests.generators.test_compose import sources
-        from visynth.data.masks import judge
         from visynth.generators.compose_fit import fit_composition
 
-        generator = fit_composition(sources(5, "uint16"), good="good", judge=judge).generator
+        generator = fit_composition(sources(5, "uint16"), good="good").generator
         made = render_set(generator, make_plan(generator, per_class=2), tmp_path / "r", workers=0)
         image = decode(made.folder / made.records[0].file_name)
         assert made.records[0].file_name.endswith(".tif")

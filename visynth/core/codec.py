@@ -99,31 +99,30 @@ def decode_bytes(data: bytes, limits: Limits = DEFAULT_LIMITS, at_least: tuple[i
         >>> decode_bytes(encode_png(np.full((4, 6, 1), 9, np.uint8))).shape
         (4, 6, 1)
     """
+    return _reduced(data, limits, at_least)[0]
+
+
+def decode_reduced(path: str | Path, limits: Limits, at_least: tuple[int, int]) -> tuple[Array, tuple[int, int]]:
+    """As :func:`decode` with ``at_least``, and the whole image's (height, width), upright."""
+    return _reduced(_read(Path(path), limits), limits, at_least)
+
+
+def _reduced(data: bytes, limits: Limits, at_least: tuple[int, int] | None) -> tuple[Array, tuple[int, int]]:
     if data[:4] in TIFF_MAGIC:  # Pillow knows few kinds of TIFF
-        return _checked(lambda: _tiff(data, limits))
+        array = _checked(lambda: _tiff(data, limits))
+        return array, (array.shape[0], array.shape[1])
     image = _opened(data, limits)
-    if at_least is not None and image.format in ("JPEG", "MPO") and image.width * image.height > DRAFT_PIXELS:
+    whole = (image.height, image.width)
+    drafted = image.format in ("JPEG", "MPO") and image.width * image.height > DRAFT_PIXELS and at_least is not None
+    if drafted and at_least is not None:
         # EXIF may turn it: enough in either direction is enough in both.
         side = max(at_least)
         image.draft(None, (side, side))
-    return _checked(lambda: _pixels(image, data))
-
-
-def picture_size(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> tuple[int, int]:
-    """(height, width) of an image as :func:`decode` gives it, upright, from its header where that says it.
-
-    Raises:
-        DataError: as :func:`decode`.
-    """
-    data = _read(Path(path), limits)
-    if data[:4] in TIFF_MAGIC:
-        height, width = decode_bytes(data, limits).shape[:2]
-        return height, width
-    image = _opened(data, limits)
-    if image.format == "PNG":
-        image.load()  # an orientation may stand behind the pixels
+    array = _checked(lambda: _pixels(image, data))
+    if not drafted:
+        return array, (array.shape[0], array.shape[1])
     turned = _orientation(image.getexif().get(ORIENTATION, 1)) >= 5
-    return (image.width, image.height) if turned else (image.height, image.width)
+    return array, (whole[::-1] if turned else whole)
 
 
 def decode_values(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> Array:

@@ -16,11 +16,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth.core.codec import Array
-from visynth.data.imageset import ImageSet, in_threads
+from visynth.data.imageset import ImageSet
 
 ALIKE = 0.9  # likeness from which two pictures show the same thing
-SIDE = 32
+STRICTER = (0.92, 0.94, 0.96, 0.98, 0.99)  # for groups that chain
+CHAINED = 0.1  # share of the images from which on a cluster has chained, if it has more than
+SMALL = 12  # images
+DOMINATES = 0.25  # share of the images that no group should exceed
 LEAKS = 0.05  # share of pictures with a near-duplicate from which a random split is called leaky
 GAPS = (1, 2, 3, 5, 10, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000, 2000, 5000)
 
@@ -29,11 +31,19 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Neighbours:
-    """For each image: its most alike other image, how alike it is, and all pairs above ``ALIKE``."""
+    """Near-duplicates of a set.
+
+    Attributes:
+        nearest: for each image its most alike other image, ``[N]``, and
+        likeness: how alike it is.
+        pairs: all pairs of images of at least ``ALIKE``, ``[P, 2]``, and
+        alike: how alike each pair is, ``[P]``.
+    """
 
     nearest: NDArray[np.int64]
     likeness: Floats
     pairs: NDArray[np.int64]
+    alike: Floats
 
     @property
     def repeated(self) -> float:
@@ -51,9 +61,9 @@ class Proposal:
     holds: float
 
 
-def small_copies(image: Array) -> Floats:
-    """Two unit vectors ``[2, SIDE * SIDE]``: the grey copy and its fine structure, each without its mean."""
-    grey = cv2.resize(image.astype(np.float32).mean(axis=2), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+def small_copies(grey: Floats) -> Floats:
+    """Two unit vectors ``[2, SIDE * SIDE]`` of a grey copy ``[SIDE, SIDE]``: the copy itself and its fine structure, each
+    without its mean."""
     fine = grey - cv2.GaussianBlur(grey, (0, 0), 4)
     rows = np.stack([grey.ravel(), fine.ravel()])
     rows -= rows.mean(axis=1, keepdims=True)
@@ -64,20 +74,23 @@ def neighbours(copies: Floats, block: int = 1024) -> Neighbours:
     """Nearest neighbours and near-duplicate pairs from ``[N, 2, SIDE * SIDE]`` copies, in blocks of rows."""
     count = len(copies)
     nearest, likeness = np.zeros(count, np.int64), np.full(count, -1, np.float32)
-    pairs = []
+    pairs: list[NDArray[np.int64]] = [np.zeros((0, 2), np.int64)]
+    values: list[Floats] = [np.zeros(0, np.float32)]
     for start in range(0, count, block):
         rows = copies[start : start + block]
         alike = (rows[:, 0] @ copies[:, 0].T + rows[:, 1] @ copies[:, 1].T) / 2
         alike[np.arange(len(rows)), np.arange(start, start + len(rows))] = -1
         nearest[start : start + block], likeness[start : start + block] = alike.argmax(1), alike.max(1)
         left, right = np.nonzero(alike >= ALIKE)
-        pairs.append(np.stack([left + start, right], axis=1)[left + start < right])
-    return Neighbours(nearest, likeness, np.concatenate(pairs) if pairs else np.zeros((0, 2), np.int64))
+        once = left + start < right
+        pairs.append(np.stack([left + start, right], axis=1)[once])
+        values.append(alike[left, right][once].astype(np.float32))
+    return Neighbours(nearest, likeness, np.concatenate(pairs), np.concatenate(values))
 
 
 def find_neighbours(images: ImageSet) -> Neighbours:
     """Neighbours of all images of a set."""
-    return neighbours(np.stack(in_threads(lambda item: small_copies(images.image(item)), images.items)))
+    return neighbours(np.stack([small_copies(look.grey) for look in images.looks()]))
 
 
 def random_split_leak(found: Neighbours, test_share: float = 0.2) -> float:
@@ -101,8 +114,9 @@ def propose_groups(names: Sequence[str], found: Neighbours) -> Proposal | None:
     File names are tried first (a shared prefix; runs of the last number with small gaps), because a camera that
     shoots a part six times names the shots in a row even where the pictures differ. A rule *gains* the share of
     near-duplicate neighbours that it holds together beyond what groups of its sizes hold by chance (one big group
-    gains nothing). Of all rules, the one with the largest sum of gain and groups per image wins. Where no rule of
-    names gains three quarters, clusters of near-duplicates do.
+    gains nothing), and none whose largest group dominates the set is taken. Of all rules, the one with the largest sum
+    of gain and groups per image wins. Where no rule of names gains three quarters, clusters of near-duplicates do; where
+    they chain into one that dominates, only pairs that are more alike hold it together.
     """
     if found.repeated < LEAKS:
         return None
@@ -114,12 +128,18 @@ def propose_groups(names: Sequence[str], found: Neighbours) -> Proposal | None:
     def gain(groups: NDArray[np.int64]) -> float:
         return holds(groups) - float(((np.bincount(groups) / len(groups)) ** 2).sum())
 
-    rules = {rule: groups for rule, groups in _name_rules(names) if 1 < groups.max() + 1 < len(names)}
+    rules = {
+        rule: groups
+        for rule, groups in _name_rules(names)
+        if 1 < groups.max() + 1 < len(names) and np.bincount(groups).max() < DOMINATES * len(names)
+    }
     scored = {rule: gain(groups) + (groups.max() + 1) / len(names) for rule, groups in rules.items()}
     best = max(scored, key=lambda rule: scored[rule], default="")
     if not best or gain(rules[best]) < 0.75:
-        best, rules[""] = "", _clusters(len(names), found.pairs)
-    rule = best or f"pictures that look alike (likeness of at least {ALIKE})"
+        best, (rules[""], level) = "", _clusters(len(names), found)
+    rule = best or f"images that look alike (likeness of at least {ALIKE}" + (
+        f", of {level:g} where they would chain)" if not best and level > ALIKE else ")"
+    )
     return Proposal(rule, tuple(str(g) for g in rules[best]), holds(rules[best]))
 
 
@@ -139,7 +159,20 @@ def _name_rules(names: Sequence[str]) -> list[tuple[str, NDArray[np.int64]]]:
     return rules
 
 
-def _clusters(count: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+def _clusters(count: int, found: Neighbours) -> tuple[NDArray[np.int64], float]:
+    """Connected near-duplicates, and the likeness that the strictest of them needed."""
+    held = np.ones(len(found.pairs), bool)
+    groups, level = _connected(count, found.pairs), ALIKE
+    for stricter in STRICTER:
+        large = np.bincount(groups) > max(SMALL, CHAINED * count)
+        if not large.any():
+            break
+        held &= ~(large[groups[found.pairs[:, 0]]] & (found.alike < stricter))
+        groups, level = _connected(count, found.pairs[held]), stricter
+    return groups, level
+
+
+def _connected(count: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 

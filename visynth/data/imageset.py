@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from visynth.core.codec import DEFAULT_LIMITS, Array, Limits, decode, picture_size, read
+from visynth.core.codec import DEFAULT_LIMITS, Array, Limits, read
 from visynth.core.errors import DataError, UsageError, choices, listing, raise_all
 from visynth.core.files import hash_file
 from visynth.core.members import Member, fine_hash, perceptual_hash, pixel_hash
+from visynth.data.looks import Look, look_at
 
-WHOLE = (8, 8)  # enough to see that a file can be decoded to its end: large JPEGs are then not decoded at full size
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -89,8 +89,17 @@ class BadFile:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A readable set of images: ``items`` sorted by name, ``classes`` in order, the files left out, and what else was
-    found, in words."""
+    """A readable set of images.
+
+    Attributes:
+        root: folder or list that they were read from.
+        items: sorted by name.
+        classes: in order.
+        bad: files left out.
+        notes: what else is to be told, in sentences.
+        limits: caps on bytes and pixels of a file.
+        seen: what reading saw of each file, by path; :meth:`look` fills in what is missing.
+    """
 
     root: Path
     items: tuple[Item, ...]
@@ -98,6 +107,7 @@ class ImageSet:
     bad: tuple[BadFile, ...] = ()
     notes: tuple[str, ...] = ()
     limits: Limits = field(default=DEFAULT_LIMITS)
+    seen: dict[Path, Look] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -118,6 +128,16 @@ class ImageSet:
             return set()
         return {self.root} | {i.mask.parent for i in self.items if i.mask is not None}
 
+    def look(self, item: Item) -> Look:
+        """Size, channels, type and grey copy of an image: from reading, or from the file where that was not done."""
+        if item.path not in self.seen:
+            self.seen[item.path] = look_at(item.path, self.limits)
+        return self.seen[item.path]
+
+    def looks(self) -> list[Look]:
+        """Of every image, in their order."""
+        return in_threads(self.look, self.items)
+
     def image(self, item: Item, at_least: tuple[int, int] | None = None) -> Array:
         """Decoded pixels ``[H, W, C]``; ``at_least`` as :func:`visynth.core.codec.decode` takes it."""
         return read(item.path, self.limits, at_least)
@@ -128,22 +148,26 @@ class ImageSet:
 
     def member(self, item: Item, split: str) -> Member:
         """The fingerprint of one image, for ``members.jsonl``."""
-        pixels = self.image(item)
-        return Member(
-            path=item.name,
-            label=",".join(item.labels),
-            group=item.group or item.name,
-            split=split,
-            sha256=hash_file(item.path),
-            pixels=pixel_hash(pixels),
-            phash=perceptual_hash(pixels),
-            fine=fine_hash(pixels),
-        )
+        return fingerprint(item, self.image(item), split)
 
     def members(self, split: Callable[[Item], str] | str) -> list[Member]:
         """Fingerprints of all images; ``split`` is one split or a function of the item."""
         which = split if callable(split) else lambda _: str(split)
         return in_threads(lambda item: self.member(item, which(item)), self.items)
+
+
+def fingerprint(item: Item, pixels: Array, split: str) -> Member:
+    """The fingerprint of an image whose pixels are at hand."""
+    return Member(
+        path=item.name,
+        label=",".join(item.labels),
+        group=item.group or item.name,
+        split=split,
+        sha256=hash_file(item.path),
+        pixels=pixel_hash(pixels),
+        phash=perceptual_hash(pixels),
+        fine=fine_hash(pixels),
+    )
 
 
 def build(
@@ -174,7 +198,7 @@ def check_annotations(images: ImageSet) -> ImageSet:
     def problem(item: Item) -> str | None:
         if item.size is None and not item.boxes and not item.regions:
             return None
-        height, width = picture_size(item.path, images.limits)
+        height, width = images.look(item).size
         if item.size is not None and item.size != (height, width):
             turned = " (turned: the file's orientation is applied)" if item.size == (width, height) else ""
             return (
@@ -204,7 +228,8 @@ def check_annotations(images: ImageSet) -> ImageSet:
 
 
 def drop_unreadable(images: ImageSet, max_bad_fraction: float) -> ImageSet:
-    """Decode every image once and leave out those that fail, told together with counts and reasons.
+    """Look at every image (see :func:`visynth.data.looks.look_at`) and leave out those that fail, told together with
+    counts and reasons.
 
     Raises:
         DataError: more than ``max_bad_fraction`` of the files are bad, or none is good.
@@ -212,7 +237,7 @@ def drop_unreadable(images: ImageSet, max_bad_fraction: float) -> ImageSet:
 
     def reason(item: Item) -> str | None:
         try:
-            decode(item.path, images.limits, WHOLE)
+            images.look(item)
         except DataError as error:
             return str(error)
         return None

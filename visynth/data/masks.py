@@ -1,12 +1,12 @@
 """Masks of labelled pixels: found beside the images, checked against them, and judged for what they show.
 
 A mask belongs to an image when it has the same path below the masks' folder, whatever the ending and with the usual
-suffixes. A mask is *unreliable* when pasting it would not paste what one sees; :func:`judge` says why.
+suffixes. A mask is *unreliable* when pasting it would not paste what one sees; :func:`mask_problem` says why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth.core.codec import EXTENSIONS, Array, decode_values, picture_size
+from visynth.core.codec import EXTENSIONS, Array, decode_values
 from visynth.core.errors import DataError, choices, raise_all
 from visynth.core.pictures import few_values
 from visynth.data.folder import MASK_SUFFIXES
 from visynth.data.imageset import ImageSet, Item, in_threads
 
 Mask = NDArray[np.bool_]
+EMPTY = "the mask is empty"
 SIDE = 2  # pixels on each side of an outline that are compared, averaged over
 BOX = 7  # pixels square
 CLEAR = 2.0  # times the usual change of values across an outline, from which on it shows something
@@ -97,7 +98,7 @@ def check_masks(images: ImageSet) -> None:
             mask = decode_values(item.mask, images.limits)
         except DataError as error:
             return f"mask {item.mask.name} of {item.name} {error}"
-        shape = picture_size(item.path, images.limits)
+        shape = images.look(item).size
         if mask.shape[:2] != shape:
             return f"mask of {item.name} is {mask.shape[0]}x{mask.shape[1]}, the image is {shape[0]}x{shape[1]}"
         return None
@@ -113,7 +114,7 @@ def load_mask(images: ImageSet, item: Item, label: str | None = None) -> Mask | 
     outlines = [outline for name, outline in item.regions if label in (None, name)]
     if not outlines:
         return None
-    height, width = item.size or picture_size(item.path, images.limits)
+    height, width = item.size or images.look(item).size
     whole = np.zeros((height, width), bool)
     for outline in outlines:
         whole |= region(outline, height, width)
@@ -181,7 +182,7 @@ def labelled(values: Array, lossy: bool = False) -> Mask:
     return np.asarray(whole > top / 2)
 
 
-def judge(image: Array, mask: Mask, max_area: float = 0.25) -> str | None:
+def mask_problem(image: Array, mask: Mask, max_area: float = 0.25) -> str | None:
     """Why a mask should not be pasted, or None when it is fine.
 
     What a mask outlines is seen by its outline: values change across it more than they do across the same outline set
@@ -197,11 +198,11 @@ def judge(image: Array, mask: Mask, max_area: float = 0.25) -> str | None:
 
     Example:
         >>> flat = np.full((32, 32, 1), 90, np.uint8)
-        >>> judge(flat, np.zeros((32, 32), bool))
+        >>> mask_problem(flat, np.zeros((32, 32), bool))
         'the mask is empty'
     """
     if not mask.any():
-        return "the mask is empty"
+        return EMPTY
     area = float(mask.mean())
     if area > max_area:
         return f"the mask covers {area:.0%} of the image (limit {max_area:.0%}): a paste would replace the picture"
@@ -276,16 +277,3 @@ def _alike_inside(image: Array, mask: Mask, min_contrast: float = 0.35) -> str |
     if contrast < min_contrast and texture < min_contrast:
         return f"inside and around the mask look alike (contrast {contrast:.2f} standard deviations): it shows nothing"
     return None
-
-
-def remembered(judge: Callable[[Array, Mask], str | None]) -> Callable[[Array, Mask], str | None]:
-    """The same judgement, made once for each mask that is still in memory: a trial asks for the same masks in every
-    cell."""
-    known: dict[int, tuple[Mask, str | None]] = {}
-
-    def ask(image: Array, mask: Mask) -> str | None:
-        if id(mask) not in known:
-            known[id(mask)] = mask, judge(image, mask)
-        return known[id(mask)][1]
-
-    return ask

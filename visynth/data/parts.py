@@ -92,7 +92,13 @@ class PartCheck:
     one_design: bool = False
 
 
-def find_same_parts(images: ImageSet) -> PartCheck:
+def images_to_match(images: ImageSet) -> list[str]:
+    """Names of the images whose local features :func:`find_same_parts` needs: up to three of each group."""
+    _, chosen = _chosen(images)
+    return [images.items[row].name for _, row in chosen]
+
+
+def find_same_parts(images: ImageSet, features: Mapping[str, Features] | None = None) -> PartCheck:
     """Pairs of groups that look like one part.
 
     Up to three images of each group vote with their local features for the group that each feature's nearest one is in;
@@ -100,13 +106,13 @@ def find_same_parts(images: ImageSet) -> PartCheck:
 
     Args:
         images: with a group for every image.
+        features: by name, of :func:`images_to_match`; computed where they are not given.
     """
-    rows = _spread(images)
-    order = sorted(rows)
-    most = min(BUDGET // (20 * IMAGES), len(order))  # below twenty features an image has no voice
-    checked = [order[round(k * (len(order) - 1) / max(most - 1, 1))] for k in range(most)]
-    chosen = [(place, index) for place, group in enumerate(checked) for index in rows[group]]
-    found = in_threads(lambda row: local_features(images.image(images.items[row[1]])), chosen)
+    checked, chosen = _chosen(images)
+    if features is None:
+        found = in_threads(lambda row: local_features(images.image(images.items[row[1]])), chosen)
+    else:
+        found = [features[images.items[row].name] for _, row in chosen]
     own = np.array([place for place, _ in chosen], dtype=np.int64)
     votes = _votes([f.descriptors for f in found], own, len(checked))
     of_group: dict[int, list[int]] = {}
@@ -124,7 +130,9 @@ def find_same_parts(images: ImageSet) -> PartCheck:
     ]
     same.sort(key=lambda pair: (-pair.alignment.agreeing, pair.groups))
     largest = max((len(part) for part in components([pair.groups for pair in same])), default=0)
-    return PartCheck(tuple(same), len(checked), len(order), largest > 4 and largest > ONE_DESIGN * len(checked))
+    return PartCheck(
+        tuple(same), len(checked), len(_spread(images)), largest > 4 and largest > ONE_DESIGN * len(checked)
+    )
 
 
 def components(pairs: Sequence[tuple[str, str]]) -> list[set[str]]:
@@ -206,6 +214,15 @@ def _spread(images: ImageSet) -> Mapping[str, list[int]]:
         group: sorted({rows[round(k * (len(rows) - 1) / (IMAGES - 1))] for k in range(IMAGES)})
         for group, rows in groups.items()
     }
+
+
+def _chosen(images: ImageSet) -> tuple[list[str], list[tuple[int, int]]]:
+    """Groups that take part, and (place of the group, row of the image) for each of their images that is matched."""
+    rows = _spread(images)
+    order = sorted(rows)
+    most = min(BUDGET // (20 * IMAGES), len(order))  # below twenty features an image has no voice
+    checked = [order[round(k * (len(order) - 1) / max(most - 1, 1))] for k in range(most)]
+    return checked, [(place, index) for place, group in enumerate(checked) for index in rows[group]]
 
 
 def _votes(descriptors: Sequence[NDArray[np.float32]], own: NDArray[np.int64], groups: int) -> list[tuple[int, int]]:

@@ -1,9 +1,9 @@
-"""Fitting a composition: choose defects and backgrounds, judge the masks, settle how each class is composed."""
+"""Fitting a composition: choose defects and backgrounds, check the masks, settle how each class is composed."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,13 +38,23 @@ LARGE = 1024  # pixels of the longer side from which on windows are cut instead 
 
 @dataclass(frozen=True)
 class Source:
-    """A real training image ``[H, W, C]`` with its class, its group and the mask of its defect, if any."""
+    """A real training image.
+
+    Attributes:
+        name: its key.
+        label: class.
+        group: part, scene or patient.
+        image: ``[H, W, C]``.
+        mask: of its defect ``[H, W]``, if any.
+        mask_problem: why the mask should not be pasted, or None (:func:`visynth.data.masks.mask_problem` says).
+    """
 
     name: str
     label: str
     group: str
     image: Array
     mask: Mask | None = None
+    mask_problem: str | None = None
 
 
 @dataclass
@@ -76,7 +86,6 @@ def fit_composition(
     sources: Sequence[Source],
     *,
     good: str,
-    judge: Callable[[Array, Mask], str | None],
     classes: Sequence[str] | None = None,
     settings: Mapping[str, Settings] | None = None,
     without_masks: str | None = None,
@@ -91,7 +100,6 @@ def fit_composition(
     Args:
         sources: training images only; nothing that is validated or tested on.
         good: the defect-free class that gives the backgrounds.
-        judge: says why a mask should not be pasted, or None (:func:`visynth.data.masks.judge`).
         classes: defect classes to compose; by default all but ``good`` that can be.
         settings: per class, instead of those that follow from its masks.
         without_masks: ``"nsa"`` or ``"perlin"`` for classes without masks; None leaves them out.
@@ -122,7 +130,7 @@ def fit_composition(
     chosen: list[tuple[str, list[Defect], Settings]] = []
     for name in wanted:
         own = [s for s in sources if s.label == name]
-        usable, why = _usable(own, judge, bad_masks)
+        usable, why = _usable(own, bad_masks)
         if usable:
             rule = (settings or {}).get(name) or from_masks([s.mask for s in usable if s.mask is not None], hard=hard)
         elif without_masks:
@@ -175,14 +183,16 @@ def _assemble(
     return Composition(spec, defects, backgrounds, [rule for _, _, rule in chosen], members=members, card=card)
 
 
-def _usable(
-    own: Sequence[Source], judge: Callable[[Array, Mask], str | None], bad_masks: dict[str, str]
-) -> tuple[list[Source], str]:
+def _usable(own: Sequence[Source], bad_masks: dict[str, str]) -> tuple[list[Source], str]:
     """Images with a mask worth pasting; none when half of a class's masks are not, or more."""
     masked = [s for s in own if s.mask is not None]
     if not masked:
         return [], "it has no masks"
-    reasons = {s.name: judge(s.image, s.mask) for s in masked if s.mask is not None}
+    reasons = {
+        s.name: s.mask_problem or ("the mask is empty" if not s.mask.any() else None)
+        for s in masked
+        if s.mask is not None
+    }
     bad = {name: why for name, why in reasons.items() if why}
     bad_masks.update(bad)
     if len(bad) >= len(masked) / 2:

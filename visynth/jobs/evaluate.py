@@ -11,27 +11,23 @@ from typing import Any
 import numpy as np
 
 from visynth.core import members as members_file
-from visynth.core import plugins
 from visynth.core import seeds as seeding
 from visynth.core.codec import decode
 from visynth.core.errors import DataError, UsageError, choices, listing
-from visynth.core.files import cache_folder
 from visynth.core.filters import selected
 from visynth.core.folders import check_apart, claim_files
 from visynth.core.manifest import Renders, control_class, read_renders
 from visynth.core.members import Member
 from visynth.core.report import FILES, ClassVerdict, Report, bullets, environment, table, text
 from visynth.data.imageset import BadFile, ImageSet, Item, Lazy
-from visynth.data.transforms import CANDIDATES, augment, backend
+from visynth.data.transforms import CANDIDATES, backend
+from visynth.jobs.measured import MeasuredSet, new_bank
 from visynth.metrics.bank import FeatureBank
-from visynth.metrics.extractors import extractor
 from visynth.metrics.memorization import copies
 from visynth.metrics.quality import per_class, table_rows
 from visynth.mixing.leaks import Accepted, is_accepted, read_accepted
-from visynth.verdict.cells import Cell, Extra
+from visynth.verdict.cells import Extra
 from visynth.verdict.comparison import Results, arms_block, class_verdict, macro_f1_table, run_cells, summarise
-
-COPIES = 4
 
 
 def evaluate_renders(
@@ -110,35 +106,25 @@ def evaluate_renders(
         )
 
     kept = [item for item in images.items if item.split in ("train", "test")]
-    bank = FeatureBank(
-        extractor(),
-        cache=cache_folder() / "features" if cache else None,
-        trunk=getattr(plugins.load("learners", learner), "trunk", 0),
-    )
+    bank = new_bank(learner, cache)
     say(f"features of {len(kept)} real and {len(renders.records)} synthetic images")
-    pictures: Sequence[Any] = Lazy(images.image, kept)
-    bank.add(pictures)
+    real = MeasuredSet(
+        items=kept,
+        image=lambda row: images.image(kept[row]),
+        bank=bank,
+        positive={name: np.array([name in item.labels for item in kept]) for name in images.classes},
+        groups=[item.group for item in kept],
+        weights=np.ones(len(kept)),
+    )
+    bank.add(Lazy(images.image, kept))
     rows_of = {
         name: bank.add(
             Lazy(lambda r: decode(renders.folder / r.file_name), [r for r in renders.records if r.label == name])
         )
         for name in renders.classes
     }
-    group_of = {item.name: item.group for item in kept}
     train = np.array([row for row, item in enumerate(kept) if item.split == "train"], dtype=np.int64)
     test = np.array([row for row, item in enumerate(kept) if item.split == "test"], dtype=np.int64)
-    groups = [item.group for item in kept]
-    learned = renders.plan["kind"] != "composite"
-
-    def made(name: str, seed: int, limit: int | None) -> Extra:
-        records = [r for r in renders.records if r.label == name]
-        order = seeding.rng(seeding.derive("subset", seed, name), "evaluate").permutation(len(records))[:limit]
-        if learned:
-            # The network saw every training group of the class: none of its images may help to choose on any of them.
-            seen = frozenset(group_of[i.name] for i in by_split["train"].items if name in i.labels)
-            return Extra(rows_of[name][order], [seen] * len(order))
-        parents = [frozenset(group_of.get(p, p) for p in records[i].parents) for i in order]
-        return Extra(rows_of[name][order], parents)
 
     results: dict[str, Results] = {}
     report = Report("utility", subject or renders.folder.name)
@@ -146,22 +132,22 @@ def evaluate_renders(
     for name in images.classes:
         if not counts["train"][name] or name not in asked:  # all that are measured give the macro-F1 of whole decisions
             continue
-        positive = np.array([name in item.labels for item in kept])
         limit = min(count or rendered.get(name, 0), rendered.get(name, 0))
-        copies = {c: _copies(bank, pictures, train, positive, c) for c in CANDIDATES} if name in wanted else {}
+        if name in wanted:
+            real.add_augmented(name, [row for row in train.tolist() if real.positive[name][row]], 0)
         cells = []
         for seed in range(seeds):
-            extras: dict[str, Extra] = {}
+            cell = real.cell(name, draw=seed, train=train, test=test, augmented=limit if name in wanted else 0)
             if name in wanted:
-                extras["synthetic"] = made(name, seed, limit)
-                if control and rendered.get(control):
-                    extras["control"] = made(control, seed, max(1, limit // 3))
-                for candidate, pool in copies.items():
-                    order = seeding.rng(seeding.derive("augmented", seed), candidate).permutation(len(pool))[:limit]
-                    extras[f"augment/{candidate}"] = Extra(
-                        np.array([pool[i][0] for i in order]), [frozenset({groups[pool[i][1]]}) for i in order]
-                    )
-            cells.append(Cell(seed, 0, train, np.zeros(0, np.int64), test, positive, groups, extras))
+                both = control if control and rendered.get(control) else None
+                cell = replace(
+                    cell,
+                    synthetic=_rendered(real, renders, rows_of, train, name, seed, limit),
+                    control=None
+                    if both is None
+                    else _rendered(real, renders, rows_of, train, both, seed, max(1, limit // 3)),
+                )
+            cells.append(cell)
         say(f"{name}: {seeds} seeds")
         results[name] = run_cells(name, cells, bank.tables(), learner=learner, workers=workers)
 
@@ -207,6 +193,27 @@ def evaluate_renders(
     report.write(out)
     say(f"done in {time.monotonic() - started:.0f} s: {out / 'report.html'}")
     return report
+
+
+def _rendered(
+    real: MeasuredSet,
+    renders: Renders,
+    rows_of: Mapping[str, np.ndarray],
+    train: np.ndarray,
+    name: str,
+    seed: int,
+    limit: int,
+) -> Extra:
+    """Rendered images of a class, another choice of them for each seed, with the groups of the real images behind
+    them."""
+    records = [r for r in renders.records if r.label == name]
+    order = seeding.rng(seeding.derive("subset", seed, name), "evaluate").permutation(len(records))[:limit]
+    if renders.plan["kind"] != "composite":
+        # The network saw every training group of the class: none of its images may help to choose on any of them.
+        seen = frozenset(real.groups[row] for row in train if real.positive[name][row])
+        return Extra(rows_of[name][order], [seen] * len(order))
+    group_of = {item.name: item.group for item in real.items}
+    return Extra(rows_of[name][order], [frozenset(group_of.get(p, p) for p in records[i].parents) for i in order])
 
 
 def _why_not(
@@ -325,17 +332,3 @@ def _check_sides(train: ImageSet, test: ImageSet, renders: Renders) -> None:
             f"none of the images was used to fit the generator of {renders.folder}: give the data that it was fitted "
             "on, with the held-out images."
         )
-
-
-def _copies(
-    bank: FeatureBank, pictures: Sequence[np.ndarray], train: np.ndarray, positive: np.ndarray, candidate: str
-) -> list[tuple[int, int]]:
-    """(bank row, real row) of augmented copies of a class's training images."""
-    pairs = [(int(row), copy) for row in train if positive[row] for copy in range(COPIES)]
-
-    def augmented(pair: tuple[int, int]) -> Any:
-        row, copy = pair
-        return augment(pictures[row], candidate, seeding.derive("augment", row, copy, candidate))[0]
-
-    rows = bank.add(Lazy(augmented, pairs), cache=False)
-    return [(int(place), row) for place, (row, _) in zip(rows, pairs, strict=True)]

@@ -8,8 +8,8 @@ from pathlib import Path
 from visynth.core.errors import DataError, UsageError, choices
 from visynth.core.folders import check_apart, claim
 from visynth.core.pictures import fit_to, to_channels
-from visynth.data.imageset import ImageSet
-from visynth.data.masks import Mask, judge, load_mask
+from visynth.data.imageset import ImageSet, Item
+from visynth.data.masks import Mask, load_mask, mask_problem
 from visynth.generators.compose_fit import Array, Fitted, Source, fit_composition, guess_good
 from visynth.generators.compose_settings import Settings
 from visynth.generators.foundation import Anchor, Foundation, make_foundation
@@ -18,10 +18,17 @@ from visynth.generators.foundation import Anchor, Foundation, make_foundation
 def sources_of(images: ImageSet, classes: Collection[str] | None = None) -> list[Source]:
     """The training images of one class each, decoded, with their masks; ``classes`` leaves the others out."""
     return [
-        Source(i.name, i.label, i.group or i.name, images.image(i), load_mask(images, i))
+        read_source(images, i)
         for i in images.items
         if i.split in ("", "train") and len(i.labels) == 1 and (classes is None or i.label in classes)
     ]
+
+
+def read_source(images: ImageSet, item: Item) -> Source:
+    """One image of one class, decoded, with its mask and whether that can be pasted."""
+    image, mask = images.image(item), load_mask(images, item)
+    problem = None if mask is None else mask_problem(image, mask)
+    return Source(item.name, item.label, item.group or item.name, image, mask, problem)
 
 
 def fit_compose(
@@ -68,7 +75,6 @@ def fit_compose(
     fitted = fit_composition(
         sources,
         good=good,
-        judge=judge,
         classes=classes,
         settings=settings,
         without_masks=without_masks,

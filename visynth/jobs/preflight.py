@@ -8,28 +8,30 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from visynth.core.codec import Array
 from visynth.core.errors import DataError, UsageError, choices
 from visynth.core.folders import put_files
-from visynth.core.report import bullets, table
+from visynth.core.report import bullets, gallery, table, text
 from visynth.data import groups as grouping
 from visynth.data import parts as matching
-from visynth.data.imageset import ImageSet, in_threads
-from visynth.data.masks import judge, load_mask
+from visynth.data.imageset import ImageSet
 from visynth.data.reading import with_groups
+from visynth.data.scan import PackedMasks, Scan
 from visynth.generators.compose_fit import LARGE, guess_good
 from visynth.metrics.extractor import NATIVE_LIMIT
 
 LEARNED_GROUPS = 20  # groups of a class from which on a learned generator has something to learn from
 SHOWN_MASKS = 60  # unreliable masks listed with their reasons
 SHOWN_PAIRS = 40  # pairs of groups that look like one part, listed with their images
+SHEET_GROUPS = 4  # groups on the sheet, the largest
+SHEET_IMAGES = 6  # of each
 MIN_GROUPS = 3  # groups of the rare class without which nothing can be held out and chosen on
 
 
@@ -49,7 +51,27 @@ class Suits:
 
 @dataclass
 class Preflight:
-    """What was found. ``images`` has groups for every image, given or proposed."""
+    """What was found.
+
+    Attributes:
+        images: with groups for every image, given or proposed.
+        rare: the classes that matter.
+        good: the defect-free class, if any.
+        masked: images with a mask by class.
+        repeated: share of the images that have a near-duplicate.
+        random_leak: share of the test images of which a random split leaves a near-duplicate in training.
+        proposal: groups found in the data, if any.
+        crossing: pairs of near-duplicates in different groups, and
+        crossing_share: the share of the images that are in one.
+        group_source: where the groups come from, in words.
+        suits: by class, what can synthesise it.
+        scan: images and masks as far as they were looked into.
+        bad_masks: masks that would not paste what one sees, with the reason.
+        sheet: of the largest groups: name, number of images, names of some.
+        parts: groups that look like one part.
+        warnings: sentences.
+        seconds: that it took.
+    """
 
     images: ImageSet
     rare: tuple[str, ...]
@@ -62,7 +84,9 @@ class Preflight:
     crossing_share: float
     group_source: str
     suits: dict[str, Suits]
+    scan: Scan
     bad_masks: dict[str, str] = field(default_factory=dict)
+    sheet: tuple[tuple[str, int, tuple[str, ...]], ...] = ()
     parts: matching.PartCheck = field(default_factory=lambda: matching.PartCheck((), 0, 0))
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -91,7 +115,21 @@ class Preflight:
             shown = [[name, why] for name, why in sorted(self.bad_masks.items())]
             note = f"{len(shown)} masks that would not paste what one sees; they are left out."
             blocks.append(table(["mask of", "why it is not used"], shown[:SHOWN_MASKS], note))
-        return blocks
+        return blocks + self._group_sheet()
+
+    def _group_sheet(self) -> list[dict[str, Any]]:
+        """Some images of the largest groups, a group a row: one sees whether they belong together."""
+        blocks = [
+            gallery(
+                names,
+                [self.scan.known[name].thumbnail for name in names],
+                SHEET_IMAGES,
+                f"Group {group}: {size} images.",
+            )
+            for group, size, names in self.sheet
+        ]
+        words = "The largest groups: images of one group train together or test together. Do they belong together?"
+        return [text(words), *blocks] if blocks else []
 
     def leak_lines(self) -> list[str]:
         """What repeats, what a random split would do, and what the groups leave."""
@@ -110,6 +148,13 @@ class Preflight:
             f"groups used: {self.group_source}; {self.crossing_share:.1%} of the images have a near-duplicate in "
             f"another group ({self.crossing} pairs)"
         )
+        sizes = Counter(item.group for item in self.images.items)
+        largest, size = max(sizes.items(), key=lambda pair: (pair[1], pair[0]))
+        if size >= grouping.DOMINATES * len(self.images) and len(sizes) > 1:
+            lines.append(
+                f"group {largest} holds {size} of {len(self.images)} images ({size / len(self.images):.0%}): it trains or "
+                "tests as a whole, so results hang on it. Give finer groups if its images are not one part, scene or patient"
+            )
         return [*lines, *self.part_lines()]
 
     def part_lines(self) -> list[str]:
@@ -135,7 +180,14 @@ class Preflight:
         )
 
 
-def preflight(images: ImageSet, rare: Sequence[str], *, good: str | None = None, grouped: bool = False) -> Preflight:
+def preflight(
+    images: ImageSet,
+    rare: Sequence[str],
+    *,
+    good: str | None = None,
+    grouped: bool = False,
+    keep: Callable[[ImageSet, str | None], Collection[str]] = lambda images, good: (),
+) -> Preflight:
     """Look at a set.
 
     Args:
@@ -144,6 +196,8 @@ def preflight(images: ImageSet, rare: Sequence[str], *, good: str | None = None,
         good: the defect-free class; guessed when None.
         grouped: whether the images' groups were given; otherwise groups are proposed where the set repeats itself,
             and else every image is its own group.
+        keep: of the set with its groups and its defect-free class, the names of the images that stay in memory for later
+            (``scan``).
 
     Raises:
         UsageError: a rare or good class that does not exist.
@@ -169,32 +223,30 @@ def preflight(images: ImageSet, rare: Sequence[str], *, good: str | None = None,
     crossing = grouping.across_groups(found, [item.group for item in images.items])
     touched = {index for pair in crossing for index in pair}
 
-    parts = matching.find_same_parts(images)
-
-    masks = {item.name for item in images.items if (mask := load_mask(images, item)) is not None and mask.any()}
-    masked = {name: sum(item.name in masks for item in images.items if name in item.labels) for name in images.classes}
+    masks = PackedMasks(images)
+    masked = {name: sum(i.name in masks for i in images.items if name in i.labels) for name in images.classes}
     good = good or guess_good(images.classes, masked, images.counts())
-    if good in rare:
-        raise UsageError(
-            f"{good!r} is named as a class that matters, but it is the defect-free one too: name the defects with "
-            "--rare, "
-            "or, if it is a defect, the defect-free class with --good."
-        )
-    group_counts = images.groups()
-    for name in rare:
-        if group_counts[name] < MIN_GROUPS:
-            raise DataError(
-                f"{name} has {images.counts()[name]} images in {group_counts[name]} group(s): at least {MIN_GROUPS} "
-                "groups are needed "
-                "to train on some and test on others. Collect more, or give finer groups if these are too coarse."
-            )
-    bad_masks: dict[str, str] = {}
-    looks = in_threads(lambda item: _look(images.image(item)), images.items)
-    shapes = {(channels, dtype) for channels, dtype, _ in looks}
-    notes += _size_notes([side for _, _, side in looks])
-    if len(shapes) > 1:
-        told = ", ".join(f"{channels} channel(s) of {dtype}" for channels, dtype in sorted(shapes))
-        notes.append(f"the images are of several kinds ({told}): composition takes one kind only, so convert them")
+    _check_good_and_groups(images, rare, good)
+
+    scan = Scan(images, masks)
+    sheet = _sheet(images)
+    scan.read(
+        keep=keep(images, good),
+        check=[
+            i.name
+            for i in images.items
+            if (i.name in masks or i.name in masks.empty) and len(i.labels) == 1 and i.labels != (good,)
+        ],
+        match=matching.images_to_match(images),
+        show=[name for _, _, names in sheet for name in names],
+    )
+    looks = images.looks()
+    kinds = {(look.channels, look.dtype) for look in looks}
+    notes += _size_notes([look.size for look in looks])
+    if len(kinds) > 1:
+        listed = ", ".join(f"{channels} channel(s) of {dtype}" for channels, dtype in sorted(kinds))
+        notes.append(f"the images are of several kinds ({listed}): composition takes one kind only, so convert them")
+    found_suits = {name: _suits(scan, name, good, masked, len(kinds) > 1) for name in images.classes}
     return Preflight(
         images=images,
         rare=tuple(rare),
@@ -206,13 +258,47 @@ def preflight(images: ImageSet, rare: Sequence[str], *, good: str | None = None,
         crossing=len(crossing),
         crossing_share=len(touched) / len(images),
         group_source=source,
-        suits={
-            name: _suits(images, name, good, masked, group_counts, len(shapes) > 1, bad_masks)
-            for name in images.classes
-        },
-        bad_masks=bad_masks,
-        parts=parts,
+        suits=found_suits,
+        scan=scan,
+        bad_masks=scan.problems(i.name for i in images.items) if good and len(kinds) == 1 else {},
+        sheet=sheet,
+        parts=matching.find_same_parts(images, scan.features()),
         warnings=notes,
+    )
+
+
+def _check_good_and_groups(images: ImageSet, rare: Sequence[str], good: str | None) -> None:
+    if good in rare:
+        raise UsageError(
+            f"{good!r} is named as a class that matters, but it is the defect-free one too: name the defects with "
+            "--rare, or, if it is a defect, the defect-free class with --good."
+        )
+    group_counts = images.groups()
+    for name in rare:
+        if group_counts[name] < MIN_GROUPS:
+            raise DataError(
+                f"{name} has {images.counts()[name]} images in {group_counts[name]} group(s): at least {MIN_GROUPS} "
+                "groups are needed to train on some and test on others. Collect more, or give finer groups if these are "
+                "too coarse."
+            )
+
+
+def _sheet(images: ImageSet) -> tuple[tuple[str, int, tuple[str, ...]], ...]:
+    """The largest groups with the names of some of their images, spread over each; none where no group has two."""
+    names: dict[str, list[str]] = {}
+    for item in images.items:
+        names.setdefault(item.group, []).append(item.name)
+    largest = sorted(names, key=lambda group: (-len(names[group]), group))[:SHEET_GROUPS]
+    return tuple(
+        (
+            group,
+            len(own),
+            tuple(
+                own[i] for i in sorted({round(k * (len(own) - 1) / (SHEET_IMAGES - 1)) for k in range(SHEET_IMAGES)})
+            ),
+        )
+        for group in largest
+        if len(own := names[group]) > 1
     )
 
 
@@ -229,11 +315,6 @@ def _check(images: ImageSet, rare: Sequence[str], good: str | None) -> None:
             f"{images.root} has one class only ({images.classes[0]!r}): there is nothing to tell it from. Add the "
             "other classes."
         )
-
-
-def _look(image: Array) -> tuple[int, str, tuple[int, int]]:
-    """Channels, value type and size."""
-    return image.shape[2], image.dtype.name, image.shape[:2]
 
 
 def _size_notes(sizes: Sequence[tuple[int, int]]) -> list[str]:
@@ -254,48 +335,37 @@ def _size_notes(sizes: Sequence[tuple[int, int]]) -> list[str]:
     return notes
 
 
-def _suits(
-    images: ImageSet,
-    name: str,
-    good: str | None,
-    masked: dict[str, int],
-    groups: dict[str, int],
-    mixed: bool,
-    bad_masks: dict[str, str],
-) -> Suits:
-    """Which synthesizer suits a class; masks that cannot be used go to ``bad_masks``."""
+def _suits(scan: Scan, name: str, good: str | None, masked: dict[str, int], mixed: bool) -> Suits:
+    """Which synthesizer suits a class."""
     if name == good:
         return Suits("controls", "seam controls only (defect-free)")
-    if masked[name] and good and mixed:
-        return Suits("none", "the images are of several kinds; convert them to one")
-    if masked[name] and good:
-        reasons = {
-            item.name: judge(images.image(item), mask)
-            for item in images.items
-            if item.labels == (name,) and (mask := load_mask(images, item, name)) is not None
-        }
-        bad_masks |= {item: why for item, why in reasons.items() if why is not None}
-        if not reasons:
-            return Suits("none", "its images show other classes, too")
-        bad = sum(reason is not None for reason in reasons.values())
-        if bad < len(reasons) / 2:
-            left_out = f" ({bad} of {len(reasons)} masks unreliable, left out)" if bad else ""
-            return Suits("composition", "by mask" + left_out)
-        other = ", and too few groups to learn from" if groups[name] < LEARNED_GROUPS else "; a learned generator may"
-        return Suits("none", f"{bad} of {len(reasons)} masks are unreliable{other}")
-    if masked[name]:
-        other = (
-            "a learned generator may"
-            if groups[name] >= LEARNED_GROUPS
-            else f"and {groups[name]} groups are too few to learn from"
-        )
+    groups = scan.images.groups()[name]
+    learnable = groups >= LEARNED_GROUPS
+    if not masked[name]:
+        if learnable:
+            return Suits("learned", "no masks, but enough groups")
+        return Suits("none", f"no masks, and {groups} groups are too few to learn from")
+    if not good:
+        other = "a learned generator may" if learnable else f"and {groups} groups are too few to learn from"
         return Suits(
-            "none",
-            f"it has masks, but there is no defect-free class to compose onto (name it with --good); {other}",
+            "none", f"it has masks, but there is no defect-free class to compose onto (name it with --good); {other}"
         )
-    if groups[name] >= LEARNED_GROUPS:
-        return Suits("learned", "no masks, but enough groups")
-    return Suits("none", f"no masks, and {groups[name]} groups are too few to learn from")
+    if mixed:
+        return Suits("none", "the images are of several kinds; convert them to one")
+    judged = [
+        i.name
+        for i in scan.images.items
+        if i.labels == (name,) and (i.name in scan.masks or i.name in scan.masks.empty)
+    ]
+    if not judged:
+        return Suits("none", "its images show other classes, too")
+    bad = len(scan.problems(judged))
+    if bad < len(judged) / 2:
+        return Suits(
+            "composition", "by mask" + (f" ({bad} of {len(judged)} masks unreliable, left out)" if bad else "")
+        )
+    other = "; a learned generator may" if learnable else ", and too few groups to learn from"
+    return Suits("none", f"{bad} of {len(judged)} masks are unreliable{other}")
 
 
 def headroom_note(base: float, oracle: float, seen: float) -> str:

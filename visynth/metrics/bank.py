@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,42 @@ from visynth.core.errors import UsageError
 from visynth.core.files import write_bytes
 from visynth.core.members import pixel_hash
 from visynth.metrics.extractor import POOLS, Array, Extractor, Floats, prepare, prepare_square
+
+
+class Growing:
+    """Rows of one shape in one array that grows by halves, so that adding some does not copy all that are there.
+
+    Example:
+        >>> rows = Growing()
+        >>> for value in range(5):
+        ...     rows.extend(np.full((1, 2), value))
+        >>> rows.view()[:, 0].tolist()
+        [0, 1, 2, 3, 4]
+    """
+
+    def __init__(self) -> None:
+        self._array: NDArray[Any] = np.zeros(0)
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def extend(self, rows: NDArray[Any]) -> None:
+        """Append ``[n, ...]``."""
+        if not len(rows):
+            return
+        needed = self._count + len(rows)
+        if needed > len(self._array):
+            larger = np.empty((max(needed, len(self._array) * 3 // 2), *rows.shape[1:]), rows.dtype)
+            if self._count:
+                larger[: self._count] = self._array[: self._count]
+            self._array = larger
+        self._array[self._count : needed] = rows
+        self._count = needed
+
+    def view(self) -> NDArray[Any]:
+        """All rows, without a copy; those that are added later are not in it."""
+        return self._array[: self._count]
 
 
 @dataclass
@@ -41,18 +78,18 @@ class FeatureBank:
     cache: Path | None = None
     trunk: int = 0  # side of the squares whose trunk activations are kept for fine-tuning; 0 keeps none
     batch: int = 8  # small enough for the caches of a CPU: twice as fast as 16
-    _rows: dict[int, list[Floats]] = field(default_factory=dict)
     computed: int = 0
+    _tables: dict[tuple[int, str], Growing] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.resolutions:
             raise UsageError("a feature bank needs at least one resolution.")
-        self._rows = {resolution: [] for resolution in self.resolutions}
-        self._stacked: dict[tuple[int, str], Floats] = {}
-        self._trunks: list[Floats] = []
+        self._tables = {(resolution, pool): Growing() for resolution in self.resolutions for pool in POOLS}
+        if self.trunk:
+            self._tables[(self.trunk, "trunk")] = Growing()
 
     def __len__(self) -> int:
-        return len(self._rows[self.resolutions[0]])
+        return len(self._tables[(self.resolutions[0], POOLS[0])])
 
     def add(self, images: Sequence[Array], *, cache: bool = True) -> NDArray[np.int64]:
         """Compute the features of pictures and return their row numbers; ``cache=False`` keeps them off the disk.
@@ -79,21 +116,21 @@ class FeatureBank:
             if self.trunk:
                 squares.append(prepare_square(image, self.trunk))
                 if len(squares) == self.batch or index == len(images) - 1:
-                    self._trunks.extend(self.extractor.trunk_of(squares).numpy().astype(np.float16))
+                    self._tables[(self.trunk, "trunk")].extend(
+                        self.extractor.trunk_of(squares).numpy().astype(np.float16)
+                    )
                     squares = []
         for resolution, shape in sorted(waiting):
             self._pool(waiting[(resolution, shape)], found[resolution])
         for resolution in self.resolutions:
-            self._rows[resolution].extend(row for row in found[resolution] if row is not None)
-        self._stacked.clear()
+            rows = [row for row in found[resolution] if row is not None]
+            for place, pool in enumerate(POOLS):
+                self._tables[(resolution, pool)].extend(np.array([row[place] for row in rows]))
         return np.arange(start, start + len(images))
 
     def get(self, resolution: int, pool: str) -> Floats:
         """``[rows, D]`` of one resolution and pooling (``"mean"`` or ``"max"`` over places)."""
-        key = (resolution, pool)
-        if key not in self._stacked:
-            self._stacked[key] = np.stack([row[POOLS.index(pool)] for row in self._rows[resolution]])
-        return self._stacked[key]
+        return self._tables[(resolution, pool)].view()
 
     def places(self, images: Sequence[Array]) -> list[NDArray[np.float16]]:
         """Features at every place of pictures at native scale, ``[P, D]`` each; computed anew, kept nowhere."""
@@ -111,8 +148,7 @@ class FeatureBank:
 
     def tables(self) -> dict[tuple[int, str], Floats]:
         """All there is, by (resolution, pooling), and trunk activations under (side, "trunk")."""
-        found = {(resolution, pool): self.get(resolution, pool) for resolution in self.resolutions for pool in POOLS}
-        return {**found, (self.trunk, "trunk"): np.stack(self._trunks)} if self.trunk else found
+        return {key: table.view() for key, table in self._tables.items()}
 
     def name(self, resolution: int) -> str:
         """The extractor's name with its resolution, as caches and reports quote it."""

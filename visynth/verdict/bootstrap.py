@@ -18,12 +18,21 @@ HELPS, DOES_NOT, CANNOT_TELL = "helps", "does not", "cannot tell"
 
 @dataclass(frozen=True)
 class Scored:
-    """One arm on one cell's test images."""
+    """One arm on one cell's test images.
+
+    Attributes:
+        draw: of the cell.
+        truth: whether each image is of the class, bool ``[N]``.
+        scores: float ``[N]``.
+        groups: of each image.
+        weights: images of the set that each stands for, float ``[N]``; 1 where None.
+    """
 
     draw: int
     truth: NDArray[np.bool_]
     scores: Floats
     groups: Sequence[str]
+    weights: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -96,11 +105,12 @@ class Bootstrap:
         points = []
         for cell in cells:
             places = np.array([self.index[g] for g in cell.groups])
-            values = measure(cell.truth, cell.scores, self.groups[:, places])
+            weights = np.ones(len(places)) if cell.weights is None else cell.weights
+            values = measure(cell.truth, cell.scores, self.groups[:, places] * weights)
             draws = self.draws[:, self.draw_index[cell.draw]] * np.isfinite(values)
             total += draws * np.nan_to_num(values)
             weight += draws
-            points.append(float(measure(cell.truth, cell.scores, np.ones((1, len(cell.truth))))[0]))
+            points.append(float(measure(cell.truth, cell.scores, weights[None])[0]))
         return float(np.nanmean(points)), np.where(weight > 0, total / np.maximum(weight, 1e-12), np.nan)
 
 

@@ -10,7 +10,8 @@ logit_adjusted      trained as "real", scores moved by the log prior (Menon et a
                     the rest this moves every score alike, so it changes decisions (macro-F1) but no ranking
 smote               balanced, with points between a real image of the class and one of its five nearest of that class in feature
                     space (Chawla et al., "SMOTE", JAIR 2002, section 4.2)
-augment/<name>      balanced, with classic augmentations of the class's real images
+augment             balanced, with classic augmentations of the class's real images; of several candidates the one with the best
+                    inner score
 synthetic           balanced, with synthetic images of the class (made images of any arm share the class's weight half and
                     half with its real ones)
 synthetic+control   as synthetic, with defect-free images under the same seams among the rest
@@ -21,7 +22,7 @@ oracle              balanced, with all real training images of the class: what s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,17 +45,34 @@ class Extra:
 
 @dataclass(frozen=True)
 class Cell:
-    """One comparison. ``train`` is what the arms see, ``more`` what only the oracle adds; all are rows of real
-    images."""
+    """One comparison of arms, for one class.
+
+    Attributes:
+        draw: number of the draw of training groups.
+        fold: number of the fold of test groups.
+        train: rows of real images that every arm sees.
+        more: rows that only the oracle adds.
+        test: rows that are tested on.
+        positive: by row, whether a real image shows the class.
+        groups: by row, of real images.
+        weights: by row, images of the set that a real image stands for when it is tested on; 1 where None.
+        synthetic: images of the class.
+        control: defect-free images with the traces of synthesis.
+        augmented: classically augmented images of the class, by candidate.
+        has_oracle: whether the class has more real images in some cell.
+    """
 
     draw: int
     fold: int
     train: Ints
     more: Ints
     test: Ints
-    positive: NDArray[np.bool_]  # by row of the bank, for real images
-    groups: Sequence[str]  # by row of the bank, for real images
-    extras: Mapping[str, Extra] = field(default_factory=dict)
+    positive: NDArray[np.bool_]
+    groups: Sequence[str]
+    weights: Floats | None = None
+    synthetic: Extra | None = None
+    control: Extra | None = None
+    augmented: Mapping[str, Extra] = field(default_factory=dict)
     has_oracle: bool = False
 
     def test_truth(self) -> NDArray[np.bool_]:
@@ -63,34 +81,71 @@ class Cell:
     def test_groups(self) -> list[str]:
         return [self.groups[row] for row in self.test]
 
+    def test_weights(self) -> Floats:
+        return np.ones(len(self.test)) if self.weights is None else self.weights[self.test]
+
+
+def compact(
+    cell: Cell, tables: Mapping[tuple[int, str], NDArray[np.float32]]
+) -> tuple[Cell, dict[tuple[int, str], NDArray[np.float32]]]:
+    """The cell with only the rows that it uses, renumbered in order: little to send to another process.
+
+    Example:
+        >>> cell = Cell(0, 0, np.array([1]), np.array([], int), np.array([3]), np.arange(4) > 2, list("abcd"))
+        >>> small, tables = compact(cell, {(0, "max"): np.arange(8.0).reshape(4, 2)})
+        >>> small.train.tolist(), small.test.tolist(), small.groups, tables[(0, "max")].tolist()
+        ([0], [1], ['b', 'd'], [[2.0, 3.0], [6.0, 7.0]])
+    """
+    extras = [e for e in (cell.synthetic, cell.control, *cell.augmented.values()) if e is not None]
+    real = np.unique(np.concatenate([cell.train, cell.more, cell.test]))
+    used = np.unique(np.concatenate([real, *(extra.rows for extra in extras)])).astype(np.int64)
+
+    def renumbered(extra: Extra | None) -> Extra | None:
+        return None if extra is None else Extra(np.searchsorted(used, extra.rows), extra.parents)
+
+    small = replace(
+        cell,
+        **{side: np.searchsorted(used, getattr(cell, side)) for side in ("train", "more", "test")},
+        positive=cell.positive[real],
+        groups=[cell.groups[row] for row in real],
+        weights=None if cell.weights is None else cell.weights[real],
+        synthetic=renumbered(cell.synthetic),
+        control=renumbered(cell.control),
+        augmented={name: Extra(np.searchsorted(used, e.rows), e.parents) for name, e in cell.augmented.items()},
+    )
+    return small, {key: table[used] for key, table in tables.items()}
+
 
 def build_arms(cell: Cell, seed: int, tables: Mapping[tuple[int, str], NDArray[np.float32]]) -> dict[str, Items]:
-    """Every arm's training items. The sum of weights is the number of real training images in each.
+    """Every arm's training items, but for classic augmentation (:func:`augmented_arms`). The sum of weights is the
+    number of real training images in each.
 
     Args:
         cell: the comparison.
         seed: of what is drawn at random.
         tables: features by (resolution, pooling), ``[bank rows, D]``: SMOTE finds its neighbours in them.
     """
-    extras = cell.extras
-    count = len(extras["synthetic"].rows) if "synthetic" in extras else 0
+    count = 0 if cell.synthetic is None else len(cell.synthetic.rows)
     positives = int(cell.positive[cell.train].sum())
     real = _items(cell, cell.train)
     arms = {"real": real_items(cell), "balanced": _weighted(real, 1.0), "logit_adjusted": _weighted(real, None)}
     arms["duplicate"] = _weighted(real, None, repeat=(positives + count) / max(positives, 1))
     if count:
         arms["smote"] = _weighted(_smote(cell, real, count, seed, tables) if positives > 1 else real, 1.0)
-    for name, extra in extras.items():
-        if name.startswith("augment/"):
-            arms[name] = _weighted(_joined(real, extra, True), 1.0)
-    if count:
-        mixed = _joined(real, extras["synthetic"], True)
+    if cell.synthetic is not None:
+        mixed = _joined(real, cell.synthetic, True)
         arms["synthetic"] = _weighted(mixed, 1.0)
-        if "control" in extras:
-            arms["synthetic+control"] = _weighted(_joined(mixed, extras["control"], False), 1.0)
+        if cell.control is not None:
+            arms["synthetic+control"] = _weighted(_joined(mixed, cell.control, False), 1.0)
     if cell.has_oracle:  # in a cell that has no more groups to give, the oracle is the balanced arm
         arms["oracle"] = _weighted(_items(cell, np.concatenate([cell.train, cell.more])), 1.0, total=len(cell.train))
     return arms
+
+
+def augmented_arms(cell: Cell) -> dict[str, Items]:
+    """Training items with each candidate's classically augmented images, weighted as those of the other arms."""
+    real = _items(cell, cell.train)
+    return {name: _weighted(_joined(real, extra, True), 1.0) for name, extra in cell.augmented.items()}
 
 
 def real_items(cell: Cell) -> Items:

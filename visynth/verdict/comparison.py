@@ -72,7 +72,8 @@ class Results:
         chosen: dict[str, Any],
         decision: NDArray[np.float64],
     ) -> None:
-        self.tested.setdefault(name, []).append(Scored(cell.draw, cell.test_truth(), scores, cell.test_groups()))
+        scored = Scored(cell.draw, cell.test_truth(), scores, cell.test_groups(), cell.test_weights())
+        self.tested.setdefault(name, []).append(scored)
         self.inner.setdefault(name, []).append(inner)
         self.chosen.setdefault(name, []).append(chosen)
         self.decisions.setdefault(name, []).append(decision)
@@ -93,8 +94,8 @@ def run_cells(
         label: the class.
     """
     outcomes = fit_cells(cells, tables, learner=learner, workers=workers, seed=seed)
-    made = [len(cell.extras["synthetic"].rows) if "synthetic" in cell.extras else 0 for cell in cells]
-    return gather(label, cells, outcomes, float(np.mean(made)))
+    counts = [0 if cell.synthetic is None else len(cell.synthetic.rows) for cell in cells]
+    return gather(label, cells, outcomes, float(np.mean(counts)))
 
 
 def fit_cells(
@@ -117,11 +118,12 @@ def fit_cells(
         only: these arms alone.
     """
     parallel = workers > 1 and len(cells) > 1 and getattr(plugins.load("learners", learner), "parallel", False)
-    # joblib shares the tables by memory map, and does not run the caller's script again in its workers: no __main__
-    # guard.
-    run = joblib.Parallel(workers if parallel else 1)
+    if not parallel:
+        return [_run_cell(cell, tables, learner, seed, only) for cell in cells]
+    # joblib does not run the caller's script again in its workers: no __main__ guard.
     work = joblib.delayed(_run_for)
-    return list(run(work(os.getpid(), cell, tables, learner, seed, only) for cell in cells))
+    jobs = (work(os.getpid(), *arming.compact(cell, tables), learner, seed, only) for cell in cells)
+    return list(joblib.Parallel(workers)(jobs))
 
 
 def gather(label: str, cells: Sequence[Cell], outcomes: Sequence[Outcomes], synthetic: float) -> Results:
@@ -132,14 +134,13 @@ def gather(label: str, cells: Sequence[Cell], outcomes: Sequence[Outcomes], synt
     for cell, outcome in zip(cells, outcomes, strict=True):
         for name, (scores, inner, chosen, decision) in outcome.items():
             results.add(cell, name, scores, inner, chosen, decision)
-    _choose_augmentation(results)
     groups = [len({cell.groups[r] for r in cell.train if cell.positive[r]}) for cell in cells]
     results.counts = {
         "train": float(np.mean([cell.positive[cell.train].sum() for cell in cells])),
         "train groups": float(np.mean(groups)),
         "test": float(np.mean([cell.test_truth().sum() for cell in cells])),
         "test groups": float(np.mean([len(_groups(cell)) for cell in cells])),
-        "prevalence": float(np.mean([cell.test_truth().mean() for cell in cells])),
+        "prevalence": float(np.mean([np.average(cell.test_truth(), weights=cell.test_weights()) for cell in cells])),
         "synthetic": synthetic,
     }
     return results
@@ -162,6 +163,11 @@ def _run_cell(cell: Cell, tables: Tables, learner: str, seed: int, only: Sequenc
         outcomes[name] = (outcome.scores, outcome.inner, outcome.chosen, outcome.scores)
     if only is not None:
         return outcomes
+    if cell.augmented:
+        fitted = {c: fitter.fit(tables, arm, cell.test, folds, seed) for c, arm in arming.augmented_arms(cell).items()}
+        best = max(fitted, key=lambda candidate: np.nan_to_num(fitted[candidate].inner, nan=-1.0))
+        outcome = fitted[best]
+        outcomes["augment"] = (outcome.scores, outcome.inner, {**outcome.chosen, "candidate": best}, outcome.scores)
     scores, inner, chosen, _ = outcomes["real"]
     outcomes["logit_adjusted"] = (scores, inner, chosen, arming.adjust(scores, items["real"]))
     return outcomes
@@ -198,19 +204,6 @@ def add_rival(results: Results, cells: Sequence[Cell], outcomes: Sequence[Outcom
         scores, inner, chosen, decision = outcome["synthetic"]
         results.add(cell, name, scores, inner, chosen, decision)
     results.rivals.append(name)
-
-
-def _choose_augmentation(results: Results) -> None:
-    """The arm "augment": in each cell the candidate with the best inner score."""
-    candidates = [name for name in results.tested if name.startswith("augment/")]
-    if not candidates:
-        return
-    for cell in range(len(results.tested[candidates[0]])):
-        best = max(candidates, key=lambda name: np.nan_to_num(results.inner[name][cell], nan=-1.0))
-        results.tested.setdefault("augment", []).append(results.tested[best][cell])
-        results.inner.setdefault("augment", []).append(results.inner[best][cell])
-        results.chosen.setdefault("augment", []).append({**results.chosen[best][cell], "candidate": best.split("/")[1]})
-        results.decisions.setdefault("augment", []).append(results.decisions[best][cell])
 
 
 # -- summing up ------------------------------------------------------------------------------------------------------
@@ -469,7 +462,10 @@ def macro_f1_table(
                 else:
                     values.append(
                         macro_f1(
-                            truth[rows].tolist(), np.argmax(np.stack(columns), axis=0).tolist(), range(len(classes))
+                            truth[rows].tolist(),
+                            np.argmax(np.stack(columns), axis=0).tolist(),
+                            range(len(classes)),
+                            own.tested[arm][cell].weights,
                         )
                     )
             if values:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from visynth.core import seeds as seeding
 from visynth.core.errors import DataError
 from visynth.data.splits import group_folds, pick_groups
-from visynth.data.transforms import CANDIDATES
 from visynth.jobs.preflight import headroom_note
 from visynth.jobs.trial.data import Say, TrialData
 from visynth.jobs.trial.options import TrialOptions
-from visynth.verdict.cells import Cell, Extra
+from visynth.verdict.cells import Cell
 from visynth.verdict.comparison import run_cells, summarise
 
 Rows = NDArray[np.int64]
@@ -89,12 +88,19 @@ def _left_to_the_oracle(data: TrialData, train: Rows, options: TrialOptions, dra
 
 
 def bare_cell(
-    data: TrialData, name: str, split: Split, extras: Mapping[str, Extra] | None = None, oracle: bool = False
+    data: TrialData, name: str, split: Split, oracle: bool = False, augmented: int = 0, seed: int = 0
 ) -> Cell:
     """A split as a cell of one class."""
-    own = np.array([row for row in split.more if data.positive[name][row]], dtype=np.int64)
-    return Cell(
-        split.draw, split.fold, split.train, own, split.test, data.positive[name], data.groups, extras or {}, oracle
+    return data.cell(
+        name,
+        train=split.train,
+        test=split.test,
+        draw=split.draw,
+        fold=split.fold,
+        more=split.more,
+        oracle=oracle,
+        augmented=augmented,
+        seed=seed,
     )
 
 
@@ -105,25 +111,13 @@ def has_both_sides(data: TrialData, name: str, split: Split) -> bool:
 
 def real_cells(data: TrialData, name: str, splits: Sequence[Split], options: TrialOptions) -> list[tuple[Split, Cell]]:
     """The splits that have the class on both sides, as cells with the augmented copies of their training images."""
-    data.add_augmented(name, options.seed)
+    data.add_augmented(name, np.flatnonzero(data.positive[name]).tolist(), options.seed)
     restricted = {n for split in splits for n in data.rare if data.positive[n][split.more].any()}
     return [
-        (split, bare_cell(data, name, split, _augmented(data, name, split, options), name in restricted))
+        (split, bare_cell(data, name, split, name in restricted, options.synthetic, options.seed))
         for split in splits
         if has_both_sides(data, name, split)
     ]
-
-
-def _augmented(data: TrialData, name: str, split: Split, options: TrialOptions) -> dict[str, Extra]:
-    extras = {}
-    for candidate in CANDIDATES:
-        copies = data.augmented[(name, candidate)]
-        pool = [(place, data.groups[row]) for row in split.train.tolist() if row in copies for place in copies[row]]
-        stream = seeding.derive("augmented", options.seed, split.draw, split.fold)
-        order = seeding.rng(stream, candidate).permutation(len(pool))[: options.synthetic]
-        rows = np.array([pool[i][0] for i in order], dtype=np.int64)
-        extras[f"augment/{candidate}"] = Extra(rows, [frozenset({pool[i][1]}) for i in order])
-    return extras
 
 
 def headroom(data: TrialData, splits: Sequence[Split], options: TrialOptions, say: Say) -> str:

@@ -2,56 +2,38 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth.core import plugins
 from visynth.core import seeds as seeding
-from visynth.core.files import cache_folder, canonical_json
-from visynth.data.imageset import Item
-from visynth.data.masks import judge, load_mask, remembered
-from visynth.data.transforms import CANDIDATES, augment
+from visynth.core.files import canonical_json
+from visynth.data.imageset import ImageSet, Item
 from visynth.generators.compose_fit import Source
+from visynth.jobs.measured import MeasuredSet, new_bank
 from visynth.jobs.preflight import Preflight
 from visynth.jobs.trial.options import TrialOptions
-from visynth.metrics.bank import FeatureBank
 from visynth.metrics.dense import DenseHead, coverage
-from visynth.metrics.extractors import extractor
 
 Say = Callable[[str], None]
-COPIES_PER_IMAGE = 4  # augmented copies of each real image, per candidate
-KEPT_PER_GROUP = 2  # images of the defect-free class per group in the arms, at most
-KEPT = 320  # and in all
+KEPT = 320  # images of the defect-free class in the arms, at most, spread over its groups
 
 
-@dataclass
-class TrialData:
+@dataclass(kw_only=True)
+class TrialData(MeasuredSet):
     """What preflight found, and the images that the arms are fitted and tested on.
 
     Attributes:
         findings: of the preflight; its ``images`` are all images, with groups.
-        items: those that are measured on. A row is a place in this list.
-        sources: the same, decoded, with masks.
-        bank: their features (and those of all images that are made), by row.
-        positive: by class, whether each row shows it.
-        groups: of each row.
-        judge: says why a mask should not be pasted; remembers what it said.
-        augmented: ``{(class, candidate): {row: rows of its augmented copies}}``.
+        sources: by row, the images with their masks.
     """
 
     findings: Preflight
-    items: list[Item]
     sources: list[Source]
-    bank: FeatureBank
-    positive: dict[str, NDArray[np.bool_]]
-    groups: list[str]
-    judge: Callable[[Any, Any], str | None] = field(default_factory=lambda: remembered(judge))
-    augmented: dict[tuple[str, str], dict[int, list[int]]] = field(default_factory=dict)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -66,31 +48,20 @@ class TrialData:
         """The defect-free class, if any."""
         return self.findings.good
 
+    def training_sources(self) -> list[Source]:
+        """Images of one class each that generators may learn from; the data's own held-out images are not among
+        them."""
+        pairs = zip(self.items, self.sources, strict=True)
+        return [source for item, source in pairs if item.split in ("", "train") and source.label]
+
     def fingerprint(self) -> str:
         """Hex sha256 of every image, mask, label, group and split that is measured on."""
         digest = sha256()
         for item, source in zip(self.items, self.sources, strict=True):
-            digest.update(canonical_json([item.name, list(item.labels), item.group, item.split]).encode())
-            digest.update(np.ascontiguousarray(source.image).tobytes())
+            pixels = self.findings.scan.known[item.name].member.pixels
+            digest.update(canonical_json([item.name, list(item.labels), item.group, item.split, pixels]).encode())
             digest.update(b"" if source.mask is None else np.packbits(source.mask).tobytes())
         return digest.hexdigest()
-
-    def add_augmented(self, name: str, seed: int) -> None:
-        """Augmented copies of every real image of a class, made once: a cell uses those of its own training images."""
-        own = np.flatnonzero(self.positive[name]).tolist()
-        for candidate in CANDIDATES:
-            if (name, candidate) in self.augmented:
-                continue
-            pairs = [(row, copy) for row in own for copy in range(COPIES_PER_IMAGE)]
-            images = [
-                augment(self.sources[row].image, candidate, seeding.derive("augment", seed, row, copy, candidate))[0]
-                for row, copy in pairs
-            ]
-            rows = self.bank.add(images, cache=False)
-            copies: dict[int, list[int]] = {}
-            for (row, _), place in zip(pairs, rows, strict=True):
-                copies.setdefault(row, []).append(int(place))
-            self.augmented[(name, candidate)] = copies
 
     def dense_head(self, say: Say) -> DenseHead:
         """The rival that masks teach, over features of every place."""
@@ -99,32 +70,47 @@ class TrialData:
         return DenseHead(places, [None if s.mask is None else coverage(s.mask) for s in self.sources])
 
 
-def read_trial_data(findings: Preflight, options: TrialOptions, say: Say) -> TrialData:
-    """Images in memory and their features; of the defect-free class two images a group are enough to learn from."""
-    images = findings.images
-    kept: list[Item] = []
-    seen: dict[str, int] = {}
+def measured_items(images: ImageSet, good: str | None, seed: int) -> list[Item]:
+    """The images that the arms see: all, but of the defect-free class at most ``KEPT``, one of each group in turn."""
+    groups: dict[str, list[str]] = {}
     for item in images.items:
-        if item.labels == (findings.good,):
-            seen[item.group] = seen.get(item.group, 0) + 1
-            if seen[item.group] > KEPT_PER_GROUP:
-                continue
-        kept.append(item)
-    plain = [i for i in kept if i.labels == (findings.good,)]
-    if len(plain) > KEPT:
-        order = seeding.rng(seeding.derive("kept", options.seed), "trial").permutation(len(plain))
-        dropped = {plain[i].name for i in order[KEPT:]}
-        kept = [i for i in kept if i.name not in dropped]
-    sources = [
-        Source(i.name, i.labels[0] if len(i.labels) == 1 else "", i.group, images.image(i), load_mask(images, i))
-        for i in kept
-    ]
-    bank = FeatureBank(
-        extractor(),
-        cache=cache_folder() / "features" if options.cache else None,
-        trunk=getattr(plugins.load("learners", options.learner), "trunk", 0),
-    )
-    say(f"features of {len(kept)} images at {', '.join(bank.name(r) for r in bank.resolutions)}")
+        if item.labels == (good,):
+            groups.setdefault(item.group, []).append(item.name)
+    order = seeding.rng(seeding.derive("kept", seed), "trial").permutation(sorted(groups)).tolist()
+    turns = [(turn, place, name) for place, group in enumerate(order) for turn, name in enumerate(groups[group])]
+    kept = {name for _, _, name in sorted(turns)[:KEPT]}
+    return [item for item in images.items if item.labels != (good,) or item.name in kept]
+
+
+def weights_of(images: ImageSet, items: list[Item], good: str | None) -> NDArray[np.float64]:
+    """Images of the set that each measured one stands for: with them a test has the prevalence of the data.
+
+    Images of the defect-free class share their group's number, scaled so that all of them stand for the whole class.
+    """
+    whole = Counter(i.group for i in images.items if i.labels == (good,))
+    kept = Counter(i.group for i in items if i.labels == (good,))
+    scale = sum(whole.values()) / max(sum(whole[group] for group in kept), 1)
+    return np.array([scale * whole[i.group] / kept[i.group] if i.labels == (good,) else 1.0 for i in items])
+
+
+def read_trial_data(findings: Preflight, options: TrialOptions, say: Say) -> TrialData:
+    """The measured images, from the scan's memory, and their features."""
+    images, scan = findings.images, findings.scan
+    items = measured_items(images, findings.good, options.seed)
+    sources = []
+    for item in items:
+        label, problem = item.labels[0] if len(item.labels) == 1 else "", scan.known[item.name].mask_problem
+        sources.append(Source(item.name, label, item.group, scan.kept(item.name), scan.masks.get(item.name), problem))
+    bank = new_bank(options.learner, options.cache)
+    say(f"features of {len(items)} images at {', '.join(bank.name(r) for r in bank.resolutions)}")
     bank.add([s.image for s in sources])
-    positive = {name: np.array([name in i.labels for i in kept]) for name in images.classes}
-    return TrialData(findings, kept, sources, bank, positive, [i.group for i in kept])
+    return TrialData(
+        findings=findings,
+        items=items,
+        sources=sources,
+        image=lambda row: sources[row].image,
+        bank=bank,
+        positive={name: np.array([name in i.labels for i in items]) for name in images.classes},
+        groups=[i.group for i in items],
+        weights=weights_of(images, items, findings.good),
+    )

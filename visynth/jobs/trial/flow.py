@@ -24,7 +24,7 @@ from visynth.data.imageset import ImageSet
 from visynth.data.transforms import CANDIDATES, backend
 from visynth.jobs.preflight import preflight, write_groups
 from visynth.jobs.trial.cells import headroom
-from visynth.jobs.trial.data import KEPT_PER_GROUP, Say, TrialData, read_trial_data
+from visynth.jobs.trial.data import KEPT, Say, TrialData, measured_items, read_trial_data
 from visynth.jobs.trial.measuring import Trial
 from visynth.jobs.trial.options import TrialOptions
 from visynth.jobs.trial.outputs import write_outputs
@@ -78,7 +78,13 @@ def run_trial(
     check_apart(out, images.folders())
     out = claim(out, PARTS)
     say("preflight: files, groups, near-duplicates")
-    findings = preflight(images, rare, good=good, grouped=grouped)
+    findings = preflight(
+        images,
+        rare,
+        good=good,
+        grouped=grouped,
+        keep=lambda images, good: {item.name for item in measured_items(images, good, options.seed)},
+    )
     data = read_trial_data(findings, options, say)
     findings.seconds = time.monotonic() - started
     for line in [*findings.leak_lines(), f"defect-free class: {findings.good or 'none; name it with --good'}"]:
@@ -147,14 +153,15 @@ def _inputs(data: TrialData, options: TrialOptions) -> dict[str, Any]:
 
 
 def _conditions(data: TrialData, options: TrialOptions, seconds: float) -> dict[str, Any]:
+    capped = len(data.items) < len(data.findings.images)
     groups = (
         f"{options.rare_groups} training groups of each rare class per draw"
         if options.rare_groups
         else "all training groups"
     )
     return {
-        "images used in the arms": f"{len(data.items)} of {len(data.findings.images)} "
-        f"(at most {KEPT_PER_GROUP} per group of the defect-free class)",
+        "images used in the arms": f"{len(data.items)} of {len(data.findings.images)}"
+        + (f" (at most {KEPT} defect-free ones, weighted so that tests have the data's prevalence)" if capped else ""),
         "design": f"{options.draws} draws x {options.folds} folds by group, {groups}",
         "synthetic images per cell": options.synthetic,
         "features": ", ".join(data.bank.name(r) for r in data.bank.resolutions),

@@ -228,8 +228,8 @@ class Trial:
         again."""
         workers = self.options.workers
         made_by = None if synthesizer is None else synthesizer.inputs
-        arms = sorted({extra for _, cell in pairs for extra in cell.extras})
-        key = {"class": name, "synthesizer": made_by, "only": only, "arms": arms}
+        augmented = any(cell.augmented for _, cell in pairs)
+        key = {"class": name, "synthesizer": made_by, "only": only, "augmented": augmented}
         fitted: dict[tuple[int, int], Outcomes | str] = {}
         for split, _ in pairs:
             kept = self.stage.get(**key, place=_place(split))

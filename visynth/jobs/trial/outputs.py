@@ -48,7 +48,7 @@ def write_outputs(
         report.section("Not written", text("No class was shown to help, so no generator was made."))
     for number, name in enumerate(names):
         synthesizer, ending = synthesizers[name], f"-{name}" if number else ""
-        final = synthesizer.fit_all(data.findings.images)
+        final = synthesizer.fit_all(data)
         final.generator.save(out / f"generator{ending}")
         classes = [c for c in helped.get(name, data.rare) if c in final.generator.classes]
         if classes:
@@ -121,5 +121,4 @@ def galleries(generator: Generator, data: TrialData, seed: int) -> list[dict[str
 
 
 def _real(data: TrialData, name: str) -> Any:
-    images = data.findings.images
-    return to_display(images.image(next(i for i in images.items if i.name == name)))
+    return to_display(next(source.image for source in data.sources if source.name == name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -11,10 +11,8 @@ from visynth.core import seeds as seeding
 from visynth.core.artifact import SPEC
 from visynth.core.errors import DataError, UsageError
 from visynth.core.stage import Stage
-from visynth.data.imageset import ImageSet
 from visynth.generators.base import Generator, Samples, load_generator
 from visynth.generators.compose_fit import fit_composition
-from visynth.jobs.make import sources_of
 from visynth.jobs.trial.cells import Split
 from visynth.jobs.trial.data import Say, TrialData
 from visynth.jobs.trial.options import TrialOptions
@@ -63,8 +61,8 @@ class Synthesizer(Protocol):
         """A generator of a class that knows the split's training side alone."""
         ...
 
-    def fit_all(self, images: ImageSet) -> Final:
-        """The generator that the user gets."""
+    def fit_all(self, data: TrialData) -> Final:
+        """The generator that the user gets, fitted on every training image that the trial measured with."""
         ...
 
 
@@ -75,12 +73,10 @@ class CompositionSynthesizer:
     Attributes:
         classes: that have masks to compose by.
         good: the defect-free class.
-        judge: says why a mask should not be pasted, or None.
     """
 
     classes: tuple[str, ...]
     good: str
-    judge: Callable[[Any, Any], str | None]
     name: str = "composition"
     makes_controls: bool = True
     traceable: bool = True
@@ -91,22 +87,21 @@ class CompositionSynthesizer:
 
     def fit(self, data: TrialData, name: str, split: Split) -> Generator:
         own = [data.sources[row] for row in split.train if data.sources[row].label in (name, self.good)]
-        return fit_composition(own, good=self.good, classes=[name], judge=self.judge).generator
+        return fit_composition(own, good=self.good, classes=[name]).generator
 
-    def fit_all(self, images: ImageSet) -> Final:
-        train = images.select(lambda item: item.split in ("", "train"))
+    def fit_all(self, data: TrialData) -> Final:
+        sources = data.training_sources()
         card = {
             "task": "composition",
-            "training images": len(train),
+            "training images": len(sources),
             "licence": "as the images that it was made from",
             "made by": "visynth trial",
         }
         fitted = fit_composition(
-            sources_of(images, {*self.classes, self.good}),
+            [source for source in sources if source.label in (*self.classes, self.good)],
             good=self.good,
             classes=list(self.classes),
-            judge=self.judge,
-            members=images.members(lambda item: item.split or "train"),
+            members=data.findings.scan.members(),
             card=card,
         )
         return Final(fitted.generator, fitted.left_out, fitted.bad_masks)
@@ -175,13 +170,13 @@ class TrainedSynthesizer:
             )
         return generator
 
-    def fit_all(self, images: ImageSet) -> Final:
-        """On every training image, for as long as each of the cells' was trained."""
-        train = images.select(lambda item: item.split in ("", "train"))
-        self.say(f"training the final {self.name} generator for {self.minutes:.1f} min on {len(train)} images")
-        generator = self._train(sources_of(images), self.seed)
-        generator.members = tuple(images.members(lambda item: item.split or "train"))
-        generator.card |= {"task": self.name, "training images": len(train), "made by": "visynth trial"}
+    def fit_all(self, data: TrialData) -> Final:
+        """For as long as each of the cells' was trained."""
+        sources = data.training_sources()
+        self.say(f"training the final {self.name} generator for {self.minutes:.1f} min on {len(sources)} images")
+        generator = self._train(sources, self.seed)
+        generator.members = tuple(data.findings.scan.members())
+        generator.card |= {"task": self.name, "training images": len(sources), "made by": "visynth trial"}
         return Final(generator)
 
     def _train(self, sources: Sequence[Any], seed: int) -> Generator:
@@ -194,7 +189,7 @@ class TrainedSynthesizer:
 def composition_of(data: TrialData) -> CompositionSynthesizer | None:
     """Composition, where some class has masks for it."""
     classes = data.findings.suited("composition")
-    return CompositionSynthesizer(classes, data.good, data.judge) if classes and data.good else None
+    return CompositionSynthesizer(classes, data.good) if classes and data.good else None
 
 
 def trained_of(
@@ -264,10 +259,8 @@ def with_synthesis(
     samples = generator.sample(seeds, labels)
     rows = data.bank.add([samples.crop(k).permute(1, 2, 0).numpy() for k in range(len(samples))], cache=False)
     parents = _parents(data, synthesizer, name, split, samples)
-    extras = {**cell.extras, "synthetic": Extra(rows[:count], parents[:count])}
-    if controls:
-        extras["control"] = Extra(rows[count:], parents[count:])
-    return replace(cell, extras=extras)
+    control = Extra(rows[count:], parents[count:]) if controls else None
+    return replace(cell, synthetic=Extra(rows[:count], parents[:count]), control=control)
 
 
 def _parents(

@@ -1,0 +1,124 @@
+"""The real images of a comparison, by row: classes, groups, weights, features, augmented copies; and cells of them.
+
+``trial`` and ``evaluate`` compare arms on the same kind of cells; they differ in where the synthetic images come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visynth.core import plugins
+from visynth.core import seeds as seeding
+from visynth.core.files import cache_folder
+from visynth.data.imageset import Item, Lazy
+from visynth.data.transforms import CANDIDATES, augment
+from visynth.metrics.bank import FeatureBank
+from visynth.metrics.extractors import extractor
+from visynth.verdict.cells import Cell, Extra
+
+Rows = NDArray[np.int64]
+COPIES_PER_IMAGE = 4  # augmented copies of each real image, per candidate
+
+
+@dataclass(kw_only=True)
+class MeasuredSet:
+    """What the arms are fitted and tested on. A row is a place in ``items`` and in the bank.
+
+    Attributes:
+        items: the real images.
+        image: the pixels of a row.
+        bank: their features, by row, and behind them those of all synthetic and augmented images.
+        positive: by class, whether each row shows it.
+        groups: of each row.
+        weights: images of the whole set that each row stands for when it is tested on.
+        augmented: ``{class: {candidate: {row: bank rows of its augmented copies}}}``.
+    """
+
+    items: list[Item]
+    image: Callable[[int], Any]
+    bank: FeatureBank
+    positive: dict[str, NDArray[np.bool_]]
+    groups: list[str]
+    weights: NDArray[np.float64]
+    augmented: dict[str, dict[str, dict[int, list[int]]]] = field(default_factory=dict)
+
+    def add_augmented(self, name: str, rows: Sequence[int], seed: int) -> None:
+        """Augmented copies of some rows of a class, once; each image is asked for once for all of them."""
+        if name in self.augmented:
+            return
+        plan = [(row, candidate, copy) for row in rows for candidate in CANDIDATES for copy in range(COPIES_PER_IMAGE)]
+        last: list[Any] = [None, None]
+
+        def make(entry: tuple[int, str, int]) -> Any:
+            row, candidate, copy = entry
+            if last[0] != row:
+                last[:] = row, self.image(row)
+            return augment(last[1], candidate, seeding.derive("augment", seed, row, copy, candidate))[0]
+
+        places = self.bank.add(Lazy(make, plan), cache=False)
+        copies: dict[str, dict[int, list[int]]] = {candidate: {} for candidate in CANDIDATES}
+        for (row, candidate, _), place in zip(plan, places, strict=True):
+            copies[candidate].setdefault(row, []).append(int(place))
+        self.augmented[name] = copies
+
+    def cell(
+        self,
+        name: str,
+        *,
+        train: Rows,
+        test: Rows,
+        draw: int = 0,
+        fold: int = 0,
+        more: Rows | None = None,
+        oracle: bool = False,
+        augmented: int = 0,
+        seed: int = 0,
+    ) -> Cell:
+        """One comparison of one class, without synthetic images yet.
+
+        Args:
+            name: the class.
+            train: rows that the arms learn from.
+            test: rows that they are tested on.
+            draw: number of the draw.
+            fold: of the fold within it.
+            more: rows that the oracle adds; those of other classes are left out.
+            oracle: whether there is an oracle.
+            augmented: classically augmented images of the training rows, of those that :meth:`add_augmented` made.
+            seed: of their choice.
+        """
+        own = np.array([row for row in ([] if more is None else more) if self.positive[name][row]], dtype=np.int64)
+        extras = {}
+        for candidate in CANDIDATES if augmented else ():
+            copies = self.augmented[name][candidate]
+            pool = [(place, self.groups[row]) for row in train.tolist() if row in copies for place in copies[row]]
+            stream = seeding.rng(seeding.derive("augmented", seed, draw, fold), candidate)
+            order = stream.permutation(len(pool))[:augmented]
+            rows = np.array([pool[i][0] for i in order], dtype=np.int64)
+            extras[candidate] = Extra(rows, [frozenset({pool[i][1]}) for i in order])
+        return Cell(
+            draw,
+            fold,
+            train,
+            own,
+            test,
+            self.positive[name],
+            self.groups,
+            self.weights,
+            augmented=extras,
+            has_oracle=oracle,
+        )
+
+
+def new_bank(learner: str, cache: bool) -> FeatureBank:
+    """An empty bank with all that a learner needs; ``cache`` keeps the features of real images on disk."""
+    return FeatureBank(
+        extractor(),
+        cache=cache_folder() / "features" if cache else None,
+        trunk=getattr(plugins.load("learners", learner), "trunk", 0),
+    )
