@@ -34,7 +34,7 @@ class GeneratorModule(pytorch_lightning.LightningModule):
         raise NotImplementedError
 
     @property
-    def told(self) -> Any:
+    def args(self) -> Any:
         """The arguments by name."""
         return self.hparams
 
@@ -70,9 +70,9 @@ class GeneratorModule(pytorch_lightning.LightningModule):
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        share = min(1.0, int(self.images_seen) / max(self.told.warmup, 1))
+        share = min(1.0, int(self.images_seen) / max(self.args.warmup, 1))
         for group in optimizer.param_groups:
-            group["lr"] = self.told.lr * share
+            group["lr"] = self.args.lr * share
         # GradScaler looks for infinities itself and skips such steps; everywhere else they would destroy the weights.
         if getattr(self.trainer.precision_plugin, "scaler", None) is None:
             norms = [p.grad.norm() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -103,7 +103,7 @@ class GeneratorModule(pytorch_lightning.LightningModule):
             raise Diverged(
                 f"{what} became infinite or not a number after {int(self.images_seen)} images. The weights are still "
                 "those of the last finite step, "
-                f"and checkpoints hold them. Lower the learning rate (now {self.told.lr:g}) or clip gradients "
+                f"and checkpoints hold them. Lower the learning rate (now {self.args.lr:g}) or clip gradients "
                 "(trainer.gradient_clip_val: 1.0), and run the same command again."
             )
 

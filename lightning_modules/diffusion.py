@@ -102,7 +102,7 @@ class Diffusion(GeneratorModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        _check(self.told)
+        _check(self.args)
         self.network: Denoiser | None = None
         self.averages = nn.ModuleList()
         self.stds = sorted({*snapshot_ladder.STDS, float(ema)})
@@ -116,7 +116,7 @@ class Diffusion(GeneratorModule):
 
     def build(self, facts: Facts) -> None:
         """Make the network for some data; random weights come from the run seed, not from the global generator."""
-        told = self.told
+        told = self.args
         self.facts = facts
         auto = recipe(facts.size)
         dropout = told.dropout if told.dropout is not None else dropout_for(sum(facts.counts))
@@ -144,7 +144,7 @@ class Diffusion(GeneratorModule):
         return 0
 
     def _facts_of_data(self) -> Facts:
-        told = self.told
+        told = self.args
         data = self.data
         if hasattr(data, "facts"):
             facts: Facts = data.facts
@@ -176,8 +176,8 @@ class Diffusion(GeneratorModule):
         images, labels, positions = self._unpack(batch)
         clean, labels, extra = self.prepare(batch, images, labels, positions)
         assert self.network is not None
-        with dropout_of(self.network, self.told.seed, positions):
-            losses = denoising(self.network, clean, labels=labels, weighting=self.told.weighting, **extra)
+        with dropout_of(self.network, self.args.seed, positions):
+            losses = denoising(self.network, clean, labels=labels, weighting=self.args.weighting, **extra)
         return self.finish_step(losses.mean(), len(images))
 
     def prepare(
@@ -185,7 +185,7 @@ class Diffusion(GeneratorModule):
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Centred clean images, labels with some dropped, and the other arguments of the loss."""
         assert self.network is not None
-        told = self.told
+        told = self.args
         draws = draw(told.seed, positions, images.shape[1:])
         values = self._values(images)
         extra: dict[str, Any] = {}
@@ -208,7 +208,7 @@ class Diffusion(GeneratorModule):
         """Labels with "no class" for some, and other labels drawn from the training prior."""
         assert self.network is not None
         assert self.facts is not None
-        dropped = torch.from_numpy(draws.uniform[:, 9] < self.told.label_drop).to(labels.device)
+        dropped = torch.from_numpy(draws.uniform[:, 9] < self.args.label_drop).to(labels.device)
         counts = np.array(self.facts.counts, dtype=np.float64)
         others = drawn_classes(counts if counts.sum() else np.ones(len(counts)), draws.uniform[:, 10])
         nothing = torch.full_like(labels, self.network.classes)
@@ -217,7 +217,7 @@ class Diffusion(GeneratorModule):
     def _values(self, images: Tensor) -> Tensor:
         if not images.dtype.is_floating_point:
             return to_values(images)
-        low, high = (float(v) for v in self.told.value_range)
+        low, high = (float(v) for v in self.args.value_range)
         return (images.float() - low) * (2 / (high - low)) - 1
 
     def _unpack(self, batch: Any) -> tuple[Tensor, Tensor, list[int]]:
@@ -233,8 +233,8 @@ class Diffusion(GeneratorModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         assert self.network is not None
-        b1, b2 = self.told.betas
-        return torch.optim.Adam(self.network.parameters(), lr=self.told.lr, betas=(b1, b2))
+        b1, b2 = self.args.betas
+        return torch.optim.Adam(self.network.parameters(), lr=self.args.lr, betas=(b1, b2))
 
     def after_step(self, now: int, before: int) -> None:
         assert self.network is not None
@@ -245,7 +245,7 @@ class Diffusion(GeneratorModule):
                 ours: list[Tensor] = list(self.network.parameters())
                 torch._foreach_lerp_(theirs, ours, 1 - beta)
         folder = self._snapshot_folder()
-        first = max(4 * self.told.warmup, 64)
+        first = max(4 * self.args.warmup, 64)
         if folder is not None and snapshot_ladder.rung(now, first) > snapshot_ladder.rung(before, first):
             for std, average in zip(self.stds, self.averages, strict=True):
                 if std in snapshot_ladder.STDS and self.trainer.is_global_zero:
@@ -254,7 +254,7 @@ class Diffusion(GeneratorModule):
     def _snapshot_folder(self) -> Path | None:
         return (
             Path(self.trainer.default_root_dir) / "ema"
-            if self.told.snapshots and self.trainer.checkpoint_callback
+            if self.args.snapshots and self.trainer.checkpoint_callback
             else None
         )
 
@@ -267,7 +267,7 @@ class Diffusion(GeneratorModule):
             ema: relative width of the weight average; other widths than those held need snapshots.
             kwargs: ``members`` and ``card``.
         """
-        facts, std = self.facts, float(self.told.ema if ema is None else ema)
+        facts, std = self.facts, float(self.args.ema if ema is None else ema)
         if facts is None:
             raise UsageError("there is no network yet: fit the module, or load a checkpoint.")
         if std in self.stds:
@@ -282,7 +282,7 @@ class Diffusion(GeneratorModule):
         return self.make_generator(self.make_spec(facts), network, **kwargs)
 
     def make_spec(self, facts: Facts) -> Spec:
-        told = self.told
+        told = self.args
         return Spec(
             network="diffusion",
             arguments=self.arguments(),
@@ -313,7 +313,7 @@ class Diffusion(GeneratorModule):
 
     def card(self) -> dict[str, Any]:
         task = "class-conditional diffusion (EDM)"
-        return self.trained_card(task, self.averages[0], **{"weight average": self.told.ema})
+        return self.trained_card(task, self.averages[0], **{"weight average": self.args.ema})
 
 
 def dropout_for(images: int) -> float:

@@ -1,326 +1,308 @@
-"""Adversarial training with Lightning: one step for every network, exact under resuming, several processes and
-accumulation.
+"""Adversarial training with Lightning: exact under resuming, several processes and accumulation.
 
-Manual optimisation, because two networks take turns. A *step* sees ``accumulate`` batches: the discriminator learns
-from all of them, then the generator. Every random number belongs to a position of the stream
-(:mod:`visynth.lightning_modules.latents`), and means over the joined batch are exchanged between processes, so that the
-same positions give the same step however they are split over processes, and, without batch norm and minibatch standard
-deviation, over accumulated batches. The budget is counted in thousands of real images shown (kimg).
+Manual optimisation, because two networks take turns; what a step does is in :mod:`visynth.lightning_modules.gan_step`,
+what one kind of GAN is in :mod:`visynth.lightning_modules.gan_families`. The budget is counted in thousands of real
+images shown (kimg).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from visynth.core import distributed
+from visynth.core.errors import UsageError
+from visynth.generators.base import Generator, Spec
 from visynth.generators.diffusion import to_values
-from visynth.lightning_modules import adversarial
-from visynth.lightning_modules.adversarial import gradient_penalty
-from visynth.lightning_modules.gan_base import GANModule
-from visynth.lightning_modules.guard import set_rates
-from visynth.lightning_modules.latents import Latents, latents
-from visynth.networks import ada
-from visynth.networks.layers import uncast, wide
+from visynth.lightning_modules import transfer
+from visynth.lightning_modules.adversarial import gamma_for
+from visynth.lightning_modules.base import GeneratorModule
+from visynth.lightning_modules.data import Facts
+from visynth.lightning_modules.few import refuse_if_few, warn_if_few
+from visynth.lightning_modules.gan_families import Family
+from visynth.lightning_modules.gan_options import check, check_trainer
+from visynth.lightning_modules.gan_step import GANStep, Micro
+from visynth.lightning_modules.guard import Guard, set_rates
+from visynth.networks import discriminator
 
 
-@dataclass
-class Micro:
-    """One batch of a step: real images in [-1, 1], their labels and their positions."""
+class GAN(GeneratorModule):
+    """What :class:`StyleGAN2`, :class:`BigGAN` and :class:`CGAN` share.
 
-    real: Tensor
-    labels: Tensor
-    positions: list[int]
-
-
-class AdversarialModule(GANModule):
-    """The step; arguments are those of :class:`visynth.lightning_modules.gan_base.GANModule`.
+    Args:
+        kimg: thousands of real images to show; None goes on until the Trainer stops.
+        loss: "non_saturating" (StyleGAN2), "hinge" (BigGAN, projected) or "relativistic" (with R1 and R2).
+        gamma: weight of the gradient penalty R1; None: 2e-4 size^2 / images of a step; 0: none.
+        r1_every: steps from one penalty to the next; its weight makes up for it.
+        r2: the penalty on made images as well.
+        lecam: weight of LeCam, from step 1000 on; 0.3 with hinge, 1e-6 with non_saturating and ADA.
+        augment: "ada" (as much as keeps the discriminator from overfitting), "diffaugment" (always) or "none".
+        augment_kinds: kinds or groups that keep a class what it is; by default blit, geometry and colour.
+        augment_p: probability to start from.
+        ada_target: mean sign of the discriminator on real images that is aimed for; None keeps augment_p.
+        ada_kimg: thousands of images in which the probability may rise from 0 to 1.
+        lr_g: learning rate of the generator, and
+        lr_d: of the discriminator.
+        betas: Adam's.
+        ema_kimg: half-life of the weight average in thousands of images; None: images of a step * 10 / 32.
+        ema_rampup: the half-life is at most this part of the images seen; 0 for none.
+        accumulate: batches of one step.
+        freeze: blocks of the discriminator, from the picture on, that stay as they are; for transfer.
+        transfer: generator folder to start from.
+        allow_few: train even where a class has fewer than 20 images.
+        sampler: defaults of the exported generator.
+        micro_batch: images that the exported generator computes together.
+        seed: of everything random in training.
 
     Attributes:
-        ada_p: probability of augmentation, and
-        signs: sum and number of the signs that it follows.
-        path_mean: running mean of path lengths.
-        anchors: running means of logits of real and made images, for LeCam.
-        steps_done: steps, of both networks.
+        step: both networks and what they learn from, once the data are known.
+        restored: how often training went back after a loss that is no number.
+
+    Raises:
+        UsageError: arguments that cannot be right, all of them told.
     """
 
-    ada_p: Tensor
-    signs: Tensor
-    path_mean: Tensor
-    anchors: Tensor
-    steps_done: Tensor
+    family_class: ClassVar[type[Family]]
+    restored: Tensor
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        kimg: float | None = None,
+        loss: str = "non_saturating",
+        gamma: float | None = None,
+        r1_every: int = 16,
+        r2: bool = False,
+        lecam: float = 0.0,
+        augment: str = "ada",
+        augment_kinds: list[str] | None = None,
+        augment_p: float = 0.0,
+        ada_target: float | None = 0.6,
+        ada_kimg: float = 500.0,
+        lr_g: float = 2.5e-3,
+        lr_d: float = 2.5e-3,
+        betas: list[float] = [0.0, 0.99],  # noqa: B006, never changed, and jsonargparse wants a list
+        ema_kimg: float | None = None,
+        ema_rampup: float = 0.05,
+        accumulate: int = 1,
+        freeze: int = 0,
+        transfer: str | None = None,
+        allow_few: bool = False,
+        sampler: dict[str, Any] | None = None,
+        micro_batch: int = 16,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.save_hyperparameters()
+        check(type(self).__name__, self.family_class.generator_class, self.args)
+        self.register_buffer("restored", torch.zeros((), dtype=torch.int64))
+        self.guard = Guard()
+        self._gan: GANStep | None = None
         self._waiting: list[Micro] = []
-        self._means: list[Tensor] = []  # of logits in this step
 
-    # -- for subclasses ------------------------------------------------------------------------------------------
-
-    def make(self, drawn: Latents, purpose: str, positions: Sequence[int]) -> list[Tensor]:
-        """Pictures ``[N, C, H, W]`` of latents, at full size and, where a discriminator looks at them, at lower
-        ones."""
-        return [self.network(drawn.z, drawn.labels)]
-
-    def views(self, real: Tensor) -> list[Tensor]:
-        """Real pictures at the sizes of :meth:`make`."""
-        return [real]
-
-    def logits(self, views: Sequence[Tensor], labels: Tensor) -> list[tuple[float, Tensor]]:
-        """Logits of views, one or more for each image, with their weights in the loss; the first ones, which depend on
-        the first view alone, are what
-        penalties are taken on."""
-        return [(1.0, self.critic(views[0], labels))]
-
-    def generator_extras(self, micro: Micro) -> Tensor | None:
-        """A further loss of the generator, or None."""
-        return None
-
-    def after_generator(self, micros: Sequence[Micro]) -> None:
-        """Called when the generator has moved."""
-
-    def forget(self) -> None:
-        """Drop what a step that failed has gathered."""
-        self._means = []
+    # -- building ------------------------------------------------------------------------------------------------
 
     @property
-    def style_width(self) -> int:
-        """Width of the noise on the embedding of the class; 0 for none."""
-        return 0
+    def gan(self) -> GANStep:
+        """Networks, losses and augmentation.
+
+        Raises:
+            UsageError: the data are not known yet.
+        """
+        if self._gan is None:
+            raise UsageError("there is no network yet: fit the module, or load a checkpoint.")
+        return self._gan
+
+    def configure_callbacks(self) -> list[Any]:
+        """No callbacks; what Lightning calls first, so that a trainer that does not suit is told in our words."""
+        check_trainer(type(self).__name__, self.trainer)
+        return []
+
+    def setup(self, stage: str) -> None:
+        if self._gan is None:
+            if not hasattr(self.data, "facts"):
+                raise UsageError(
+                    f"{type(self).__name__} needs a datamodule that says what its images are: use "
+                    "visynth.lightning_modules.data.GeneratorData."
+                )
+            if self.args.transfer is None and not self.args.allow_few:
+                refuse_if_few(type(self).__name__, self.data)
+            warn_if_few(self.data, self.print)
+            self.build(self.data.facts)
+            if self.args.transfer is not None:
+                self.take_over(Path(self.args.transfer))
+
+    def build(self, facts: Facts) -> None:
+        """Make both networks for some data."""
+        if facts.size[0] != facts.size[1]:
+            raise UsageError(
+                f"{type(self).__name__} makes square images, but the data are {facts.size[0]}x{facts.size[1]}: give "
+                "the data one number as size."
+            )
+        self.facts = facts
+        try:
+            self._gan = GANStep(self.family_class(self.args, facts), self.args, facts)
+        except UsageError as error:
+            raise UsageError(f"{type(self).__name__}: {error}") from error
 
     def configure_optimizers(self) -> Any:
-        o = self.told
-        b1, b2 = o.betas
+        args = self.args
+        betas = (args.betas[0], args.betas[1])
         return [
-            torch.optim.Adam(self._movable, lr=o.lr_d, betas=(b1, b2), eps=1e-8),
-            torch.optim.Adam(self.network.parameters(), lr=o.lr_g, betas=(b1, b2), eps=1e-8),
+            torch.optim.Adam(self.gan.movable, lr=args.lr_d, betas=betas, eps=1e-8),
+            torch.optim.Adam(self.gan.generator.parameters(), lr=args.lr_g, betas=betas, eps=1e-8),
         ]
 
-    # -- the step ------------------------------------------------------------------------------------------------
+    def take_over(self, folder: Path) -> None:
+        """Weights of a generator folder, and of the discriminator in it if there is one, see
+        :mod:`visynth.lightning_modules.transfer`."""
+        from visynth.generators.base import load_generator
+
+        gan = self.gan
+        source, classes = load_generator(folder), gan.facts.classes
+        given, own = source.weights(), gan.generator.state_dict()
+        taken = transfer.fitting(given, own, source.classes, classes)
+        if not taken:
+            raise UsageError(f"transfer: no weights of {folder} fit this network: give the same size and widths.")
+        transfer.check_depth(given, own, str(folder))
+        for network in (gan.generator, gan.generator_ema):
+            network.load_state_dict(taken, strict=False)
+        words = f"transfer: {len(taken)} of {len(own)} tensors of the generator"
+        if (folder / discriminator.FILE).is_file():
+            own = gan.discriminator.state_dict()
+            taken = transfer.fitting(load_file(folder / discriminator.FILE), own, source.classes, classes)
+            gan.discriminator.load_state_dict(taken, strict=False)
+            words += f", {len(taken)} of {len(own)} of the discriminator"
+        new = [name for name in classes if name not in source.classes]
+        self.print(f"{words} come from {folder}" + (f"; new classes: {', '.join(new)}" if new else ""))
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Rates as given now: a checkpoint brings those of its own time along. A budget that was used up before is not
+        exceeded by a step."""
+        set_rates(self)
+        self.gan.shares = self.shares()
+        self._stop_at_budget()
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        images = batch["image"]
-        real = to_values(images).to(next(self.network.parameters()).dtype)
+        images, gan = batch["image"], self.gan
+        real = to_values(images).to(next(gan.generator.parameters()).dtype)
         self._waiting.append(Micro(real, batch["label"], batch["position"].tolist()))
         self.images_seen += len(images) * distributed.world_size()
-        if len(self._waiting) < self.told.accumulate:
+        if len(self._waiting) < self.args.accumulate:
             return
         micros, self._waiting = self._waiting, []
+        gan.progress, gan.images_a_step = self.progress(), self.images_a_step()
+        optimizers: Any = self.optimizers()
         try:
-            self.step(micros)
+            loss, loss_d = gan.run(micros, *optimizers)
+            gan.average(int(self.images_seen))
+            sign = gan.adjust()
+            values = {"loss": loss, "loss_d": loss_d, "ada_p": gan.ada_p}
+            self.log_dict(values, prog_bar=True, batch_size=1)
+            if sign is not None:
+                self.log("sign_real", sign)
         except FloatingPointError as error:
-            self.forget()
             self.guard.restore(self, str(error))
-        self.steps_done += 1
+        gan.steps_done += 1
         self.stepped_at.copy_(self.images_seen)
         self.guard.remember(self)
         self._stop_at_budget()
 
-    def step(self, micros: Sequence[Micro]) -> None:
-        """Discriminator, then generator, then the averages.
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Finite gradients were made sure of in the step; there is no warm-up."""
 
-        Raises:
-            FloatingPointError: a loss or gradient that is not finite, before it moves a weight.
-        """
-        optimizers: Any = self.optimizers()
-        optimizer_d, optimizer_g = optimizers
-        critic_moves = self._movable
-        self.network.requires_grad_(False)
-        loss_d = self._learn(optimizer_d, critic_moves, [lambda m=m: self.discriminator_loss(m) for m in micros])
-        self.network.requires_grad_(True)
-        for p in critic_moves:
-            p.requires_grad_(False)
-        try:
-            moves = list(self.network.parameters())
-            loss_g = self._learn(optimizer_g, moves, [lambda m=m: self.generator_loss(m) for m in micros])
-        except FloatingPointError:
-            optimizer_g.zero_grad()
-            optimizer_g.step()  # of nothing: Lightning counts both optimisers, and even numbers must stay even
-            raise
-        finally:
-            for p in critic_moves:
-                p.requires_grad_(True)
-        with torch.no_grad():
-            if self._means:
-                self.anchors.lerp_(
-                    distributed.averaged(torch.stack(self._means).mean(dim=0)).to(self.anchors.dtype), 0.01
-                )
-                self._means = []
-            self.after_generator(micros)
-            self._average()
-        self._adjust()
-        self.log_dict({"loss": loss_g, "loss_d": loss_d, "ada_p": self.ada_p}, prog_bar=True, batch_size=1)
+    def _stop_at_budget(self) -> None:
+        if self.args.kimg is not None and int(self.images_seen) >= 1000 * self.args.kimg:
+            self.trainer.should_stop = True
 
-    def _learn(self, optimizer: Any, parameters: Sequence[Tensor], losses: Sequence[Any]) -> Tensor:
-        optimizer.zero_grad()
-        total = torch.zeros((), device=self.device)
-        for loss_of in losses:
-            loss = loss_of() / len(losses)
-            with uncast(loss):  # penalties are differentiated twice in float32
-                loss.backward()
-            total += loss.detach()
-        distributed.average_gradients(parameters)
-        total = torch.as_tensor(distributed.averaged(total))
-        squares = torch.stack([p.grad.float().square().sum() for p in parameters if p.grad is not None])
-        if not bool(torch.isfinite(total + squares.sum())):
-            raise FloatingPointError("a loss or gradient")
-        optimizer.step()
-        return total
-
-    def discriminator_loss(self, micro: Micro) -> Tensor:
-        o = self.told
-        drawn = self.draw("discriminator", micro.positions)
-        with torch.no_grad():
-            made, *low = self.make(drawn, "discriminator", micro.positions)
-        gamma = self.gamma() if int(self.steps_done) % o.r1_every == 0 else 0.0
-        real = micro.real.detach().requires_grad_(gamma > 0)
-        fake = made.detach().requires_grad_(gamma > 0 and o.r2)
-        of_real = self._judged_real(real, micro)
-        of_fake = self._judged([fake, *low], drawn.labels, micro.positions, "discriminator")
-        loss = sum_of(
-            weight * adversarial.discriminator_loss(o.loss, a, b).mean()
-            for (weight, a), (_, b) in zip(of_real, of_fake, strict=True)
-        )
-        first = of_real[0][1]
-        # Of a relativistic discriminator only differences mean something.
-        seen = first.detach() - (of_fake[0][1].detach() if o.loss == "relativistic" else 0.0)
-        self.signs += distributed.averaged(
-            torch.stack([seen.float().sign().mean(), torch.ones_like(seen.float().mean())])
-        )
-        if o.lecam:
-            self._means.append(torch.stack([first.detach().float().mean(), of_fake[0][1].detach().float().mean()]))
-            held = adversarial.lecam(first, of_fake[0][1], self.anchors[0], self.anchors[1]).mean()
-            loss = loss + o.lecam * (held if int(self.steps_done) >= 1000 else 0 * held)
-        for images, labels, logits, purpose in (
-            (real, micro.labels, first, "real"),
-            (fake, drawn.labels, of_fake[0][1], "discriminator"),
-        ):
-            if images.requires_grad:
-                penalty = self.penalty(images, labels, logits, micro.positions, purpose).mean()
-                loss = loss + 0.5 * gamma * o.r1_every * penalty
-        return loss
-
-    def _judged(
-        self, views: Sequence[Tensor], labels: Tensor, positions: Sequence[int], purpose: str
-    ) -> list[tuple[float, Tensor]]:
-        """Logits of augmented views; all views of an image are augmented by the same numbers, in full precision: places
-        need it."""
-        with uncast(views[0]):
-            seen = [self.augmenter(wide(v), positions, purpose, float(self.ada_p)) for v in views]
-        return self.logits(seen, labels)
-
-    def _judged_real(self, real: Tensor, micro: Micro) -> list[tuple[float, Tensor]]:
-        with uncast(real):
-            views = self.views(real)
-        return self._judged(views, micro.labels, micro.positions, "real")
-
-    def penalty(self, images: Tensor, labels: Tensor, logits: Tensor, positions: Sequence[int], purpose: str) -> Tensor:
-        """R1 or R2 of each image, through its augmentation; always in float32."""
-        again = torch.is_autocast_enabled(self.device.type)
-        with uncast(images):
-            if again:
-                logits = self._judged([images.float()], labels, positions, purpose)[0][1]
-            return gradient_penalty(logits.flatten(1).mean(dim=1) if logits.ndim > 1 else logits, images)
-
-    def generator_loss(self, micro: Micro) -> Tensor:
-        o = self.told
-        drawn = self.draw("generator", micro.positions)
-        made = self.make(drawn, "generator", micro.positions)
-        of_fake = self._judged(made, drawn.labels, micro.positions, "generator")
-        of_real: Sequence[tuple[float, Tensor | None]] = [(1.0, None)] * len(of_fake)
-        if o.loss == "relativistic":
-            with torch.no_grad():
-                of_real = self._judged_real(micro.real, micro)
-        loss = sum_of(
-            weight * adversarial.generator_loss(o.loss, a, b).mean()
-            for (weight, a), (_, b) in zip(of_fake, of_real, strict=True)
-        )
-        extra = self.generator_extras(micro)
-        return loss if extra is None else loss + extra
-
-    # -- what it needs -------------------------------------------------------------------------------------------
-
-    def draw(self, purpose: str, positions: Sequence[int]) -> Latents:
-        return latents(
-            self.told.seed,
-            purpose,
-            positions,
-            self.network.z_dim,
-            self.style_width,
-            self.shares(),
-            self.device,
-            next(self.network.parameters()).dtype,
-        )
-
-    def gamma(self) -> float:
-        """Weight of the gradient penalty: as told, or by the rule for the size and the images of a step."""
-        assert self.facts is not None
-        told = self.told.gamma
-        return adversarial.gamma_for(self.facts.size[0], self.images_a_step()) if told is None else told
+    def automatic_gamma(self, facts: Facts) -> float:
+        """Weight of the gradient penalty by the rule for the size of some data and the images of a step."""
+        return gamma_for(facts.size[0], self.images_a_step())
 
     def images_a_step(self) -> int:
-        batches = distributed.world_size() * int(self.told.accumulate)
+        """Real images of one step over all processes."""
+        batches = distributed.world_size() * int(self.args.accumulate)
         return int(getattr(self.data, "batch_size", 32)) * batches
 
     def progress(self) -> float:
         """Part of the budget that is done; 1 without a budget."""
-        return 1.0 if self.told.kimg is None else min(1.0, int(self.stepped_at) / (1000 * self.told.kimg))
+        kimg = self.args.kimg
+        return 1.0 if kimg is None else min(1.0, int(self.stepped_at) / (1000 * kimg))
 
-    def _average(self) -> None:
-        """Weights by half-life in images, shorter at the start (StyleGAN2-ADA, appendix C); buffers are copied."""
+    def shares(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Probability of each class among the fakes: that of the reals."""
+        counts = np.maximum(np.array(self.gan.facts.counts, dtype=np.float64), 1e-9)
+        temper = getattr(self.data, "temper", 0.5)
+        shares = counts**temper
+        return np.asarray(shares / shares.sum())
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["visynth_rates"] = self._rates()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if checkpoint.get("visynth_rates") != self._rates():
+            checkpoint["state_dict"]["restored"] = torch.zeros_like(self.restored)  # other ones are another try
+
+    def _rates(self) -> list[float | None]:
+        """What may be given anew after a training that went off."""
+        return [self.args.lr_d, self.args.lr_g, self.args.gamma]
+
+    # -- what it makes -------------------------------------------------------------------------------------------
+
+    def generator(self, ema: float | None = None, **kwargs: Any) -> Generator:
+        """The generator of the averaged weights as they stand.
+
+        Raises:
+            UsageError: nothing was trained yet; another average than the one that training kept.
+        """
+        gan, args = self.gan, self.args
+        if ema is not None:
+            raise UsageError("a GAN keeps one weight average, by half-life (ema_kimg): leave ema out.")
+        facts, family = gan.facts, gan.family
+        spec = Spec(
+            network=family.name,
+            arguments=family.arguments(self.progress()),
+            classes=facts.classes,
+            channels=facts.channels,
+            size=facts.size,
+            dtype=facts.dtype,
+            sampler=args.sampler,
+            micro_batch=args.micro_batch,
+            kind="trained",
+        )
+        network = copy.deepcopy(gan.generator_ema)
+        family.finish(network, spec.arguments, self.shares())
+        made: Generator = family.generator_class(spec, network, **kwargs)
+        return made
+
+    def sample(self, seeds: Tensor | Sequence[int], labels: Tensor | Sequence[int], **options: Any) -> Any:
+        """Samples of the weight average, as :meth:`visynth.generators.base.Generator.sample` gives them."""
         now = int(self.images_seen)
-        half = self.told.ema_kimg * 1000 if self.told.ema_kimg is not None else self.images_a_step() * 10_000 / 32
-        half = min(half, now * self.told.ema_rampup) if self.told.ema_rampup else half
-        beta = 0.5 ** (self.images_a_step() / max(half, 1e-8))
-        theirs: list[Tensor] = list(self.average.parameters())
-        torch._foreach_lerp_(theirs, list(self.network.parameters()), 1 - beta)
-        for mine, other in zip(self.average.buffers(), self.network.buffers(), strict=True):
-            mine.copy_(other)
+        held = self.__dict__.get("_held")
+        if held is None or held[0] != now:  # standing statistics take a while: once for each state
+            held = self.__dict__["_held"] = (now, self.generator())
+        return held[1].sample(seeds, labels, **options)
 
-    def _adjust(self) -> None:
-        """Move the probability of augmentation every four steps."""
-        o = self.told
-        if o.augment != "ada" or o.ada_target is None or (int(self.steps_done) + 1) % 4:
-            return
-        sign = float(self.signs[0] / self.signs[1])
-        self.ada_p.fill_(ada.adjusted(float(self.ada_p), sign, o.ada_target, 4 * self.images_a_step(), o.ada_kimg))
-        self.signs.zero_()
-        self.log("sign_real", sign)
+    def export(self, folder: str | Path, ema: float | None = None) -> Path:
+        """Write the generator folder, and the discriminator beside it, which a later training may start from."""
+        made = self.generator(ema, members=self.members(), card=self.card())
+        return made.save(folder, discriminator.stored(self.gan.discriminator.state_dict()))
 
-    def on_train_start(self) -> None:
-        """Rates as told now: a checkpoint brings those of its own time along. A budget that was used up before is not
-        exceeded by a step."""
-        set_rates(self)
-        self._stop_at_budget()
-
-    def _stop_at_budget(self) -> None:
-        if self.told.kimg is not None and int(self.images_seen) >= 1000 * self.told.kimg:
-            self.trainer.should_stop = True
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Finite gradients were made sure of in the step; there is no warm-up."""
-
-
-def sum_of(parts: Any) -> Tensor:
-    """Sum of tensors, without a zero to start from."""
-    parts = list(parts)
-    total: Tensor = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
-
-
-def fade(progress: float, first: float, last: float) -> float:
-    """0 before ``first``, 1 after ``last``, a straight line between.
-
-    Example:
-        >>> [round(fade(p, 0.08, 0.16), 6) for p in (0.0, 0.12, 1.0)]
-        [0.0, 0.5, 1.0]
-    """
-    if last <= first:
-        return float(progress >= first)
-    return min(1.0, max(0.0, (progress - first) / (last - first)))
+    def card(self) -> dict[str, Any]:
+        """What the generator's card says of its training."""
+        used = f"{self.args.augment}, at the end with probability {float(self.gan.ada_p):.3f}"
+        task = f"class-conditional GAN ({type(self).__name__})"
+        return self.trained_card(task, self.gan.generator_ema, augmentation=used)

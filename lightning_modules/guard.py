@@ -19,7 +19,7 @@ class Guard:
 
     def remember(self, module: Any) -> None:
         """Called after each step that went well."""
-        if self._kept is None or int(module.steps_done) % EVERY == 0:
+        if self._kept is None or int(module.gan.steps_done) % EVERY == 0:
             self._kept = {
                 "weights": {name: value.detach().clone() for name, value in self._parts(module).items()},
                 "optimizers": [copy.deepcopy(optimizer.state_dict()) for optimizer in _optimizers(module)],
@@ -36,7 +36,7 @@ class Guard:
             raise Diverged(
                 f"{what} became infinite or not a number after {seen} images, {int(module.restored)} times before. The "
                 "weights are those of the last "
-                f"finite step. Lower lr_g and lr_d (now {module.told.lr_g:g} and {module.told.lr_d:g}) or raise gamma, "
+                f"finite step. Lower lr_g and lr_d (now {module.args.lr_g:g} and {module.args.lr_d:g}) or raise gamma, "
                 "and run the same command again."
             )
         module.restored += 1
@@ -53,13 +53,13 @@ class Guard:
 
     def _parts(self, module: Any) -> dict[str, Any]:
         counters = ("images_seen", "stepped_at", "steps_done", "restored")
-        return {name: v for name, v in module.state_dict(keep_vars=True).items() if name not in counters}
+        return {name: v for name, v in module.state_dict(keep_vars=True).items() if name.split(".")[-1] not in counters}
 
 
 def set_rates(module: Any) -> float:
     """The learning rates that the module was told, slower for each time that it was restored; gives the factor."""
     slower = SLOWER ** int(module.restored)
-    for optimizer, rate in zip(_optimizers(module), (module.told.lr_d, module.told.lr_g), strict=True):
+    for optimizer, rate in zip(_optimizers(module), (module.args.lr_d, module.args.lr_g), strict=True):
         for group in optimizer.param_groups:
             group["lr"] = rate * slower
     return slower

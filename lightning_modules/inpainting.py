@@ -44,12 +44,12 @@ class Inpainting(Diffusion):
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         known, hole = self._values(images), batch["mask"].float()
         condition, level = surroundings(known, hole)
-        draws = draw(self.told.seed, positions, images.shape[1:])
+        draws = draw(self.args.seed, positions, images.shape[1:])
         labels, others = self._dropped(labels, draws)
         focus = hole + OUTSIDE * (1 - hole)
         extra: dict[str, Any] = {"condition": condition, "focus": focus / focus.mean(dim=(1, 2, 3), keepdim=True)}
-        if self.told.cbdm > 0:
-            extra["balance"] = (self.told.cbdm, others)
+        if self.args.cbdm > 0:
+            extra["balance"] = (self.args.cbdm, others)
         return known - level, labels, extra | self._noise(draws, known.device)
 
     def make_spec(self, facts: Facts) -> Spec:

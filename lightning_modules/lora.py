@@ -95,12 +95,12 @@ class LoRA(GeneratorModule):
         except ImportError as error:
             raise MissingExtra("LoRA needs peft and transformers: pip install 'visynth[foundation]'") from error
         self.facts = facts
-        pipe = load_pipeline(pipeline_folder(self.told.pipeline), "text")
+        pipe = load_pipeline(pipeline_folder(self.args.pipeline), "text")
         self.kind = "transformer" if getattr(pipe, "transformer", None) is not None else "unet"
         network = getattr(pipe, self.kind)
         if type(network).__name__ not in TRAINABLE:
             raise DataError(
-                f"LoRA trains {' and '.join(TRAINABLE)}, but the pipeline of {self.told.pipeline} has a "
+                f"LoRA trains {' and '.join(TRAINABLE)}, but the pipeline of {self.args.pipeline} has a "
                 f"{type(network).__name__}; it can be used as it is by 'visynth fit pipeline'."
             )
         factor = pipe.vae_scale_factor
@@ -112,17 +112,17 @@ class LoRA(GeneratorModule):
         for part in (pipe.vae, network):
             part.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.told.seed)
+            torch.manual_seed(self.args.seed)
             network.add_adapter(
                 LoraConfig(
-                    r=self.told.rank,
-                    lora_alpha=self.told.rank,
+                    r=self.args.rank,
+                    lora_alpha=self.args.rank,
                     init_lora_weights="gaussian",
-                    target_modules=self.told.targets or TARGETS,
+                    target_modules=self.args.targets or TARGETS,
                 )
             )
         self.network = network.train()  # adapters have no dropout here: train mode computes what eval mode does
-        prompts = [(self.told.prompts or {}).get(name, f"a photo of {name}") for name in facts.classes]
+        prompts = [(self.args.prompts or {}).get(name, f"a photo of {name}") for name in facts.classes]
         with torch.no_grad():
             told = [self._encode(pipe, prompt) for prompt in [*prompts, ""]]
         columns = list(zip(*told, strict=True))
@@ -155,9 +155,9 @@ class LoRA(GeneratorModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         positions = batch["position"].tolist()
         latents = self._latents(batch["image"])
-        draws = draw(self.told.seed, positions, latents.shape[1:])
+        draws = draw(self.args.seed, positions, latents.shape[1:])
         noise = draws.noise.to(latents)
-        dropped = torch.from_numpy(draws.uniform[:, 9] < self.told.prompt_drop).to(batch["label"].device)
+        dropped = torch.from_numpy(draws.uniform[:, 9] < self.args.prompt_drop).to(batch["label"].device)
         assert self.facts is not None
         labels = torch.where(dropped, torch.full_like(batch["label"], len(self.facts.classes)), batch["label"])
         text = [None if part is None else part.to(latents)[labels] for part in self._parts["text"]]
@@ -220,7 +220,7 @@ class LoRA(GeneratorModule):
         return losses
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW([p for p in self.network.parameters() if p.requires_grad], lr=self.told.lr)
+        return torch.optim.AdamW([p for p in self.network.parameters() if p.requires_grad], lr=self.args.lr)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -247,17 +247,17 @@ class LoRA(GeneratorModule):
         from."""
         if self.facts is None:
             raise UsageError("there is no network yet: fit the module, or load a checkpoint.")
-        anchors = self._anchors() if self.told.mode == "image" else []
+        anchors = self._anchors() if self.args.mode == "image" else []
         return make_foundation(
-            self.told.pipeline,
+            self.args.pipeline,
             self.facts.classes,
             self.facts.size,
-            mode=self.told.mode,
-            prompts=self.told.prompts,
+            mode=self.args.mode,
+            prompts=self.args.prompts,
             anchors=anchors,
             lora=self.lora_weights(),
             channels=1 if self.facts.channels == 1 else 3,
-            sampler=self.told.sampler,
+            sampler=self.args.sampler,
             device=self.device,
             **kwargs,
         )
@@ -295,7 +295,7 @@ class LoRA(GeneratorModule):
         if ema is not None:
             raise UsageError("LoRA keeps no weight average: leave ema out.")
         card = {
-            "task": f"LoRA of rank {self.told.rank} on {self.told.pipeline}",
+            "task": f"LoRA of rank {self.args.rank} on {self.args.pipeline}",
             "images seen in training": int(self.images_seen),
             "licence": "as the pipeline's, and as the images that it was trained on",
             "made by": "visynth fit",

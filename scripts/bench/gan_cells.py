@@ -180,7 +180,7 @@ def neu(name: str) -> Callable[[Path, Path], dict[str, Any]]:
         real, made = features(critic, pool.images), features(critic, images)
         found = qualities(real, pool.labels, made, labels, classes)
         right = float((critic.out(torch.from_numpy(made)).argmax(1).numpy() == labels).mean())
-        generator = module.average if hasattr(module, "average") else module.network
+        generator = module.gan.generator_ema if hasattr(module, "gan") else module.network
         return {
             "images": int(module.images_seen),
             "parameters": sum(p.numel() for p in generator.parameters()),

@@ -73,7 +73,7 @@ def measure(
 
     from visynth.lightning_modules import StyleGAN2
     from visynth.lightning_modules.data import Facts
-    from visynth.lightning_modules.gan import Micro
+    from visynth.lightning_modules.gan_step import Micro
     from visynth.networks import stylegan2
 
     if grouped:
@@ -86,20 +86,22 @@ def measure(
     )  # fmt: skip
     own.build(Facts(("a", "b"), (100, 100), 1, (32, 32), "uint8", (0.0,), 0.5))
     if not channels_last:
-        own.network, own.critic = (n.to(memory_format=torch.contiguous_format) for n in (own.network, own.critic))
+        for part in (own.gan.generator, own.gan.discriminator):
+            part.to(memory_format=torch.contiguous_format)
     if compile:
-        own.network.synthesis = torch.compile(own.network.synthesis)
-        own.critic = torch.compile(own.critic)
+        own.gan.generator.synthesis = torch.compile(own.gan.generator.synthesis)
+        own.gan.discriminator = torch.compile(own.gan.discriminator)
     optimizers = own.configure_optimizers()
-    own.optimizers = lambda: optimizers  # type: ignore[method-assign]
-    own.log_dict = own.log = lambda *a, **k: None  # type: ignore[method-assign, assignment]
+    own.gan.images_a_step = BATCH
     real = torch.from_numpy(np.random.default_rng(0).random((BATCH, 1, 32, 32), np.float32)) * 2 - 1
     labels = torch.arange(BATCH) % 2
 
     def step(number: int) -> None:
-        own.step([Micro(real, labels, list(range(number * BATCH, (number + 1) * BATCH)))])
-        own.steps_done += 1
+        own.gan.run([Micro(real, labels, list(range(number * BATCH, (number + 1) * BATCH)))], *optimizers)
         own.images_seen += BATCH
+        own.gan.average(int(own.images_seen))
+        own.gan.adjust()
+        own.gan.steps_done += 1
 
     generator = own.generator()
 

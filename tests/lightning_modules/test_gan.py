@@ -23,7 +23,7 @@ from visynth.lightning_modules.adversarial import (
     path_lengths,
 )
 from visynth.lightning_modules.data import GeneratorData, Pool, measure
-from visynth.lightning_modules.gan import Micro
+from visynth.lightning_modules.gan_step import Micro
 from visynth.networks.discriminator import FILE
 from visynth.networks.stylegan2 import StyleGAN2 as StyleGAN2Network
 
@@ -101,8 +101,8 @@ def test_k_steps_and_k_more_are_2k_steps_bit_for_bit(name: str, extra, tmp_path:
     assert int(parts.images_seen) == 80
     assert equal(whole, parts)
     if extra == FULL:
-        assert 0 < float(parts.ada_p) != 0.5
-        assert float(parts.path_mean) > 0
+        assert 0 < float(parts.gan.ada_p) != 0.5
+        assert float(parts.gan.path_mean) > 0
 
 
 DOUBLE = {"precision": "64-true"}  # see the test of diffusion training
@@ -145,8 +145,8 @@ def test_lecam_holds_logits_near_their_running_means(tmp_path: Path) -> None:
         own = module(lecam=lecam)
         given = data()
         own.build(given.facts)
-        own.steps_done.fill_(steps_done)
-        return train(tmp_path, 3, own, given).critic.state_dict()
+        own.gan.steps_done.fill_(steps_done)
+        return train(tmp_path, 3, own, given).gan.discriminator.state_dict()
 
     assert distance(trained(0.0, 0), trained(10.0, 0)) == 0.0
     assert distance(trained(0.0, 1000), trained(10.0, 1000)) > 1e-4
@@ -173,7 +173,8 @@ def test_bf16_has_its_penalties_in_float32(tmp_path: Path, monkeypatch) -> None:
     seen = []
     original = gradient_penalty
     monkeypatch.setattr(
-        "visynth.lightning_modules.gan.gradient_penalty", lambda a, b: seen.append((a.dtype, b.dtype)) or original(a, b)
+        "visynth.lightning_modules.gan_step.gradient_penalty",
+        lambda a, b: seen.append((a.dtype, b.dtype)) or original(a, b),
     )
     own = train(tmp_path, 3, module(r1_every=1), precision="bf16-mixed")
     assert seen == [(torch.float32, torch.float32)] * 3
@@ -184,16 +185,16 @@ def test_bf16_has_its_penalties_in_float32(tmp_path: Path, monkeypatch) -> None:
 def test_bf16_changes_no_penalty_and_no_weight_by_it(extra) -> None:
     own = module(gamma=1.0, r1_every=1, **extra)
     own.build(data().facts)
-    own.critic.eval()  # spectral norms stay as they are
+    own.gan.discriminator.eval()  # spectral norms stay as they are
     micro = Micro(torch.rand(4, 1, 16, 16), torch.tensor([0, 1, 0, 1]), [0, 1, 2, 3])
 
     def gradients(bf16: bool) -> list[torch.Tensor]:
         images = micro.real.clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            logits = own._judged([images], micro.labels, micro.positions, "real")[0][1]
-            penalty = own.penalty(images, micro.labels, logits, micro.positions, "real").mean()
+            logits = own.gan._logits([images], micro.labels, micro.positions, "real")[0][1]
+            penalty = own.gan.penalty(images, micro.labels, logits, micro.positions, "real").mean()
         with torch.autocast("cpu", enabled=False):
-            found = torch.autograd.grad(penalty, own._movable, allow_unused=True)
+            found = torch.autograd.grad(penalty, own.gan.movable, allow_unused=True)
         return [penalty.detach(), *(g for g in found if g is not None)]
 
     plain, half = gradients(False), gradients(True)
@@ -207,10 +208,10 @@ def test_bf16_keeps_styles_logits_and_pictures_in_float32(name: str) -> None:
     own.build(data().facts)
     labels = torch.tensor([0, 1])
     with torch.autocast("cpu", torch.bfloat16):
-        made = own.make(own.draw("generator", [0, 1]), "generator", [0, 1])[0]
-        assert made.dtype == own.critic(made, labels).dtype == torch.float32
+        made = own.gan.family.synthesize(own.gan, own.gan.draw("generator", [0, 1]), "generator", [0, 1])[0]
+        assert made.dtype == own.gan.discriminator(made, labels).dtype == torch.float32
         if name == "stylegan2":
-            assert own.network.styles(torch.randn(2, 8), labels).dtype == torch.float32
+            assert own.gan.generator.styles(torch.randn(2, 8), labels).dtype == torch.float32
 
 
 class TestFew:
@@ -277,7 +278,7 @@ class TestGuard:
         train(tmp_path, 8, own)
         assert int(own.restored) == 1
         assert own.trainer.global_step == 16
-        assert all(p.requires_grad for p in own.critic.parameters())
+        assert all(p.requires_grad for p in own.gan.discriminator.parameters())
         assert all(bool(torch.isfinite(value).all()) for value in own.state_dict().values())
 
     def test_rates_of_a_resumed_run_are_those_told_now(self, tmp_path: Path) -> None:
@@ -319,8 +320,8 @@ class TestTransfer:
         train(tmp_path / "b", 1, own, data(counts=(30, 5)))  # few images are what transfer is for
         told = capsys.readouterr().out
         assert "tensors of the generator" in told
-        assert distance(own.network.state_dict(), dict(first.average.state_dict())) < 0.1
-        before, now = first.critic.state_dict(), own.critic.state_dict()
+        assert distance(own.gan.generator.state_dict(), dict(first.gan.generator_ema.state_dict())) < 0.1
+        before, now = first.gan.discriminator.state_dict(), own.gan.discriminator.state_dict()
         assert torch.equal(before["b16.conv0.weight"], now["b16.conv0.weight"])
 
     def test_classes_are_taken_by_name(self, tmp_path: Path) -> None:
@@ -332,12 +333,12 @@ class TestTransfer:
             given._facts = replace(given.facts, classes=("bright", "new"))
             own = module(name, transfer=str(folder))
             own.build(given.facts)
-            start = {part: value.clone() for part, value in own.network.state_dict().items()}
+            start = {part: value.clone() for part, value in own.gan.generator.state_dict().items()}
             own.print = told.append  # there is no trainer
             own.take_over(folder)
             embedding = next(part for part in start if part.endswith("embed.weight"))
             axis = 1 if name == "stylegan2" else 0
-            now = own.network.state_dict()[embedding]
+            now = own.gan.generator.state_dict()[embedding]
             assert torch.equal(now.select(axis, 0), before[embedding].select(axis, 1))
             assert torch.equal(now.select(axis, 1), start[embedding].select(axis, 1))
             assert told[-1].endswith("; new classes: new")
@@ -360,7 +361,7 @@ class TestTransfer:
             own.print = told.append  # there is no trainer
             own.take_over(folder)
             for label in (0, 1):
-                made = own.network(z, torch.full((3,), label))
+                made = own.gan.generator(z, torch.full((3,), label))
                 assert torch.allclose(made, plain(z, None), atol=1e-5)
 
     def test_another_depth_is_told(self, tmp_path: Path) -> None:
@@ -375,9 +376,9 @@ class TestTransfer:
     def test_frozen_blocks_do_not_move(self, tmp_path: Path) -> None:
         own = module(freeze=1)
         own.build(data().facts)
-        before = {name: value.clone() for name, value in own.critic.state_dict().items()}
+        before = {name: value.clone() for name, value in own.gan.discriminator.state_dict().items()}
         train(tmp_path, 3, own)
-        still = [name for name, value in own.critic.state_dict().items() if torch.equal(value, before[name])]
+        still = [name for name, value in own.gan.discriminator.state_dict().items() if torch.equal(value, before[name])]
         assert still == [name for name in before if name.startswith("b16.")]
 
     def test_other_widths_are_told(self, tmp_path: Path) -> None:
@@ -424,7 +425,7 @@ def test_the_budget_is_in_images_and_used_up_once(tmp_path: Path) -> None:
 def test_noise_on_classes_is_more_for_rare_ones() -> None:
     own = module(class_noise=0.5)
     own.build(data(counts=(900, 30)).facts)
-    common, rare = own.spread().tolist()
+    common, rare = own.gan.family.spread(torch.device("cpu")).tolist()
     assert (common + rare) / 2 == pytest.approx(0.5)
     assert common / rare == pytest.approx((1 - 0.99**30) / (1 - 0.99**900), rel=1e-4)
 
@@ -466,5 +467,5 @@ def test_wrong_options_are_told(wrong, told: str) -> None:
 def test_pictures_that_are_not_square_are_told(tmp_path: Path) -> None:
     numbers = np.random.default_rng(0).integers(0, 255, (60, 1, 16, 32)).astype(np.uint8)
     pool = Pool(numbers, np.repeat([0, 1], 30))
-    with pytest.raises(UsageError, match="makes square pictures, but the data are 16x32"):
+    with pytest.raises(UsageError, match="makes square images, but the data are 16x32"):
         train(tmp_path, 1, given=GeneratorData.of_pool(pool, measure(pool, ["a", "b"]), batch_size=8))

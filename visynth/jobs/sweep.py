@@ -51,14 +51,13 @@ def sweep(
     if not factors or min(factors) <= 0:
         raise UsageError(f"factors must be positive, but got {list(factors)}.")
     cli = _parsed(["-c", str(config)], logger=False)
-    if not callable(getattr(cli.model, "gamma", None)):
+    if not hasattr(cli.model, "automatic_gamma"):
         raise UsageError(f"{config} trains a {type(cli.model).__name__}, which has no gamma to choose.")
     root = Path(out)
     claim_files(root, [SUMMARY])
     _connect(cli)
-    cli.model.facts, cli.model.hparams["gamma"] = cli.datamodule.facts, None  # none told: the rule's
-    auto = cli.model.gamma()
-    judge = Judge(cli.datamodule, count)
+    auto = cli.model.automatic_gamma(cli.datamodule.facts)
+    kid_evaluator = KIDEvaluator(cli.datamodule, count)
     rows: list[dict[str, Any]] = []
     for factor in factors:
         gamma, run = factor * auto, root / f"gamma_x{factor:g}"
@@ -72,7 +71,7 @@ def sweep(
             code = fit(words)
             if code:
                 raise SystemExit(code)  # interrupted: the same command goes on
-            value = judge.kid(load_generator(run / "generator"))
+            value = kid_evaluator.kid(load_generator(run / "generator"))
         except Diverged as error:
             say(f"gamma {gamma:.4g} ({factor:g} times the rule): {error}")
         rows.append({"factor": factor, "gamma": gamma, "kid": value, "run": str(run)})
@@ -83,7 +82,7 @@ def sweep(
     return rows
 
 
-class Judge:
+class KIDEvaluator:
     """KID of all classes together, equally many of each on both sides; features of the real images are computed once.
 
     Raises:

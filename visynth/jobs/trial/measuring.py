@@ -105,35 +105,41 @@ class Trial:
         others = tuple(n for n in composition.classes if n not in named and groups[n] >= MIN_GROUPS)
         others = others if options.others else ()
         kept = self.stage.get(what="plan")
-        if kept is None:
-            plan = self._new_plan(composition, named, others)
-            self.stage.put(plan.to_json(), what="plan")
-        else:
+        if kept is not None:
             plan = Plan.from_json(kept)
+        else:
+            cost, pilot = self._pilot(composition, (*named, *others))
+            folds = len({split.fold for split in self.splits})
+            plan = plan_trial(cost, named, others, options.draws, folds, 60 * options.minutes)
+            # The plan first: a trial that is killed here must not take a cell that it finds for one that costs nothing.
+            self.stage.put(plan.to_json(), what="plan")
+            if pilot is not None:
+                self.stage.put(pilot.outcome, **pilot.key)
         self._tell(plan, (*named, *others))
         return plan
 
-    def _new_plan(self, composition: Synthesizer, named: tuple[str, ...], others: tuple[str, ...]) -> Plan:
-        spent, folds, workers = self._spent(), len({split.fold for split in self.splits}), self.options.workers
-        cost = Cost(spent, 0.0, 0.0)
-        for name in (*named, *others):
+    def _pilot(self, composition: Synthesizer, names: Sequence[str]) -> tuple[Cost, Pilot | None]:
+        """The first cell that can be run, for what it costs; its outcome is kept."""
+        spent, workers = self._spent(), self.options.workers
+        for name in names:
             begun = Clock.now()
             pairs = real_cells(self.data, name, self.splits, self.options)
             ready = Clock.now()
-            if pairs and self._pilot(composition, name, *pairs[0]):
-                cost = Cost(spent, ready.since(begun, workers), Clock.now().since(ready, workers))
-                break
-        return plan_trial(cost, named, others, self.options.draws, folds, 60 * self.options.minutes)
+            if not pairs:
+                continue
+            try:
+                cell = self._with_synthesis(composition, name, *pairs[0])
+            except VisynthError:  # nothing to fit on: told when the class is measured
+                continue
+            (outcome,) = self._fit_cells([cell])
+            cost = Cost(spent, ready.since(begun, workers), Clock.now().since(ready, workers))
+            return cost, Pilot(_to_json(outcome), {**_key(composition, name, pairs), "place": _place(pairs[0][0])})
+        return Cost(spent, 0.0, 0.0), None
 
-    def _pilot(self, composition: Synthesizer, name: str, split: Split, cell: Cell) -> bool:
-        """One cell, for what it costs; False where it has nothing to fit on."""
-        try:
-            cells = [self._with_synthesis(composition, name, split, cell)]
-        except VisynthError:
-            return False
-        tables = self.data.bank.tables()
-        fit_cells(cells, tables, learner=self.options.learner, workers=0, seed=self.options.seed)
-        return True
+    def _fit_cells(self, cells: Sequence[Cell], only: Sequence[str] | None = None) -> list[Outcomes]:
+        options = self.options
+        engine: dict[str, Any] = {"learner": options.learner, "workers": options.workers, "seed": options.seed}
+        return fit_cells(cells, self.data.bank.tables(), only=only, **engine) if cells else []
 
     def _spent(self) -> float:
         return Clock.now().since(self.started, self.options.workers)
@@ -227,9 +233,7 @@ class Trial:
         """Outcomes by (draw, fold), or why there is no synthesis; what an earlier start of this trial did is not done
         again."""
         workers = self.options.workers
-        made_by = None if synthesizer is None else synthesizer.inputs
-        augmented = any(cell.augmented for _, cell in pairs)
-        key = {"class": name, "synthesizer": made_by, "only": only, "augmented": augmented}
+        key = _key(synthesizer, name, pairs, only)
         fitted: dict[tuple[int, int], Outcomes | str] = {}
         for split, _ in pairs:
             kept = self.stage.get(**key, place=_place(split))
@@ -251,9 +255,7 @@ class Trial:
                         self.stage.put(why, **key, place=_place(split))
                     if all_or_none:
                         return fitted
-            cells = [cell for _, cell in ready]
-            engine: dict[str, Any] = {"learner": self.options.learner, "workers": workers, "seed": self.options.seed}
-            outcomes = fit_cells(cells, self.data.bank.tables(), only=only, **engine) if cells else []
+            outcomes = self._fit_cells([cell for _, cell in ready], only)
             for (split, _), outcome in zip(ready, outcomes, strict=True):
                 fitted[_place(split)] = outcome
                 self.stage.put(_to_json(outcome), **key, place=_place(split))
@@ -264,6 +266,21 @@ class Trial:
 
     def _with_synthesis(self, synthesizer: Synthesizer, name: str, split: Split, cell: Cell) -> Cell:
         return with_synthesis(self.data, synthesizer, name, split, cell, self.options)
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """The outcome of the first cell, and the key under which it is kept."""
+
+    outcome: dict[str, Any]
+    key: dict[str, Any]
+
+
+def _key(synthesizer: Synthesizer | None, name: str, pairs: Pairs, only: Sequence[str] | None = None) -> dict[str, Any]:
+    """What outcomes of a class's cells are kept under, beside their place."""
+    augmented = any(cell.augmented for _, cell in pairs)
+    inputs = None if synthesizer is None else synthesizer.inputs
+    return {"class": name, "synthesizer": inputs, "only": only, "augmented": augmented}
 
 
 def _place(split: Split) -> tuple[int, int]:
