@@ -153,4 +153,5 @@ def _train(module: Any, data: Any, minutes: float, say: Say) -> Generator:
             f"{float(trainer.callback_metrics['loss']):.3f}"
         )
         made: Generator = module.to(trainer.strategy.root_device).generator()  # Lightning leaves the module on the CPU
+        made.card |= {"images seen in training": seen, "seconds of training": round(seconds, 1)}
         return made

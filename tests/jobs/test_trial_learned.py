@@ -7,26 +7,22 @@ from pathlib import Path
 import pytest
 
 from visynth.core.errors import UsageError
+from visynth.core.report import read_report
 from visynth.data.reading import read_images
-from visynth.jobs.trial import synthesis
+from visynth.jobs.gate import decide
+from visynth.jobs.trial import measuring, training
 from visynth.jobs.trial.flow import run_trial
 from visynth.jobs.trial.options import TrialOptions
+from visynth.jobs.trial.training import TrainingPlan
 from visynth.verdict.bootstrap import DOES_NOT
 
 
 @pytest.fixture
 def seconds(monkeypatch):
-    """Two seconds of training for each generator, instead of two minutes at least."""
-    monkeypatch.setattr(synthesis, "LEAST", 0.0)
-    before = synthesis.trained_of
-
-    def short(*args, **kwargs):
-        trained, why = before(*args, **kwargs)
-        if trained is not None:
-            trained.minutes = 2 / 60
-        return trained, why
-
-    monkeypatch.setattr("visynth.jobs.trial.measuring.trained_of", short)
+    """Two seconds of training for each generator, which are enough."""
+    monkeypatch.setattr(measuring, "LEAST", 0.0)
+    monkeypatch.setattr(training, "ENOUGH", dict.fromkeys(training.ENOUGH, 1))
+    monkeypatch.setattr(measuring, "plan_training", lambda s, *args: TrainingPlan(s.kind, 2 / 60, 100, 10.0))
 
 
 def options(**kwargs) -> TrialOptions:
@@ -110,3 +106,34 @@ def test_without_time_nothing_is_trained_and_the_report_says_how_much_it_takes(s
 def test_a_word_that_is_no_kind_is_told(samples: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="learned must be one of 'auto', 'none', 'inpaint', 'diffusion', 'projection'"):
         run_trial(read(samples), ["spot"], tmp_path, options=options(learned="gan"), grouped=True)
+
+
+def test_a_generator_that_saw_too_little_is_not_judged(samples: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(training, "PILOT", 1 / 60)
+    monkeypatch.setattr(measuring, "PILOT", 1 / 60)
+    said: list[str] = []
+    told = options(learned="diffusion", learn_size=16, minutes=0.5)
+    report = run_trial(
+        read(samples, masks=False), ["spot"], tmp_path / "t", options=told, grouped=True, say=said.append
+    )
+    verdict = next(v for v in report.verdicts if v.label == "spot")
+    assert verdict.answer == "undertrained"
+    assert "needs about 20000 before it can be judged: give about" in verdict.reason
+    assert "best without synthesis was" in verdict.next
+    (section,) = (s for s in read_report(tmp_path / "t").sections if s["title"].startswith("Undertrained: diffusion"))
+    assert any(block["kind"] == "gallery" for block in section["blocks"])
+    assert not (tmp_path / "t" / "generator").exists()
+    assert decide(report).outcome == "insufficient evidence"
+    assert sum("to see how fast it is" in line for line in said) == 1
+
+
+def test_a_training_that_fell_short_of_its_plan_is_not_judged(
+    seconds, samples: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(training, "ENOUGH", dict.fromkeys(training.ENOUGH, 10**6))
+    monkeypatch.setattr(measuring, "plan_training", lambda s, *args: TrainingPlan(s.kind, 2 / 60, 10**6, 10.0))
+    told = options(learned="diffusion", learn_size=16)
+    report = run_trial(read(samples, masks=False), ["spot"], tmp_path / "t", options=told, grouped=True)
+    verdict = next(v for v in report.verdicts if v.label == "spot")
+    assert verdict.answer in ("undertrained", "helps")
+    assert verdict.answer == "helps" or "as it is: AP" in verdict.reason

@@ -116,16 +116,25 @@ def test_what_is_kept_is_exact_and_what_is_damaged_is_made_again(tmp_path) -> No
 @pytest.mark.parametrize(
     ("seconds", "expected"),
     [
-        (1000, Plan(5, ("a", "b", "c"), 1000 * 0.95 - 630, 10.5)),
-        (640, Plan(5, ("a", "b"), 640 * 0.95 - 440, 10.5)),
-        (400, Plan(4, ("a", "b"), 400 * 0.95 - 368, 10.5)),
-        (10, Plan(1, ("a", "b"), 0.0, 10.5)),  # a named class is measured, whatever it takes
+        (1000, Plan(5, ("a", "b", "c"), 1000 * 0.9 - 630, 11.7)),
+        (640, Plan(5, ("a", "b"), 640 * 0.9 - 440, 11.7)),
+        (400, Plan(3, ("a", "b"), 400 * 0.9 - 296, 11.7)),
+        (10, Plan(1, ("a", "b"), 0.0, 11.7)),  # a named class is measured, whatever it takes
     ],
 )
 def test_named_classes_come_first_and_others_whole_or_not_at_all(seconds: float, expected: Plan) -> None:
     found = plan_trial(Cost(60, 10, 12), ("a", "b"), ("c",), draws=5, folds=3, seconds=seconds)
     assert (found.draws, found.classes, found.needed) == (expected.draws, expected.classes, expected.needed)
     assert found.left == pytest.approx(expected.left)
+
+
+def test_time_is_left_for_training_and_for_the_other_classes() -> None:
+    ask = {"draws": 5, "folds": 2, "seconds": 600}
+    free, trains = (plan_trial(Cost(60, 10, 12), ("a",), ("c",), trains=t, **ask) for t in (False, True))
+    assert (free.classes, trains.classes) == (("a", "c"), ("a",))
+    assert trains.left >= 0.5 * (0.9 * 600 - 60)
+    rest = plan_trial(Cost(60, 10, 12), ("a",), (), rest=4, **ask)
+    assert free.left + 130 - rest.left == pytest.approx(4 * 5 * 2 * 0.35 * 12)
 
 
 def test_a_trial_says_what_fits_and_what_would_be_needed(samples, tmp_path) -> None:
@@ -145,7 +154,7 @@ def test_without_masks_a_named_class_still_gets_baselines_and_a_recipe(samples, 
     verdict = next(v for v in report.verdicts if v.label == "spot")
     assert verdict.answer == "not measured"
     assert "no masks" in verdict.reason
-    assert "best was" in verdict.next
+    assert "best without synthesis was" in verdict.next
     assert "AP 0." in verdict.next or "AP 1." in verdict.next
     page = (tmp_path / "t" / "report.html").read_text()
     assert "Nothing was synthesised for this class." in page

@@ -23,7 +23,7 @@ from visynth.core.pictures import data_uri, fit_square
 
 FILES = ("report.html", "report.json")
 SCHEMA = "visynth.report/1"
-ANSWERS = ("helps", "does not", "cannot tell", "not measured")
+ANSWERS = ("helps", "does not", "cannot tell", "undertrained", "not measured")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ClassVerdict:
 
     Attributes:
         label: class name.
-        answer: ``"helps"``, ``"does not"``, ``"cannot tell"`` or ``"not measured"``.
+        answer: ``"helps"``, ``"does not"``, ``"cannot tell"``, ``"undertrained"`` or ``"not measured"``.
         reason: one sentence with the numbers.
         next: what to do about it.
         numbers: the figures behind it.
@@ -53,6 +53,7 @@ class ClassVerdict:
             "helps": "yes, synthesis helps",
             "does not": "no, synthesis does not help",
             "cannot tell": "cannot tell, a benefit was not shown",
+            "undertrained": "undertrained, the generator saw too few images to be judged",
             "not measured": "not measured",
         }
         return f"{self.label}: {answers[self.answer]}"

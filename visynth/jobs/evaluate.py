@@ -21,7 +21,7 @@ from visynth.core.members import Member
 from visynth.core.report import FILES, ClassVerdict, Report, bullets, environment, table, text
 from visynth.data.imageset import BadFile, ImageSet, Item, Lazy
 from visynth.data.transforms import CANDIDATES, backend
-from visynth.jobs.measured import MeasuredSet, new_bank
+from visynth.jobs.measured import MeasuredSet, add_features, new_bank
 from visynth.metrics.bank import FeatureBank
 from visynth.metrics.memorization import copies
 from visynth.metrics.quality import per_class, table_rows
@@ -116,7 +116,7 @@ def evaluate_renders(
         groups=[item.group for item in kept],
         weights=np.ones(len(kept)),
     )
-    bank.add(Lazy(images.image, kept))
+    add_features(bank, Lazy(images.image, kept), "real images", say)
     rows_of = {
         name: bank.add(
             Lazy(lambda r: decode(renders.folder / r.file_name), [r for r in renders.records if r.label == name])
@@ -134,7 +134,7 @@ def evaluate_renders(
             continue
         limit = min(count or rendered.get(name, 0), rendered.get(name, 0))
         if name in wanted:
-            real.add_augmented(name, [row for row in train.tolist() if real.positive[name][row]], 0)
+            real.add_augmented(name, [row for row in train.tolist() if real.positive[name][row]], 0, say)
         cells = []
         for seed in range(seeds):
             cell = real.cell(name, draw=seed, train=train, test=test, augmented=limit if name in wanted else 0)

@@ -109,9 +109,11 @@ def has_both_sides(data: TrialData, name: str, split: Split) -> bool:
     return bool(data.positive[name][split.train].any() and data.positive[name][split.test].any())
 
 
-def real_cells(data: TrialData, name: str, splits: Sequence[Split], options: TrialOptions) -> list[tuple[Split, Cell]]:
+def real_cells(
+    data: TrialData, name: str, splits: Sequence[Split], options: TrialOptions, say: Say
+) -> list[tuple[Split, Cell]]:
     """The splits that have the class on both sides, as cells with the augmented copies of their training images."""
-    data.add_augmented(name, np.flatnonzero(data.positive[name]).tolist(), options.seed)
+    data.add_augmented(name, np.flatnonzero(data.positive[name]).tolist(), options.seed, say)
     restricted = {n for split in splits for n in data.rare if data.positive[n][split.more].any()}
     return [
         (split, bare_cell(data, name, split, name in restricted, options.synthetic, options.seed))

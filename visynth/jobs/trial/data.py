@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -14,12 +13,11 @@ from visynth.core import seeds as seeding
 from visynth.core.files import canonical_json
 from visynth.data.imageset import ImageSet, Item
 from visynth.generators.compose_fit import Source
-from visynth.jobs.measured import MeasuredSet, new_bank
+from visynth.jobs.measured import MeasuredSet, Say, add_features, new_bank
 from visynth.jobs.preflight import Preflight
 from visynth.jobs.trial.options import TrialOptions
 from visynth.metrics.dense import DenseHead, coverage
 
-Say = Callable[[str], None]
 KEPT = 320  # images of the defect-free class in the arms, at most, spread over its groups
 
 
@@ -103,7 +101,7 @@ def read_trial_data(findings: Preflight, options: TrialOptions, say: Say) -> Tri
         sources.append(Source(item.name, label, item.group, scan.kept(item.name), scan.masks.get(item.name), problem))
     bank = new_bank(options.learner, options.cache)
     say(f"features of {len(items)} images at {', '.join(bank.name(r) for r in bank.resolutions)}")
-    bank.add([s.image for s in sources])
+    add_features(bank, [s.image for s in sources], "features", say)
     return TrialData(
         findings=findings,
         items=items,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from visynth.jobs.trial.measuring import Trial
 from visynth.jobs.trial.options import TrialOptions
 from visynth.jobs.trial.outputs import write_outputs
 from visynth.jobs.trial.plan import Clock
+from visynth.jobs.trial.training import ENOUGH, SEEN, TrainedSynthesizer
+from visynth.verdict.bootstrap import HELPS
 from visynth.verdict.comparison import (
     arms_block,
     class_verdict,
@@ -104,7 +106,7 @@ def run_trial(
         write_groups(folder, findings)
         report.write(folder)
     try:
-        write_outputs(report, data, trial.synthesizers, out, render, options.seed, say)
+        write_outputs(report, data, trial.synthesizers, trial.undertrained, out, render, options.seed, say)
     except (DataError, UsageError) as error:
         report.section("Not written", text(f"The generator and its renders could not be made: {error}"))
         say(f"generator/ and renders/ could not be made: {error}")
@@ -125,24 +127,41 @@ def _sum_up(report: Report, trial: Trial) -> None:
     for name, results in measured.items():
         summary = summarise(results, seed=options.seed)
         masks = bool(data.findings.masked.get(name))
-        report.verdicts.append(class_verdict(results, summary, masks=masks, macro_f1=f1.get(name, {})))
+        verdict = class_verdict(results, summary, masks=masks, macro_f1=f1.get(name, {}))
+        report.verdicts.append(_unless_undertrained(verdict, trial, results.synthesizer))
         blocks += arms_block(results, summary, options.learner, f1.get(name, {}))
     for name in data.classes:
         if name in measured or name == data.good:
             continue
         suits = data.findings.suits[name]
         why = "only the named classes were measured" if suits.kind == "composition" else suits.reason
+        answer, reason = "not measured", trial.skipped.get(name, why)
         following = "train without synthetic images of it"
+        for short in trial.undertrained:
+            if name in short.classes:
+                answer, reason = "undertrained", short.reason()
+                following = "look at the samples, and give the trial the time that it needs"
         if name in data.rare and name in trial.results:
             recipe, block = summarise_classic(trial.results[name], options.learner, options.seed)
-            following += f"; best was {recipe}"
+            following += f"; best without synthesis was {recipe}"
             blocks.append(block)
-        report.verdicts.append(
-            ClassVerdict(name, "not measured", trial.skipped.get(name, why), following, aside=name not in data.rare)
-        )
+        report.verdicts.append(ClassVerdict(name, answer, reason, following, aside=name not in data.rare))
     if blocks:
         report.section("Arms", *blocks)
     report.section("Notes", bullets(trial.notes or ["every planned cell was run"]))
+
+
+def _unless_undertrained(verdict: ClassVerdict, trial: Trial, name: str) -> ClassVerdict:
+    """The verdict; of a generator that saw too little it says nothing, but that it helps all the same."""
+    synthesizer = trial.synthesizers[name]
+    if not isinstance(synthesizer, TrainedSynthesizer) or synthesizer.saw_enough() or verdict.answer == HELPS:
+        return verdict
+    least = min(int(generator.card[SEEN]) for generator in synthesizer.generators.values())
+    reason = (
+        f"{name} saw {least} images in {synthesizer.minutes:.1f} minutes and needs about {ENOUGH[synthesizer.kind]} "
+        f"before it can be judged; as it is: {verdict.reason}"
+    )
+    return replace(verdict, answer="undertrained", reason=reason)
 
 
 def _inputs(data: TrialData, options: TrialOptions) -> dict[str, Any]:

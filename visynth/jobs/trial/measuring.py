@@ -13,12 +13,25 @@ import numpy as np
 
 from visynth.core.errors import DataError, VisynthError
 from visynth.core.stage import Stage
+from visynth.jobs.measured import time_left
 from visynth.jobs.preflight import MIN_GROUPS
 from visynth.jobs.trial.cells import Split, bare_cell, has_both_sides, make_splits, real_cells
 from visynth.jobs.trial.data import Say, TrialData
 from visynth.jobs.trial.options import TrialOptions
 from visynth.jobs.trial.plan import Clock, Cost, Plan, plan_trial
-from visynth.jobs.trial.synthesis import Synthesizer, composition_of, trained_of, with_synthesis
+from visynth.jobs.trial.synthesis import Synthesizer, composition_of, with_synthesis
+from visynth.jobs.trial.training import (
+    ENOUGH,
+    LEAST,
+    PILOT,
+    SHARE,
+    TrainedSynthesizer,
+    TrainingPlan,
+    Undertrained,
+    choose_kind,
+    plan_training,
+    trained_by,
+)
 from visynth.metrics.dense import DenseHead
 from visynth.verdict.cells import Cell
 from visynth.verdict.comparison import Outcomes, Results, add_dense, add_rival, fit_cells, gather
@@ -39,6 +52,7 @@ class Trial:
         results: by class.
         splits_of: by class, the splits that it was measured on.
         synthesizers: by name, those that measured something.
+        undertrained: generators that saw too little to be judged.
         notes: what was not run, and why.
         skipped: by class, why it was not measured.
     """
@@ -51,12 +65,12 @@ class Trial:
     results: dict[str, Results] = field(default_factory=dict)
     splits_of: dict[str, list[Split]] = field(default_factory=dict)
     synthesizers: dict[str, Synthesizer] = field(default_factory=dict)
+    undertrained: list[Undertrained] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
 
-    @cached_property
-    def splits(self) -> list[Split]:
-        return make_splits(self.data, self.options)
+    def __post_init__(self) -> None:
+        self.splits = make_splits(self.data, self.options)  # those that are planned, once there is a plan
 
     @cached_property
     def dense_head(self) -> DenseHead:
@@ -80,66 +94,108 @@ class Trial:
 
     def _synthesizers(self) -> Iterator[tuple[Synthesizer, Sequence[str], list[Split]]]:
         """Each with its classes, named ones first. What composition leaves of the time trains the next."""
-        data, options = self.data, self.options
-        composition = composition_of(data)
-        left = 60 * options.minutes - self._spent()
-        splits = self.splits
+        composition = composition_of(self.data)
+        plan = self._plan(composition)
+        self.splits = [split for split in self.splits if split.draw < plan.draws]
         if composition is not None:
-            plan = self._plan(composition)
-            left = plan.left
-            splits = [split for split in self.splits if split.draw < plan.draws]
-            yield composition, plan.classes, splits
-        kept = self.stage.get(what="seconds left")
-        if kept is None:
-            self.stage.put(kept := left, what="seconds left")
-        trained, why = trained_of(data, options, len(splits), kept, self.say, self.stage)
-        self.notes += [why] if why else []
-        if trained is not None:  # its minutes were planned to fit
-            yield trained, [name for name in data.rare if name in trained.classes], splits
+            yield composition, [name for name in plan.classes if name in composition.classes], self.splits
+        kind = choose_kind(self.data, self.options)
+        if kind != "none":
+            trained = self._trained(kind, plan.left)
+            if trained is not None:  # its minutes were planned to fit
+                yield trained, [name for name in self.data.rare if name in trained.classes], self.splits
 
-    def _plan(self, composition: Synthesizer) -> Plan:
+    def _plan(self, composition: Synthesizer | None) -> Plan:
         """Draws and classes that fit, by what a pilot cell costs; a trial that goes on keeps the plan that it began
         with."""
-        options, groups = self.options, self.data.findings.images.groups()
-        named = tuple(name for name in self.data.rare if name in composition.classes)
-        others = tuple(n for n in composition.classes if n not in named and groups[n] >= MIN_GROUPS)
-        others = others if options.others else ()
+        data, options = self.data, self.options
+        groups = data.findings.images.groups()
+        composed = () if composition is None else composition.classes
+        others = tuple(n for n in composed if n not in data.rare and groups[n] >= MIN_GROUPS) if options.others else ()
         kept = self.stage.get(what="plan")
         if kept is not None:
             plan = Plan.from_json(kept)
         else:
-            cost, pilot = self._pilot(composition, (*named, *others))
-            folds = len({split.fold for split in self.splits})
-            plan = plan_trial(cost, named, others, options.draws, folds, 60 * options.minutes)
+            cost, pilot = self._pilot(composition, (*data.rare, *others))
+            plan = plan_trial(
+                cost,
+                data.rare,
+                others,
+                draws=options.draws,
+                folds=len({split.fold for split in self.splits}),
+                seconds=60 * options.minutes,
+                rest=len(data.classes) - len(data.rare) - len(others),
+                trains=any(name not in composed for name in data.rare) and choose_kind(data, options) != "none",
+            )
             # The plan first: a trial that is killed here must not take a cell that it finds for one that costs nothing.
             self.stage.put(plan.to_json(), what="plan")
             if pilot is not None:
                 self.stage.put(pilot.outcome, **pilot.key)
-        self._tell(plan, (*named, *others))
+        self._tell(plan, (*data.rare, *others))
         return plan
 
-    def _pilot(self, composition: Synthesizer, names: Sequence[str]) -> tuple[Cost, Pilot | None]:
+    def _pilot(self, composition: Synthesizer | None, names: Sequence[str]) -> tuple[Cost, Pilot | None]:
         """The first cell that can be run, for what it costs; its outcome is kept."""
-        spent, workers = self._spent(), self.options.workers
-        for name in names:
+        workers = self.options.workers
+        if self._has_dense(self.data.rare):
+            _ = self.dense_head  # once for all cells
+        spent = self._spent()
+        composed = () if composition is None else composition.classes
+        for name in sorted(names, key=lambda name: name not in composed):  # the dearest cells first
             begun = Clock.now()
-            pairs = real_cells(self.data, name, self.splits, self.options)
+            pairs = real_cells(self.data, name, self.splits, self.options, self.say)
             ready = Clock.now()
             if not pairs:
                 continue
+            synthesizer = composition if name in composed else None
+            split, cell = pairs[0]
             try:
-                cell = self._with_synthesis(composition, name, *pairs[0])
+                whole = cell if synthesizer is None else self._with_synthesis(synthesizer, name, split, cell)
             except VisynthError:  # nothing to fit on: told when the class is measured
                 continue
-            (outcome,) = self._fit_cells([cell])
+            (outcome,) = self._fit_cells([whole])
             cost = Cost(spent, ready.since(begun, workers), Clock.now().since(ready, workers))
-            return cost, Pilot(_to_json(outcome), {**_key(composition, name, pairs), "place": _place(pairs[0][0])})
+            return cost, Pilot(_to_json(outcome), {**_key(synthesizer, name, pairs), "place": _place(split)})
         return Cost(spent, 0.0, 0.0), None
+
+    def _trained(self, kind: str, left: float) -> TrainedSynthesizer | None:
+        """The synthesizer that trains, if there is time for it to learn something; else what it came to is told."""
+        data, options, say = self.data, self.options, self.say
+        cells = len(self.splits)
+        only_way = tuple(name for name in data.rare if name not in self.results)
+        trained = trained_by(kind, data, options, cells, SHARE * left / 60 / max(cells, 1), say, self.stage)
+        if not only_way and trained.minutes < LEAST:
+            need = LEAST * cells / SHARE
+            self.notes.append(
+                f"{trained.name} was not trained: {cells} generators (one for each draw and fold) of at least "
+                f"{LEAST:g} minutes do not fit into the time left; give about {need:.0f} minutes more (--minutes), or "
+                "fewer --draws and --folds"
+            )
+            return None
+        kept = self.stage.get(what="training")
+        if kept is None:
+            kept = plan_training(trained, data, left, 60 * options.minutes - left).to_json()
+            self.stage.put(kept, what="training")
+        plan = TrainingPlan(**kept)
+        trained.minutes = plan.minutes
+        if plan.enough:
+            return trained
+        say(f"  {plan.shortage()}")
+        self.notes.append(plan.shortage())
+        if only_way:
+            # All of the time for one generator, to look at.
+            trained.minutes = max(min(plan.minutes * cells, plan.minutes * ENOUGH[kind] / max(plan.seen, 1)), PILOT)
+            generator = trained.fit_all(data)
+            self.undertrained.append(Undertrained(plan, trained.name, only_way, generator))
+        return None
 
     def _fit_cells(self, cells: Sequence[Cell], only: Sequence[str] | None = None) -> list[Outcomes]:
         options = self.options
         engine: dict[str, Any] = {"learner": options.learner, "workers": options.workers, "seed": options.seed}
         return fit_cells(cells, self.data.bank.tables(), only=only, **engine) if cells else []
+
+    def _has_dense(self, names: Sequence[str]) -> bool:
+        return self.options.dense and any(self.data.findings.masked.get(name) for name in names)
 
     def _spent(self) -> float:
         return Clock.now().since(self.started, self.options.workers)
@@ -166,7 +222,7 @@ class Trial:
     # -- cells -------------------------------------------------------------------------------------------------------
 
     def _measure_class(self, synthesizer: Synthesizer, name: str, splits: Sequence[Split]) -> None:
-        pairs = real_cells(self.data, name, splits, self.options)
+        pairs = real_cells(self.data, name, splits, self.options, self.say)
         self.say(f"{name}: {len(pairs)} cells, {self.options.synthetic} synthetic images each")
         fitted = self._fitted(synthesizer, name, pairs)
         measured = [(split, cell, o) for (split, cell) in pairs if isinstance(o := fitted[_place(split)], dict)]
@@ -181,7 +237,7 @@ class Trial:
         results = gather(name, cells, [o for _, _, o in measured], float(self.options.synthetic))
         results.synthesizer = synthesizer.name
         self.results[name], self.splits_of[name] = results, [split for split, _, _ in measured]
-        if self.options.dense and self.data.findings.masked.get(name):
+        if self._has_dense([name]):
             try:
                 add_dense(results, cells, self.dense_head, self.options.seed)
             except DataError as error:  # a rival the less, not a trial the less
@@ -204,7 +260,7 @@ class Trial:
 
     def _measure_classic(self, name: str) -> None:
         """A named class that nothing was synthesised for still gets its baselines and what is best among them."""
-        pairs = real_cells(self.data, name, self.splits, self.options)
+        pairs = real_cells(self.data, name, self.splits, self.options, self.say)
         if pairs:
             self.say(f"{name}: {len(pairs)} cells without synthesis")
             fitted = self._fitted(None, name, pairs)
@@ -261,7 +317,7 @@ class Trial:
                 self.stage.put(_to_json(outcome), **key, place=_place(split))
             seconds = (time.monotonic() - begun) / (len(fitted) - before) * (len(pairs) - len(fitted))
             if len(pairs) > 1 and synthesizer is not None:
-                self.say(f"  {name}: {len(fitted)} of {len(pairs)} cells by {synthesizer.name}, {_time_left(seconds)}")
+                self.say(f"  {name}: {len(fitted)} of {len(pairs)} cells by {synthesizer.name}, {time_left(seconds)}")
         return {_place(split): fitted[_place(split)] for split, _ in pairs}
 
     def _with_synthesis(self, synthesizer: Synthesizer, name: str, split: Split, cell: Cell) -> Cell:
@@ -285,10 +341,6 @@ def _key(synthesizer: Synthesizer | None, name: str, pairs: Pairs, only: Sequenc
 
 def _place(split: Split) -> tuple[int, int]:
     return split.draw, split.fold
-
-
-def _time_left(seconds: float) -> str:
-    return f"about {seconds:.0f} s left" if seconds < 90 else f"about {seconds / 60:.0f} min left"
 
 
 def _to_json(outcomes: Outcomes) -> dict[str, Any]:

@@ -10,10 +10,11 @@ import numpy as np
 
 from visynth.core import seeds as seeding
 from visynth.core.pictures import outline, to_display
-from visynth.core.report import Report, gallery, table, text
+from visynth.core.report import Report, gallery, text
 from visynth.generators.base import Generator
 from visynth.jobs.trial.data import Say, TrialData
-from visynth.jobs.trial.synthesis import Final, Synthesizer
+from visynth.jobs.trial.synthesis import Synthesizer
+from visynth.jobs.trial.training import Undertrained
 from visynth.render.run import make_plan, render_set
 
 SHOWN = 3  # images of each class
@@ -29,6 +30,7 @@ def write_outputs(
     report: Report,
     data: TrialData,
     synthesizers: Mapping[str, Synthesizer],
+    undertrained: Sequence[Undertrained],
     out: Path,
     count: int,
     seed: int,
@@ -43,20 +45,22 @@ def write_outputs(
     for verdict in report.verdicts:
         if verdict.answer == "helps":
             helped.setdefault(verdict.numbers["synthesizer"], []).append(verdict.label)
+    for none in undertrained:
+        title = f"Undertrained: {none.name} after {none.seen} images, with the nearest real images"
+        report.section(title, *galleries(none.generator, data, seed))
     names = list(helped) or [name for name in synthesizers if name == "composition"]
     if not names:
         report.section("Not written", text("No class was shown to help, so no generator was made."))
     for number, name in enumerate(names):
         synthesizer, ending = synthesizers[name], f"-{name}" if number else ""
-        final = synthesizer.fit_all(data)
-        final.generator.save(out / f"generator{ending}")
-        classes = [c for c in helped.get(name, data.rare) if c in final.generator.classes]
+        generator = synthesizer.fit_all(data)
+        generator.save(out / f"generator{ending}")
+        classes = [c for c in helped.get(name, data.rare) if c in generator.classes]
         if classes:
             renders = out / f"renders{ending}"
-            _render(report, data, synthesizer, final.generator, renders, classes, bool(helped), count, seed, say)
+            _render(report, data, synthesizer, generator, renders, classes, bool(helped), count, seed, say)
         title = f"Made by {name}, with parents and the nearest real images"
-        report.section(title, *galleries(final.generator, data, seed))
-        _tell_left_out(report, final)
+        report.section(title, *galleries(generator, data, seed))
 
 
 def _render(
@@ -83,14 +87,6 @@ def _render(
     )
     words = f"{out.name}/ has {count} images each of {', '.join(both)}, by {synthesizer.name}. {use}"
     report.section("What was written", text(words))
-
-
-def _tell_left_out(report: Report, final: Final) -> None:
-    if final.left_out or final.bad_masks:
-        rows = [["class", name, why] for name, why in final.left_out.items()]
-        rows += [["mask", name, why] for name, why in sorted(final.bad_masks.items())[:20]]
-        note = f"{len(final.bad_masks)} masks in all."
-        report.section("Left out of composition", table(["what", "name", "why"], rows, note))
 
 
 def galleries(generator: Generator, data: TrialData, seed: int) -> list[dict[str, Any]]:

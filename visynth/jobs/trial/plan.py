@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 EFFICIENCY = 0.85  # of each further core
-MARGIN = 0.95  # of the minutes is planned
+MARGIN = 0.9  # of the minutes is planned; the rest is for the generator, its renders and the report
+REST = 0.35  # cost of a cell of the other classes, whose simplest arms complete the macro-F1, to that of a whole one
+ARMS = 0.5  # of the minutes at most goes to arms where a generator has to be trained
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Cost:
     """Seconds, as a pilot cell took them.
 
     Attributes:
-        spent: before the first cell: preflight, features, headroom.
+        spent: before the first cell: preflight, features, headroom, features of every place.
         of_class: for each class: its augmented copies.
         of_cell: for each cell: fitting the synthesizer, sampling, features, every arm.
     """
@@ -33,9 +35,9 @@ class Plan:
 
     Attributes:
         draws: of each class.
-        classes: with composition, in order.
+        classes: in order: the named ones, then the others that fit.
         left: seconds that are left for a trained generator.
-        needed: minutes that all that was asked for would take.
+        needed: minutes that all that was asked for would take, without training.
     """
 
     draws: int
@@ -52,7 +54,15 @@ class Plan:
 
 
 def plan_trial(
-    cost: Cost, named: tuple[str, ...], others: tuple[str, ...], draws: int, folds: int, seconds: float
+    cost: Cost,
+    named: tuple[str, ...],
+    others: tuple[str, ...],
+    *,
+    draws: int,
+    folds: int,
+    seconds: float,
+    rest: int = 0,
+    trains: bool = False,
 ) -> Plan:
     """Named classes first, all with the same draws and one at least; then the others, each whole or not at all.
 
@@ -63,28 +73,34 @@ def plan_trial(
         draws: that were asked for.
         folds: of each draw.
         seconds: budget of the whole trial.
+        rest: classes that nothing is synthesised for.
+        trains: whether a generator has to be trained, for which time must be left.
 
     Example:
         >>> cost = Cost(spent=60, of_class=10, of_cell=12)
         >>> plan_trial(cost, ("crack",), ("hole", "stain"), draws=5, folds=3, seconds=600)
-        Plan(draws=5, classes=('crack', 'hole'), left=130.0, needed=10.5)
+        Plan(draws=5, classes=('crack', 'hole'), left=100.0, needed=11.7)
         >>> plan_trial(cost, ("crack", "hole"), ("stain",), draws=5, folds=3, seconds=300).draws
         2
     """
     budget = MARGIN * seconds - cost.spent
+    arms = ARMS * budget if trains else budget
 
     def of(count: int) -> float:
         return cost.of_class + count * folds * cost.of_cell
 
-    whole = [count for count in range(1, draws + 1) if len(named) * of(count) <= budget]
+    def of_rest(count: int) -> float:
+        return rest * count * folds * REST * cost.of_cell
+
+    whole = [count for count in range(1, draws + 1) if len(named) * of(count) + of_rest(count) <= arms]
     chosen = max(whole, default=1)
-    left = budget - len(named) * of(chosen)
+    left = budget - len(named) * of(chosen) - of_rest(chosen)
     classes = list(named)
     for name in others:
-        if of(chosen) <= left:
+        if of(chosen) <= left - (budget - arms):
             classes.append(name)
             left -= of(chosen)
-    needed = cost.spent + (len(named) + len(others)) * of(draws)
+    needed = (cost.spent + (len(named) + len(others)) * of(draws) + of_rest(draws)) / MARGIN
     return Plan(chosen, tuple(classes), max(left, 0.0), round(needed / 60, 1))
 
 
