@@ -17,13 +17,13 @@ INSTEAD = (
 )
 
 
-def warn_if_few(data: Any, say: Callable[[str], None]) -> None:
+def warn_if_few(data: Any, warn: Callable[[str], None]) -> None:
     """Name the classes below 50 images or 10 groups; images in memory are a trial's, which measures what they are
     worth.
 
     Args:
         data: a datamodule with ``facts``, and ``images`` where they are known by group.
-        say: prints the warning.
+        warn: prints the warning.
     """
     images = getattr(data, "images", None)
     if images is None:
@@ -35,7 +35,7 @@ def warn_if_few(data: Any, say: Callable[[str], None]) -> None:
         if n < FEW or groups.get(c, FEW_GROUPS) < FEW_GROUPS
     ]
     if few:
-        say(f"few images: {', '.join(few)}: {INSTEAD}.")
+        warn(f"few images: {', '.join(few)}: {INSTEAD}.")
 
 
 def refuse_if_few(name: str, data: Any) -> None:

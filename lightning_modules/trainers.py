@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytorch_lightning
 
 from visynth.core.errors import DataError
 from visynth.core.pictures import fit_to, to_channels
+from visynth.core.progress import Progress, no_progress
 from visynth.core.quiet import quiet_lightning
 from visynth.generators.base import Generator
 from visynth.generators.compose_fit import Source
@@ -24,8 +25,6 @@ from visynth.lightning_modules.diffusion import Diffusion
 from visynth.lightning_modules.gans import StyleGAN2
 from visynth.lightning_modules.inpainting import Inpainting
 
-Say = Callable[[str], None]
-
 
 def train_inpainting(
     sources: Sequence[Source],
@@ -35,7 +34,7 @@ def train_inpainting(
     minutes: float,
     seed: int = 0,
     size: int = 64,
-    say: Say = lambda words: None,
+    progress: Progress = no_progress,
 ) -> Generator:
     """An inpainting generator of training images with masks; ``size`` is the side of its windows.
 
@@ -47,7 +46,7 @@ def train_inpainting(
     present = [name for name in classes if any(s.label == name for s in sources)]
     data = DefectCrops.of(sources, good, classes=present, window=size, seed=seed)
     module = Inpainting(seed=seed, snapshots=False)
-    return _train(module, data, minutes, say)
+    return _train(module, data, minutes, progress)
 
 
 def train_diffusion(
@@ -58,7 +57,7 @@ def train_diffusion(
     minutes: float,
     seed: int = 0,
     size: int = 64,
-    say: Say = lambda words: None,
+    progress: Progress = no_progress,
 ) -> Generator:
     """A diffusion generator of whole images at ``size`` pixels; other classes lend what they share.
 
@@ -68,7 +67,7 @@ def train_diffusion(
     names = _names(sources)
     pool = _pool(sources, names, _shape(sources, size))
     data = GeneratorData.of_pool(pool, measure(pool, names), batch_size=64 if size <= 32 else 32, seed=seed)
-    return _train(Diffusion(seed=seed, snapshots=False, width=32 if size <= 32 else 24), data, minutes, say)
+    return _train(Diffusion(seed=seed, snapshots=False, width=32 if size <= 32 else 24), data, minutes, progress)
 
 
 def train_projection(
@@ -79,7 +78,7 @@ def train_projection(
     minutes: float,
     seed: int = 0,
     size: int = 64,
-    say: Say = lambda words: None,
+    progress: Progress = no_progress,
 ) -> Generator:
     """Variations of projected real images of every class, by a StyleGAN2 of all of them; pictures come out as wide to
     their height as most images are.
@@ -92,7 +91,7 @@ def train_projection(
     pool = _pool(sources, names, (side, side))
     data = GeneratorData.of_pool(pool, measure(pool, names), batch_size=32, seed=seed)
     module = StyleGAN2(base=2048, most=128, z_dim=128, w_dim=128, shared=8, allow_few=True, seed=seed)
-    base: Any = _train(module, data, minutes, say)
+    base: Any = _train(module, data, minutes, progress)
     chosen = [row for row, s in enumerate(sources) if s.label != good]
     images = np.ascontiguousarray(pool.images[chosen].transpose(0, 2, 3, 1))
     made, found = around(
@@ -103,7 +102,7 @@ def train_projection(
         [sources[row].group for row in chosen],
         steps=200,
     )
-    say(f"    projected {len(chosen)} images, error {found['error']:.3f}, strength {found['strength']:g}")
+    progress(f"    projected {len(chosen)} images, error {found['error']:.3f}, strength {found['strength']:g}")
     return Anchored(replace(made.spec, size=_shape(sources, side)), made.network, made.anchors, card=made.card)
 
 
@@ -132,7 +131,7 @@ def _near(side: float) -> int:
     return max(8, round(side / 8) * 8)
 
 
-def _train(module: Any, data: Any, minutes: float, say: Say) -> Generator:
+def _train(module: Any, data: Any, minutes: float, progress: Progress) -> Generator:
     with tempfile.TemporaryDirectory(prefix="visynth.") as root, quiet_lightning(logging.ERROR):
         trainer = pytorch_lightning.Trainer(
             max_time={"seconds": max(1, round(60 * minutes))},
@@ -148,7 +147,7 @@ def _train(module: Any, data: Any, minutes: float, say: Say) -> Generator:
         started = time.monotonic()
         trainer.fit(module, data)
         seen, seconds = int(module.images_seen), time.monotonic() - started
-        say(
+        progress(
             f"    {seen} images in {seconds:.0f} s ({seen / seconds:.0f} images/s), loss "
             f"{float(trainer.callback_metrics['loss']):.3f}"
         )

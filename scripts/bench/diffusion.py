@@ -30,7 +30,7 @@ from visynth.core.pictures import grid, to_display, write_png
 from visynth.core.report import Report, environment
 from visynth.data.reading import read_images
 from visynth.generators.diffusion import run_sampler, to_integers
-from visynth.jobs.trial import synthesis
+from visynth.jobs.trial import measuring
 from visynth.jobs.trial.flow import run_trial
 from visynth.jobs.trial.options import TrialOptions
 from visynth.lightning_modules import Diffusion
@@ -58,7 +58,7 @@ def magnetic_tile(data: Path, out: Path) -> dict[str, Any]:
     options = TrialOptions(
         rare_groups=3, draws=5, folds=2, synthetic=60, minutes=90, others=False, dense=False, learned="inpaint"
     )
-    report = run_trial(images, RARE_TILES, out / "magnetic_tile", options=options, grouped=True, say=print)
+    report = run_trial(images, RARE_TILES, out / "magnetic_tile", options=options, grouped=True, progress=print)
     return {"classes": trial_numbers(report, RARE_TILES), "conditions": report.conditions}
 
 
@@ -197,7 +197,7 @@ def neu_trial(count: int) -> Callable[[Path, Path], dict[str, Any]]:
     """The expected "no": scratches with few images, on a set that pretrained features nearly solve."""
 
     def run(data: Path, out: Path) -> dict[str, Any]:
-        synthesis.LEAST = 0.5  # the time that two cores leave; the report says how long each was trained
+        measuring.LEAST = 0.5  # the time that two cores leave; the report says how long each was trained
         images = read_images(data / "neu_det" / "annotations_coco.json")
         options = TrialOptions(
             rare_groups=count,
@@ -209,7 +209,7 @@ def neu_trial(count: int) -> Callable[[Path, Path], dict[str, Any]]:
             learned="diffusion",
             learn_size=32,
         )
-        report = run_trial(images, ["scratches"], out / f"neu_det_{count}", options=options, say=print)
+        report = run_trial(images, ["scratches"], out / f"neu_det_{count}", options=options, progress=print)
         return {"classes": trial_numbers(report, ["scratches"]), "conditions": report.conditions}
 
     return run

@@ -285,7 +285,7 @@ def magnetic_tile(data: Path, out: Path) -> dict[str, Any]:
         learn_size=64,
     )
     rare = ["blowhole", "crack", "break"]
-    report = run_trial(images, rare, out / "magnetic_tile", options=options, grouped=True, say=print)
+    report = run_trial(images, rare, out / "magnetic_tile", options=options, grouped=True, progress=print)
     told = {
         v.label: {"answer": v.answer, "reason": v.reason, **dict(v.numbers)} for v in report.verdicts if v.label in rare
     }

@@ -34,7 +34,9 @@ SHOWN = (
 def run(data: Path, name: str, out: Path, options: TrialOptions) -> dict:
     images = read_images(data / "images", masks=data / "masks", groups=data / "groups.csv")
     started = time.monotonic()
-    report = run_trial(images, [name], out / name, options=options, grouped=True, subject="magnetic_tile", say=print)
+    report = run_trial(
+        images, [name], out / name, options=options, grouped=True, subject="magnetic_tile", progress=print
+    )
     verdict = report.verdicts[0]
     numbers = dict(verdict.numbers)
     return {

@@ -165,7 +165,7 @@ class TestProjection:
             for member in images.members(lambda item: "test" if item.name in held else "train")
         )
         told: list[str] = []
-        made = project_images(stylegan, images, tmp_path / "near", steps=2, strength=0.5, limit=3, say=told.append)
+        made = project_images(stylegan, images, tmp_path / "near", steps=2, strength=0.5, limit=3, progress=told.append)
         anchors = made.spec.arguments["anchors"]
         assert len(anchors) == 6
         assert held.isdisjoint(name for _, name, _ in anchors)

@@ -52,7 +52,7 @@ def test_inpainting_stands_beside_composition_on_the_same_cells(seconds, samples
         tmp_path,
         options=options(learned="inpaint", learn_size=32),
         grouped=True,
-        say=said.append,
+        progress=said.append,
     )
     verdict = next(v for v in report.verdicts if v.label == "spot")
     assert {"synthetic", "inpainting"} <= set(verdict.numbers["arms"])
@@ -72,7 +72,7 @@ def test_projections_stand_beside_composition_on_the_same_cells(seconds, samples
         tmp_path,
         options=options(learned="projection", learn_size=16),
         grouped=True,
-        say=said.append,
+        progress=said.append,
     )
     verdict = next(v for v in report.verdicts if v.label == "spot")
     assert {"synthetic", "projection"} <= set(verdict.numbers["arms"])
@@ -114,7 +114,7 @@ def test_a_generator_that_saw_too_little_is_not_judged(samples: Path, tmp_path: 
     said: list[str] = []
     told = options(learned="diffusion", learn_size=16, minutes=0.5)
     report = run_trial(
-        read(samples, masks=False), ["spot"], tmp_path / "t", options=told, grouped=True, say=said.append
+        read(samples, masks=False), ["spot"], tmp_path / "t", options=told, grouped=True, progress=said.append
     )
     verdict = next(v for v in report.verdicts if v.label == "spot")
     assert verdict.answer == "undertrained"

@@ -30,8 +30,8 @@ def read(samples: Path, masks: bool = True):
 
 def trial(samples: Path, out: Path, said: list[str] | None = None, **options):
     told = TrialOptions(**{**FEW, "others": False, **options})
-    say = (lambda words: None) if said is None else said.append
-    return run_trial(read(samples), ["spot"], out, options=told, grouped=True, render=2, say=say)
+    progress = (lambda words: None) if said is None else said.append
+    return run_trial(read(samples), ["spot"], out, options=told, grouped=True, render=2, progress=progress)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from visynth.commands.options import DataOptions
-from visynth.commands.saying import printer
+from visynth.commands.printing import printer
 from visynth.core.errors import UsageError
 
 
@@ -37,10 +37,10 @@ def fit_compose(
     images = data.read()
     own = {name: Settings.from_json(values) for name, values in (settings or {}).items()}
     fitted = run(images, out, good=good, classes=classes, settings=own, without_masks=without_masks)
-    say = printer(quiet)
+    progress = printer(quiet)
     for name, why in fitted.left_out.items():
-        say(f"left out: {name}: {why}")
-    say(f"{len(fitted.bad_masks)} unreliable masks left out")
+        progress(f"left out: {name}: {why}")
+    progress(f"{len(fitted.bad_masks)} unreliable masks left out")
     print(f"{out}: makes {', '.join(fitted.generator.classes)}; digest {fitted.generator.digest[:16]}")
     return 0
 

@@ -6,7 +6,7 @@ from json import dumps
 from typing import Any, Literal
 
 from visynth.commands.options import DataOptions
-from visynth.commands.saying import printer, progress
+from visynth.commands.printing import printer, render_progress
 from visynth.core.errors import UsageError
 
 
@@ -61,7 +61,7 @@ def render(
         encoding=encoding,
     )
     queue = -(-batch_size // plan.micro_batch)
-    renders = render_set(made, plan, out, workers=workers, queue=queue, progress=None if quiet else progress)
+    renders = render_set(made, plan, out, workers=workers, queue=queue, progress=None if quiet else render_progress)
     told = {"out": out, "counts": renders.counts(), "root": renders.root(), "plan": plan.hash}
     print(dumps(told) if json else f"{out}: {renders.counts()}; root {told['root']}")
     return 0
@@ -101,7 +101,7 @@ def renders_score(
 
     renders = read_renders(folder)
     images = data.read()
-    scores = score_renders(images, renders, cache=cache, say=printer(quiet))
+    scores = score_renders(images, renders, cache=cache, progress=printer(quiet))
     told = {}
     for name, count in renders.counts().items():
         own = [scores.images[record.file_name] for record in renders.records if record.label == name]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from visynth.commands.options import DataOptions
-from visynth.commands.saying import printer, verdicts
+from visynth.commands.printing import printer, verdicts
 from visynth.jobs.trial.options import Learned  # light, as its room's options must be
 
 
@@ -78,7 +78,7 @@ def trial(
         grouped=data.grouped(images),
         subject=title or data.title,
         render=render,
-        say=printer(quiet),
+        progress=printer(quiet),
     )
     verdicts(report, json)
     return 0
@@ -96,7 +96,7 @@ def quickstart(out: str = "quickstart", minutes: float = 4.0, json: bool = False
     from visynth.jobs.quickstart import TRIAL
     from visynth.jobs.quickstart import quickstart as run
 
-    report = run(out, minutes=minutes, say=printer(quiet))
+    report = run(out, minutes=minutes, progress=printer(quiet))
     verdicts(report, json)
     print(f"open {Path(out) / TRIAL / 'report.html'}", file=sys.stderr)
     return 0
@@ -212,7 +212,7 @@ def evaluate(
         keep=keep,
         accept_leaks=accept_leaks,
         subject=title or "",
-        say=printer(quiet),
+        progress=printer(quiet),
     )
     verdicts(report, json)
     return 0

@@ -21,6 +21,7 @@ from torch.nn import functional as F  # noqa: N812, the field's name
 from visynth.core import seeds as seeding
 from visynth.core.errors import DataError, UsageError
 from visynth.core.members import NEAR, distances, perceptual_hash
+from visynth.core.progress import Progress, no_progress
 from visynth.generators.base import Generator, Samples, Spec
 from visynth.generators.gan import StyleGAN2
 from visynth.networks.stylegan2 import truncate
@@ -44,7 +45,7 @@ def project(
     steps: int = 300,
     lr: float = 0.05,
     pull: float = 0.01,
-    say: Callable[[int, float], None] | None = None,
+    progress: Callable[[int, float], None] | None = None,
 ) -> Inversion:
     """Find the styles whose pictures are nearest to real images; noise is left out, so that nothing of the defect hides
     in it.
@@ -56,7 +57,7 @@ def project(
         steps: of Adam; the rate falls to 0 by a cosine.
         lr: its learning rate.
         pull: weight of the squared distance from the mean style of the class, in units of the styles' own spread.
-        say: called with the step and the mean error, now and then.
+        progress: called with the step and the mean error, now and then.
 
     Example:
         >>> project.__name__
@@ -77,8 +78,8 @@ def project(
         (styles.grad,) = torch.autograd.grad(total, styles)
         optimizer.step()
         schedule.step()
-        if say is not None and (step % 50 == 0 or step == steps - 1):
-            say(step, float(error.mean()))
+        if progress is not None and (step % 50 == 0 or step == steps - 1):
+            progress(step, float(error.mean()))
     with torch.no_grad():
         _, error = _distance(network.synthesis(styles, "none"), images)
     return Inversion(styles.detach(), error.detach())
@@ -178,7 +179,7 @@ def around(
     groups: Sequence[str],
     strength: float | None = None,
     steps: int = 300,
-    say: Callable[[str], None] = lambda words: None,
+    progress: Progress = no_progress,
 ) -> tuple[Anchored, dict[str, float]]:
     """A generator of variations of real images, and what was measured on the way.
 
@@ -191,7 +192,7 @@ def around(
         strength: of the variations; by default the least of 0.2 to 0.8 at which at most 5 % of those of any class are
             near-duplicates of their parents.
         steps: of each projection.
-        say: called with words on the way.
+        progress: called with words on the way.
 
     Returns:
         The generator, and ``error`` (root mean square, of values in [-1, 1]), ``strength`` and ``copies`` (their share
@@ -205,7 +206,7 @@ def around(
         found = project(base, values[first : first + together], marks[first : first + together], steps)
         styles.append(found.styles.cpu())
         errors += found.error.tolist()
-        say(f"projected {len(errors)} of {len(values)} images, root mean square error {np.mean(errors):.3f}")
+        progress(f"projected {len(errors)} of {len(values)} images, root mean square error {np.mean(errors):.3f}")
     anchors = [[int(label), name, group] for label, name, group in zip(labels, names, groups, strict=True)]
     side = base.network.synthesis.sizes[-1]
     spec = replace(
@@ -224,7 +225,9 @@ def around(
         copies[chosen] = shares[worst]
         if copies[chosen] <= COPIES:
             break
-    say(f"strength {chosen:g}: {copies[chosen]:.0%} of the pictures of {worst!r} are near-duplicates of their parents")
+    progress(
+        f"strength {chosen:g}: {copies[chosen]:.0%} of the pictures of {worst!r} are near-duplicates of their parents"
+    )
     spec = replace(spec, sampler={**(spec.sampler or {}), "strength": chosen})
     final = Anchored(spec, base.network, made.anchors, members=base.members, card=base.card)
     return final, {"error": float(np.mean(errors)), "strength": chosen, "copies": copies[chosen]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from visynth.core.filters import selected
 from visynth.core.folders import check_apart, claim_files
 from visynth.core.manifest import Renders, control_class, read_renders
 from visynth.core.members import Member
+from visynth.core.progress import Progress, no_progress
 from visynth.core.report import FILES, ClassVerdict, Report, bullets, environment, table, text
 from visynth.data.imageset import BadFile, ImageSet, Item, Lazy
 from visynth.data.transforms import CANDIDATES, backend
@@ -44,7 +45,7 @@ def evaluate_renders(
     keep: Mapping[str, Any] | None = None,
     accept_leaks: Accepted = None,
     subject: str = "",
-    say: Callable[[str], None] = lambda words: None,
+    progress: Progress = no_progress,
 ) -> Report:
     """Measure a rendered set per class and write ``report.json`` and ``report.html`` to ``out``.
 
@@ -64,7 +65,7 @@ def evaluate_renders(
         accept_leaks: pairs of test and training images that you looked at and that are different: a CSV with the
             columns candidate and member, or such pairs.
         subject: what the report is headed with, by default the rendered set's name.
-        say: receives progress lines.
+        progress: receives progress lines.
 
     Raises:
         DataError: test images that the generator was fitted on, or nothing held out to test on.
@@ -76,16 +77,16 @@ def evaluate_renders(
     renders = selected(whole, keep)
     left_out = len(whole.records) - len(renders.records)
     if left_out:
-        say(
+        progress(
             f"{left_out} of {len(whole.records)} rendered images do not count (rejected by reviewers, or filtered by "
             "keep)"
         )
-    say("fingerprints of the real images")
+    progress("fingerprints of the real images")
     before = len(images.bad)
     images = assign_splits(images, renders.members, accept_leaks)
     near = images.bad[before:]
     if near:
-        say(
+        progress(
             f"{len(near)} test images are near-duplicates of training images and are left "
             f"out:\n{listing([f'{b.name} {b.reason}' for b in near])}"
         )
@@ -107,7 +108,7 @@ def evaluate_renders(
 
     kept = [item for item in images.items if item.split in ("train", "test")]
     bank = new_bank(learner, cache)
-    say(f"features of {len(kept)} real and {len(renders.records)} synthetic images")
+    progress(f"features of {len(kept)} real and {len(renders.records)} synthetic images")
     real = MeasuredSet(
         items=kept,
         image=lambda row: images.image(kept[row]),
@@ -116,7 +117,7 @@ def evaluate_renders(
         groups=[item.group for item in kept],
         weights=np.ones(len(kept)),
     )
-    add_features(bank, Lazy(images.image, kept), "real images", say)
+    add_features(bank, Lazy(images.image, kept), "real images", progress)
     rows_of = {
         name: bank.add(
             Lazy(lambda r: decode(renders.folder / r.file_name), [r for r in renders.records if r.label == name])
@@ -134,7 +135,7 @@ def evaluate_renders(
             continue
         limit = min(count or rendered.get(name, 0), rendered.get(name, 0))
         if name in wanted:
-            real.add_augmented(name, [row for row in train.tolist() if real.positive[name][row]], 0, say)
+            real.add_augmented(name, [row for row in train.tolist() if real.positive[name][row]], 0, progress)
         cells = []
         for seed in range(seeds):
             cell = real.cell(name, draw=seed, train=train, test=test, augmented=limit if name in wanted else 0)
@@ -148,7 +149,7 @@ def evaluate_renders(
                     else _rendered(real, renders, rows_of, train, both, seed, max(1, limit // 3)),
                 )
             cells.append(cell)
-        say(f"{name}: {seeds} seeds")
+        progress(f"{name}: {seeds} seeds")
         results[name] = run_cells(name, cells, bank.tables(), learner=learner, workers=workers)
 
     blocks = []
@@ -191,7 +192,7 @@ def evaluate_renders(
         **environment(),
     }
     report.write(out)
-    say(f"done in {time.monotonic() - started:.0f} s: {out / 'report.html'}")
+    progress(f"done in {time.monotonic() - started:.0f} s: {out / 'report.html'}")
     return report
 
 

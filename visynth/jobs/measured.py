@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from visynth.core import plugins
 from visynth.core import seeds as seeding
 from visynth.core.files import cache_folder
+from visynth.core.progress import Progress, no_progress, time_left
 from visynth.data.imageset import Item, Lazy
 from visynth.data.transforms import CANDIDATES, augment
 from visynth.metrics.bank import FeatureBank
@@ -23,7 +24,6 @@ from visynth.metrics.extractors import extractor
 from visynth.verdict.cells import Cell, Extra
 
 Rows = NDArray[np.int64]
-Say = Callable[[str], None]
 CHUNK = 256  # images between two looks at the clock
 QUIET = 15  # seconds without a line of progress
 COPIES_PER_IMAGE = 4  # augmented copies of each real image, per candidate
@@ -51,7 +51,7 @@ class MeasuredSet:
     weights: NDArray[np.float64]
     augmented: dict[str, dict[str, dict[int, list[int]]]] = field(default_factory=dict)
 
-    def add_augmented(self, name: str, rows: Sequence[int], seed: int, say: Say = lambda words: None) -> None:
+    def add_augmented(self, name: str, rows: Sequence[int], seed: int, progress: Progress = no_progress) -> None:
         """Augmented copies of some rows of a class, once; each image is asked for once for all of them."""
         if name in self.augmented:
             return
@@ -64,7 +64,7 @@ class MeasuredSet:
                 last[:] = row, self.image(row)
             return augment(last[1], candidate, seeding.derive("augment", seed, row, copy, candidate))[0]
 
-        places = add_features(self.bank, Lazy(make, plan), f"{name}: augmented images", say, cache=False)
+        places = add_features(self.bank, Lazy(make, plan), f"{name}: augmented images", progress, cache=False)
         copies: dict[str, dict[int, list[int]]] = {candidate: {} for candidate in CANDIDATES}
         for (row, candidate, _), place in zip(plan, places, strict=True):
             copies[candidate].setdefault(row, []).append(int(place))
@@ -119,7 +119,9 @@ class MeasuredSet:
         )
 
 
-def add_features(bank: FeatureBank, images: Sequence[Any], what: str, say: Say, *, cache: bool = True) -> Rows:
+def add_features(
+    bank: FeatureBank, images: Sequence[Any], what: str, progress: Progress, *, cache: bool = True
+) -> Rows:
     """Features of images, as :meth:`visynth.metrics.bank.FeatureBank.add` computes them, with a line of progress now
     and then."""
     rows, begun, told = [], time.monotonic(), time.monotonic()
@@ -128,18 +130,8 @@ def add_features(bank: FeatureBank, images: Sequence[Any], what: str, say: Say, 
         now, done = time.monotonic(), first + len(rows[-1])
         if now - told > QUIET and done < len(images):
             told = now
-            say(f"  {what}: {done} of {len(images)}, {time_left((now - begun) / done * (len(images) - done))}")
+            progress(f"  {what}: {done} of {len(images)}, {time_left((now - begun) / done * (len(images) - done))}")
     return np.concatenate(rows) if rows else np.zeros(0, np.int64)
-
-
-def time_left(seconds: float) -> str:
-    """A duration as a progress line says it.
-
-    Example:
-        >>> time_left(40.2), time_left(200)
-        ('about 40 s left', 'about 3 min left')
-    """
-    return f"about {seconds:.0f} s left" if seconds < 90 else f"about {seconds / 60:.0f} min left"
 
 
 def new_bank(learner: str, cache: bool) -> FeatureBank:

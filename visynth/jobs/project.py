@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from visynth.core.errors import DataError, UsageError, choices
 from visynth.core.folders import check_apart, claim
 from visynth.core.members import Member, meetings
 from visynth.core.pictures import FITS, fit_to, grid, png, to_channels, to_display
+from visynth.core.progress import Progress, no_progress
 from visynth.core.seeds import noise
 from visynth.data.imageset import ImageSet, Item
 from visynth.generators.base import Generator, load_generator
@@ -29,7 +30,7 @@ def project_images(
     steps: int = 300,
     fit: str = "squash",
     limit: int = 200,
-    say: Callable[[str], None] = lambda words: None,
+    progress: Progress = no_progress,
 ) -> Generator:
     """Project real images and write a generator of variations of them.
 
@@ -45,7 +46,7 @@ def project_images(
         steps: of the projection.
         fit: how other proportions become the generator's size: "crop", "pad" or "squash".
         limit: images of a class, at most, evenly over groups.
-        say: called with words on the way.
+        progress: called with words on the way.
 
     Raises:
         UsageError: another kind of generator, unknown classes.
@@ -75,7 +76,7 @@ def project_images(
         )
     check_apart(out, images.folders())
     folder = claim(out)
-    images, prints = _for_training(base, images, names, say)
+    images, prints = _for_training(base, images, names, progress)
     items = [item for name in names for item in _some(images, name, limit)]
     pixels = np.stack([_pixels(images, item, base, fit) for item in items])
     made, found = around(
@@ -86,7 +87,7 @@ def project_images(
         [item.group or item.name for item in items],
         strength,
         steps,
-        say,
+        progress,
     )
     made.members = tuple(_members(base, items, prints))
     made.card = {
@@ -109,7 +110,7 @@ def project_images(
 
 
 def _for_training(
-    base: Generator, images: ImageSet, names: Sequence[str], say: Callable[[str], None]
+    base: Generator, images: ImageSet, names: Sequence[str], progress: Progress
 ) -> tuple[ImageSet, dict[str, Member]]:
     """Images of some classes with the groups that they had in the generator's training, and their fingerprints by name.
 
@@ -125,7 +126,7 @@ def _for_training(
             kept.append(replace(item, group=item.group or (own.group if own else "")))
     left = len(chosen.items) - len(kept)
     if left:
-        say(
+        progress(
             f"{left} images were held out when the generator was trained, or are like one that was: they are left alone"
         )
     return replace(chosen, items=tuple(kept)), prints

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from visynth.core.files import ensure_writable
 from visynth.core.folders import claim
+from visynth.core.progress import Progress, no_progress
 from visynth.core.report import Report
 from visynth.data.demo import write_samples
 from visynth.data.reading import read_images
-from visynth.jobs.trial.data import Say
 from visynth.jobs.trial.flow import run_trial
 from visynth.jobs.trial.options import TrialOptions
 
@@ -21,18 +21,18 @@ TRIAL = "trial"  # folder of the results
 RARE_GROUPS = 3  # a scarcity that can be measured: the other regions with spots serve the oracle and the test
 
 
-def quickstart(out: str | Path = "quickstart", *, minutes: float = 4.0, say: Say = lambda words: None) -> Report:
+def quickstart(out: str | Path = "quickstart", *, minutes: float = 4.0, progress: Progress = no_progress) -> Report:
     """Write the samples to ``out/data`` and run a trial on them into ``out/trial``.
 
     Args:
         out: folder for data and results.
         minutes: budget of the trial.
-        say: receives progress lines.
+        progress: receives progress lines.
     """
     out = ensure_writable(out)
     claim(out / TRIAL)
     data = write_samples(out / "data", per_class=COUNTS)
-    say(f"samples written to {data} (semi-synthetic: real textures, simulated defects)")
+    progress(f"samples written to {data} (semi-synthetic: real textures, simulated defects)")
     images = read_images(data / "images", masks=data / "masks", groups=data / "groups.csv")
     options = TrialOptions(
         rare_groups=RARE_GROUPS,
@@ -51,5 +51,5 @@ def quickstart(out: str | Path = "quickstart", *, minutes: float = 4.0, say: Say
         options=options,
         grouped=True,
         subject="the built-in texture samples (semi-synthetic)",
-        say=say,
+        progress=progress,
     )

@@ -6,7 +6,7 @@ them leaks nothing of the test.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from visynth.core.codec import decode
 from visynth.core.errors import DataError, IntegrityError, OutputError
 from visynth.core.files import cache_folder, canonical_json, write_text
 from visynth.core.manifest import SCORES, Renders, read_renders, read_scores
+from visynth.core.progress import Progress, no_progress
 from visynth.data.imageset import ImageSet, Lazy
 from visynth.jobs.evaluate import assign_splits
 from visynth.metrics.bank import FeatureBank
@@ -49,7 +50,7 @@ def score_renders(
     *,
     seed: int = 0,
     cache: bool = True,
-    say: Callable[[str], None] = lambda words: None,
+    progress: Progress = no_progress,
 ) -> Scores:
     """Score every rendered image and write ``scores.jsonl`` into its folder.
 
@@ -63,7 +64,7 @@ def score_renders(
         renders: the rendered set.
         seed: of the folds.
         cache: keep features of real images on disk.
-        say: receives progress lines.
+        progress: receives progress lines.
 
     Raises:
         DataError: fewer than two classes with three real training images each.
@@ -85,7 +86,7 @@ def score_renders(
             f"are {counts}: give the data that it was fitted on."
         )
     bank = FeatureBank(extractor(), cache=cache_folder() / "features" if cache else None)
-    say(f"features of {len(items)} real and {len(renders.records)} synthetic images")
+    progress(f"features of {len(items)} real and {len(renders.records)} synthetic images")
     rows = bank.add(Lazy(train.image, items))
     made_rows = bank.add(Lazy(lambda record: decode(renders.folder / record.file_name), renders.records))
     by_max, by_mean = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from visynth.core.errors import Diverged, UsageError
 from visynth.core.files import readable_json
 from visynth.core.folders import claim_files, put_files
+from visynth.core.progress import Progress, no_progress
 from visynth.metrics.kernel import FEWEST
 
 SUMMARY = "sweep.json"
@@ -24,7 +25,7 @@ def sweep(
     factors: Sequence[float] = FACTORS,
     kimg: float = 50.0,
     count: int = 300,
-    say: Callable[[str], None] = lambda words: None,
+    progress: Progress = no_progress,
 ) -> list[dict[str, Any]]:
     """Train for a short budget at each gamma and measure KID; what is finished is not done again.
 
@@ -37,7 +38,7 @@ def sweep(
         factors: of the automatic gamma, 2e-4 size^2 / images of a step.
         kimg: budget of each run.
         count: images over all classes that KID is measured with.
-        say: called with a line for each run.
+        progress: called with a line for each run.
 
     Returns:
         A dict for each gamma, with the lowest KID first; None where the training diverged.
@@ -73,10 +74,10 @@ def sweep(
                 raise SystemExit(code)  # interrupted: the same command goes on
             value = kid_evaluator.kid(load_generator(run / "generator"))
         except Diverged as error:
-            say(f"gamma {gamma:.4g} ({factor:g} times the rule): {error}")
+            progress(f"gamma {gamma:.4g} ({factor:g} times the rule): {error}")
         rows.append({"factor": factor, "gamma": gamma, "kid": value, "run": str(run)})
         if value is not None:
-            say(f"gamma {gamma:.4g} ({factor:g} times the rule): KID {value:.4f}")
+            progress(f"gamma {gamma:.4g} ({factor:g} times the rule): KID {value:.4f}")
     rows.sort(key=lambda row: math.inf if row["kid"] is None else row["kid"])
     put_files(root, {SUMMARY: readable_json({"auto gamma": auto, "kimg": kimg, "runs": rows})})
     return rows

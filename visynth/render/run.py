@@ -44,7 +44,7 @@ from visynth.render.writers import write_image
 if TYPE_CHECKING:
     from visynth.generators.base import Generator
 
-Progress = Callable[[Mapping[str, Any]], None]
+RenderProgress = Callable[[Mapping[str, Any]], None]
 
 
 def make_plan(
@@ -124,7 +124,7 @@ def render_set(
     *,
     workers: int = 2,
     queue: int = 4,
-    progress: Progress | None = None,
+    progress: RenderProgress | None = None,
 ) -> Renders:
     """Render a plan into ``out``, or finish it there.
 
@@ -270,7 +270,7 @@ def _sweep(work: Path) -> None:
 
 
 def _render_shards(
-    generator: Generator, plan: Plan, work: Path, workers: int, queue: int, progress: Progress | None
+    generator: Generator, plan: Plan, work: Path, workers: int, queue: int, progress: RenderProgress | None
 ) -> None:
     import torch
 

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from visynth.core import seeds as seeding
 from visynth.core.errors import DataError
+from visynth.core.progress import Progress
 from visynth.data.splits import group_folds, pick_groups
 from visynth.jobs.preflight import headroom_note
-from visynth.jobs.trial.data import Say, TrialData
+from visynth.jobs.trial.data import TrialData
 from visynth.jobs.trial.options import TrialOptions
 from visynth.verdict.cells import Cell
 from visynth.verdict.comparison import run_cells, summarise
@@ -110,10 +111,10 @@ def has_both_sides(data: TrialData, name: str, split: Split) -> bool:
 
 
 def real_cells(
-    data: TrialData, name: str, splits: Sequence[Split], options: TrialOptions, say: Say
+    data: TrialData, name: str, splits: Sequence[Split], options: TrialOptions, progress: Progress
 ) -> list[tuple[Split, Cell]]:
     """The splits that have the class on both sides, as cells with the augmented copies of their training images."""
-    data.add_augmented(name, np.flatnonzero(data.positive[name]).tolist(), options.seed, say)
+    data.add_augmented(name, np.flatnonzero(data.positive[name]).tolist(), options.seed, progress)
     restricted = {n for split in splits for n in data.rare if data.positive[n][split.more].any()}
     return [
         (split, bare_cell(data, name, split, name in restricted, options.synthetic, options.seed))
@@ -122,7 +123,7 @@ def real_cells(
     ]
 
 
-def headroom(data: TrialData, splits: Sequence[Split], options: TrialOptions, say: Say) -> str:
+def headroom(data: TrialData, splits: Sequence[Split], options: TrialOptions, progress: Progress) -> str:
     """Baseline against the oracle with all reals, on the first draw, before anything is synthesised."""
     lines = []
     for name in data.rare:
@@ -141,7 +142,7 @@ def headroom(data: TrialData, splits: Sequence[Split], options: TrialOptions, sa
             f"{name}: balanced sampler AP {means['balanced']:.2f}, with all real groups {means['oracle']:.2f}{what}; "
             f"{note}"
         )
-        say(f"  {lines[-1]}")
+        progress(f"  {lines[-1]}")
     return "; ".join(lines)
 
 

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from visynth.core import seeds as seeding
 from visynth.core.files import canonical_json
+from visynth.core.progress import Progress
 from visynth.data.imageset import ImageSet, Item
 from visynth.generators.compose_fit import Source
-from visynth.jobs.measured import MeasuredSet, Say, add_features, new_bank
+from visynth.jobs.measured import MeasuredSet, add_features, new_bank
 from visynth.jobs.preflight import Preflight
 from visynth.jobs.trial.options import TrialOptions
 from visynth.metrics.dense import DenseHead, coverage
@@ -61,9 +62,9 @@ class TrialData(MeasuredSet):
             digest.update(b"" if source.mask is None else np.packbits(source.mask).tobytes())
         return digest.hexdigest()
 
-    def dense_head(self, say: Say) -> DenseHead:
+    def dense_head(self, progress: Progress) -> DenseHead:
         """The rival that masks teach, over features of every place."""
-        say("dense head: features of every place")
+        progress("dense head: features of every place")
         places = self.bank.places([s.image for s in self.sources])
         return DenseHead(places, [None if s.mask is None else coverage(s.mask) for s in self.sources])
 
@@ -91,7 +92,7 @@ def weights_of(images: ImageSet, items: list[Item], good: str | None) -> NDArray
     return np.array([scale * whole[i.group] / kept[i.group] if i.labels == (good,) else 1.0 for i in items])
 
 
-def read_trial_data(findings: Preflight, options: TrialOptions, say: Say) -> TrialData:
+def read_trial_data(findings: Preflight, options: TrialOptions, progress: Progress) -> TrialData:
     """The measured images, from the scan's memory, and their features."""
     images, scan = findings.images, findings.scan
     items = measured_items(images, findings.good, options.seed)
@@ -100,8 +101,8 @@ def read_trial_data(findings: Preflight, options: TrialOptions, say: Say) -> Tri
         label, problem = item.labels[0] if len(item.labels) == 1 else "", scan.known[item.name].mask_problem
         sources.append(Source(item.name, label, item.group, scan.kept(item.name), scan.masks.get(item.name), problem))
     bank = new_bank(options.learner, options.cache)
-    say(f"features of {len(items)} images at {', '.join(bank.name(r) for r in bank.resolutions)}")
-    add_features(bank, [s.image for s in sources], "features", say)
+    progress(f"features of {len(items)} images at {', '.join(bank.name(r) for r in bank.resolutions)}")
+    add_features(bank, [s.image for s in sources], "features", progress)
     return TrialData(
         findings=findings,
         items=items,

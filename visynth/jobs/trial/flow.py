@@ -18,13 +18,14 @@ from typing import Any
 
 from visynth.core.errors import DataError, UsageError
 from visynth.core.folders import check_apart, claim, new_folder
+from visynth.core.progress import Progress, no_progress
 from visynth.core.report import ClassVerdict, Report, bullets, environment, text
 from visynth.core.stage import Stage
 from visynth.data.imageset import ImageSet
 from visynth.data.transforms import CANDIDATES, backend
 from visynth.jobs.preflight import preflight, write_groups
 from visynth.jobs.trial.cells import headroom
-from visynth.jobs.trial.data import KEPT, Say, TrialData, measured_items, read_trial_data
+from visynth.jobs.trial.data import KEPT, TrialData, measured_items, read_trial_data
 from visynth.jobs.trial.measuring import Trial
 from visynth.jobs.trial.options import TrialOptions
 from visynth.jobs.trial.outputs import write_outputs
@@ -52,7 +53,7 @@ def run_trial(
     grouped: bool = False,
     subject: str = "",
     render: int = 60,
-    say: Say = lambda words: None,
+    progress: Progress = no_progress,
 ) -> Report:
     """Run a trial and write ``generator/``, ``renders/``, ``report.json``, ``report.html`` and ``groups.csv`` under
     ``out``.
@@ -66,7 +67,7 @@ def run_trial(
         grouped: whether the images' groups were given by the user.
         subject: what the report is headed with.
         render: synthetic images per composed class in ``renders/``.
-        say: receives progress lines.
+        progress: receives progress lines.
 
     Returns:
         the report, as written.
@@ -79,7 +80,7 @@ def run_trial(
     started, clock = time.monotonic(), Clock.now()
     check_apart(out, images.folders())
     out = claim(out, PARTS)
-    say("preflight: files, groups, near-duplicates")
+    progress("preflight: files, groups, near-duplicates")
     findings = preflight(
         images,
         rare,
@@ -87,16 +88,16 @@ def run_trial(
         grouped=grouped,
         keep=lambda images, good: {item.name for item in measured_items(images, good, options.seed)},
     )
-    data = read_trial_data(findings, options, say)
+    data = read_trial_data(findings, options, progress)
     findings.seconds = time.monotonic() - started
     for line in [*findings.leak_lines(), f"defect-free class: {findings.good or 'none; name it with --good'}"]:
-        say(f"  {line}")
+        progress(f"  {line}")
 
     scarcity = f", with {options.rare_groups} training groups of {', '.join(rare)}" if options.rare_groups else ""
     report = Report("trial", (subject or images.root.name) + scarcity)
     stage = Stage(out.with_name(out.name + ".work"), _inputs(data, options))
-    trial = Trial(data, options, stage, say, clock)
-    findings.warnings.append(headroom(data, trial.splits, options, say))
+    trial = Trial(data, options, stage, progress, clock)
+    findings.warnings.append(headroom(data, trial.splits, options, progress))
     trial.measure()
     report.section("Preflight", *findings.blocks(), text(f"Preflight took {findings.seconds:.0f} s."))
     _sum_up(report, trial)
@@ -106,14 +107,14 @@ def run_trial(
         write_groups(folder, findings)
         report.write(folder)
     try:
-        write_outputs(report, data, trial.synthesizers, trial.undertrained, out, render, options.seed, say)
+        write_outputs(report, data, trial.synthesizers, trial.undertrained, out, render, options.seed, progress)
     except (DataError, UsageError) as error:
         report.section("Not written", text(f"The generator and its renders could not be made: {error}"))
-        say(f"generator/ and renders/ could not be made: {error}")
+        progress(f"generator/ and renders/ could not be made: {error}")
     report.conditions |= _conditions(data, options, time.monotonic() - started)
     report.write(out)
     stage.clear()
-    say(f"done in {time.monotonic() - started:.0f} s: {out / 'report.html'}")
+    progress(f"done in {time.monotonic() - started:.0f} s: {out / 'report.html'}")
     return report
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from visynth.core.errors import DataError, VisynthError
+from visynth.core.progress import Progress, time_left
 from visynth.core.stage import Stage
-from visynth.jobs.measured import time_left
 from visynth.jobs.preflight import MIN_GROUPS
 from visynth.jobs.trial.cells import Split, bare_cell, has_both_sides, make_splits, real_cells
-from visynth.jobs.trial.data import Say, TrialData
+from visynth.jobs.trial.data import TrialData
 from visynth.jobs.trial.options import TrialOptions
 from visynth.jobs.trial.plan import Clock, Cost, Plan, plan_trial
 from visynth.jobs.trial.synthesis import Synthesizer, composition_of, with_synthesis
@@ -47,7 +47,7 @@ class Trial:
         data: the images.
         options: what was asked for.
         stage: where outcomes of cells are kept.
-        say: receives progress lines.
+        progress: receives progress lines.
         started: when the trial began.
         results: by class.
         splits_of: by class, the splits that it was measured on.
@@ -60,7 +60,7 @@ class Trial:
     data: TrialData
     options: TrialOptions
     stage: Stage
-    say: Say
+    progress: Progress
     started: Clock = field(default_factory=Clock.now)
     results: dict[str, Results] = field(default_factory=dict)
     splits_of: dict[str, list[Split]] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class Trial:
 
     @cached_property
     def dense_head(self) -> DenseHead:
-        return self.data.dense_head(self.say)
+        return self.data.dense_head(self.progress)
 
     def measure(self) -> None:
         """Every synthesizer on the classes that it serves: as their synthesis, or as a rival of the one before."""
@@ -143,7 +143,7 @@ class Trial:
         composed = () if composition is None else composition.classes
         for name in sorted(names, key=lambda name: name not in composed):  # the dearest cells first
             begun = Clock.now()
-            pairs = real_cells(self.data, name, self.splits, self.options, self.say)
+            pairs = real_cells(self.data, name, self.splits, self.options, self.progress)
             ready = Clock.now()
             if not pairs:
                 continue
@@ -160,10 +160,10 @@ class Trial:
 
     def _trained(self, kind: str, left: float) -> TrainedSynthesizer | None:
         """The synthesizer that trains, if there is time for it to learn something; else what it came to is told."""
-        data, options, say = self.data, self.options, self.say
+        data, options, progress = self.data, self.options, self.progress
         cells = len(self.splits)
         only_way = tuple(name for name in data.rare if name not in self.results)
-        trained = trained_by(kind, data, options, cells, SHARE * left / 60 / max(cells, 1), say, self.stage)
+        trained = trained_by(kind, data, options, cells, SHARE * left / 60 / max(cells, 1), progress, self.stage)
         if not only_way and trained.minutes < LEAST:
             need = LEAST * cells / SHARE
             self.notes.append(
@@ -180,7 +180,7 @@ class Trial:
         trained.minutes = plan.minutes
         if plan.enough:
             return trained
-        say(f"  {plan.shortage()}")
+        progress(f"  {plan.shortage()}")
         self.notes.append(plan.shortage())
         if only_way:
             # All of the time for one generator, to look at.
@@ -202,7 +202,7 @@ class Trial:
 
     def _tell(self, plan: Plan, asked: Sequence[str]) -> None:
         options = self.options
-        self.say(
+        self.progress(
             f"plan: {', '.join(plan.classes) or 'no class'} with {plan.draws} of {options.draws} draws, to end within "
             f"about {options.minutes:g} minutes"
         )
@@ -222,8 +222,8 @@ class Trial:
     # -- cells -------------------------------------------------------------------------------------------------------
 
     def _measure_class(self, synthesizer: Synthesizer, name: str, splits: Sequence[Split]) -> None:
-        pairs = real_cells(self.data, name, splits, self.options, self.say)
-        self.say(f"{name}: {len(pairs)} cells, {self.options.synthetic} synthetic images each")
+        pairs = real_cells(self.data, name, splits, self.options, self.progress)
+        self.progress(f"{name}: {len(pairs)} cells, {self.options.synthetic} synthetic images each")
         fitted = self._fitted(synthesizer, name, pairs)
         measured = [(split, cell, o) for (split, cell) in pairs if isinstance(o := fitted[_place(split)], dict)]
         if len(measured) < len(splits):
@@ -252,17 +252,17 @@ class Trial:
         failed = [why for why in fitted.values() if isinstance(why, str)]
         if failed:  # what the first one measured must not be lost with it
             self.notes.append(f"{name}: {synthesizer.name} could not be measured: {failed[0]}")
-            self.say(f"  {self.notes[-1]}")
+            self.progress(f"  {self.notes[-1]}")
             return
-        self.say(f"  {name}: {synthesizer.name} took {time.monotonic() - begun:.0f} s, training included")
+        self.progress(f"  {name}: {synthesizer.name} took {time.monotonic() - begun:.0f} s, training included")
         outcomes = [o for split in splits if isinstance(o := fitted[_place(split)], dict)]
         add_rival(self.results[name], [cell for _, cell in pairs], outcomes, synthesizer.name)
 
     def _measure_classic(self, name: str) -> None:
         """A named class that nothing was synthesised for still gets its baselines and what is best among them."""
-        pairs = real_cells(self.data, name, self.splits, self.options, self.say)
+        pairs = real_cells(self.data, name, self.splits, self.options, self.progress)
         if pairs:
-            self.say(f"{name}: {len(pairs)} cells without synthesis")
+            self.progress(f"{name}: {len(pairs)} cells without synthesis")
             fitted = self._fitted(None, name, pairs)
             outcomes = [o for o in fitted.values() if isinstance(o, dict)]
             self.results[name] = gather(name, [cell for _, cell in pairs], outcomes, 0.0)
@@ -305,7 +305,7 @@ class Trial:
                     ready.append((split, more))
                 except VisynthError as error:
                     why = str(error).splitlines()[0]
-                    self.say(f"  {name}: draw {split.draw + 1}, fold {split.fold + 1} has no synthesis: {why}")
+                    self.progress(f"  {name}: draw {split.draw + 1}, fold {split.fold + 1} has no synthesis: {why}")
                     fitted[_place(split)] = why
                     if isinstance(error, DataError):  # anything else may pass
                         self.stage.put(why, **key, place=_place(split))
@@ -317,7 +317,9 @@ class Trial:
                 self.stage.put(_to_json(outcome), **key, place=_place(split))
             seconds = (time.monotonic() - begun) / (len(fitted) - before) * (len(pairs) - len(fitted))
             if len(pairs) > 1 and synthesizer is not None:
-                self.say(f"  {name}: {len(fitted)} of {len(pairs)} cells by {synthesizer.name}, {time_left(seconds)}")
+                self.progress(
+                    f"  {name}: {len(fitted)} of {len(pairs)} cells by {synthesizer.name}, {time_left(seconds)}"
+                )
         return {_place(split): fitted[_place(split)] for split, _ in pairs}
 
     def _with_synthesis(self, synthesizer: Synthesizer, name: str, split: Split, cell: Cell) -> Cell:

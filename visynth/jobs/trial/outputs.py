@@ -10,9 +10,10 @@ import numpy as np
 
 from visynth.core import seeds as seeding
 from visynth.core.pictures import outline, to_display
+from visynth.core.progress import Progress
 from visynth.core.report import Report, gallery, text
 from visynth.generators.base import Generator
-from visynth.jobs.trial.data import Say, TrialData
+from visynth.jobs.trial.data import TrialData
 from visynth.jobs.trial.synthesis import Synthesizer
 from visynth.jobs.trial.training import Undertrained
 from visynth.render.run import make_plan, render_set
@@ -34,7 +35,7 @@ def write_outputs(
     out: Path,
     count: int,
     seed: int,
-    say: Say,
+    progress: Progress,
 ) -> None:
     """A generator for every synthesizer that helps a class, or the composition to look at; rendered is what helps.
 
@@ -58,7 +59,7 @@ def write_outputs(
         classes = [c for c in helped.get(name, data.rare) if c in generator.classes]
         if classes:
             renders = out / f"renders{ending}"
-            _render(report, data, synthesizer, generator, renders, classes, bool(helped), count, seed, say)
+            _render(report, data, synthesizer, generator, renders, classes, bool(helped), count, seed, progress)
         title = f"Made by {name}, with parents and the nearest real images"
         report.section(title, *galleries(generator, data, seed))
 
@@ -73,10 +74,10 @@ def _render(
     help_: bool,
     count: int,
     seed: int,
-    say: Say,
+    progress: Progress,
 ) -> None:
     controls = [data.good] if data.good in generator.classes and synthesizer.makes_controls else []
-    say(f"rendering {count} images of each of {', '.join(classes)}")
+    progress(f"rendering {count} images of each of {', '.join(classes)}")
     both = [*classes, *(str(name) for name in controls)]
     plan = make_plan(generator, per_class=count, classes=both, seed=seed, purpose="training" if help_ else "looking")
     render_set(generator, plan, out, workers=0)

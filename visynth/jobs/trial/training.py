@@ -10,11 +10,12 @@ from visynth.core import plugins
 from visynth.core import seeds as seeding
 from visynth.core.artifact import SPEC
 from visynth.core.errors import DataError, UsageError
+from visynth.core.progress import Progress
 from visynth.core.stage import Stage
 from visynth.generators.base import Generator, load_generator
 from visynth.generators.compose_fit import Source
 from visynth.jobs.trial.cells import Split
-from visynth.jobs.trial.data import Say, TrialData
+from visynth.jobs.trial.data import TrialData
 from visynth.jobs.trial.options import TrialOptions
 
 LEAST = 2.0  # minutes a generator below which a rival of composition is not even begun
@@ -95,7 +96,7 @@ class TrainedSynthesizer:
         size: pixels: the windows' side for inpainting, the images' side for diffusion.
         seed: of the trial.
         cells: how many there will be, for the time left.
-        say: receives progress lines.
+        progress: receives progress lines.
         stage: keeps the generators, so that a trial that goes on has the same ones.
     """
 
@@ -106,7 +107,7 @@ class TrainedSynthesizer:
     size: int
     seed: int
     cells: int
-    say: Say
+    progress: Progress
     stage: Stage
     traceable: bool = False
     generators: dict[tuple[int, int], Generator] = field(default_factory=dict)
@@ -149,7 +150,7 @@ class TrainedSynthesizer:
         folder = self.stage.path(generator=self.inputs, place=place)
         if (folder / SPEC).is_file():
             return load_generator(folder)
-        self.say(words)
+        self.progress(words)
         generator = self.train(sources, seed, self.minutes)
         generator.save(folder)
         return generator
@@ -166,7 +167,7 @@ class TrainedSynthesizer:
     def train(self, sources: Sequence[Source], seed: int, minutes: float) -> Generator:
         """A generator of some images, trained for some minutes."""
         trainer = plugins.load("trainers", self.kind)
-        options = {"minutes": minutes, "seed": seed, "size": self.size, "say": self.say}
+        options = {"minutes": minutes, "seed": seed, "size": self.size, "progress": self.progress}
         generator: Generator = trainer(sources, self.classes, self.good, **options)
         return generator
 
@@ -191,12 +192,12 @@ def choose_kind(data: TrialData, options: TrialOptions) -> str:
 
 
 def trained_by(
-    kind: str, data: TrialData, options: TrialOptions, cells: int, minutes: float, say: Say, stage: Stage
+    kind: str, data: TrialData, options: TrialOptions, cells: int, minutes: float, progress: Progress, stage: Stage
 ) -> TrainedSynthesizer:
     """The synthesizer that trains a kind of generator for some minutes in each of some cells."""
     classes = data.findings.suited("composition") if kind == "inpaint" else data.classes
     size = options.learn_size or _size(data, kind)
-    return TrainedSynthesizer(kind, classes, data.good, minutes, size, options.seed, cells, say, stage)
+    return TrainedSynthesizer(kind, classes, data.good, minutes, size, options.seed, cells, progress, stage)
 
 
 def plan_training(synthesizer: TrainedSynthesizer, data: TrialData, budget: float, spent: float) -> TrainingPlan:
@@ -209,7 +210,7 @@ def plan_training(synthesizer: TrainedSynthesizer, data: TrialData, budget: floa
         spent: seconds of the trial that go to anything else.
     """
     kind, cells = synthesizer.kind, max(synthesizer.cells, 1)
-    synthesizer.say(f"training {ARM[kind]} for {60 * PILOT:.0f} s, to see how fast it is")
+    synthesizer.progress(f"training {ARM[kind]} for {60 * PILOT:.0f} s, to see how fast it is")
     pilot = synthesizer.train(data.training_sources(), synthesizer.seed, PILOT)
     rate = int(pilot.card[SEEN]) / max(float(pilot.card[SECONDS]), 1e-3)
     minutes = SHARE * max(budget - 60 * PILOT, 0) / 60 / cells

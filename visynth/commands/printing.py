@@ -1,21 +1,25 @@
-"""What commands say: progress on stderr, verdicts on stdout."""
+"""What commands print: progress on stderr, verdicts on stdout."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from json import dumps
 from typing import Any
 
-
-def printer(quiet: bool) -> Callable[[str], None]:
-    def say(words: str) -> None:
-        print(words, file=sys.stderr, flush=True)
-
-    return (lambda words: None) if quiet else say
+from visynth.core.progress import Progress, no_progress
 
 
-def progress(state: Mapping[str, Any]) -> None:
+def printer(quiet: bool) -> Progress:
+    """Prints lines of progress on stderr, or does not."""
+    return no_progress if quiet else _print_line
+
+
+def _print_line(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def render_progress(state: Mapping[str, Any]) -> None:
     counts = ", ".join(f"{name} {count}" for name, count in state["counts"].items() if count)
     end = "\n" if state["done"] == state["total"] else "\r" if sys.stderr.isatty() else "\n"
     print(
