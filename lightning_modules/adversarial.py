@@ -50,7 +50,7 @@ def generator_loss(name: str, fake: Tensor, real: Tensor | None = None) -> Tenso
 
 
 def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
-    """Squared norm of the gradient of each image's logit ``[N]``: R1 of real images, R2 of made ones; times gamma / 2
+    """Squared norm of the gradient of each image's logit ``[N]``: R1 of real images, R2 of synthetic ones; times gamma / 2
     it is the loss.
 
     Args:

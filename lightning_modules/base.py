@@ -1,4 +1,4 @@
-"""What every module that trains a generator shares: its arguments, its data, the count of images, warm-up, and the stop
+"""Base class of the modules that train a generator: arguments, its data, the count of images, warm-up, and the stop
 before harm."""
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from visynth.core import distributed
-from visynth.core.errors import Diverged
+from visynth.core.errors import Diverged, UsageError
 from visynth.core.members import Member
-from visynth.lightning_modules.data import Facts, check_same_data
+from visynth.lightning_modules.data_checks import check_same_data
+from visynth.lightning_modules.facts import Facts
+from visynth.lightning_modules.prefetch import Prefetcher
+from visynth.lightning_modules.randomness import Draws, draw
 
 
 class GeneratorModule(pytorch_lightning.LightningModule):
@@ -27,7 +30,29 @@ class GeneratorModule(pytorch_lightning.LightningModule):
         super().__init__()
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("stepped_at", torch.zeros((), dtype=torch.int64))
-        self.facts: Facts | None = None
+        self._facts: Facts | None = None
+        self.ahead = Prefetcher()
+
+    @property
+    def built(self) -> bool:
+        """Whether the data are known, and with them the network."""
+        return self._facts is not None
+
+    @property
+    def facts(self) -> Facts:
+        """Properties of the data.
+
+        Raises:
+            UsageError: they are not known yet.
+        """
+        if self._facts is None:
+            raise UsageError("there is no network yet: fit the module, or load a checkpoint.")
+        return self._facts
+
+    def draw(self, positions: Sequence[int], shape: Sequence[int]) -> Draws:
+        """Random numbers of a batch; those of the next one are drawn while this one trains."""
+        seed, size = self.args.seed, tuple(shape)
+        return self.ahead(f"draws/{size}", lambda places: draw(seed, places, size), positions)
 
     def build(self, facts: Facts) -> None:
         """Make the network for some data."""
@@ -48,8 +73,7 @@ class GeneratorModule(pytorch_lightning.LightningModule):
         return self.data.members() if hasattr(self.data, "members") else ()
 
     def trained_card(self, task: str, network: nn.Module, **more: Any) -> dict[str, Any]:
-        """What a generator's card says of its training; ``more`` stands before the licence."""
-        assert self.facts is not None
+        """Entries of a generator's card about its training; ``more`` stands before the licence."""
         pairs = zip(self.facts.classes, self.facts.counts, strict=True)
         return {
             "task": task,
@@ -108,7 +132,6 @@ class GeneratorModule(pytorch_lightning.LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        assert self.facts is not None
         checkpoint["visynth_facts"] = self.facts.to_json()
         if hasattr(self.data, "state"):
             checkpoint["visynth_data"] = self.data.state()
@@ -118,5 +141,5 @@ class GeneratorModule(pytorch_lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if hasattr(self.data, "state"):
             check_same_data(checkpoint.get("visynth_data", {}), self.data.state())
-        if self.facts is None:
+        if not self.built:
             self.build(Facts.from_json(checkpoint["visynth_facts"]))

@@ -21,7 +21,9 @@ from visynth.generators.compose import Composition
 from visynth.generators.compose_fit import Source, fit_composition, guess_good
 from visynth.generators.diffusion import to_values
 from visynth.generators.inpainting import GROW, pad_mask, pad_to, surroundings
-from visynth.lightning_modules.data import Facts, StreamData, hold_out
+from visynth.lightning_modules.data import StreamData
+from visynth.lightning_modules.data_checks import hold_out
+from visynth.lightning_modules.facts import Facts
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -31,7 +33,7 @@ MEASURED = 512  # crops over which the standard deviation is measured
 
 
 @dataclass(frozen=True)
-class Picture:
+class CropSource:
     """A training image, padded to the window at least, and its defect's pixels (none in defect-free images)."""
 
     image: Array
@@ -51,21 +53,21 @@ class Crops(Dataset[dict[str, Tensor]]):
         self.window, self.seed = window, seed
         self.shapes = [defect.mask for defect in composition.defects]
         usable = {defect.name for defect in composition.defects}
-        self.pictures: list[list[list[Picture]]] = []  # by class and group
+        self.sources_of: list[list[list[CropSource]]] = []  # by class and group
         for name in composition.classes:
             free = name == composition.classes[-1]
             own = [s for s in sources if s.label == name and (free or s.name in usable)]
-            self.pictures.append([[_picture(s, window, free) for s in group] for group in seeding.by_group(own)])
-        self.counts = tuple(sum(map(len, groups)) for groups in self.pictures)
+            self.sources_of.append([[_crop_source(s, window, free) for s in group] for group in seeding.by_group(own)])
+        self.counts = tuple(sum(map(len, groups)) for groups in self.sources_of)
         defects = np.array(self.counts[:-1], dtype=np.float64) ** temper
         self.shares = np.append(defects / defects.sum() * (1 - FREE), FREE)
 
     def __getitems__(self, positions: Sequence[int]) -> dict[str, Tensor]:
-        made = [self.crop(int(p)) for p in positions]
+        crops = [self.crop(int(p)) for p in positions]
         return {
-            "image": torch.from_numpy(np.stack([image for image, _, _ in made])),
-            "mask": torch.from_numpy(np.stack([mask for _, mask, _ in made])),
-            "label": torch.tensor([label for _, _, label in made]),
+            "image": torch.from_numpy(np.stack([image for image, _, _ in crops])),
+            "mask": torch.from_numpy(np.stack([mask for _, mask, _ in crops])),
+            "label": torch.tensor([label for _, _, label in crops]),
             "position": torch.tensor(list(positions), dtype=torch.int64),
         }
 
@@ -78,19 +80,19 @@ class Crops(Dataset[dict[str, Tensor]]):
         label = int(
             np.searchsorted(np.cumsum(self.shares), generator.random(), side="right").clip(max=len(self.shares) - 1)
         )
-        picture = seeding.draw_even(self.pictures[label], generator)
-        if len(picture.where):
-            anchor = picture.where[int(generator.integers(len(picture.where)))]
+        source = seeding.draw_even(self.sources_of[label], generator)
+        if len(source.where):
+            anchor = source.where[int(generator.integers(len(source.where)))]
             top, left = (
-                self._start(int(a), length, generator) for a, length in zip(anchor, picture.mask.shape, strict=True)
+                self._start(int(a), length, generator) for a, length in zip(anchor, source.mask.shape, strict=True)
             )
-            hole = grow(picture.mask[self._part(top, left)], GROW + int(generator.integers(0, 4)))
+            hole = grow(source.mask[self._part(top, left)], GROW + int(generator.integers(0, 4)))
             if generator.random() < CUT:
                 hole = _half(hole, (int(anchor[0]) - top, int(anchor[1]) - left), generator)
         else:
-            top, left = (int(generator.integers(0, length - self.window + 1)) for length in picture.mask.shape)
+            top, left = (int(generator.integers(0, length - self.window + 1)) for length in source.mask.shape)
             hole = self._stray_hole(generator)
-        image = picture.image[self._part(top, left)]
+        image = source.image[self._part(top, left)]
         for axis in (0, 1):
             if generator.random() < 0.5:
                 image, hole = np.flip(image, axis), np.flip(hole, axis)
@@ -176,9 +178,9 @@ class DefectCrops(StreamData):
     @classmethod
     def of(cls, sources: Sequence[Source], good: str, **kwargs: Any) -> DefectCrops:
         """The same, of images in memory."""
-        made = cls("", good=good, **kwargs)
-        made.sources = sources
-        return made
+        data = cls("", good=good, **kwargs)
+        data.sources = sources
+        return data
 
     def setup(self, stage: str | None = None) -> None:
         if self.crops is not None:
@@ -229,11 +231,11 @@ class DefectCrops(StreamData):
         return [s.image for s in own], np.array([classes.index(s.label) for s in own], dtype=np.int64), classes
 
 
-def _picture(source: Source, window: int, free: bool) -> Picture:
+def _crop_source(source: Source, window: int, free: bool) -> CropSource:
     image = pad_to(source.image, window)
     empty = np.zeros(source.image.shape[:2], bool)
     mask = pad_mask(empty if free or source.mask is None else source.mask, image.shape[:2])
-    return Picture(image, mask, np.argwhere(mask))
+    return CropSource(image, mask, np.argwhere(mask))
 
 
 def _half(hole: Mask, anchor: tuple[int, int], generator: np.random.Generator) -> Mask:

@@ -1,10 +1,9 @@
-"""What a generator trains on: every image once in memory at one size, met in an endless seeded stream."""
+"""Training data of generators: every image once in memory at one size, met in an endless seeded stream."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,56 +14,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from visynth.core import distributed
-from visynth.core.errors import ConflictError, DataError, UsageError, choices, listing
+from visynth.core.errors import DataError, UsageError, choices
 from visynth.core.files import hash_file, hash_json
 from visynth.core.members import Member
 from visynth.core.pictures import FITS, fit_to, to_channels
 from visynth.data.imageset import ImageSet, Item, in_threads
 from visynth.data.reading import read_images, tell
-from visynth.data.splits import group_folds
+from visynth.lightning_modules.data_checks import check_classes, hold_out
+from visynth.lightning_modules.facts import Facts, Pool, measure
 from visynth.lightning_modules.samplers import Stream, StreamOrder
 
 Array = NDArray[Any]
 FEW = 50  # images in a class below which a generator from scratch rarely helps
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a network must know of its data.
-
-    Attributes:
-        classes: names, in label order.
-        counts: training images per class.
-        channels: 1 to 4.
-        size: (height, width).
-        dtype: ``"uint8"`` or ``"uint16"``.
-        mean: per channel, of values in [-1, 1].
-        sigma_data: standard deviation around the mean, over all channels; measured, not assumed.
-    """
-
-    classes: tuple[str, ...]
-    counts: tuple[int, ...]
-    channels: int
-    size: tuple[int, int]
-    dtype: str
-    mean: tuple[float, ...]
-    sigma_data: float
-
-    def to_json(self) -> dict[str, Any]:
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Facts:
-        told: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        return cls(**told)
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Images of one size in memory: ``[N, C, H, W]`` uint8 or uint16, labels ``[N]``."""
-
-    images: Array
-    labels: NDArray[np.int64]
 
 
 class StreamImages(Dataset[dict[str, Tensor]]):
@@ -86,7 +47,7 @@ class StreamImages(Dataset[dict[str, Tensor]]):
 
 
 class StreamData(pytorch_lightning.LightningDataModule):
-    """What the datamodules of generators share: the endless stream, the facts and the fingerprints.
+    """Base class of the generators' datamodules: the endless stream, the facts and the fingerprints.
 
     Subclasses write ``setup``, which sets ``_facts``, and ``reference``; ``images`` is None for sets in memory.
     """
@@ -145,7 +106,7 @@ class StreamData(pytorch_lightning.LightningDataModule):
         )
 
     def _images_seen(self) -> int:
-        """Where the stream stands: what the module has counted, or 0 without one."""
+        """Position of the stream: the images that the module has counted, or 0 without one."""
         return int(getattr(getattr(self.trainer, "lightning_module", None), "images_seen", 0))
 
     @property
@@ -155,7 +116,7 @@ class StreamData(pytorch_lightning.LightningDataModule):
         return self._facts
 
     def state(self) -> dict[str, list[str]]:
-        """What the data are, for a checkpoint: ``{name: [class, split, sha256 of the file, group, hash of mask and
+        """Identity of the data, for a checkpoint: ``{name: [class, split, sha256 of the file, group, hash of mask and
         outlines]}``; empty for images in memory."""
         if self.images is None:
             return {}
@@ -243,16 +204,16 @@ class GeneratorData(StreamData):
     @classmethod
     def of(cls, images: ImageSet, size: int | list[int], **kwargs: Any) -> GeneratorData:
         """The same, of a set that is read already; its splits decide what is trained on."""
-        made = cls(str(images.root), size, **kwargs)
-        made.images = images
-        return made
+        data = cls(str(images.root), size, **kwargs)
+        data.images = images
+        return data
 
     @classmethod
     def of_pool(cls, pool: Pool, facts: Facts, **kwargs: Any) -> GeneratorData:
         """The same, of images in memory that were measured already."""
-        made = cls("", list(facts.size), **kwargs)
-        made.pool, made._facts = pool, facts
-        return made
+        data = cls("", list(facts.size), **kwargs)
+        data.pool, data._facts = pool, facts
+        return data
 
     # -- Lightning -----------------------------------------------------------------------------------------------
 
@@ -316,111 +277,5 @@ def _row(item: Item) -> tuple[str, list[str]]:
     return item.name, [",".join(item.labels), item.split or "train", hash_file(item.path), item.group, outlines]
 
 
-def check_same_data(before: Mapping[str, Sequence[str]], now: Mapping[str, Sequence[str]]) -> None:
-    """Refuse to go on with a training on other data: its statistics, labels and members would be those of two sets.
-
-    Args:
-        before: :meth:`StreamData.state` in the checkpoint.
-        now: of the data as they are.
-
-    Raises:
-        ConflictError: what was added, removed, changed or given another class or split, all counted and the first
-            named.
-    """
-    if not before or not now or before == now:
-        return
-    problems = [f"{name} was added" for name in sorted(now.keys() - before.keys())]
-    problems += [f"{name} is gone" for name in sorted(before.keys() - now.keys())]
-    for name in sorted(before.keys() & now.keys()):
-        changes = [
-            f"{what} {old!r} is now {new!r}" if what in ("class", "split", "group") else f"other {what}"
-            for what, old, new in zip(
-                ("class", "split", "content", "group", "mask"), before[name], now[name], strict=False
-            )
-            if old != new
-        ]
-        if changes:
-            problems.append(f"{name}: {', '.join(changes)}")
-    raise ConflictError(
-        f"the data changed since the training began ({len(problems)} images), so it cannot go "
-        f"on:\n{listing(problems)}\n"
-        "Bring the data back, or start anew: choose another trainer.default_root_dir (or delete this one), and begin "
-        "from the old weights "
-        "with the module's own option where it has one."
-    )
-
-
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def hold_out(images: ImageSet, share: float, seed: int) -> ImageSet:
-    """Single-label images, with ``share`` of them marked "test" by group where the data have no splits of their own."""
-    images = images.select(lambda item: len(item.labels) == 1)
-    if not len(images):
-        raise DataError(
-            f"{images.root} has no image with exactly one class, and a class-conditional generator needs them."
-        )
-    if share <= 0 or any(item.split for item in images.items):
-        return images
-    groups = [item.group or item.name for item in images.items]
-    part = Fraction(share).limit_denominator(
-        max(2, min(20, len(set(groups))))
-    )  # 0.25: one of four folds, which spread the classes best
-    parts = group_folds([item.label for item in images.items], groups, max(2, part.denominator), seed)
-    parts = parts[: min(max(1, part.numerator), len(parts) - 1)]
-    rows = {int(row) for _, test in parts for row in test}
-    return replace(
-        images,
-        items=tuple(replace(item, split="test" if row in rows else "train") for row, item in enumerate(images.items)),
-    )
-
-
-def check_classes(images: ImageSet, one_class: bool) -> None:
-    """Refuse one-class data and classes without training images."""
-    counts = images.select(lambda item: item.split in ("", "train")).counts()
-    empty = [name for name, count in counts.items() if not count]
-    if empty:
-        raise DataError(
-            f"classes {choices(empty)} have no training images ({images.root}); there are {counts}. Add images, or "
-            "name only the others in 'classes'."
-        )
-    if len(counts) < 2 and not one_class:
-        raise DataError(
-            f"{images.root} has one class only ({choices(counts)}): a class-conditional generator learns a rare class "
-            "from what it shares "
-            "with others. Add the other classes (defect-free images are one), or set one_class: true."
-        )
-
-
-def measure(pool: Pool, classes: Sequence[str]) -> Facts:
-    """Facts of a pool; mean and deviation are those of values in [-1, 1].
-
-    Raises:
-        DataError: all images are the same plain picture.
-    """
-    top = np.iinfo(pool.images.dtype).max
-    parts = range(0, len(pool.images), 256)  # as floats at once a large pool would take eight times its memory
-    mean = sum(_values(pool.images[k : k + 256], top).sum(axis=(0, 2, 3)) for k in parts) * (
-        pool.images.shape[1] / pool.images.size
-    )
-    squares = sum(
-        float(((_values(pool.images[k : k + 256], top) - mean[None, :, None, None]) ** 2).sum()) for k in parts
-    )
-    deviation = (squares / pool.images.size) ** 0.5
-    if deviation < 1e-4:
-        raise DataError("the training images are all one plain colour: there is nothing to learn.")
-    counts = np.bincount(pool.labels, minlength=len(classes))
-    return Facts(
-        tuple(classes),
-        tuple(int(c) for c in counts),
-        pool.images.shape[1],
-        (pool.images.shape[2], pool.images.shape[3]),
-        pool.images.dtype.name,
-        tuple(round(float(m), 6) for m in mean),
-        round(deviation, 6),
-    )
-
-
-def _values(images: Array, top: int) -> NDArray[np.float64]:
-    return np.asarray(images, np.float64) * (2 / top) - 1

@@ -23,10 +23,10 @@ from visynth.generators.diffusion import OPTIONS, check_options, to_values
 from visynth.generators.diffusion import Diffusion as DiffusionGenerator
 from visynth.lightning_modules import snapshots as snapshot_ladder
 from visynth.lightning_modules.base import GeneratorModule
-from visynth.lightning_modules.data import Facts
+from visynth.lightning_modules.facts import Facts
 from visynth.lightning_modules.few import warn_if_few
 from visynth.lightning_modules.losses import WEIGHTINGS, denoising
-from visynth.lightning_modules.randomness import Draws, draw, drawn_classes, dropout_of, use_position_dropout
+from visynth.lightning_modules.randomness import Draws, drawn_classes, dropout_of, use_position_dropout
 from visynth.networks import augment, edm
 from visynth.networks.ema import gamma_of, power_beta
 from visynth.networks.unet import Denoiser, recipe
@@ -103,67 +103,79 @@ class Diffusion(GeneratorModule):
         super().__init__()
         self.save_hyperparameters()
         _check(self.args)
-        self.network: Denoiser | None = None
+        self._network: Denoiser | None = None
         self.averages = nn.ModuleList()
         self.stds = sorted({*snapshot_ladder.STDS, float(ema)})
+
+    @property
+    def network(self) -> Denoiser:
+        """The denoiser.
+
+        Raises:
+            UsageError: the data are not known yet.
+        """
+        if self._network is None:
+            raise UsageError("there is no network yet: fit the module, or load a checkpoint.")
+        return self._network
 
     # -- building ------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        if self.network is None:
+        if not self.built:
             self.build(self._facts_of_data())
         self.averages.train()  # sampling puts them into eval mode, of which Lightning would warn at the next fit
 
     def build(self, facts: Facts) -> None:
         """Make the network for some data; random weights come from the run seed, not from the global generator."""
-        told = self.args
-        self.facts = facts
+        args = self.args
+        self._facts = facts
         auto = recipe(facts.size)
-        dropout = told.dropout if told.dropout is not None else dropout_for(sum(facts.counts))
+        dropout = args.dropout if args.dropout is not None else dropout_for(sum(facts.counts))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(told.seed)
-            self.network = Denoiser(
+            torch.manual_seed(args.seed)
+            network = Denoiser(
                 facts.channels,
                 len(facts.classes),
                 facts.size,
-                width=told.width,
-                multipliers=told.multipliers or auto["multipliers"],
-                blocks=told.blocks,
-                attention=auto["attention"] if told.attention is None else told.attention,
+                width=args.width,
+                multipliers=args.multipliers or auto["multipliers"],
+                blocks=args.blocks,
+                attention=auto["attention"] if args.attention is None else args.attention,
                 dropout=dropout,
                 conditions=self.conditions(facts),
                 sigma_data=facts.sigma_data,
                 mean=facts.mean,
             )
-        averages = [copy.deepcopy(self.network).requires_grad_(False) for _ in self.stds]
+        averages = [copy.deepcopy(network).requires_grad_(False) for _ in self.stds]
         self.averages = nn.ModuleList(averages)
-        use_position_dropout(self.network)
+        use_position_dropout(network)
+        self._network = network
 
     def conditions(self, facts: Facts) -> int:
         """Input channels beyond the noisy image; inpainting has some."""
         return 0
 
     def _facts_of_data(self) -> Facts:
-        told = self.args
+        args = self.args
         data = self.data
         if hasattr(data, "facts"):
             facts: Facts = data.facts
             self.warn_if_few()
             return facts
-        if told.classes is None or told.channels is None or told.size is None:
+        if args.classes is None or args.channels is None or args.size is None:
             raise UsageError(
                 "the datamodule does not say what its images are: use visynth.lightning_modules.data.GeneratorData, "
                 "or give the module classes=, channels= and size=."
             )
-        count = len(told.classes)
+        count = len(args.classes)
         return Facts(
-            tuple(told.classes),
+            tuple(args.classes),
             (0,) * count,
-            told.channels,
-            (told.size[0], told.size[1]),
+            args.channels,
+            (args.size[0], args.size[1]),
             "uint8",
-            (0.0,) * told.channels,
-            told.sigma_data,
+            (0.0,) * args.channels,
+            args.sigma_data,
         )
 
     def warn_if_few(self) -> None:
@@ -175,7 +187,6 @@ class Diffusion(GeneratorModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         images, labels, positions = self._unpack(batch)
         clean, labels, extra = self.prepare(batch, images, labels, positions)
-        assert self.network is not None
         with dropout_of(self.network, self.args.seed, positions):
             losses = denoising(self.network, clean, labels=labels, weighting=self.args.weighting, **extra)
         return self.finish_step(losses.mean(), len(images))
@@ -184,30 +195,26 @@ class Diffusion(GeneratorModule):
         self, batch: Any, images: Tensor, labels: Tensor, positions: Sequence[int]
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Centred clean images, labels with some dropped, and the other arguments of the loss."""
-        assert self.network is not None
-        told = self.args
-        draws = draw(told.seed, positions, images.shape[1:])
+        args = self.args
+        draws = self.draw(positions, images.shape[1:])
         values = self._values(images)
         extra: dict[str, Any] = {}
-        if told.augment > 0:
-            kinds = augment.KINDS if told.augment_kinds is None else told.augment_kinds
-            theta, known = augment.parameters(draws.uniform[:, :9], draws.normal[:, :4], told.augment, kinds)
+        if args.augment > 0:
+            kinds = augment.KINDS if args.augment_kinds is None else args.augment_kinds
+            theta, known = augment.parameters(draws.uniform[:, :9], draws.normal[:, :4], args.augment, kinds)
             values, extra["augmentation"] = augment.warp(values, theta.to(values.device)), known.to(values.device)
         clean = values - self.network.mean
         labels, others = self._dropped(labels, draws)
-        if told.cbdm > 0:
-            extra["balance"] = (told.cbdm, others)
+        if args.cbdm > 0:
+            extra["balance"] = (args.cbdm, others)
         return clean, labels, extra | self._noise(draws, clean.device)
 
     def _noise(self, draws: Draws, device: torch.device) -> dict[str, Tensor]:
-        assert self.network is not None
         normal = torch.from_numpy(draws.normal[:, 4]).float().to(device)
         return {"noise": draws.noise.to(device), "sigma": edm.draw_sigma(normal, self.network.sigma_data)}
 
     def _dropped(self, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Labels with "no class" for some, and other labels drawn from the training prior."""
-        assert self.network is not None
-        assert self.facts is not None
         dropped = torch.from_numpy(draws.uniform[:, 9] < self.args.label_drop).to(labels.device)
         counts = np.array(self.facts.counts, dtype=np.float64)
         others = drawn_classes(counts if counts.sum() else np.ones(len(counts)), draws.uniform[:, 10])
@@ -232,12 +239,10 @@ class Diffusion(GeneratorModule):
         return images, labels, [first + rank + world * i for i in range(len(images))]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        assert self.network is not None
         b1, b2 = self.args.betas
         return torch.optim.Adam(self.network.parameters(), lr=self.args.lr, betas=(b1, b2))
 
     def after_step(self, now: int, before: int) -> None:
-        assert self.network is not None
         with torch.no_grad():
             for std, average in zip(self.stds, self.averages, strict=True):
                 beta = power_beta(now, now - before, gamma_of(std))
@@ -268,8 +273,6 @@ class Diffusion(GeneratorModule):
             kwargs: ``members`` and ``card``.
         """
         facts, std = self.facts, float(self.args.ema if ema is None else ema)
-        if facts is None:
-            raise UsageError("there is no network yet: fit the module, or load a checkpoint.")
         if std in self.stds:
             network = copy.deepcopy(self.averages[self.stds.index(std)])
         else:
@@ -277,12 +280,12 @@ class Diffusion(GeneratorModule):
             folder = Path(self.trainer.default_root_dir) / "ema"
             now = {s: dict(a.named_parameters()) for s, a in zip(self.stds, self.averages, strict=True)}
             held = {s: w for s, w in now.items() if s in snapshot_ladder.STDS}
-            found = snapshot_ladder.reconstruct(folder, int(self.stepped_at), std, held)
-            network.load_state_dict(found, strict=False)
+            weights = snapshot_ladder.reconstruct(folder, int(self.stepped_at), std, held)
+            network.load_state_dict(weights, strict=False)
         return self.make_generator(self.make_spec(facts), network, **kwargs)
 
     def make_spec(self, facts: Facts) -> Spec:
-        told = self.args
+        args = self.args
         return Spec(
             network="diffusion",
             arguments=self.arguments(),
@@ -290,13 +293,13 @@ class Diffusion(GeneratorModule):
             channels=facts.channels,
             size=facts.size,
             dtype=facts.dtype,
-            sampler=told.sampler,
-            micro_batch=told.micro_batch,
+            sampler=args.sampler,
+            micro_batch=args.micro_batch,
             kind="trained",
         )
 
     def arguments(self) -> dict[str, Any]:
-        """What the network was built with, as plain values."""
+        """Arguments that the network was built with, as plain values."""
         network: Any = self.averages[0]
         return dict(network.arguments)
 
@@ -327,30 +330,30 @@ def dropout_for(images: int) -> float:
     return 0.25 if images < 20_000 else 0.13 if images < 60_000 else 0.05
 
 
-def _check(told: Any) -> None:
+def _check(args: Any) -> None:
     problems = []
-    if told.weighting not in WEIGHTINGS:
-        problems.append(f"weighting must be one of {choices(WEIGHTINGS)}, but got {told.weighting!r}")
+    if args.weighting not in WEIGHTINGS:
+        problems.append(f"weighting must be one of {choices(WEIGHTINGS)}, but got {args.weighting!r}")
     for name in ("label_drop", "augment"):
-        if not 0 <= getattr(told, name) <= 1:
-            problems.append(f"{name} must be in [0, 1], but got {getattr(told, name)}")
-    if told.dropout is not None and not 0 <= told.dropout < 1:
-        problems.append(f"dropout must be in [0, 1), but got {told.dropout}")
-    if not 0 < told.ema <= 0.28:
-        problems.append(f"ema is a relative width in (0, 0.28], but got {told.ema}")
-    if told.warmup < 0:
-        problems.append(f"warmup must be at least 0, but got {told.warmup}")
-    if told.lr <= 0 or told.cbdm < 0 or told.width < 1 or told.blocks < 1:
+        if not 0 <= getattr(args, name) <= 1:
+            problems.append(f"{name} must be in [0, 1], but got {getattr(args, name)}")
+    if args.dropout is not None and not 0 <= args.dropout < 1:
+        problems.append(f"dropout must be in [0, 1), but got {args.dropout}")
+    if not 0 < args.ema <= 0.28:
+        problems.append(f"ema is a relative width in (0, 0.28], but got {args.ema}")
+    if args.warmup < 0:
+        problems.append(f"warmup must be at least 0, but got {args.warmup}")
+    if args.lr <= 0 or args.cbdm < 0 or args.width < 1 or args.blocks < 1:
         problems.append(
-            f"lr must be above 0, cbdm at least 0, width and blocks at least 1, but got {told.lr}, {told.cbdm}, "
-            f"{told.width}, {told.blocks}"
+            f"lr must be above 0, cbdm at least 0, width and blocks at least 1, but got {args.lr}, {args.cbdm}, "
+            f"{args.width}, {args.blocks}"
         )
-    unknown = [kind for kind in told.augment_kinds or [] if kind not in augment.KINDS]
+    unknown = [kind for kind in args.augment_kinds or [] if kind not in augment.KINDS]
     if unknown:
         problems.append(f"augment_kinds {choices(unknown)} are unknown; there are {choices(augment.KINDS)}")
-    unknown = [name for name in told.sampler or {} if name not in OPTIONS]
+    unknown = [name for name in args.sampler or {} if name not in OPTIONS]
     if unknown:
         problems.append(f"sampler options {choices(unknown)} are unknown; there are {choices(OPTIONS)}")
     if problems:
         raise UsageError("Diffusion: " + "; ".join(problems) + ".")
-    check_options({**OPTIONS, **(told.sampler or {})})
+    check_options({**OPTIONS, **(args.sampler or {})})

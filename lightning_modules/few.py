@@ -1,4 +1,4 @@
-"""What a training from scratch says of classes that are too small for it, and what would serve them."""
+"""Warn or refuse when a class has too few images to train from scratch."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from visynth.generators.diffusion import to_values
 from visynth.lightning_modules import transfer
 from visynth.lightning_modules.adversarial import gamma_for
 from visynth.lightning_modules.base import GeneratorModule
-from visynth.lightning_modules.data import Facts
+from visynth.lightning_modules.facts import Facts
 from visynth.lightning_modules.few import refuse_if_few, warn_if_few
 from visynth.lightning_modules.gan_families import Family
 from visynth.lightning_modules.gan_options import check, check_trainer
@@ -34,14 +34,14 @@ from visynth.networks import discriminator
 
 
 class GAN(GeneratorModule):
-    """What :class:`StyleGAN2`, :class:`BigGAN` and :class:`CGAN` share.
+    """Base class of :class:`StyleGAN2`, :class:`BigGAN` and :class:`CGAN`.
 
     Args:
         kimg: thousands of real images to show; None goes on until the Trainer stops.
         loss: "non_saturating" (StyleGAN2), "hinge" (BigGAN, projected) or "relativistic" (with R1 and R2).
         gamma: weight of the gradient penalty R1; None: 2e-4 size^2 / images of a step; 0: none.
         r1_every: steps from one penalty to the next; its weight makes up for it.
-        r2: the penalty on made images as well.
+        r2: the penalty on synthetic images as well.
         lecam: weight of LeCam, from step 1000 on; 0.3 with hinge, 1e-6 with non_saturating and ADA.
         augment: "ada" (as much as keeps the discriminator from overfitting), "diffaugment" (always) or "none".
         augment_kinds: kinds or groups that keep a class what it is; by default blit, geometry and colour.
@@ -54,7 +54,7 @@ class GAN(GeneratorModule):
         ema_kimg: half-life of the weight average in thousands of images; None: images of a step * 10 / 32.
         ema_rampup: the half-life is at most this part of the images seen; 0 for none.
         accumulate: batches of one step.
-        freeze: blocks of the discriminator, from the picture on, that stay as they are; for transfer.
+        freeze: blocks of the discriminator, from the image on, that stay as they are; for transfer.
         transfer: generator folder to start from.
         allow_few: train even where a class has fewer than 20 images.
         sampler: defaults of the exported generator.
@@ -66,7 +66,7 @@ class GAN(GeneratorModule):
         restored: how often training went back after a loss that is no number.
 
     Raises:
-        UsageError: arguments that cannot be right, all of them told.
+        UsageError: arguments that cannot be right, all listed.
     """
 
     family_class: ClassVar[type[Family]]
@@ -146,7 +146,7 @@ class GAN(GeneratorModule):
                 f"{type(self).__name__} makes square images, but the data are {facts.size[0]}x{facts.size[1]}: give "
                 "the data one number as size."
             )
-        self.facts = facts
+        self._facts = facts
         try:
             self._gan = GANStep(self.family_class(self.args, facts), self.args, facts)
         except UsageError as error:
@@ -257,7 +257,7 @@ class GAN(GeneratorModule):
             checkpoint["state_dict"]["restored"] = torch.zeros_like(self.restored)  # other ones are another try
 
     def _rates(self) -> list[float | None]:
-        """What may be given anew after a training that went off."""
+        """Arguments that may change after a training that diverged."""
         return [self.args.lr_d, self.args.lr_g, self.args.gamma]
 
     # -- what it makes -------------------------------------------------------------------------------------------
@@ -298,11 +298,11 @@ class GAN(GeneratorModule):
 
     def export(self, folder: str | Path, ema: float | None = None) -> Path:
         """Write the generator folder, and the discriminator beside it, which a later training may start from."""
-        made = self.generator(ema, members=self.members(), card=self.card())
-        return made.save(folder, discriminator.stored(self.gan.discriminator.state_dict()))
+        generator = self.generator(ema, members=self.members(), card=self.card())
+        return generator.save(folder, discriminator.stored(self.gan.discriminator.state_dict()))
 
     def card(self) -> dict[str, Any]:
-        """What the generator's card says of its training."""
+        """Entries of the generator's card."""
         used = f"{self.args.augment}, at the end with probability {float(self.gan.ada_p):.3f}"
         task = f"class-conditional GAN ({type(self).__name__})"
         return self.trained_card(task, self.gan.generator_ema, augmentation=used)

@@ -1,4 +1,4 @@
-"""What sets one kind of GAN apart from another: its networks, what its discriminator sees, and further losses."""
+"""The families of GANs: their networks, the views of their discriminators, and their further losses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from visynth.core import distributed
 from visynth.core import seeds as seeding
 from visynth.generators import gan as generators
 from visynth.lightning_modules.adversarial import path_lengths, path_penalty
-from visynth.lightning_modules.data import Facts
+from visynth.lightning_modules.facts import Facts
 from visynth.lightning_modules.latents import Latents
 from visynth.lightning_modules.randomness import drawn_classes
 from visynth.networks import cgan
@@ -163,8 +163,9 @@ class StyleGAN2Family(Family):
         return list(step.generator.synthesis.both(ws, fields, self.options.shared))
 
     def _fields(self, step: GANStep, purpose: str, positions: Sequence[int]) -> list[Tensor]:
-        stream = f"gan/{self.options.seed}/{purpose}/noise"
-        return noise_fields(step.generator.synthesis.noise_shapes(), positions, stream, step.ada_p.device)
+        shapes, stream = step.generator.synthesis.noise_shapes(), f"gan/{self.options.seed}/{purpose}/noise"
+        fields = step.ahead(f"fields/{purpose}", lambda places: noise_fields(shapes, places, stream), positions)
+        return [values.to(step.ada_p.device) for values in fields]
 
     def views(self, real: Tensor) -> list[Tensor]:
         low = real
@@ -174,15 +175,15 @@ class StyleGAN2Family(Family):
 
     def logits(self, step: GANStep, views: Sequence[Tensor], labels: Tensor) -> list[tuple[float, Tensor]]:
         if self.options.transition is None:
-            found = [(1.0, step.discriminator(views[0], labels))]
+            weighted = [(1.0, step.discriminator(views[0], labels))]
         else:
             conditional, plain = step.discriminator.logits(views[0], labels)
-            found = [(1.0, plain), (self.strength(step.progress), conditional)]
+            weighted = [(1.0, plain), (self.strength(step.progress), conditional)]
         if len(views) == 1:
-            return found
+            return weighted
         alpha = self.options.shared_weight
         low = step.discriminator.low(views[1], None)
-        return [(w / (1 + alpha), v) for w, v in found] + [(alpha / (1 + alpha), low)]
+        return [(w / (1 + alpha), v) for w, v in weighted] + [(alpha / (1 + alpha), low)]
 
     def extra_loss(self, step: GANStep, micro: Micro) -> Tensor | None:
         weight = float(self.options.path_weight)

@@ -52,7 +52,7 @@ def check(name: str, generator: Any, o: Any) -> None:
         problems.append(f"betas must be two numbers in [0, 1), but got {o.betas}")
     if o.lecam and o.loss == "relativistic":
         problems.append(
-            "lecam is about the logits of real and made images themselves, and relativistic only about their "
+            "lecam is about the logits of real and synthetic images themselves, and relativistic only about their "
             "difference: take one of them"
         )
     if o.micro_batch < 1:

@@ -24,9 +24,10 @@ from visynth.core import distributed
 from visynth.core.errors import UsageError
 from visynth.lightning_modules import adversarial
 from visynth.lightning_modules.adversarial import gradient_penalty
-from visynth.lightning_modules.data import Facts
+from visynth.lightning_modules.facts import Facts
 from visynth.lightning_modules.gan_families import Family
 from visynth.lightning_modules.latents import Augmenter, Latents, latents
+from visynth.lightning_modules.prefetch import Prefetcher
 from visynth.networks import ada, discriminator
 from visynth.networks.layers import uncast, wide
 
@@ -55,6 +56,7 @@ class GANStep(nn.Module):
         generator_ema: its weight average, which is sampled from, and
         discriminator: what it is trained against.
         augmenter: of what the discriminator sees.
+        ahead: draws the next step's numbers while this one trains.
         ada_p: probability of augmentation, and
         signs: sum and number of the signs that it follows.
         path_mean: running mean of path lengths.
@@ -91,6 +93,7 @@ class GANStep(nn.Module):
         self.generator_ema: Any = copy.deepcopy(self.generator).requires_grad_(False)
         self._freeze(options.freeze)
         self.movable = [p for p in self.discriminator.parameters() if p.requires_grad]
+        self.ahead = Prefetcher()
         self.augmenter = _augmenter(options)
         self.ada_p.fill_(options.augment_p)
         self.shares = np.full(len(facts.classes), 1 / len(facts.classes))
@@ -238,6 +241,7 @@ class GANStep(nn.Module):
             self.shares,
             self.ada_p.device,
             next(self.generator.parameters()).dtype,
+            self.ahead,
         )
 
     def gamma(self) -> float:

@@ -24,12 +24,12 @@ class StyleGAN2(GAN):
             augment="diffaugment").
         view: pixels that the projected one sees.
         shared: resolution up to which the class is not seen (UTLO); 0 for none. A discriminator without classes judges
-            the pictures of that resolution.
+            the images of that resolution.
         shared_weight: of that discriminator against the other, alpha / (1 + alpha).
         transition: parts of the budget between which the class is faded in (needs kimg), for instance [0.08, 0.16].
         class_noise: strength of noise on the embedding of the class, more for rare ones; 0.5 to 0.75.
-        path_weight: of path length regularisation, every 4 steps; 2 in the paper, 0 for small pictures.
-        mixing: probability of mixed styles in training; 0.9 in the paper, 0 for small pictures.
+        path_weight: of path length regularisation, every 4 steps; 2 in the paper, 0 for small images.
+        mixing: probability of mixed styles in training; 0.9 in the paper, 0 for small images.
         kwargs: of :class:`visynth.lightning_modules.gan.GAN`.
 
     Sources: those of :mod:`visynth.networks.stylegan2` and :mod:`visynth.lightning_modules.adversarial`.

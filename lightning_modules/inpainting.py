@@ -13,9 +13,8 @@ from visynth.core.errors import UsageError
 from visynth.generators.base import Generator, Spec
 from visynth.generators.inpainting import Inpainting as InpaintingGenerator
 from visynth.generators.inpainting import surroundings
-from visynth.lightning_modules.data import Facts
 from visynth.lightning_modules.diffusion import Diffusion
-from visynth.lightning_modules.randomness import draw
+from visynth.lightning_modules.facts import Facts
 
 OUTSIDE = 0.05  # weight of a known pixel's error against that of a pixel in the hole
 
@@ -44,7 +43,7 @@ class Inpainting(Diffusion):
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         known, hole = self._values(images), batch["mask"].float()
         condition, level = surroundings(known, hole)
-        draws = draw(self.args.seed, positions, images.shape[1:])
+        draws = self.draw(positions, images.shape[1:])
         labels, others = self._dropped(labels, draws)
         focus = hole + OUTSIDE * (1 - hole)
         extra: dict[str, Any] = {"condition": condition, "focus": focus / focus.mean(dim=(1, 2, 3), keepdim=True)}

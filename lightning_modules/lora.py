@@ -20,10 +20,9 @@ from torch import Tensor
 from visynth.core.errors import DataError, MissingExtra, UsageError
 from visynth.generators.base import Generator
 from visynth.generators.diffusion import to_values
-from visynth.generators.foundation import Anchor, load_pipeline, make_foundation, pipeline_folder
+from visynth.generators.foundation import StartImage, load_pipeline, make_foundation, pipeline_folder
 from visynth.lightning_modules.base import GeneratorModule
-from visynth.lightning_modules.data import Facts
-from visynth.lightning_modules.randomness import draw
+from visynth.lightning_modules.facts import Facts
 
 TRAINABLE = ("UNet2DConditionModel", "SD3Transformer2DModel")  # Stable Diffusion and SDXL; Stable Diffusion 3
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -74,13 +73,24 @@ class LoRA(GeneratorModule):
             )
         self.save_hyperparameters()
         self.strict_loading = False  # checkpoints hold the low-rank weights alone
-        self.network: Any = None
+        self._network: Any = None
         self._parts: dict[str, Any] = {}  # frozen parts: outside of the module's own state on purpose
+
+    @property
+    def network(self) -> Any:
+        """The pipeline's U-Net or transformer with its low-rank weights.
+
+        Raises:
+            UsageError: the data are not known yet.
+        """
+        if self._network is None:
+            raise UsageError("there is no network yet: fit the module, or load a checkpoint.")
+        return self._network
 
     # -- building ------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        if self.network is None:
+        if self._network is None:
             if not hasattr(self.data, "facts"):
                 raise UsageError(
                     "LoRA is trained with visynth.lightning_modules.data.GeneratorData, which says what its classes "
@@ -94,7 +104,7 @@ class LoRA(GeneratorModule):
             from peft import LoraConfig
         except ImportError as error:
             raise MissingExtra("LoRA needs peft and transformers: pip install 'visynth[foundation]'") from error
-        self.facts = facts
+        self._facts = facts
         pipe = load_pipeline(pipeline_folder(self.args.pipeline), "text")
         self.kind = "transformer" if getattr(pipe, "transformer", None) is not None else "unet"
         network = getattr(pipe, self.kind)
@@ -121,11 +131,11 @@ class LoRA(GeneratorModule):
                     target_modules=self.args.targets or TARGETS,
                 )
             )
-        self.network = network.train()  # adapters have no dropout here: train mode computes what eval mode does
+        self._network = network.train()  # adapters have no dropout here: train mode computes what eval mode does
         prompts = [(self.args.prompts or {}).get(name, f"a photo of {name}") for name in facts.classes]
         with torch.no_grad():
-            told = [self._encode(pipe, prompt) for prompt in [*prompts, ""]]
-        columns = list(zip(*told, strict=True))
+            encoded = [self._encode(pipe, prompt) for prompt in [*prompts, ""]]
+        columns = list(zip(*encoded, strict=True))
         self._parts = {
             "vae": pipe.vae.eval(),
             "scheduler": pipe.scheduler,
@@ -134,14 +144,14 @@ class LoRA(GeneratorModule):
 
     def _encode(self, pipe: Any, prompt: str) -> tuple[Tensor, Tensor | None]:
         """The prompt's tokens ``[1, T, D]`` and, where the model takes one, its pooled embedding ``[1, E]``."""
-        found = pipe.encode_prompt(
+        encoding = pipe.encode_prompt(
             prompt=prompt,
             device="cpu",
             num_images_per_prompt=1,
             do_classifier_free_guidance=False,
             **self._extra_prompts(pipe, prompt),
         )
-        return found[0], (found[2] if len(found) == 4 else None)
+        return encoding[0], (encoding[2] if len(encoding) == 4 else None)
 
     @staticmethod
     def _extra_prompts(pipe: Any, prompt: str) -> dict[str, Any]:
@@ -155,10 +165,9 @@ class LoRA(GeneratorModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         positions = batch["position"].tolist()
         latents = self._latents(batch["image"])
-        draws = draw(self.args.seed, positions, latents.shape[1:])
+        draws = self.draw(positions, latents.shape[1:])
         noise = draws.noise.to(latents)
         dropped = torch.from_numpy(draws.uniform[:, 9] < self.args.prompt_drop).to(batch["label"].device)
-        assert self.facts is not None
         labels = torch.where(dropped, torch.full_like(batch["label"], len(self.facts.classes)), batch["label"])
         text = [None if part is None else part.to(latents)[labels] for part in self._parts["text"]]
         losses = (
@@ -171,8 +180,8 @@ class LoRA(GeneratorModule):
         values = to_values(images) if not images.dtype.is_floating_point else images
         values = values.expand(-1, 3, -1, -1) if values.shape[1] == 1 else values
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):  # SDXL's VAE overflows in 16 bits
-            found = vae.encode(values.to(vae.dtype)).latent_dist.mode()
-        latents: Tensor = (found - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
+            encoded = vae.encode(values.to(vae.dtype)).latent_dist.mode()
+        latents: Tensor = (encoded - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
         return latents
 
     def _is_flow(self) -> bool:
@@ -183,14 +192,14 @@ class LoRA(GeneratorModule):
         level = torch.sigmoid(torch.from_numpy(draws.normal[:, 4]).to(latents))
         s = level.reshape(-1, 1, 1, 1)
         steps = self._parts["scheduler"].config.num_train_timesteps
-        found = self.network(
+        predicted = self.network(
             hidden_states=(1 - s) * latents + s * noise,
             timestep=level * steps,
             encoder_hidden_states=text[0],
             pooled_projections=text[1],
             return_dict=False,
         )[0]
-        losses: Tensor = ((found.float() - (noise - latents).float()) ** 2).mean(dim=(1, 2, 3))
+        losses: Tensor = ((predicted.float() - (noise - latents).float()) ** 2).mean(dim=(1, 2, 3))
         return losses
 
     def _denoise(self, latents: Tensor, noise: Tensor, draws: Any, text: Sequence[Tensor | None]) -> Tensor:
@@ -202,12 +211,11 @@ class LoRA(GeneratorModule):
         timesteps = torch.from_numpy((draws.uniform[:, 11] * count).astype(np.int64)).to(latents.device)
         noisy = scheduler.add_noise(latents, noise, timesteps)
         added = None
-        if text[1] is not None:  # SDXL is told the size of the picture and the crop
-            assert self.facts is not None
+        if text[1] is not None:  # SDXL is told the size of the image and the crop
             height, width = self.facts.size
             ids = torch.tensor([height, width, 0, 0, height, width], device=latents.device, dtype=latents.dtype)
             added = {"text_embeds": text[1], "time_ids": ids.repeat(len(latents), 1)}
-        found = self.network(
+        predicted = self.network(
             noisy, timesteps, encoder_hidden_states=text[0], added_cond_kwargs=added, return_dict=False
         )[0]
         kind = scheduler.config.prediction_type
@@ -216,7 +224,7 @@ class LoRA(GeneratorModule):
                 f"the pipeline's scheduler predicts {kind!r}; epsilon, v_prediction and flows can be trained."
             )
         aim = noise if kind == "epsilon" else scheduler.get_velocity(latents, noise, timesteps)
-        losses: Tensor = ((found.float() - aim.float()) ** 2).mean(dim=(1, 2, 3))
+        losses: Tensor = ((predicted.float() - aim.float()) ** 2).mean(dim=(1, 2, 3))
         return losses
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -239,39 +247,38 @@ class LoRA(GeneratorModule):
         from diffusers.utils import convert_state_dict_to_diffusers
         from peft.utils import get_peft_model_state_dict
 
-        found = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.network))
-        return {f"{self.kind}.{name}": t.detach().cpu().clone() for name, t in found.items()}
+        weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.network))
+        return {f"{self.kind}.{name}": t.detach().cpu().clone() for name, t in weights.items()}
 
     def generator(self, **kwargs: Any) -> Generator:
         """The generator as it stands: the pipeline, the low-rank weights, and the real training images to start
         from."""
-        if self.facts is None:
-            raise UsageError("there is no network yet: fit the module, or load a checkpoint.")
-        anchors = self._anchors() if self.args.mode == "image" else []
+        facts = self.facts
+        start_images = self._start_images() if self.args.mode == "image" else []
         return make_foundation(
             self.args.pipeline,
-            self.facts.classes,
-            self.facts.size,
+            facts.classes,
+            facts.size,
             mode=self.args.mode,
             prompts=self.args.prompts,
-            anchors=anchors,
+            start_images=start_images,
             lora=self.lora_weights(),
-            channels=1 if self.facts.channels == 1 else 3,
+            channels=1 if facts.channels == 1 else 3,
             sampler=self.args.sampler,
             device=self.device,
             **kwargs,
         )
 
-    def _anchors(self) -> list[Anchor]:
+    def _start_images(self) -> list[StartImage]:
         if not hasattr(self.data, "reference"):
             raise UsageError("the generator starts from real images: attach the datamodule that it was trained with.")
-        pictures, labels, _ = self.data.reference()
+        images, labels, _ = self.data.reference()
         names = [(m.path, m.group) for m in self.members() if m.split == "train"]
-        if len(names) != len(pictures):
-            names = [(f"image {i}", str(i)) for i in range(len(pictures))]
+        if len(names) != len(images):
+            names = [(f"image {i}", str(i)) for i in range(len(images))]
         return [
-            Anchor(name, group, int(label), np.repeat(p, 3, axis=2) if p.shape[2] == 1 else p[:, :, :3])
-            for (name, group), label, p in zip(names, labels, pictures, strict=True)
+            StartImage(name, group, int(label), np.repeat(p, 3, axis=2) if p.shape[2] == 1 else p[:, :, :3])
+            for (name, group), label, p in zip(names, labels, images, strict=True)
         ]
 
     def sample(self, seeds: Tensor | Sequence[int], labels: Tensor | Sequence[int], **options: Any) -> Any:
@@ -300,11 +307,11 @@ class LoRA(GeneratorModule):
             "licence": "as the pipeline's, and as the images that it was trained on",
             "made by": "visynth fit",
         }
-        made = self.generator(members=self.members(), card=card).save(folder)
-        with new_folder(made.parent / "lora") as lora:
+        written = self.generator(members=self.members(), card=card).save(folder)
+        with new_folder(written.parent / "lora") as lora:
             save_file(
                 self.lora_weights(),
                 lora / "pytorch_lora_weights.safetensors",
                 {"format": "pt", "diffusers": diffusers.__version__},
             )
-        return made
+        return written

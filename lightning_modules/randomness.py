@@ -22,7 +22,7 @@ UNIFORMS, NORMALS = 12, 6
 
 @dataclass(frozen=True)
 class Draws:
-    """What one batch needs: ``uniform [N, 12]``, ``normal [N, 6]`` (float64 arrays) and ``noise [N, *shape]``."""
+    """Random numbers of one batch: ``uniform [N, 12]``, ``normal [N, 6]`` (float64 arrays) and ``noise [N, *shape]``."""
 
     uniform: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
     normal: np.ndarray[tuple[int, ...], np.dtype[np.float64]]

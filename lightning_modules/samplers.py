@@ -103,7 +103,7 @@ class Stream(DistributedSampler[int]):
 
 
 class StreamOrder:
-    """Which image stands at a position of the stream: independent draws with q(class) ~ n^temper.
+    """Order of the stream: independent draws with q(class) ~ n^temper.
 
     Example:
         >>> order = StreamOrder([0] * 9 + [1], temper=0.0, seed=3)

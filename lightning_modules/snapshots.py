@@ -72,16 +72,16 @@ def reconstruct(folder: Path, images: int, std: float, now: Mapping[float, Mappi
         raise UsageError(f"the relative width of a weight average must be in (0, 0.28], but got {std}.")
     if std in now:
         return {name: tensor.detach().cpu().clone() for name, tensor in now[std].items()}
-    found = {path: key for path, key in stored(folder).items() if key[0] < images}
-    if not found:
+    snapshots = {path: key for path, key in stored(folder).items() if key[0] < images}
+    if not snapshots:
         raise DataError(
             f"{folder} holds no snapshots from before image {images}, so only the averages of std {sorted(now)} can be "
             "had. Train longer, or choose one of those."
         )
-    times = [(float(t), gamma_of(s)) for t, s in found.values()] + [(float(images), gamma_of(s)) for s in now]
+    times = [(float(t), gamma_of(s)) for t, s in snapshots.values()] + [(float(images), gamma_of(s)) for s in now]
     factors = posthoc(times, float(images), gamma_of(std))
     total: dict[str, Tensor] = {}
-    readers: list[Callable[[], Mapping[str, Tensor]]] = [partial(_read, path) for path in found]
+    readers: list[Callable[[], Mapping[str, Tensor]]] = [partial(_read, path) for path in snapshots]
     readers += [partial(dict, weights) for weights in now.values()]
     for factor, read in zip(factors, readers, strict=True):
         for name, tensor in read().items():

@@ -18,10 +18,11 @@ from visynth.core.progress import Progress, no_progress
 from visynth.core.quiet import quiet_lightning
 from visynth.generators.base import Generator
 from visynth.generators.compose_fit import Source
-from visynth.generators.projection import Anchored, around
+from visynth.generators.projection import ProjectedStyleGAN2, around
 from visynth.lightning_modules.crops import DefectCrops
-from visynth.lightning_modules.data import GeneratorData, Pool, measure
+from visynth.lightning_modules.data import GeneratorData
 from visynth.lightning_modules.diffusion import Diffusion
+from visynth.lightning_modules.facts import Pool, measure
 from visynth.lightning_modules.gans import StyleGAN2
 from visynth.lightning_modules.inpainting import Inpainting
 
@@ -80,7 +81,7 @@ def train_projection(
     size: int = 64,
     progress: Progress = no_progress,
 ) -> Generator:
-    """Variations of projected real images of every class, by a StyleGAN2 of all of them; pictures come out as wide to
+    """Variations of projected real images of every class, by a StyleGAN2 of all of them; images come out as wide to
     their height as most images are.
 
     Raises:
@@ -94,7 +95,7 @@ def train_projection(
     base: Any = _train(module, data, minutes, progress)
     chosen = [row for row, s in enumerate(sources) if s.label != good]
     images = np.ascontiguousarray(pool.images[chosen].transpose(0, 2, 3, 1))
-    made, found = around(
+    generator, facts = around(
         base,
         images,
         pool.labels[chosen].tolist(),
@@ -102,8 +103,13 @@ def train_projection(
         [sources[row].group for row in chosen],
         steps=200,
     )
-    progress(f"    projected {len(chosen)} images, error {found['error']:.3f}, strength {found['strength']:g}")
-    return Anchored(replace(made.spec, size=_shape(sources, side)), made.network, made.anchors, card=made.card)
+    progress(f"    projected {len(chosen)} images, error {facts['error']:.3f}, strength {facts['strength']:g}")
+    return ProjectedStyleGAN2(
+        replace(generator.spec, size=_shape(sources, side)),
+        generator.network,
+        generator.projected_latents,
+        card=generator.card,
+    )
 
 
 def _names(sources: Sequence[Source]) -> list[str]:
@@ -151,6 +157,8 @@ def _train(module: Any, data: Any, minutes: float, progress: Progress) -> Genera
             f"    {seen} images in {seconds:.0f} s ({seen / seconds:.0f} images/s), loss "
             f"{float(trainer.callback_metrics['loss']):.3f}"
         )
-        made: Generator = module.to(trainer.strategy.root_device).generator()  # Lightning leaves the module on the CPU
-        made.card |= {"images seen in training": seen, "seconds of training": round(seconds, 1)}
-        return made
+        generator: Generator = module.to(
+            trainer.strategy.root_device
+        ).generator()  # Lightning leaves the module on the CPU
+        generator.card |= {"images seen in training": seen, "seconds of training": round(seconds, 1)}
+        return generator

@@ -13,7 +13,7 @@ from visynth.core.errors import UsageError
 def fitting(
     given: Mapping[str, Tensor], own: Mapping[str, Tensor], before: Sequence[str], now: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Those of the given tensors that a network can start from.
+    """Select the given tensors that a network can start from.
 
     Embeddings of classes are taken class by class of the same name; a class that is new keeps its random start. A
     mapping without classes becomes one with them that makes the same styles at first, whatever the class; and blocks
@@ -31,7 +31,7 @@ def fitting(
         >>> kept["embed.weight"][:, 0].tolist()
         [0.0, 1.0]
     """
-    found: dict[str, Tensor] = {}
+    taken: dict[str, Tensor] = {}
     for name, value in [*given.items(), *_common(given, own)]:
         if name not in own:
             continue
@@ -39,12 +39,12 @@ def fitting(
         axis = _class_axis(name)
         if axis is not None and tuple(before) != tuple(now):
             if name.endswith(("weight", "original")) and value.shape[1 - axis] == start.shape[1 - axis]:
-                found |= _by_name(name, value, start, axis, before, now)
+                taken |= _by_name(name, value, start, axis, before, now)
         elif value.shape == start.shape:
-            found[name] = value
+            taken[name] = value
         elif name.endswith("mapping.fc0.weight") and _unconditional(given) and value.shape[1] < start.shape[1]:
-            found[name] = _inputs(value, start)
-    return found
+            taken[name] = _inputs(value, start)
+    return taken
 
 
 def check_depth(given: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:
@@ -84,19 +84,19 @@ def _unconditional(given: Mapping[str, Tensor]) -> bool:
 
 def _inputs(value: Tensor, start: Tensor) -> Tensor:
     """The first inputs of a linear map, at its scale of ``1 / sqrt(inputs)``; further ones are 0."""
-    made = start.new_zeros(start.shape)
+    weight = start.new_zeros(start.shape)
     count = min(value.shape[1], start.shape[1])
-    made[:, :count] = value[:, :count] * math.sqrt(start.shape[1] / value.shape[1])
-    return made
+    weight[:, :count] = value[:, :count] * math.sqrt(start.shape[1] / value.shape[1])
+    return weight
 
 
 def _common(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
     """A mapping for the blocks that do not see the class, where the trained network has none."""
     if any(name.startswith("common.") for name in given):
         return []
-    made = []
+    tensors = []
     for name, start in own.items():
         source = given.get(name.replace("common.", "mapping.", 1)) if name.startswith("common.") else None
         if source is not None and source.shape[0] == start.shape[0]:
-            made.append((name, _inputs(source, start) if name.endswith("fc0.weight") else source))
-    return made
+            tensors.append((name, _inputs(source, start) if name.endswith("fc0.weight") else source))
+    return tensors

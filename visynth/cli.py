@@ -20,7 +20,7 @@ VERBS = {
     "renders": "verify, export (COCO, YOLO, VOC), score or review a rendered set",
     "evaluate": "measure a rendered set on real test images, per class, against honest baselines",
     "gate": "turn a report into promote, reject or insufficient evidence",
-    "explore": "look at what a generator makes: sheets, ways between pictures, an animation",
+    "explore": "look at what a generator makes: sheets, interpolations, an animation",
     "project": "real images into a StyleGAN2: a generator of variations of them",
     "import-stylegan2": "a public StyleGAN2 checkpoint as a generator folder, nothing in it executed",
     "doctor": "check the installation and this machine",
@@ -182,14 +182,14 @@ def _parser(name: str, function: Callable[..., Any]) -> tuple[Any, dict[str, str
         def format_help(self, *args: Any, **kwargs: Any) -> str:
             # Flags are typed with hyphens and switches bare; jsonargparse prints the parameters' underscores and
             # values.
-            told = re.sub(
+            text = re.sub(
                 r"--[a-z_0-9]+", lambda flag: flag.group().replace("_", "-"), super().format_help(*args, **kwargs)
             )
-            told = re.sub(r"\[--([a-z-]+) \{true,false\}\]", r"[--[no-]\1]", told)
-            told = re.sub(r"--([a-z-]+) \{true,false\}", _switch, told)
-            told = re.sub(r"(--[a-z-]+) \[ITEM,\.\.\.\], --[a-z-]+\+ \[ITEM,\.\.\.\]", r"\1 ITEM,...", told)
-            told = re.sub(r"(--[a-z-]+) ([A-Z_]+), \1\+ \2", r"\1 ITEM,...", told)
-            return re.sub(r"\[ITEM,\.\.\.\]", "ITEM,...", told).replace("--print-config", "--print_config")
+            text = re.sub(r"\[--([a-z-]+) \{true,false\}\]", r"[--[no-]\1]", text)
+            text = re.sub(r"--([a-z-]+) \{true,false\}", _switch, text)
+            text = re.sub(r"(--[a-z-]+) \[ITEM,\.\.\.\], --[a-z-]+\+ \[ITEM,\.\.\.\]", r"\1 ITEM,...", text)
+            text = re.sub(r"(--[a-z-]+) ([A-Z_]+), \1\+ \2", r"\1 ITEM,...", text)
+            return re.sub(r"\[ITEM,\.\.\.\]", "ITEM,...", text).replace("--print-config", "--print_config")
 
     flags: dict[str, str] = {}
     groups: dict[str, tuple[Any, list[str]]] = {}
@@ -210,23 +210,23 @@ def _parser(name: str, function: Callable[..., Any]) -> tuple[Any, dict[str, str
     return parser, flags, groups
 
 
-def _switch(found: re.Match[str]) -> str:
-    name = found.group(1)
-    return f"--{name}, --no-{name}".ljust(len(found.group()))
+def _switch(match: re.Match[str]) -> str:
+    name = match.group(1)
+    return f"--{name}, --no-{name}".ljust(len(match.group()))
 
 
 def _near(message: str, flags: Mapping[str, str]) -> str:
     """An error about an unknown flag, with the one that was probably meant."""
     from difflib import get_close_matches
 
-    found = re.search(r"unrecognized arguments: --([\w-]+)", message)
-    near = get_close_matches(found.group(1).replace("-", "_"), flags, 1) if found else []
+    match = re.search(r"unrecognized arguments: --([\w-]+)", message)
+    near = get_close_matches(match.group(1).replace("-", "_"), flags, 1) if match else []
     return message + (f"; did you mean --{near[0].replace('_', '-')}?" if near else "")
 
 
 def _help() -> str:
     width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {verb:<{width}}  {told}" for verb, told in VERBS.items())
+    verbs = "\n".join(f"  {verb:<{width}}  {known}" for verb, known in VERBS.items())
     return (
         "visynth: synthetic images for rare classes, measured per class.\n\n"
         f"usage: visynth VERB ...\n\n{verbs}\n\n"

@@ -33,7 +33,8 @@ from visynth.data.reading import read_images
 from visynth.jobs.trial.flow import run_trial
 from visynth.jobs.trial.options import TrialOptions
 from visynth.lightning_modules import CGAN, BigGAN, Diffusion, StyleGAN2
-from visynth.lightning_modules.data import GeneratorData, Pool, measure
+from visynth.lightning_modules.data import GeneratorData
+from visynth.lightning_modules.facts import Pool, measure
 from visynth.metrics.quality import Quality, per_class
 from visynth.metrics.support import recall
 
@@ -155,7 +156,7 @@ def samples_of(module: Any, each: int) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def keep(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    """A sheet to look at, and the pictures themselves to be judged again."""
+    """A sheet to look at, and the images themselves to be judged again."""
     write_sheet(path.with_suffix(".png"), images, labels)
     np.savez_compressed(path.with_suffix(".npz"), images=images, labels=labels)
 
@@ -189,7 +190,7 @@ def neu(name: str) -> Callable[[Path, Path], dict[str, Any]]:
             "accuracy": [
                 round(accuracy, 3),
                 round(right, 3),
-            ],  # of the judge on real images that it did not see, and on made ones
+            ],  # of the judge on real images that it did not see, and on synthetic ones
             "quality": [q.to_json() for q in found],
         }
 
@@ -258,7 +259,7 @@ def long_tail(name: str, seed: int, times: int = 1) -> Callable[[Path, Path], di
 
 
 def near_copies(made: np.ndarray, seen: np.ndarray, others: np.ndarray) -> float:
-    """Share of made images that are nearer to one that was trained on than 99 % of other real images of the class are,
+    """Share of synthetic images that are nearer to one that was trained on than 99 % of other real images of the class are,
     by pixels."""
 
     def nearest(images: np.ndarray) -> np.ndarray:

@@ -72,7 +72,7 @@ def measure(
     import torch
 
     from visynth.lightning_modules import StyleGAN2
-    from visynth.lightning_modules.data import Facts
+    from visynth.lightning_modules.facts import Facts
     from visynth.lightning_modules.gan_step import Micro
     from visynth.networks import stylegan2
 

@@ -1,4 +1,4 @@
-"""Memory of a 64 px training's reading, and of evaluation's features, on photographs of 12 MP (made images).
+"""Memory of a 64 px training's reading, and of evaluation's features, on photographs of 12 MP (synthetic images).
 
     OMP_WAIT_POLICY=PASSIVE .venv/bin/python scripts/bench/large_images.py --count 10000
 

@@ -4,7 +4,7 @@
     OMP_WAIT_POLICY=PASSIVE .venv/bin/python scripts/bench/mixing.py training   # a ResNet-18 under a Trainer, loaders
     with a worker
 
-Real and synthetic pictures are PNG files of one size behind one transform, so a synthetic sample costs what a real one
+Real and synthetic images are PNG files of one size behind one transform, so a synthetic sample costs what a real one
 costs, and the difference is the wrapper's own. ``batches`` reads the real rows that it replaces as well, and ``online``
 makes its rows while the training waits: the last column takes the generator's own time, measured alone in the same
 round, off.

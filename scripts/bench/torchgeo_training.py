@@ -5,7 +5,7 @@
     /tmp/torchgeo/bin/pip install -c constraints.txt . torchgeo
     OMP_WAIT_POLICY=PASSIVE /tmp/torchgeo/bin/python scripts/bench/torchgeo_training.py
 
-torchgeo (MIT) gives dict samples of float pictures in [0, 255], normalises on the device in
+torchgeo (MIT) gives dict samples of float images in [0, 255], normalises on the device in
 ``on_after_batch_transfer``, and has its own LightningModule; nothing of it is changed here. The cells of ``bccd_cells``
 stand in for satellite chips, in torchgeo's class for folders. The generator is a diffusion model of a minute's
 training: this shows that the wrapping works, not what it is worth.

@@ -15,7 +15,7 @@ from torch import nn
 
 from tests.lightning_modules.test_diffusion import data, equal, module
 from tests.ranks import DDP, TRAINER, run_ranks
-from visynth.callbacks import FIDCallback, KIDCallback, TimeLeft, quality
+from visynth.callbacks import FIDCallback, KIDCallback, TimeLeft, sampling
 from visynth.core.errors import DataError, UsageError
 
 SMALL = {"every_n_steps": 2, "max_cost": 1.0, "count": 41, "grid": 2, "resolution": 32, "options": {"steps": 2}}
@@ -43,7 +43,14 @@ def test_values_and_sheets_reach_csv_tensorboard_and_png(tmp_path: Path) -> None
     with open(tmp_path / "log" / "version_0" / "metrics.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["step"] for row in rows] == ["2", "4"]
-    for name in ("kid_Means@32", "kid_Means@32_low", "kid_Means@32_null", "fd_Means@32", "copies", "copies/bright"):
+    for name in (
+        "kid_Means@32",
+        "kid_Means@32_low",
+        "kid_Means@32_null",
+        "fd_Means@32",
+        "near_duplicates",
+        "near_duplicates/bright",
+    ):
         assert all(np.isfinite(float(row[name])) for row in rows)
     assert not any(name.startswith("fid") for name in rows[0])
     sheets = sorted((tmp_path / "log" / "version_0" / "samples").glob("*.png"))
@@ -90,8 +97,8 @@ def test_two_callbacks_share_what_was_sampled(tmp_path: Path, monkeypatch) -> No
     calls: list[int] = []
     from visynth.callbacks import quality
 
-    before = quality._sampled
-    monkeypatch.setattr(quality, "_sampled", lambda *a: calls.append(1) or before(*a))
+    before = quality.sample_images
+    monkeypatch.setattr(quality, "sample_images", lambda *a: calls.append(1) or before(*a))
     same = Means()
     fit(tmp_path, [KIDCallback(features=same, **SMALL), FIDCallback(features=same, **SMALL)], steps=2)
     assert len(calls) == 2  # the images and the sheet, once
@@ -194,18 +201,18 @@ def test_progress_lines_say_what_is_left(tmp_path: Path, capsys) -> None:
 def test_a_range_is_never_guessed(low, high, scale, told: str) -> None:
     images = [torch.linspace(low, high, 64).reshape(1, 8, 8)] * 3
     with pytest.raises(DataError, match=told):
-        quality._integers(images, scale, "sample()")
+        sampling.as_integers(images, scale, "sample()")
 
 
 def test_networks_without_a_last_tanh_and_untrained_ones_are_taken_as_they_are() -> None:
     loose, young = torch.linspace(-1.43, 1.6, 64).reshape(1, 8, 8), torch.linspace(-0.04, 0.03, 64).reshape(1, 8, 8)
-    assert quality._integers([loose], None, "sample()")[0].amax() == 255
-    assert set(quality._integers([young], None, "sample()")[0].flatten().tolist()) <= set(range(120, 133))
+    assert sampling.as_integers([loose], None, "sample()")[0].amax() == 255
+    assert set(sampling.as_integers([young], None, "sample()")[0].flatten().tolist()) <= set(range(120, 133))
 
 
 @pytest.mark.parametrize(("low", "high", "scale"), [(0.0, 1.0, [0, 1]), (0.0, 255.0, [0, 255]), (-1.0, 1.0, None)])
 def test_a_range_that_is_shown_or_said_is_used(low, high, scale) -> None:
-    found = quality._integers([torch.linspace(low, high, 256).reshape(1, 16, 16)], scale, "sample()")[0]
+    found = sampling.as_integers([torch.linspace(low, high, 256).reshape(1, 16, 16)], scale, "sample()")[0]
     assert found.flatten().tolist() == list(range(256))
 
 
@@ -216,8 +223,8 @@ def test_real_images_of_a_loader_have_their_own_range_and_names() -> None:
     data = Data(torch.rand(12, 1, 8, 8), torch.arange(12) % 2)
     loader = torch.utils.data.DataLoader(data, 4)
     with pytest.raises(DataError, match=r"real_range=\[0, 1\]"):
-        quality._from_loader(loader, 12)
-    images, _, names = quality._from_loader(loader, 12, (0.0, 1.0))
+        sampling.images_of_loader(loader, 12)
+    images, _, names = sampling.images_of_loader(loader, 12, (0.0, 1.0))
     assert names == ("good", "crack")
     assert max(int(image.max()) for image in images) > 200
     with pytest.raises(UsageError, match=r"value_range must be \[black, white\]"):

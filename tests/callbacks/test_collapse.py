@@ -1,4 +1,4 @@
-"""Recall against brute force, and the alarm on a generator that makes one picture."""
+"""Recall against brute force, and the alarm on a generator that makes one image."""
 
 from __future__ import annotations
 

@@ -56,12 +56,12 @@ def make_foundation(composition, pipelines):
 
     numbers = np.random.default_rng(0)
     pictures = numbers.integers(0, 255, (4, 32, 32, 3)).astype(np.uint8)
-    anchors = [foundation.Anchor(f"{k}.png", str(k), k % 2, picture) for k, picture in enumerate(pictures)]
+    start_images = [foundation.StartImage(f"{k}.png", str(k), k % 2, picture) for k, picture in enumerate(pictures)]
     return foundation.make_foundation(
         pipelines("stable_diffusion"),
         ["a", "b"],
         (32, 32),
-        anchors=anchors,
+        start_images=start_images,
         sampler={"steps": 3},
         members=composition[0].members,
     )
@@ -111,15 +111,18 @@ def make_gan(name: str, **arguments):
 
 
 def make_projected(composition):
-    from visynth.generators.projection import Anchored
+    from visynth.generators.projection import ProjectedStyleGAN2
 
     base = make_gan("stylegan2", base=64, most=8, z_dim=8, w_dim=8)(composition)
     told = [[0, "a/0.png", "g"], [1, "b/0.png", "h"], [1, "b/1.png", "h"]]
     spec = replace(
-        base.spec, network="stylegan2_projected", arguments={**base.spec.arguments, "anchors": told}, sampler={}
+        base.spec,
+        network="stylegan2_projected",
+        arguments={**base.spec.arguments, "projected_latents": told},
+        sampler={},
     )
-    anchors = torch.randn(3, base.network.synthesis.styles, 8, generator=torch.Generator().manual_seed(0))
-    return Anchored(spec, base.network, anchors, members=base.members)
+    projected_latents = torch.randn(3, base.network.synthesis.styles, 8, generator=torch.Generator().manual_seed(0))
+    return ProjectedStyleGAN2(spec, base.network, projected_latents, members=base.members)
 
 
 # How a small one of each registered generator is made; a new name must be added here to pass the discovery test.

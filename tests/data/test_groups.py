@@ -17,7 +17,7 @@ from visynth.lightning_modules.samplers import TemperedSampler, class_probabilit
 
 
 def shots(parts: int, repeats: int, seed: int = 0) -> tuple[list[str], np.ndarray]:
-    """Names and copies of ``parts`` pictures, each shot ``repeats`` times in a row with other light and noise."""
+    """Names and copies of ``parts`` images, each shot ``repeats`` times in a row with other light and noise."""
     rng = np.random.default_rng(seed)
     names, copies = [], []
     for part in range(parts):

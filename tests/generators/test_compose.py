@@ -292,7 +292,7 @@ def test_the_good_class_is_guessed_only_where_it_is_plain() -> None:
     assert guess_good(["a", "b"], {}, {"a": 4, "b": 9}) is None
 
 
-# -- masks are judged by their outlines; pictures of few values are pasted hard -----------------------------------------------
+# -- masks are judged by their outlines; images of few values are pasted hard -----------------------------------------------
 
 
 def grain(seed: int, side: int = 96) -> np.ndarray:

@@ -125,7 +125,7 @@ def test_the_same_images_and_a_discriminator(classes: int, channels: int, size: 
     ws = made.of_latents(z, labels)
     own = network.styles(z, labels if classes else None)
     for psi in (1.0, 0.7):
-        found = made.pictures(truncate(ws, made.network.mapping.w_avg, psi), [0] * 4, "const")
+        found = made.synthesize(truncate(ws, made.network.mapping.w_avg, psi), [0] * 4, "const")
         assert torch.allclose(found, network.synthesis(truncate(own, network.mapping.w_avg, psi)), atol=1e-3)
     assert made.spec.channels == channels
     from safetensors.torch import load_file
@@ -145,7 +145,7 @@ def test_limits_of_half_precision_networks_are_kept(stand_ins, tmp_path) -> None
     found = read_stylegan2(path)
     assert found.arguments["clamp"] == 0.5
     made = load_generator(import_stylegan2(path, tmp_path / "generator"))
-    assert float(made.network(normal(1, (4, 8)), None).abs().max()) <= 0.5 * 3 + 1e-6  # three pictures are summed
+    assert float(made.network(normal(1, (4, 8)), None).abs().max()) <= 0.5 * 3 + 1e-6  # three images are summed
 
 
 class Evil:

@@ -20,7 +20,7 @@ from visynth.core.errors import ConflictError, Diverged, UsageError
 from visynth.generators.base import load_generator
 from visynth.jobs.train import export, fit
 from visynth.lightning_modules import Diffusion
-from visynth.lightning_modules.data import check_same_data
+from visynth.lightning_modules.data_checks import check_same_data
 
 SMALL = {
     "trainer": {"max_steps": 6, "accelerator": "cpu", "log_every_n_steps": 1},

@@ -25,7 +25,7 @@ from visynth.core.manifest import read_renders
 from visynth.data.reading import read_images
 from visynth.generators.base import load_generator
 from visynth.generators.gan import great_circle, truncated_normal
-from visynth.generators.projection import Anchored, copy_shares, project
+from visynth.generators.projection import ProjectedStyleGAN2, copy_shares, project
 from visynth.jobs.explore import explore
 from visynth.jobs.project import project_images
 from visynth.render.run import make_plan, render_set
@@ -53,7 +53,14 @@ class TestExplore:
         ]
         assert main(words) == 0
         names = {Path(line).name for line in capsys.readouterr().out.splitlines()}
-        assert names == {"seeds.png", "truncation.png", "a_way.png", "a.webp", "b_way.png", "b.webp"}
+        assert names == {
+            "seeds.png",
+            "truncation.png",
+            "a_interpolation.png",
+            "a.webp",
+            "b_interpolation.png",
+            "b.webp",
+        }
         with Image.open(tmp_path / "look" / "seeds.png") as sheet:
             assert sheet.size == (4 * 36 + 4, 2 * 36 + 4)
         with Image.open(tmp_path / "look" / "a.webp") as loop:
@@ -69,7 +76,7 @@ class TestExplore:
         made = explore(make_diffusion(composition), tmp_path / "look", seeds=range(2))
         assert [path.name for path in made] == ["seeds.png"]
         made = explore(make_gan("cgan", width=8, z_dim=8)(composition), tmp_path / "b", ["b"], range(2), 2, 16, "gif")
-        assert [path.name for path in made] == ["seeds.png", "b_way.png", "b.gif"]
+        assert [path.name for path in made] == ["seeds.png", "b_interpolation.png", "b.gif"]
 
     def test_wrong_arguments_are_told_before_anything_is_written(self, stylegan, tmp_path) -> None:
         with pytest.raises(
@@ -111,8 +118,8 @@ class TestProjection:
     def test_a_generators_own_pictures_are_found_again(self, stylegan) -> None:
         labels = torch.tensor([0, 1, 1])
         ws = stylegan.of_latents(torch.randn(3, 8, generator=torch.Generator().manual_seed(3)), labels)
-        images = stylegan.pictures(ws, [0] * 3, "none")
-        start = stylegan.pictures(stylegan.centres(labels, "class"), [0] * 3, "none")
+        images = stylegan.synthesize(ws, [0] * 3, "none")
+        start = stylegan.synthesize(stylegan.centres(labels, "class"), [0] * 3, "none")
         found = project(stylegan, images, labels, steps=300, pull=0.0)
         before = (start - images).square().mean((1, 2, 3)).sqrt()
         assert bool((found.error < 0.35 * before).all())
@@ -124,7 +131,7 @@ class TestProjection:
             members = stylegan.members
 
         made = make_projected((stylegan,))
-        assert isinstance(made, Anchored)
+        assert isinstance(made, ProjectedStyleGAN2)
         seeds, labels = list(range(24)), [0, 1] * 12
         close, far = made.sample(seeds, labels, strength=0.0), made.sample(seeds, labels, strength=1.0)
         assert close.parents is not None
@@ -166,10 +173,10 @@ class TestProjection:
         )
         told: list[str] = []
         made = project_images(stylegan, images, tmp_path / "near", steps=2, strength=0.5, limit=3, progress=told.append)
-        anchors = made.spec.arguments["anchors"]
-        assert len(anchors) == 6
-        assert held.isdisjoint(name for _, name, _ in anchors)
-        assert {group for _, _, group in anchors} <= {f"part{n}" for n in range(6)}
+        projected_latents = made.spec.arguments["projected_latents"]
+        assert len(projected_latents) == 6
+        assert held.isdisjoint(name for _, name, _ in projected_latents)
+        assert {group for _, _, group in projected_latents} <= {f"part{n}" for n in range(6)}
         assert len(made.members) == 10
         assert told[0].startswith("3 images were held out when the generator was trained")
 

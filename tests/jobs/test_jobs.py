@@ -32,7 +32,8 @@ from visynth.jobs.trial.options import TrialOptions
 from visynth.networks.unet import Denoiser, recipe
 from visynth.render.run import make_plan, render_set
 from visynth.verdict.cells import Cell, Extra
-from visynth.verdict.comparison import macro_f1_table, run_cells, summarise
+from visynth.verdict.comparison import run_cells
+from visynth.verdict.summary import macro_f1_table, summarise
 
 QUICK = TrialOptions(rare_groups=2, draws=2, folds=2, synthetic=12, workers=0, others=False, learned="none")
 
@@ -429,7 +430,7 @@ def test_smoke_configs_train_export_render_and_evaluate(path: Path, samples, tmp
     words = f"evaluate --data some --renders renders --out report --seeds 2 --workers 0 --quiet --classes {classes[0]}"
     assert main(words.split()) == 0, capsys.readouterr().err
     page = (tmp_path / "report" / "report.html").read_text()
-    assert "Likeness and copies" in page
+    assert "Likeness and near-duplicates" in page
     assert "held-out real images" in page
 
 

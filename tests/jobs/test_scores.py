@@ -41,7 +41,7 @@ class TestScores:
         assert set(judged.real) == set(sample_set.classes)
         assert sum(judged.real.values()) / 4 > 0.25, "held-out real images: chance is 0.25"
 
-        left = kept(read_renders(folder), {"copies": False})
+        left = kept(read_renders(folder), {"near_duplicates": False})
         assert spot.file_name not in {r.file_name for r in left}
         agreeing = kept(read_renders(folder), {"agreement": 0.5})
         assert {r.file_name for r in agreeing} == {n for n, s in scores.items() if s["agreement"] >= 0.5}

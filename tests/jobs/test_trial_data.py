@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,9 @@ def test_a_trial_decodes_each_file_at_most_twice(samples, tmp_path, monkeypatch)
     images = read_images(samples / "images", masks=samples / "masks", groups=samples / "groups.csv")
     options = TrialOptions(draws=1, folds=2, synthetic=6, workers=0, learned="none")
     report = run_trial(images, ["spot"], tmp_path / "t", options=options, grouped=True, render=2)
-    assert any(section["title"].startswith("Made by") for section in report.sections)  # galleries and renders too
+    assert any(
+        section["title"].startswith("Synthetic images by") for section in report.sections
+    )  # galleries and renders too
     own = {path: count for path, count in reads.items() if samples in path.parents}
     assert len([path for path in own if "images" in path.parts]) == len(images)
     assert max(own.values()) == 2
@@ -87,3 +90,22 @@ def test_a_large_jpeg_is_looked_at_small_and_has_its_whole_size(tmp_path) -> Non
     jpeg, png = (images.look(item) for item in images.items)
     assert jpeg.size == png.size == (1200, 1600)
     assert np.abs(jpeg.grey - png.grey).max() < 3
+
+
+def test_empty_masks_are_told_of_defects_alone(samples, tmp_path) -> None:
+    """Some sets have a mask for every image, and defect-free images have empty ones."""
+    shutil.copytree(samples, tmp_path / "s")
+    images = read_images(tmp_path / "s" / "images")
+    for item in images.items:
+        path = tmp_path / "s" / "masks" / Path(item.name).with_suffix(".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if item.label == "good":
+            cv2.imwrite(str(path), np.zeros(images.look(item).size, np.uint8))
+    spot = next(item for item in images.items if item.label == "spot")
+    cv2.imwrite(
+        str(tmp_path / "s" / "masks" / Path(spot.name).with_suffix(".png")), np.zeros(images.look(spot).size, np.uint8)
+    )
+    found = preflight(read_images(tmp_path / "s" / "images", masks=tmp_path / "s" / "masks"), ["spot"])
+    assert found.good == "good"
+    assert found.bad_masks[spot.name] == "the mask is empty"
+    assert not any(name.startswith("good/") for name in found.bad_masks)

@@ -15,7 +15,7 @@ from visynth.data.reading import read_images
 from visynth.jobs.trial import measuring
 from visynth.jobs.trial.flow import run_trial
 from visynth.jobs.trial.options import TrialOptions
-from visynth.jobs.trial.plan import Cost, Plan, plan_trial
+from visynth.jobs.trial.plan import Cost, TrialPlan, plan_trial
 
 FEW = {"rare_groups": 2, "draws": 2, "folds": 2, "synthetic": 6, "workers": 0, "dense": False, "learned": "none"}
 
@@ -116,13 +116,13 @@ def test_what_is_kept_is_exact_and_what_is_damaged_is_made_again(tmp_path) -> No
 @pytest.mark.parametrize(
     ("seconds", "expected"),
     [
-        (1000, Plan(5, ("a", "b", "c"), 1000 * 0.9 - 630, 11.7)),
-        (640, Plan(5, ("a", "b"), 640 * 0.9 - 440, 11.7)),
-        (400, Plan(3, ("a", "b"), 400 * 0.9 - 296, 11.7)),
-        (10, Plan(1, ("a", "b"), 0.0, 11.7)),  # a named class is measured, whatever it takes
+        (1000, TrialPlan(5, ("a", "b", "c"), 1000 * 0.9 - 630, 11.7)),
+        (640, TrialPlan(5, ("a", "b"), 640 * 0.9 - 440, 11.7)),
+        (400, TrialPlan(3, ("a", "b"), 400 * 0.9 - 296, 11.7)),
+        (10, TrialPlan(1, ("a", "b"), 0.0, 11.7)),  # a named class is measured, whatever it takes
     ],
 )
-def test_named_classes_come_first_and_others_whole_or_not_at_all(seconds: float, expected: Plan) -> None:
+def test_named_classes_come_first_and_others_whole_or_not_at_all(seconds: float, expected: TrialPlan) -> None:
     found = plan_trial(Cost(60, 10, 12), ("a", "b"), ("c",), draws=5, folds=3, seconds=seconds)
     assert (found.draws, found.classes, found.needed) == (expected.draws, expected.classes, expected.needed)
     assert found.left == pytest.approx(expected.left)

@@ -16,7 +16,8 @@ from visynth.core.errors import DataError, Diverged, UsageError
 from visynth.generators.base import load_generator
 from visynth.generators.diffusion import OPTIONS
 from visynth.lightning_modules import Diffusion
-from visynth.lightning_modules.data import GeneratorData, Pool, measure
+from visynth.lightning_modules.data import GeneratorData
+from visynth.lightning_modules.facts import Pool, measure
 from visynth.lightning_modules.randomness import PositionDropout, dropout_of, use_position_dropout
 
 

@@ -17,26 +17,28 @@ from visynth.callbacks.checkpoint import AtomicCheckpointIO, KeepLast
 from visynth.core.errors import DataError, IntegrityError, UsageError, VisynthError
 from visynth.generators import foundation
 from visynth.generators.base import load_generator
-from visynth.generators.foundation import Anchor, make_foundation, pipeline_folder
+from visynth.generators.foundation import StartImage, make_foundation, pipeline_folder
 from visynth.lightning_modules import LoRA
 from visynth.lightning_modules.data import GeneratorData
 
 SIZE = (32, 32)
 
 
-def anchors() -> list[Anchor]:
+def start_images() -> list[StartImage]:
     numbers = np.random.default_rng(0)
     made = []
     for k in range(6):
         mask = np.zeros(SIZE, bool)
         mask[4 + k : 16 + k, 8:24] = True
-        made.append(Anchor(f"{k}.png", str(k // 2), k % 2, numbers.integers(0, 255, (*SIZE, 3)).astype(np.uint8), mask))
+        made.append(
+            StartImage(f"{k}.png", str(k // 2), k % 2, numbers.integers(0, 255, (*SIZE, 3)).astype(np.uint8), mask)
+        )
     return made
 
 
 def make(folder: Path, mode: str = "image", **kwargs):
     return make_foundation(
-        folder, ["spot", "good"], SIZE, mode=mode, anchors=anchors(), **{"sampler": {"steps": 4}, **kwargs}
+        folder, ["spot", "good"], SIZE, mode=mode, start_images=start_images(), **{"sampler": {"steps": 4}, **kwargs}
     )
 
 
@@ -53,7 +55,7 @@ def test_every_kind_in_every_mode_gives_images_of_their_seed_alone(name: str, mo
 
 def test_image_to_image_starts_from_an_image_of_its_class(pipelines) -> None:
     generator = make(pipelines("stable_diffusion"), sampler={"steps": 10, "strengths": [0.05]})
-    by_name = {a.name: a for a in generator.anchors}
+    by_name = {a.name: a for a in generator.start_images}
     samples = generator.sample(list(range(12)), [k % 2 for k in range(12)])
     assert all(by_name[parents[0]].label == k % 2 for k, parents in enumerate(samples.parents))
     assert len({parents[0] for parents in samples.parents}) > 3
@@ -71,16 +73,16 @@ def test_strength_decides_how_much_is_left_of_the_anchor(pipelines) -> None:
 
 def test_inpainting_leaves_everything_outside_the_mask(pipelines) -> None:
     generator = make(pipelines("stable_diffusion"), "inpaint")
-    by_name = {a.name: a for a in generator.anchors}
+    by_name = {a.name: a for a in generator.start_images}
     samples = generator.sample([1, 2, 3], [0, 1, 0])
     assert generator.spec.kind == "inpainted"
     for k in range(3):
-        anchor = by_name[samples.parents[k][0]]
+        start_image = by_name[samples.parents[k][0]]
         image = samples.images[k].permute(1, 2, 0).numpy()
-        assert (image[~anchor.mask] == anchor.image[~anchor.mask]).all()
-        assert (image[anchor.mask] != anchor.image[anchor.mask]).any()
-        assert (samples.masks[k].numpy() == anchor.mask).all()
-        assert samples.boxes[k].tolist() == [[8.0, 4 + int(anchor.name[0]), 24.0, 16 + int(anchor.name[0])]]
+        assert (image[~start_image.mask] == start_image.image[~start_image.mask]).all()
+        assert (image[start_image.mask] != start_image.image[start_image.mask]).any()
+        assert (samples.masks[k].numpy() == start_image.mask).all()
+        assert samples.boxes[k].tolist() == [[8.0, 4 + int(start_image.name[0]), 24.0, 16 + int(start_image.name[0])]]
 
 
 def test_a_changed_pipeline_is_refused_and_a_moved_one_can_be_named(pipelines, tmp_path: Path, monkeypatch) -> None:
@@ -126,13 +128,16 @@ def test_folders_of_another_kind_say_what_they_are(tmp_path: Path, monkeypatch) 
     ("wrong", "told"),
     [
         ({"mode": "video"}, "mode must be one of 'image', 'text', 'inpaint'"),
-        ({"anchors": []}, "starts from real images"),
-        ({"mode": "inpaint", "anchors": [Anchor("a", "a", 0, np.zeros((32, 32, 3), np.uint8))]}, "needs a mask"),
+        ({"start_images": []}, "starts from real images"),
+        (
+            {"mode": "inpaint", "start_images": [StartImage("a", "a", 0, np.zeros((32, 32, 3), np.uint8))]},
+            "needs a mask",
+        ),
     ],
 )
 def test_wrong_input_is_told(wrong, told: str, pipelines) -> None:
     with pytest.raises(UsageError, match=told):
-        make_foundation(pipelines("stable_diffusion"), ["spot"], SIZE, **{"anchors": anchors(), **wrong})
+        make_foundation(pipelines("stable_diffusion"), ["spot"], SIZE, **{"start_images": start_images(), **wrong})
 
 
 def test_wrong_options_are_told(pipelines) -> None:

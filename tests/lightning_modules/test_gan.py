@@ -22,7 +22,8 @@ from visynth.lightning_modules.adversarial import (
     gradient_penalty,
     path_lengths,
 )
-from visynth.lightning_modules.data import GeneratorData, Pool, measure
+from visynth.lightning_modules.data import GeneratorData
+from visynth.lightning_modules.facts import Pool, measure
 from visynth.lightning_modules.gan_step import Micro
 from visynth.networks.discriminator import FILE
 from visynth.networks.stylegan2 import StyleGAN2 as StyleGAN2Network
@@ -83,7 +84,7 @@ def distance(a, b) -> float:
     return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
 
 
-# Losses and pictures that the others do not have.
+# Losses and images that the others do not have.
 OTHER = {"loss": "relativistic", "r2": True, "r1_every": 2, "gamma": 0.1}
 
 

@@ -16,7 +16,7 @@ from visynth.metrics.extractor import Extractor, prepare, prepare_square
 from visynth.metrics.extractors import efficientnet_lite0, extractor
 from visynth.verdict import bootstrap as verdict
 from visynth.verdict import cells as arms
-from visynth.verdict import comparison
+from visynth.verdict import comparison, summary
 from visynth.verdict.bootstrap import Bootstrap, Interval, Scored, compare, decide, weighted_ap, weighted_recall
 from visynth.verdict.comparison import run_cells
 from visynth.verdict.frozen import FrozenLearner, _rotate, logistic
@@ -349,9 +349,9 @@ class TestBaseline:
             results.tested[name], results.inner[name] = results.tested["real"], results.inner["real"]
         results.inner = {name: [0.5, 0.5] for name in results.inner}
         bootstrap = Bootstrap(results.tested["real"])
-        assert comparison._baseline(results, bootstrap) == "real"
+        assert summary._baseline(results, bootstrap) == "real"
         results.inner["balanced"] = [0.6, 0.6]
-        assert comparison._baseline(results, bootstrap) == "balanced"
+        assert summary._baseline(results, bootstrap) == "balanced"
 
 
 class TestDenseWithoutMasks:

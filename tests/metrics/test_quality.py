@@ -15,7 +15,7 @@ from visynth.metrics.bank import FeatureBank
 from visynth.metrics.extractors import INCEPTION_FILE, extractor, inception_v3, of_module, read_weights, timm_network
 from visynth.metrics.frechet import frechet_distance, frechet_of, reduced_frechet
 from visynth.metrics.kernel import kernel, kid, kid_value, mmd2
-from visynth.metrics.memorization import copies
+from visynth.metrics.memorization import near_duplicates
 from visynth.metrics.quality import EVERYTHING, compare, frechet_name, kid_name, per_class, table_rows
 from visynth.metrics.stats import FeatureReservoir, FeatureStats
 
@@ -141,21 +141,21 @@ class TestCopies:
         numbers = np.random.default_rng(0)
         train, fresh = numbers.normal(size=(200, 16)), numbers.normal(size=(200, 16))
         made = np.concatenate([train[:30] + 0.01 * numbers.normal(size=(30, 16)), fresh[:70]])
-        found = copies(train, made)
+        found = near_duplicates(train, made)
         assert found.share == pytest.approx(0.3, abs=0.06)
         assert found.nearest[:30].tolist() == list(range(30))
-        assert copies(train, fresh).share == pytest.approx(0.05, abs=0.05)
-        assert copies(train, fresh).ratio == pytest.approx(1.0, abs=0.1)
+        assert near_duplicates(train, fresh).share == pytest.approx(0.05, abs=0.05)
+        assert near_duplicates(train, fresh).ratio == pytest.approx(1.0, abs=0.1)
 
     def test_a_set_with_repeats_does_not_hide_copies(self) -> None:
         train = np.random.default_rng(0).normal(size=(40, 8))
         train[20:] = train[:20]
-        assert copies(train, train[:10]).share == 1.0
-        assert copies(train, np.random.default_rng(1).normal(size=(30, 8))).share < 0.3
+        assert near_duplicates(train, train[:10]).share == 1.0
+        assert near_duplicates(train, np.random.default_rng(1).normal(size=(30, 8))).share < 0.3
 
     def test_too_few_are_told(self) -> None:
         with pytest.raises(DataError, match="at least 3 training images"):
-            copies(np.zeros((2, 4)), np.zeros((1, 4)))
+            near_duplicates(np.zeros((2, 4)), np.zeros((1, 4)))
 
 
 def stats_worker(rank: int, out: str) -> None:

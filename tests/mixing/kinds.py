@@ -1,6 +1,6 @@
 """Kinds of user DataModule, as people write them, on the base class of either Lightning package.
 
-Each gives a few grey pictures of four classes. ``read`` says what its training step makes of a batch.
+Each gives a few grey images of four classes. ``read`` says what its training step makes of a batch.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ STEPS = transforms.Compose(
 
 @functools.cache
 def pictures() -> tuple[torch.Tensor, torch.Tensor]:
-    """48 noisy pictures in [0, 0.9] and their labels: 24, 8, 8 and 8 of a class."""
+    """48 noisy images in [0, 0.9] and their labels: 24, 8, 8 and 8 of a class."""
     images = torch.rand(COUNT, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 0.9
     return images, torch.tensor([0] * 24 + [1] * 8 + [2] * 8 + [3] * 8)
 
@@ -205,7 +205,7 @@ def weighted_sampler(base, root):
 
 
 class Stream(IterableDataset[Any]):
-    """Pictures one after the other, without places."""
+    """Images one after the other, without places."""
 
     def __iter__(self):
         images, labels = pictures()
@@ -219,7 +219,7 @@ def iterable_dataset(base, root):
 
 
 def shard(root: Path) -> str:
-    """A tar of the pictures, as WebDataset reads it."""
+    """A tar of the images, as WebDataset reads it."""
     import io
 
     path = root.parent / "shard.tar"

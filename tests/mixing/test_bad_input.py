@@ -43,7 +43,7 @@ def train(source, backend: str, channels: int = 1, **options):
 
 
 def made(backend: str, folder, **kind):
-    """White pictures for a backend: a rendered set or a generator."""
+    """White images for a backend: a rendered set or a generator."""
     return White(**kind) if backend == "online" else white_set(folder / "set", {"spot": 30}, **kind).folder
 
 

@@ -76,7 +76,7 @@ class TestFiles:
         lost = Relative(train / "spot")
         lost.img_dir = "elsewhere"
         assert fingerprints(lost, "val") is None
-        with pytest.warns(UserWarning, match="cannot see the pictures"):
+        with pytest.warns(UserWarning, match="cannot see the images"):
             check_leaks(renders.members, {"val": DataLoader(lost)})
 
     def test_it_looks_at_what_a_subset_sampler_draws(self, train) -> None:
@@ -85,7 +85,7 @@ class TestFiles:
 
 
 class Opened(Dataset):
-    """Pictures that nothing but reading shows, as most datasets of one's own are."""
+    """Images that nothing but reading shows, as most datasets of one's own are."""
 
     def __init__(self, root: Path, transform=None, form=lambda image: (image, 0)) -> None:
         self.hidden, self.transform, self.form = sorted(root.rglob("*.png")), transform, form
@@ -152,7 +152,7 @@ class TestSamples:
             def __getitem__(self, index: int):
                 return torch.zeros(4, 1, 16, 16), torch.zeros(4)
 
-        with pytest.warns(UserWarning, match="cannot see the pictures of the val dataset Batches"):
+        with pytest.warns(UserWarning, match="cannot see the images of the val dataset Batches"):
             check_leaks(renders.members, {"val": DataLoader(Batches(), batch_size=None)})
 
 

@@ -19,7 +19,7 @@ import visynth
 from tests.ranks import DDP, run_ranks
 from visynth.core.errors import IntegrityError, UsageError
 from visynth.mixing.adapter import Adapter
-from visynth.mixing.layout import Form
+from visynth.mixing.layout import Layout
 from visynth.mixing.options import Options
 from visynth.mixing.plan import Mix, deal, plan_epoch, replaceable
 from visynth.mixing.positions import MixedDataset
@@ -324,9 +324,9 @@ class TestSamples:
 
     def test_unknown_keys_are_asked_for(self) -> None:
         with pytest.raises(UsageError, match="name the image and the label with image_key="):
-            Form.of({"pixels": 1, "diagnosis": 2})
+            Layout.of({"pixels": 1, "diagnosis": 2})
         with pytest.raises(UsageError, match=r"must be \(image, label\), dicts or dataclasses"):
-            Form.of(3)
+            Layout.of(3)
 
     @pytest.mark.parametrize(
         "image",
@@ -404,7 +404,7 @@ class TestLabels:
     def test_samples_with_another_picture_beside_the_label_are_refused(self) -> None:
         sample = {"image": torch.zeros(3, 8, 8), "label": 1, "depth": torch.zeros(8, 8), "id": 7}
         with pytest.raises(UsageError, match="samples carry 'depth' beside"):
-            Form.of(sample).check_extras(sample)
+            Layout.of(sample).check_extras(sample)
 
     def test_ragged_targets_ask_for_labels(self, renders) -> None:
         from visynth.data.labels import find_labels

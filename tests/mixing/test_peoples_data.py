@@ -539,7 +539,7 @@ def test_the_first_usable_sample_is_looked_at(backend, white) -> None:
 
 def test_several_pictures_a_sample_are_told(white) -> None:
     views = Rows(lambda i, y, _: [{"image": i, "label": y}, {"image": i, "label": y}], class_to_idx=CLASSES)
-    with pytest.raises(UsageError, match="a sample is a list of 2 dicts, several pictures at once"):
+    with pytest.raises(UsageError, match="a sample is a list of 2 dicts, several images at once"):
         train(views, white, backend="samples")
 
 
@@ -830,7 +830,7 @@ def test_a_subset_that_a_sampler_draws_is_all_that_there_is(white) -> None:
 
 
 class GoodOrNot(Dataset):
-    """32 good pictures and 16 with a defect of whatever kind."""
+    """32 good images and 16 with a defect of whatever kind."""
 
     def __init__(self) -> None:
         self.images, self.targets = pictures()[0], [0] * 32 + [1] * 16

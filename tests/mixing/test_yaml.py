@@ -74,9 +74,9 @@ def test_batches_with_schedule_and_filter(fit, renders, tmp_path) -> None:
         classes=["good", "scratch", "spot", "stain"],
     )
     assert mixed.backend == "batches"
-    (joiner,) = mixed.joiners.values()
-    assert joiner.done > 0
-    assert {r.file_name for r in joiner.source.renders.records} == set(kept)
+    (mixer,) = mixed.mixers.values()
+    assert mixer.done > 0
+    assert {r.file_name for r in mixer.source.renders.records} == set(kept)
 
 
 def test_online_with_a_sampler(fit, composition) -> None:
@@ -86,5 +86,5 @@ def test_online_with_a_sampler(fit, composition) -> None:
         source=str(folder), share=steps, sampler={"poisson_limit": 100}, autocast="bfloat16", balance={"spot": 10}
     )
     assert mixed.backend == "online"
-    (joiner,) = mixed.joiners.values()
-    assert joiner.done == 12
+    (mixer,) = mixed.mixers.values()
+    assert mixer.done == 12

@@ -1,4 +1,4 @@
-"""Synthetic samples that can be told from real ones: pure white pictures of one class, rendered or generated."""
+"""Synthetic samples that can be told from real ones: pure white images of one class, rendered or generated."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def region(side: Side) -> np.ndarray:
 def white_set(
     folder: Path, counts: dict[str, int], classes: tuple[str, ...] | None = None, side: Side = 16, channels: int = 1
 ) -> Renders:
-    """A finished renders folder of white pictures, each with a mask and a box."""
+    """A finished renders folder of white images, each with a mask and a box."""
     data = encode_png(np.full((*pair(side), channels), 255, np.uint8))
     records = []
     for name, count in counts.items():

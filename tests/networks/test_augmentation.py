@@ -19,7 +19,7 @@ from visynth.networks.gridsample import grid_sample
 
 
 def smooth(count: int = 2, channels: int = 1, size: int = 32) -> torch.Tensor:
-    """Pictures without high frequencies."""
+    """Images without high frequencies."""
     places = torch.linspace(0, 1, size, dtype=torch.float64)
     waves = [
         torch.sin(2 * np.pi * (a * places[:, None] + b * places + c))

@@ -96,7 +96,7 @@ class TestBigGAN:
             assert not torch.equal(network(other, labels), network(z, labels))
 
     def test_sizes_and_latents_that_cannot_be(self) -> None:
-        with pytest.raises(UsageError, match="BigGAN makes pictures of 16, 32, 64, 128, 256 pixels, but got 48"):
+        with pytest.raises(UsageError, match="BigGAN makes images of 16, 32, 64, 128, 256 pixels, but got 48"):
             BigGAN(48, 1, 2)
         with pytest.raises(UsageError, match="z_dim must be at least 4, one number for each level"):
             BigGAN(32, 1, 2, z_dim=3)
@@ -110,7 +110,7 @@ class TestPlain:
         assert CGANDiscriminator(size, 3, 2, width=4)(images, torch.tensor([0, 1])).shape == (2,)
 
     def test_other_sizes_are_told(self) -> None:
-        with pytest.raises(UsageError, match="makes pictures of 16, 32 or 64 pixels, but got 128"):
+        with pytest.raises(UsageError, match="makes images of 16, 32 or 64 pixels, but got 128"):
             CGAN(128, 3, 2)
 
 
@@ -146,7 +146,7 @@ class TestProjected:
         assert all(p.grad is not None for p in network.heads.parameters() if p.requires_grad and p.ndim > 1)
 
     def test_alpha_and_odd_views_are_told(self) -> None:
-        with pytest.raises(UsageError, match="sees grey or RGB pictures, but these have 4 channels"):
+        with pytest.raises(UsageError, match="sees grey or RGB images, but these have 4 channels"):
             self.small(4)
         with pytest.raises(UsageError, match="view must be a multiple of 32 from 64 on, but got 100"):
             ProjectedDiscriminator(32, 1, 2, view=100)

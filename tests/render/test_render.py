@@ -27,7 +27,7 @@ from visynth.core.files import host
 from visynth.core.manifest import Record, decode_mask, encode_mask, read_renders, read_reviews, write_reviews
 from visynth.data.reading import read_images
 from visynth.render.exports import export, flat
-from visynth.render.plan import Plan, balanced_order
+from visynth.render.plan import RenderPlan, balanced_order
 from visynth.render.run import _sweep, make_plan, render_set
 
 
@@ -560,7 +560,7 @@ def test_a_finish_cut_short_is_finished(composition, tmp_path, monkeypatch) -> N
     assert render_set(generator, plan, tmp_path / "cut", workers=0).root() == whole.root()
 
 
-def _committed(generator, plan: Plan, out: Path) -> Path:
+def _committed(generator, plan: RenderPlan, out: Path) -> Path:
     from visynth.render import run
 
     work = out.with_name(out.name + ".work")

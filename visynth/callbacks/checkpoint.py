@@ -48,7 +48,7 @@ class KeepLast(Checkpoint):
 
     @staticmethod
     def path(root: str | Path) -> Path:
-        """Where the checkpoint of a run lies."""
+        """Path of a run's checkpoint."""
         return Path(root) / "checkpoints" / "last.ckpt"
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:

@@ -13,7 +13,7 @@ from visynth.metrics.support import NEIGHBOURS, recall
 
 
 class CollapseAlarm(QualityCallback):
-    """Logs ``recall/<class>`` of made images beside ``recall_null/<class>``, what one half of the real images reaches
+    """Logs ``recall/<class>`` of synthetic images beside ``recall_null/<class>``, what one half of the real images reaches
     of the other; warns, or stops, when a class is lost.
 
     A class counts as lost when its recall is below ``alarm`` times its null at two evaluations in a row.
@@ -38,19 +38,19 @@ class CollapseAlarm(QualityCallback):
         self._low: dict[str, int] = {}
 
     def evaluate(self, trainer: Any, pl_module: Any) -> list[Quality]:
-        found = super().evaluate(trainer, pl_module)
+        quality = super().evaluate(trainer, pl_module)
         real, classes = self._real_features(trainer, pl_module)
-        made = self._made_features(trainer, pl_module, len(classes))
+        fake = self._made_features(trainer, pl_module, len(classes))
         self.recalls = {}
-        for name, own, theirs in zip(classes, real, made, strict=True):
+        for name, own, theirs in zip(classes, real, fake, strict=True):
             if min(len(own) // 2, len(theirs)) > NEIGHBOURS:
                 order = np.random.default_rng(self.seed).permutation(len(own))
                 half = len(own) // 2
                 null = recall(own[order[half:]], own[order[:half]])
-                # As many made images as the null has real ones: more of them would reach more.
+                # As many synthetic images as the null has real ones: more of them would reach more.
                 self.recalls[name] = recall(own[order[half:]], theirs[:half]), null
         self._watch(trainer)
-        return found
+        return quality
 
     def _watch(self, trainer: Any) -> None:
         for name, (value, null) in self.recalls.items():

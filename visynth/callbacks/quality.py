@@ -8,7 +8,7 @@ training time.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pytorch_lightning import Callback
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch import nn
 
 from visynth.callbacks.logs import log_grid, log_values
+from visynth.callbacks.sampling import Scale, chosen_rows, images_of_loader, sample_images
 from visynth.core import distributed
 from visynth.core import seeds as seeding
-from visynth.core.errors import DataError, UsageError
+from visynth.core.errors import UsageError
 from visynth.core.files import cache_folder, hash_json, write_bytes
 from visynth.core.members import pixel_hash
 from visynth.core.pictures import grid, to_display
 from visynth.data.imageset import Lazy
-from visynth.data.labels import class_names
 from visynth.data.reading import read_images
 from visynth.metrics.bank import FeatureBank
 from visynth.metrics.extractor import Extractor
@@ -37,7 +36,6 @@ from visynth.metrics.quality import EVERYTHING, Quality, kid_name, per_class
 from visynth.metrics.stats import FeatureReservoir, split
 
 Array = NDArray[Any]
-Scale = tuple[float, float] | None  # what black and white are
 
 
 class QualityCallback(Callback):
@@ -48,7 +46,7 @@ class QualityCallback(Callback):
         weights: a local file of the features' weights, for those that would download theirs.
         real: real images to compare with, as :func:`visynth.read_images` takes them; by default what the datamodule's
             ``reference()`` gives, else the images of its training loader.
-        count: made images in an evaluation, over all classes and ranks.
+        count: synthetic images in an evaluation, over all classes and ranks.
         max_real: real images, at most.
         every_n_steps: optimiser steps between evaluations.
         max_cost: an evaluation waits until those before it together took at most this share of the training time; the
@@ -56,7 +54,7 @@ class QualityCallback(Callback):
         grid: images of each class on the sheet.
         resolution: side that the features see; by default 112 on a CPU and 224 on a GPU. It is part of every name.
         options: for ``sample``.
-        seed: of the made images; the same at every evaluation, so that sheets can be compared.
+        seed: of the synthetic images; the same at every evaluation, so that sheets can be compared.
         cache: keep real features on disk ($VISYNTH_CACHE, else the user's cache folder).
         value_range: what black and white are in floating-point samples of the module, for instance [0, 1]; [-1, 1]
             shows by itself.
@@ -87,9 +85,9 @@ class QualityCallback(Callback):
         real_range: list[float] | None = None,
     ) -> None:
         super().__init__()
-        for name, told in (("value_range", value_range), ("real_range", real_range)):
-            if told is not None and (len(told) != 2 or not told[0] < told[1]):
-                raise UsageError(f"{name} must be [black, white], for instance [0, 1], but got {told}.")
+        for name, ranges in (("value_range", value_range), ("real_range", real_range)):
+            if ranges is not None and (len(ranges) != 2 or not ranges[0] < ranges[1]):
+                raise UsageError(f"{name} must be [black, white], for instance [0, 1], but got {ranges}.")
         self.value_range: Scale = None if value_range is None else (value_range[0], value_range[1])
         self.real_range: Scale = None if real_range is None else (real_range[0], real_range[1])
         if count < 1 or max_real < 1 or every_n_steps < 1 or not 0 < max_cost <= 1 or grid < 0:
@@ -151,8 +149,8 @@ class QualityCallback(Callback):
         started = time.monotonic()
         self._evaluated = trainer.global_step
         real, classes = self._real_features(trainer, pl_module)
-        made = self._made_features(trainer, pl_module, len(classes))
-        sides = [{name: side[label] for label, name in enumerate(classes)} for side in (real, made)]
+        fake = self._made_features(trainer, pl_module, len(classes))
+        sides = [{name: side[label] for label, name in enumerate(classes)} for side in (real, fake)]
         self.latest = per_class(sides[0], sides[1], self.name(pl_module), self.seed, self.frechet)
         self.seconds += time.monotonic() - started
         return self.latest
@@ -176,8 +174,8 @@ class QualityCallback(Callback):
                     found |= {f"{base}_low": q.kid.low, f"{base}_high": q.kid.high}
             if q.frechet is not None:
                 found[f"{q.frechet[0]}{ending}"] = q.frechet[1]
-            if q.copies is not None:
-                found[f"copies{ending}"] = q.copies.share
+            if q.near_duplicates is not None:
+                found[f"near_duplicates{ending}"] = q.near_duplicates.share
         return found
 
     def _log(self, trainer: Any, pl_module: Any, found: Sequence[Quality], monitor: bool = True) -> None:
@@ -204,7 +202,7 @@ class QualityCallback(Callback):
     def _real_features(self, trainer: Any, pl_module: Any) -> tuple[list[NDArray[np.float32]], tuple[str, ...]]:
         if self._reals is None:
             images, labels, classes = self._reference(trainer, pl_module)
-            keep = _chosen(labels, self.max_real, self.seed)
+            keep = chosen_rows(labels, self.max_real, self.seed)
             images, labels = Lazy(images.__getitem__, keep.tolist()), labels[keep]
             path = self._cache_path(pl_module, images)
             features = self._read_cache(path, len(images))
@@ -237,12 +235,12 @@ class QualityCallback(Callback):
             enough = 2 * self._side(pl_module), 2 * self._side(pl_module)
             return Lazy(lambda item: images.image(item, enough), items), labels, images.classes
         if hasattr(data, "reference"):
-            found: tuple[Sequence[Array], NDArray[np.int64], tuple[str, ...]] = data.reference()
-            return found
-        return _from_loader(trainer.train_dataloader, self.max_real, self.real_range)
+            given: tuple[Sequence[Array], NDArray[np.int64], tuple[str, ...]] = data.reference()
+            return given
+        return images_of_loader(trainer.train_dataloader, self.max_real, self.real_range)
 
     def _sampled_at(self, trainer: Any) -> dict[str, Any]:
-        """What was sampled last: several callbacks on one trainer share what the first of them keeps."""
+        """Cache of the last samples: several callbacks on one trainer share what the first of them keeps."""
         first = next((c for c in trainer.callbacks if isinstance(c, QualityCallback)), self)
         return first._samples
 
@@ -251,14 +249,14 @@ class QualityCallback(Callback):
         key = hash_json(
             [trainer.global_step, self.name(pl_module), self.count, self.seed, sorted(self.options.items())]
         )
-        made: list[NDArray[np.float32]]
+        synthetic: list[NDArray[np.float32]]
         if store.get("key") == key:
-            made = store["made"]
-            return made
+            synthetic = store["made"]
+            return synthetic
         rank, world = distributed.rank(), distributed.world_size()
         labels = [k % classes for k in range(self.count)]
         seeds = [seeding.derive("quality", self.seed, k) for k in range(self.count)]
-        images = _sampled(pl_module, seeds[rank::world], labels[rank::world], self.options, self.value_range)
+        images = sample_images(pl_module, seeds[rank::world], labels[rank::world], self.options, self.value_range)
         own = torch.from_numpy(self._embed(pl_module, images))
         # Ranks may have unequal shares; the reservoir is gathered whole, however many each of them filled in.
         pool = FeatureReservoir(own.shape[1], size=self.count, rank=rank).to(pl_module.device)
@@ -270,13 +268,14 @@ class QualityCallback(Callback):
         if self.grid and distributed.is_main():
             shown = [label for label in range(classes) for _ in range(self.grid)]
             grid_seeds = [seeding.derive("sheet", self.seed, k) for k in range(len(shown))]
-            pictures = [
-                to_display(image) for image in _sampled(pl_module, grid_seeds, shown, self.options, self.value_range)
+            shown_images = [
+                to_display(image)
+                for image in sample_images(pl_module, grid_seeds, shown, self.options, self.value_range)
             ]
-            sheet = grid(pictures, self.grid, max(48, min(160, max(pictures[0].shape[:2]))))
-        made = split(features, own_labels, classes)
-        store.update(key=key, made=made, sheet=sheet)
-        return made
+            sheet = grid(shown_images, self.grid, max(48, min(160, max(shown_images[0].shape[:2]))))
+        synthetic = split(features, own_labels, classes)
+        store.update(key=key, made=synthetic, sheet=sheet)
+        return synthetic
 
     def _cache_path(self, pl_module: Any, images: Sequence[Array]) -> Path | None:
         if not self.cache or not isinstance(self.features, str):
@@ -294,10 +293,10 @@ class QualityCallback(Callback):
 
 
 class KIDCallback(QualityCallback):
-    """Kernel inception distance per class with its null, and the share of copies. The first choice on small sets.
+    """Kernel inception distance per class with its null, and the share of near-duplicates. The first choice on small sets.
 
     Logs ``kid_<features>@<resolution>`` (``kid`` with Inception), the same with ``/<class>``, ``..._null`` (what real
-    halves reach), and ``copies``.
+    halves reach), and ``near_duplicates``.
     Arguments: :class:`QualityCallback`.
 
     Example:
@@ -326,98 +325,3 @@ def _agreed(own: bool) -> bool:
     flag = torch.tensor(float(own), device=device)
     torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
     return bool(flag)
-
-
-def _sampled(
-    pl_module: Any, seeds: Sequence[int], labels: Sequence[int], options: Mapping[str, Any], scale: Scale = None
-) -> list[Array]:
-    """Images ``[H, W, C]`` of a module, whose modes and the global random state stay as they were."""
-    if not seeds:  # a rank may have nothing to make
-        return []
-    modes = {module: module.training for module in pl_module.modules()}
-    devices = [pl_module.device] if pl_module.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        found = pl_module.sample(
-            torch.tensor(seeds, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64), **options
-        )
-    for module, training in modes.items():
-        module.training = training
-    if hasattr(found, "crop"):
-        return [found.crop(i).permute(1, 2, 0).cpu().numpy() for i in range(len(found))]
-    pictures = _integers(list(found), scale, f"{type(pl_module).__name__}.sample()")
-    return [picture.permute(1, 2, 0).cpu().numpy() for picture in pictures]
-
-
-def _integers(images: Sequence[Tensor], scale: Scale, what: str, option: str = "value_range") -> list[Tensor]:
-    """Float images as uint8, by a declared scale or, where values below 0 show it, from [-1, 1]; integers of 8 or 16
-    bits as they are.
-
-    Raises:
-        DataError: values that are of no such scale; nothing is guessed where it is not shown.
-    """
-    if all(image.dtype in (torch.uint8, torch.uint16) for image in images):
-        return list(images)
-    if any(not image.is_floating_point() for image in images):
-        raise DataError(f"{what} gives {images[0].dtype}: uint8, uint16 or floating-point images [C, H, W] are read.")
-    low, high = min(float(i.min()) for i in images), max(float(i.max()) for i in images)
-    # Values below 0 show [-1, 1]; networks without a last tanh go beyond it, untrained ones stay near 0.
-    if scale is None and not (-3 <= low < -1e-3 and high <= 3):
-        raise DataError(
-            f"{what} gives floating-point images with values from {low:.3g} to {high:.3g}, which do not show what "
-            "black and white are. Say it "
-            f"to the callback: {option}=[0, 1], [-1, 1] or [0, 255]."
-        )
-    black, white = scale or (-1.0, 1.0)
-    if max(abs(low - black), abs(high - white)) > 2 * (white - black):
-        raise DataError(f"{what} gives values from {low:.3g} to {high:.3g}, far outside {option}={[black, white]}.")
-    return [((i.float() - black) * (255 / (white - black))).round().clamp(0, 255).to(torch.uint8) for i in images]
-
-
-def _from_loader(loader: Any, most: int, scale: Scale = None) -> tuple[list[Array], NDArray[np.int64], tuple[str, ...]]:
-    """Images and labels of the data set behind a training loader that gives (image, label) or dicts; floats by their
-    scale, see :func:`_integers`.
-
-    A loader of our own reads them, evenly spaced and the same on every rank: the training's iterator, its workers and
-    its share of the ranks are left alone.
-    """
-    dataset: Any = getattr(loader, "dataset", None)
-    if not isinstance(loader, DataLoader) or not hasattr(dataset, "__len__"):
-        raise DataError(
-            "the training loader has no data set of known length to read real images from: name some by real=."
-        )
-    count = len(dataset)
-    rows = np.linspace(0, count - 1, min(most, count)).astype(int).tolist()
-    floats: list[Tensor] = []
-    labels: list[int] = []
-    with torch.random.fork_rng(devices=[]):  # transforms of the user's may draw from the global generator
-        for batch in DataLoader(Subset(dataset, rows), loader.batch_size or 32, collate_fn=loader.collate_fn):
-            pictures, own = (batch["image"], batch["label"]) if isinstance(batch, Mapping) else (batch[0], batch[1])
-            floats += list(pictures)
-            labels += own.tolist()
-    if not floats:
-        raise DataError("the training data hold no images to compare with: name real images by real=.")
-    images = [
-        i.permute(1, 2, 0).cpu().numpy()
-        for i in _integers(floats, scale, f"the training data set {type(dataset).__name__}", "real_range")
-    ]
-    told = class_names(dataset) or {}
-    names = {label: name for name, label in told.items()}
-    return images, np.array(labels, dtype=np.int64), tuple(names.get(k, str(k)) for k in range(max(labels) + 1))
-
-
-def _chosen(labels: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
-    """Rows of up to ``most`` images, every class with an equal quota first: a rare class must not be left out by
-    chance.
-
-    Example:
-        >>> rows = _chosen(np.array([0] * 90 + [1] * 10), 30, 0)
-        >>> len(rows), int((rows >= 90).sum())
-        (30, 10)
-    """
-    order = seeding.rng(seeding.derive("reals", seed), "quality").permutation(len(labels))
-    turns = np.zeros(len(labels), np.int64)
-    met: dict[int, int] = {}
-    for place, row in enumerate(order):
-        turns[place] = met.get(int(labels[row]), 0)
-        met[int(labels[row])] = int(turns[place]) + 1
-    return np.sort(order[np.argsort(turns, kind="stable")[:most]])

@@ -62,7 +62,7 @@ def fit_pipeline(
         data: the real images, and how to read them.
         out: the generator folder.
         pipeline: folder that diffusers' save_pretrained wrote, or a hub id.
-        size: of the made images, in pixels.
+        size: of the synthetic images, in pixels.
         mode: image (from real images of the class), inpaint (repaint masks of real images) or text.
         classes: by default all.
         prompts: per class, e.g. '{crack: a photo of a cracked tile}'.
@@ -72,7 +72,7 @@ def fit_pipeline(
     from visynth.jobs.make import fit_pipeline as run
 
     images = data.read()
-    made = run(
+    generator = run(
         images,
         out,
         pipeline,
@@ -83,7 +83,9 @@ def fit_pipeline(
         classes=classes,
         sampler=sampler,
     )
-    print(f"{out}: makes {', '.join(made.classes)} from {len(made.anchors)} real images; digest {made.digest[:16]}")
+    print(
+        f"{out}: makes {', '.join(generator.classes)} from {len(generator.start_images)} real images; digest {generator.digest[:16]}"
+    )
     return 0
 
 
@@ -165,10 +167,10 @@ def project(
     from visynth.jobs.project import project_images
 
     images = data.read()
-    made = project_images(
+    projected = project_images(
         load_generator(generator, device), images, out, classes, strength, steps, fit, limit, printer(quiet)
     )
-    print(f"{out}: variations of {made.card['projected images']} real images; look at {out}/projections.png")
+    print(f"{out}: variations of {projected.card['projected images']} real images; look at {out}/projections.png")
     return 0
 
 

@@ -51,6 +51,6 @@ class DataOptions:
 
     @property
     def title(self) -> str:
-        """What a report calls the set: its folder, with the one above where that says more."""
+        """Name of the set in reports: its folder, with the one above where that says more."""
         path = Path(self.data).resolve()
         return f"{path.parent.name}/{path.name}" if path.name in ("images", "train") else path.name

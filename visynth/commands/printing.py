@@ -1,4 +1,4 @@
-"""What commands print: progress on stderr, verdicts on stdout."""
+"""Print progress on stderr, verdicts on stdout."""
 
 from __future__ import annotations
 

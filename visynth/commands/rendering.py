@@ -1,4 +1,4 @@
-"""What generators make: rendered sets, and pictures to look at."""
+"""Commands that render: sets of images, and images to look at."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def render(
     )
     queue = -(-batch_size // plan.micro_batch)
     renders = render_set(made, plan, out, workers=workers, queue=queue, progress=None if quiet else render_progress)
-    told = {"out": out, "counts": renders.counts(), "root": renders.root(), "plan": plan.hash}
-    print(dumps(told) if json else f"{out}: {renders.counts()}; root {told['root']}")
+    summary = {"out": out, "counts": renders.counts(), "root": renders.root(), "plan": plan.hash}
+    print(dumps(summary) if json else f"{out}: {renders.counts()}; root {summary['root']}")
     return 0
 
 
@@ -75,8 +75,8 @@ def renders_verify(folder: str) -> int:
     """
     from visynth.core.manifest import read_renders
 
-    found = read_renders(folder, verify=True)
-    print(f"{folder}: {len(found.records)} images as rendered; root {found.root()}")
+    renders = read_renders(folder, verify=True)
+    print(f"{folder}: {len(renders.records)} images as rendered; root {renders.root()}")
     return 0
 
 
@@ -102,18 +102,24 @@ def renders_score(
     renders = read_renders(folder)
     images = data.read()
     scores = score_renders(images, renders, cache=cache, progress=printer(quiet))
-    told = {}
+    summary = {}
     for name, count in renders.counts().items():
         own = [scores.images[record.file_name] for record in renders.records if record.label == name]
         if own:
             agreement = sum(score["agreement"] for score in own) / count
-            told[name] = {"images": count, "agreement": round(agreement, 3), "copies": sum(s["copy"] for s in own)}
-            told[name] |= {"real_agreement": round(scores.real[name], 3)} if name in scores.real else {}
+            summary[name] = {
+                "images": count,
+                "agreement": round(agreement, 3),
+                "near_duplicates": sum(s["copy"] for s in own),
+            }
+            summary[name] |= {"real_agreement": round(scores.real[name], 3)} if name in scores.real else {}
     if json:
-        print(dumps(told))
-    for name, row in {} if json else told.items():
+        print(dumps(summary))
+    for name, row in {} if json else summary.items():
         real = f" (real images: {row['real_agreement']:.2f})" if "real_agreement" in row else ""
-        print(f"{name}: {row['images']} images, mean agreement {row['agreement']:.2f}{real}, {row['copies']} copies")
+        print(
+            f"{name}: {row['images']} images, mean agreement {row['agreement']:.2f}{real}, {row['near_duplicates']} near-duplicates"
+        )
     return 0
 
 
@@ -171,15 +177,15 @@ def explore(
     animation: Literal["webp", "gif"] = "webp",
     device: str = "cpu",
 ) -> int:
-    """Look at a generator: a sheet of seeds, and for GANs truncation, ways between pictures and an animation.
+    """Look at a generator: a sheet of seeds, and for GANs truncation, ways between images and an animation.
 
     Args:
         generator: generator folder, or a hub id.
-        out: folder for the pictures.
+        out: folder for the images.
         classes: only these classes.
         seeds: of the sheet, like 0-15 or 3,8,20.
         frames: from one seed to the next in the animation.
-        side: of each picture, in pixels.
+        side: of each image, in pixels.
         animation: webp or gif.
         device: where the generator runs.
     """

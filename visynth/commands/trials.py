@@ -126,33 +126,33 @@ def preflight(
     if out is not None:
         check_apart(out, images.folders())
         claim_files(out, GROUP_FILES)
-    found = run(
+    findings = run(
         images,
         rare,
         good=good,
         grouped=data.grouped(images),
     )
     if out is not None:
-        write_groups(Path(out), found)
+        write_groups(Path(out), findings)
     if json:
         print(
             dumps(
                 {
                     "classes": images.counts(),
-                    "groups": found.images.groups(),
-                    "suits": {name: {"kind": s.kind, "reason": s.reason} for name, s in found.suits.items()},
-                    "lines": found.leak_lines(),
-                    "bad_masks": found.bad_masks,
+                    "groups": findings.images.groups(),
+                    "suits": {name: {"kind": s.kind, "reason": s.reason} for name, s in findings.suits.items()},
+                    "lines": findings.leak_lines(),
+                    "bad_masks": findings.bad_masks,
                     "same_part": [
                         {"groups": list(pair.groups), "images": list(pair.images), "agreeing": pair.alignment.agreeing}
-                        for pair in found.parts.pairs
+                        for pair in findings.parts.pairs
                     ],
                 },
                 indent=2,
             )
         )
         return 0
-    for block in found.blocks():
+    for block in findings.blocks():
         for line in block.get("lines", []):
             print(f"- {line}")
         for row in [block["columns"], *block["rows"]] if block["kind"] == "table" else []:
@@ -190,7 +190,7 @@ def evaluate(
         cache: keep features of real images on disk.
         accept_leaks: CSV with the columns candidate,member: pairs of test and training images that you looked at and
             that are different.
-        keep: which rendered images count, e.g. '{review: accepted, copies: false}'; by default all but those that a
+        keep: which rendered images count, e.g. '{review: accepted, near_duplicates: false}'; by default all but those that a
             reviewer rejected.
         title: what the report calls the set, instead of the rendered set's name.
         json: print the verdicts as JSON.

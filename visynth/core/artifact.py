@@ -29,7 +29,7 @@ VERSIONS = ("torch", "numpy", "opencv-python-headless")
 
 @dataclass(frozen=True)
 class Artifact:
-    """What a folder holds.
+    """Contents of an artifact's folder.
 
     Attributes:
         identity: plain JSON that, with the weights, decides every sample; it has ``schema``, ``network`` and
@@ -62,13 +62,13 @@ class Artifact:
     def save(self, folder: str | Path, readme: str, extra: Mapping[str, bytes] | None = None) -> Path:
         """Write the folder, with further files by name; it appears complete or not at all."""
         folder = Path(folder)
-        with new_folder(folder) as made:
+        with new_folder(folder) as new:
             for name, data in (extra or {}).items():
-                write_bytes(made / name, data)
-            write_bytes(made / WEIGHTS, self.weights)
-            members_file.write(made / MEMBERS, self.members)
-            write_json(made / SPEC, self._json())
-            write_text(made / README, readme)
+                write_bytes(new / name, data)
+            write_bytes(new / WEIGHTS, self.weights)
+            members_file.write(new / MEMBERS, self.members)
+            write_json(new / SPEC, self._json())
+            write_text(new / README, readme)
         return folder
 
     def _json(self) -> dict[str, Any]:

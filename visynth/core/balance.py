@@ -1,4 +1,4 @@
-"""How many synthetic images each class gets: imbalanced-learn's words, resolved to ``{class: n}``.
+"""Number of synthetic images of each class: imbalanced-learn's words, resolved to ``{class: n}``.
 
 The words are those of imbalanced-learn's ``sampling_strategy`` (Lemaitre et al., JMLR 18, 2017): a word names
 the classes to fill, and each is filled up to the majority (or to ``to``) *counting its real images*. A class of

@@ -46,7 +46,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file may be: bytes on disk, pixels once decoded."""
+    """Limits of a file: bytes on disk, pixels once decoded."""
 
     max_bytes: int = 256 * 2**20
     max_pixels: int = 100_000_000
@@ -180,7 +180,7 @@ def _without_texts(png: bytes) -> bytes:
 
 
 def _checked(read: Callable[[], Array]) -> Array:
-    """What ``read`` gives, as ``[H, W, C]``, if it is what an image may be."""
+    """Result of ``read`` as ``[H, W, C]``, checked to be an image."""
     array = _shaped(read)
     if array.dtype not in (np.uint8, np.uint16):
         raise DataError(f"has {array.dtype} values; allowed are 8- and 16-bit unsigned")
@@ -245,7 +245,7 @@ def _turned(array: Array, orientation: int) -> Array:
 
 
 def _tiff(data: bytes, limits: Limits, raw: bool = False) -> Array:
-    """A TIFF's picture, or with ``raw`` its values as they were written: indices of a palette, true as 255 whatever is
+    """A TIFF's image, or with ``raw`` its values as they were written: indices of a palette, true as 255 whatever is
     white."""
     import tifffile
 
@@ -253,7 +253,7 @@ def _tiff(data: bytes, limits: Limits, raw: bool = False) -> Array:
         page = file.pages[0]
         pages = [
             p for p in file.pages if not getattr(p, "is_reduced", False)
-        ]  # thumbnails and pyramids are the same picture
+        ]  # thumbnails and pyramids are the same image
         if len(pages) > 1:
             raise DataError(f"is a TIFF with {len(pages)} pages; give single images")
         if page.imagelength * page.imagewidth > limits.max_pixels:

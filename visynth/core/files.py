@@ -152,7 +152,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """Where things that can be made again are kept (features, unpacked sets): ``$VISYNTH_CACHE``, else ``visynth`` in
+    """Folder for things that can be computed again (features, unpacked sets): ``$VISYNTH_CACHE``, else ``visynth`` in
     the user's cache folder."""
     base = os.environ.get("VISYNTH_CACHE")
     if base:

@@ -1,4 +1,4 @@
-"""Which rendered images count: by reviewers' decisions and by scores, both files beside the manifest. Training,
+"""Select rendered images by reviewers' decisions and by scores, both files beside the manifest. Training,
 measuring and exporting ask here."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def kept(renders: Renders, keep: Mapping[str, Any]) -> list[Record]:
     Args:
         renders: a rendered set.
         keep: ``review``: "not rejected" (the default), "accepted" or "any"; ``agreement``: least probability of the own
-            class that a classifier of real images gave; ``copies``: False to leave out those that lie too close to a
+            class that a classifier of real images gave; ``near_duplicates``: False to leave out those that lie too close to a
             training image.
 
     Raises:
@@ -38,8 +38,8 @@ def kept(renders: Renders, keep: Mapping[str, Any]) -> list[Record]:
             '{"file_name": ..., "decision": "accept"}.'
         )
     records = [r for r in renders.records if _reviewed(decisions.get(r.file_name), review)]
-    least, copies = keep.get("agreement"), keep.get("copies", True)
-    if least is not None or not copies:
+    least, allowed = keep.get("agreement"), keep.get("near_duplicates", True)
+    if least is not None or not allowed:
         scores = read_scores(renders.folder)
         without = [r.file_name for r in records if r.file_name not in scores]
         if without:
@@ -50,7 +50,7 @@ def kept(renders: Renders, keep: Mapping[str, Any]) -> list[Record]:
             )
         if least is not None:
             records = [r for r in records if float(scores[r.file_name]["agreement"]) >= least]
-        if not copies:
+        if not allowed:
             records = [r for r in records if not scores[r.file_name]["copy"]]
     if not records:
         raise UsageError(

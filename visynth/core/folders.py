@@ -103,8 +103,8 @@ def _sweep_temporary(path: Path) -> None:
 
 def _is_dead(name: str) -> bool:
     """Whether a name is that of something temporary of a process of this machine that is no more."""
-    found = TEMPORARY.match(name)
-    return found is not None and found.group(1) == host() and not alive(int(found.group(2)))
+    temporary = TEMPORARY.match(name)
+    return temporary is not None and temporary.group(1) == host() and not alive(int(temporary.group(2)))
 
 
 def _put_in_place(new: Path, path: Path) -> None:
@@ -160,7 +160,7 @@ def strangers(folder: str | Path, parts: Sequence[str] = ()) -> list[str]:
         return [folder.name]
     known = _known(folder, parts)
     homes = {"/".join(name.split("/")[:depth]) for name in known for depth in range(1, name.count("/") + 1)}
-    found = [
+    foreign = [
         f"{path.relative_to(folder).as_posix()}/"
         for path in _folders(folder)
         if path != folder
@@ -174,10 +174,10 @@ def strangers(folder: str | Path, parts: Sequence[str] = ()) -> list[str]:
             continue
         hashes = known.get(name)
         if hashes is None:
-            found.append(name)
+            foreign.append(name)
         elif hashes and (path.is_symlink() or hash_file(path) not in hashes):
-            found.append(f"{name} (changed since visynth wrote it)")
-    return sorted(found)
+            foreign.append(f"{name} (changed since visynth wrote it)")
+    return sorted(foreign)
 
 
 def _left_over(path: Path, folder: Path) -> bool:
@@ -196,12 +196,12 @@ def claim(folder: str | Path, parts: Sequence[str] = ()) -> Path:
         OutputError: it holds something that visynth did not write (listed), or its parent cannot be written.
     """
     folder = Path(folder)
-    found = strangers(folder, parts)
-    if found:
+    foreign = strangers(folder, parts)
+    if foreign:
         raise OutputError(
-            f"{folder} holds {len(found)} files that visynth did not write here, and nothing of yours (reviewers' "
+            f"{folder} holds {len(foreign)} files that visynth did not write here, and nothing of yours (reviewers' "
             "decisions, other results) is ever "
-            f"removed: choose another output folder, or move them away. Nothing was changed.\n{listing(found, SHOWN)}"
+            f"removed: choose another output folder, or move them away. Nothing was changed.\n{listing(foreign, SHOWN)}"
         )
     ensure_writable(folder.parent)
     return folder
@@ -308,10 +308,10 @@ def _known(folder: Path, parts: Sequence[str] = (), own: bool = True) -> dict[st
 
 
 def _record(folder: Path) -> dict[str, list[str]]:
-    found = _json(folder / RECORD)
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+    record = _json(folder / RECORD)
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         return {}
-    files = found.get("files")
+    files = record.get("files")
     return {str(n): [str(h) for h in hashes] for n, hashes in files.items()} if isinstance(files, dict) else {}
 
 
@@ -320,23 +320,23 @@ def _write_record(folder: Path, files: Mapping[str, Sequence[str]]) -> None:
 
 
 def _rendered(folder: Path) -> dict[str, tuple[str, ...]]:
-    """What a rendered set's own files say of it, or of one that is not finished yet (``<folder>.work``)."""
+    """Files that belong to a rendered set, or of one that is not finished yet (``<folder>.work``)."""
     plan = _json(folder / "plan.json")
     if not isinstance(plan, dict) or plan.get("schema") != RENDERS:
         return {}
     if folder.name.endswith(".work"):
         return {path.relative_to(folder).as_posix(): () for path in _files(folder)}
-    found: dict[str, tuple[str, ...]] = dict.fromkeys(
+    files: dict[str, tuple[str, ...]] = dict.fromkeys(
         ("plan.json", "members.jsonl", "metadata.jsonl", "scores.jsonl"), ()
     )
     work = folder.with_name(folder.name + ".work")  # where it is not finished, its shards say what moved already
     for file in [folder / "metadata.jsonl", *work.glob("shard.*/records.jsonl")]:
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
-            found |= {(row := json.loads(line))["file_name"]: (row["sha256"],) for line in lines}
+            files |= {(row := json.loads(line))["file_name"]: (row["sha256"],) for line in lines}
         except (OSError, ValueError, KeyError, TypeError):
             pass  # then its images are no one's, and stay
-    return found
+    return files
 
 
 def _json(path: Path) -> Any:

@@ -123,7 +123,7 @@ def read_renders(folder: str | Path, *, verify: bool = False) -> Renders:
         verify: also compare every file's sha256.
 
     Raises:
-        IntegrityError: unfinished, of another schema, a torn line, missing or altered files (all told).
+        IntegrityError: unfinished, of another schema, a torn line, missing or altered files (all listed).
     """
     folder = Path(folder)
     if not folder.is_dir():

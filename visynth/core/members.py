@@ -3,7 +3,7 @@
 The leak guard and ``evaluate`` compare a candidate with the members three ways, cheapest first: the file's
 sha256, the sha256 of the decoded pixels (survives re-saving), and a 64-bit perceptual hash of a 32x32 grey copy
 at Hamming distance <= 4 (survives re-compression and small edits), which is told only where the finer structure of the
-two pictures agrees as well: parts that merely look alike share their coarse structure. Plain pictures (blank tiles,
+two images agrees as well: parts that merely look alike share their coarse structure. Plain images (blank tiles,
 even stripes) are all alike, so that one of them meets another says nothing: such meetings are counted, not told. Source
 of the hash: Zauner, "Implementation and benchmarking of perceptual image hash functions" (2010), DCT hash.
 """
@@ -26,9 +26,9 @@ from visynth.core.files import canonical_json, write_text
 
 SPLITS = ("train", "val", "test")
 BLOCK = 1024  # candidates compared at a time, so that memory stays flat
-NEAR = 4  # Hamming distance up to which two perceptual hashes mean the same picture
+NEAR = 4  # Hamming distance up to which two perceptual hashes mean the same image
 FINE = 40  # of 192 bits of finer structure, up to which it is the same: copies differ in up to 20, chance gives 96
-PLAIN = 2.0  # grey levels of deviation, over the picture or across even stripes, up to which it is plain
+PLAIN = 2.0  # grey levels of deviation, over the image or across even stripes, up to which it is plain
 PLAIN_MARK = "plain"
 SAME_FILE, SAME_PIXELS, NEARLY, BLANK = "same file", "same pixels", "near-duplicate", "equal blank image"
 
@@ -82,13 +82,13 @@ def perceptual_hash(image: NDArray[Any]) -> str:
     grey = grey.mean(axis=2) if grey.ndim == 3 else grey
     small = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA)
     low = cv2.dct(small)[:8, :8].ravel()
-    # The DC term only says how bright the picture is; it takes no part in the threshold.
+    # The DC term only says how bright the image is; it takes no part in the threshold.
     bits = low > np.median(low[1:])
     return f"{int(''.join('1' if bit else '0' for bit in bits), 2):016x}"
 
 
 def fine_hash(image: NDArray[Any]) -> str:
-    """The picture's finer structure: signs of the 192 middle frequencies of its 32x32 grey copy as 48 hex digits, or
+    """The image's finer structure: signs of the 192 middle frequencies of its 32x32 grey copy as 48 hex digits, or
     ``"plain"``.
 
     Args:
@@ -167,7 +167,7 @@ def overlaps(candidates: Sequence[Member], members: Sequence[Member]) -> list[Ov
     for member in members:
         by_file.setdefault(member.sha256, []).append(member)
         by_pixels.setdefault(member.pixels, []).append(member)
-    found = []
+    meetings = []
     for first in range(0, len(candidates), BLOCK):
         rows = candidates[first : first + BLOCK]
         near = distances([c.phash for c in rows], [m.phash for m in members]) if members else None
@@ -178,17 +178,17 @@ def overlaps(candidates: Sequence[Member], members: Sequence[Member]) -> list[Ov
             if same is not None:
                 own = next((m for m in same if m.path == candidate.path), None)  # of several equal ones, itself
                 how = BLANK if own is None and candidate.fine == PLAIN_MARK else how
-                found.append(Overlap(candidate.path, own or same[0], how))
+                meetings.append(Overlap(candidate.path, own or same[0], how))
             elif near is not None and candidate.fine != PLAIN_MARK:
                 order = np.argsort(near[row], kind="stable")[: (near[row] <= NEAR).sum()]
                 like = next((members[int(i)] for i in order if _same_structure(candidate, members[int(i)])), None)
                 if like is not None:
-                    found.append(Overlap(candidate.path, like, NEARLY))
-    return found
+                    meetings.append(Overlap(candidate.path, like, NEARLY))
+    return meetings
 
 
 def _same_structure(first: Member, second: Member) -> bool:
-    """Whether two pictures whose coarse structure agrees agree in the finer one, as far as it is known."""
+    """Whether two images whose coarse structure agrees agree in the finer one, as far as it is known."""
     if PLAIN_MARK in (first.fine, second.fine):
         return False
     return not first.fine or not second.fine or hamming(first.fine, second.fine) <= FINE

@@ -1,4 +1,4 @@
-"""Small picture helpers for previews and reports: display values, grids, PNG bytes. Arrays are ``[H, W, C]``."""
+"""Small image helpers for previews and reports: display values, grids, PNG bytes. Arrays are ``[H, W, C]``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from visynth.core.files import write_bytes
 Image = NDArray[Any]
 FITS = ("crop", "pad", "squash")
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
-FEW_VALUES = 8  # values of a channel up to which a picture is line art
+FEW_VALUES = 8  # values of a channel up to which an image is line art
 
 
 def to_display(image: Image) -> NDArray[np.uint8]:
@@ -74,7 +74,7 @@ def few_values(image: Image) -> bool:
 
 
 def fit_square(image: NDArray[np.uint8], side: int, fill: int = 255) -> NDArray[np.uint8]:
-    """The whole picture, its proportions kept, centred on a square of ``side`` pixels."""
+    """The whole image, its proportions kept, centred on a square of ``side`` pixels."""
     height, width = image.shape[:2]
     scale = side / max(height, width)
     shape = max(1, round(width * scale)), max(1, round(height * scale))
@@ -117,7 +117,7 @@ def write_png(path: str | Path, image: NDArray[np.uint8]) -> None:
 
 
 def data_uri(image: NDArray[np.uint8]) -> str:
-    """An RGB image as a ``data:`` address, for pages that carry their pictures."""
+    """An RGB image as a ``data:`` address, for pages that carry their images."""
     return "data:image/png;base64," + base64.b64encode(png(image)).decode()
 
 
@@ -125,7 +125,7 @@ def to_channels(image: Image, channels: int) -> Image:
     """``[H, W, C]`` with the wanted channels: grey is repeated, colour is weighed (ITU-R BT.601), alpha is opaque where
     there is none.
 
-    Where alpha is not wanted, the picture is set on black by it: what nobody sees must not be trained on.
+    Where alpha is not wanted, the image is set on black by it: what nobody sees must not be trained on.
 
     Example:
         >>> to_channels(np.full((2, 2, 1), 9, np.uint8), 3).shape

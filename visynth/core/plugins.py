@@ -23,7 +23,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "stylegan2": "visynth.generators.gan:StyleGAN2",
         "biggan": "visynth.generators.gan:BigGAN",
         "cgan": "visynth.generators.gan:CGAN",
-        "stylegan2_projected": "visynth.generators.projection:Anchored",
+        "stylegan2_projected": "visynth.generators.projection:ProjectedStyleGAN2",
     },
     "features": {
         "efficientnet_lite0": "visynth.metrics.extractors:efficientnet_lite0",

@@ -1,7 +1,7 @@
 """The report: one schema for what was measured, as JSON for machines and as one self-contained page for people.
 
 A report is a list of *sections*. Each has a title and blocks; a block is a dict with a ``kind``: ``text``, ``table``,
-``arms`` (estimates with intervals, drawn), ``gallery`` (pictures with captions) or ``list``. Verdicts stand apart, at
+``arms`` (estimates with intervals, drawn), ``gallery`` (images with captions) or ``list``. Verdicts stand apart, at
 the top, one per class, so that a gate can read them without knowing the sections.
 """
 
@@ -61,7 +61,7 @@ class ClassVerdict:
 
 @dataclass
 class Report:
-    """What was measured, under which conditions, and what follows.
+    """Verdicts, measurements and their conditions.
 
     Example:
         >>> report = Report("utility", "tiles", verdicts=[ClassVerdict("crack", "does not", "AP -0.10")])
@@ -85,7 +85,7 @@ class Report:
             "kind": self.kind,
             "subject": self.subject,
             "verdicts": [asdict(v) for v in self.verdicts],
-            # Pictures stay in the page: the JSON is for programs.
+            # Images stay in the page: the JSON is for programs.
             "sections": [
                 {**s, "blocks": [{k: v for k, v in b.items() if k != "pictures"} for b in s["blocks"]]}
                 for s in self.sections
@@ -103,7 +103,7 @@ class Report:
 
 
 def read_report(path: str | Path) -> Report:
-    """A report from its folder or its JSON file (without pictures).
+    """A report from its folder or its JSON file (without images).
 
     Raises:
         IntegrityError: missing, not JSON, or of another schema.
@@ -122,13 +122,13 @@ def read_report(path: str | Path) -> Report:
 
 def environment() -> dict[str, str]:
     """Versions that a figure depends on."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
+    versions = {"python": platform.python_version(), "machine": platform.machine()}
     for name in ("visynth", "torch", "numpy", "opencv-python-headless", "scikit-learn", "timm", "albumentations"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions
 
 
 # -- blocks ----------------------------------------------------------------------------------------------------------
@@ -151,9 +151,9 @@ def arms(title: str, rows: Sequence[Mapping[str, Any]], note: str = "") -> dict[
     return {"kind": "arms", "title": title, "rows": [dict(row) for row in rows], "note": note}
 
 
-def gallery(captions: Sequence[str], pictures: Sequence[Any], columns: int, note: str = "") -> dict[str, Any]:
-    """RGB uint8 pictures with captions, ``columns`` in a row."""
-    return {"kind": "gallery", "captions": list(captions), "pictures": list(pictures), "columns": columns, "note": note}
+def gallery(captions: Sequence[str], images: Sequence[Any], columns: int, note: str = "") -> dict[str, Any]:
+    """RGB uint8 images with captions, ``columns`` in a row."""
+    return {"kind": "gallery", "captions": list(captions), "pictures": list(images), "columns": columns, "note": note}
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------

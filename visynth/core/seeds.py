@@ -1,4 +1,4 @@
-"""Per-sample randomness: a picture is a function of its seed, never of the batch, the order or the rank.
+"""Per-sample randomness: an image is a function of its seed, never of the batch, the order or the rank.
 
 Seeds are int64 in [0, 2**63). Noise comes from numpy's Philox counter generator keyed by (seed, stream):
 ``torch.manual_seed`` keeps only the low 32 bits of a seed and its ``randn`` depends on the CPU's kernels, so

@@ -1,5 +1,4 @@
-"""What a long job has done so far, kept under what it was made from: a killed job goes on, and changed inputs start
-anew."""
+"""Results of a long job so far, kept under a hash of their inputs: a killed job resumes, changed inputs start anew."""
 
 from __future__ import annotations
 
@@ -38,7 +37,7 @@ class Stage:
         self.folder, self.inputs = Path(folder), hash_json(dict(inputs))
 
     def get(self, **key: Any) -> Any:
-        """What was kept under a key, or None: it was not made yet, or from other inputs."""
+        """The value kept under a key, or None where there is none for these inputs."""
         try:
             kept = json.loads((self.folder / self._name(key)).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -54,7 +53,7 @@ class Stage:
         put_files(self.folder, {self._name(key): json.dumps({"key": key, "value": value}).encode()})
 
     def path(self, **key: Any) -> Path:
-        """Where a folder of ours (an artifact) may be kept under a key."""
+        """Path for a folder of ours (an artifact) under a key."""
         return self.folder / self._name(key).removesuffix(".json")
 
     def clear(self) -> None:

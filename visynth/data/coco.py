@@ -25,7 +25,7 @@ BACKGROUND = "background"
 
 @dataclass
 class Coco:
-    """What a COCO file holds: items, unusable files, class names in id order, and what is to be told."""
+    """Contents of a COCO file: items, unusable files, class names in id order, and what is to be told."""
 
     items: list[Item] = field(default_factory=list)
     bad: list[BadFile] = field(default_factory=list)
@@ -41,7 +41,7 @@ def read_coco(path: Path, images: Path | None = None) -> Coco:
         images: folder of the images; by default the first of ``<folder>/images`` and ``<folder>`` that holds them.
 
     Raises:
-        DataError: not COCO, or annotations that cannot be right (all told).
+        DataError: not COCO, or annotations that cannot be right (all listed).
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -72,27 +72,27 @@ def read_coco(path: Path, images: Path | None = None) -> Coco:
     raise_all(str(path), problems)
 
     notes: list[str] = []
-    found = Coco(classes=_used(raw_categories, categories, per_image, notes), notes=notes)
+    coco = Coco(classes=_used(raw_categories, categories, per_image, notes), notes=notes)
     root = _image_root(path, images, names)
     for key, record in records.items():
         file, notes_of = root / record["file_name"], per_image.get(key, [])
         if not file.is_file():
-            found.bad.append(BadFile(record["file_name"], "is listed but does not exist"))
+            coco.bad.append(BadFile(record["file_name"], "is listed but does not exist"))
         elif key in crowds and not notes_of:
-            found.bad.append(
+            coco.bad.append(
                 BadFile(record["file_name"], "has crowd regions only, which show neither where nor how many")
             )
         else:
-            found.items.append(_item(file, record, notes_of, categories))
+            coco.items.append(_item(file, record, notes_of, categories))
     if crowds:
-        found.notes.append(
+        coco.notes.append(
             f"{sum(crowds.values())} crowd regions on {len(crowds)} images are no objects and are not used"
         )
-    bare = sum(item.labels == (BACKGROUND,) and not item.boxes for item in found.items)
+    bare = sum(item.labels == (BACKGROUND,) and not item.boxes for item in coco.items)
     if bare:
-        found.notes.append(f"{bare} images without annotations are the class {BACKGROUND!r}")
-        found.classes += [BACKGROUND] if BACKGROUND not in found.classes else []
-    return found
+        coco.notes.append(f"{bare} images without annotations are the class {BACKGROUND!r}")
+        coco.classes += [BACKGROUND] if BACKGROUND not in coco.classes else []
+    return coco
 
 
 def _item(file: Path, record: Mapping[str, Any], notes: list[dict[str, Any]], categories: Mapping[Any, str]) -> Item:

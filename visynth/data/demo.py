@@ -52,7 +52,7 @@ def write_samples(folder: str | Path, *, per_class: Mapping[str, int] | None = N
     order = seeding.rng(seed, "samples/regions").permutation(len(regions))
     taken = 0
     rows: list[tuple[str, str, str]] = []
-    with new_folder(folder) as made:
+    with new_folder(folder) as new:
         # Defects first, each on regions of its own; the good class takes the rest and wraps around if it must.
         for name in sorted(counts, key=lambda c: (c == "good", counts[c], c)):
             groups = -(-counts[name] // SHOTS[name])
@@ -63,11 +63,11 @@ def write_samples(folder: str | Path, *, per_class: Mapping[str, int] | None = N
                 file = f"{name}/region{region:02d}_shot{shot}_{index:03d}.png"
                 for kind, pixels in (("images", image[:, :, None]), ("masks", mask[:, :, None].astype(np.uint8) * 255)):
                     if kind == "images" or name != "good":
-                        (made / kind / name).mkdir(parents=True, exist_ok=True)
-                        write_bytes(made / kind / file, encode_png(pixels))
+                        (new / kind / name).mkdir(parents=True, exist_ok=True)
+                        write_bytes(new / kind / file, encode_png(pixels))
                 rows.append((file, name, f"region{region:02d}"))
             taken += groups
-        with open(made / "groups.csv", "w", newline="", encoding="utf-8") as stream:
+        with open(new / "groups.csv", "w", newline="", encoding="utf-8") as stream:
             csv.writer(stream).writerows([("file", "class", "group"), *sorted(rows)])
     return Path(folder)
 
@@ -86,51 +86,49 @@ def _regions() -> list[NDArray[np.uint8]]:
 
 def _shot(region: NDArray[np.uint8], name: str, number: int, shot: int, seed: int) -> tuple[NDArray[np.uint8], Mask]:
     """One exposure of a region: the defect belongs to the region, offset and light to the shot."""
-    picture: NDArray[Any] = region.astype(np.float32)
-    picture = (
-        96 + (picture - picture.mean()) * 0.5
-    )  # the three photographs at one brightness, so that grain stays grain
+    image: NDArray[Any] = region.astype(np.float32)
+    image = 96 + (image - image.mean()) * 0.5  # the three photographs at one brightness, so that grain stays grain
     mask = np.zeros(region.shape, bool)
     if name != "good":
-        picture, mask = DRAW[name](picture, seeding.rng(seeding.derive(seed, "defect", number, name), "samples"))
+        image, mask = DRAW[name](image, seeding.rng(seeding.derive(seed, "defect", number, name), "samples"))
     light = seeding.rng(seeding.derive(seed, "shot", number, name, shot), "samples")
     top, left = (int(v) for v in light.integers(0, REGION - TILE + 1, 2))
-    picture = picture * light.uniform(0.75, 1.3) + light.normal(0, 3, picture.shape)
+    image = image * light.uniform(0.75, 1.3) + light.normal(0, 3, image.shape)
     part = np.s_[top : top + TILE, left : left + TILE]
-    return np.clip(np.rint(picture[part]), 0, 255).astype(np.uint8), mask[part]
+    return np.clip(np.rint(image[part]), 0, 255).astype(np.uint8), mask[part]
 
 
-def _scratch(picture: Floats, generator: np.random.Generator) -> tuple[Floats, Mask]:
+def _scratch(image: Floats, generator: np.random.Generator) -> tuple[Floats, Mask]:
     angle, length = generator.uniform(0, np.pi), generator.uniform(26, 44)
     direction = np.array([np.cos(angle), np.sin(angle)])
     centre = REGION / 2 + generator.uniform(-8, 8, 2)
     bend = generator.uniform(-4, 4) * np.array([-direction[1], direction[0]])
     steps = np.linspace(-1, 1, 24)[:, None]
     points = centre + steps * direction * length / 2 + (1 - steps**2) * bend
-    canvas = np.zeros(picture.shape, np.uint8)
+    canvas = np.zeros(image.shape, np.uint8)
     cv2.polylines(canvas, [np.round(points).astype(np.int32)], False, 1, thickness=2)
     opacity = cv2.GaussianBlur(canvas.astype(np.float32), (0, 0), 0.7)[:, :, None][:, :, 0]
-    return picture + opacity * generator.uniform(45, 70), canvas.astype(bool)
+    return image + opacity * generator.uniform(45, 70), canvas.astype(bool)
 
 
-def _spot(picture: Floats, generator: np.random.Generator) -> tuple[Floats, Mask]:
-    canvas = np.zeros(picture.shape, np.uint8)
+def _spot(image: Floats, generator: np.random.Generator) -> tuple[Floats, Mask]:
+    canvas = np.zeros(image.shape, np.uint8)
     centre = REGION / 2 + generator.uniform(-8, 8, 2)
     for _ in range(3):
         axes = tuple(int(v) for v in np.round(generator.uniform(3, 6.5, 2)))
         middle = tuple(int(v) for v in np.round(centre + generator.uniform(-3, 3, 2)))
         cv2.ellipse(canvas, middle, axes, float(generator.uniform(0, 180)), 0, 360, 1, -1)
     opacity = cv2.GaussianBlur(canvas.astype(np.float32), (0, 0), 1.2) * generator.uniform(0.55, 0.8)
-    return np.asarray(picture * (1 - opacity) + 40 * opacity, dtype=np.float32), canvas.astype(bool)
+    return np.asarray(image * (1 - opacity) + 40 * opacity, dtype=np.float32), canvas.astype(bool)
 
 
-def _stain(picture: Floats, generator: np.random.Generator) -> tuple[Floats, Mask]:
-    canvas = np.zeros(picture.shape, np.uint8)
+def _stain(image: Floats, generator: np.random.Generator) -> tuple[Floats, Mask]:
+    canvas = np.zeros(image.shape, np.uint8)
     centre = tuple(int(v) for v in np.round(REGION / 2 + generator.uniform(-8, 8, 2)))
     axes = tuple(int(v) for v in np.round(generator.uniform(11, 19, 2)))
     cv2.ellipse(canvas, centre, axes, float(generator.uniform(0, 180)), 0, 360, 1, -1)
     opacity = cv2.GaussianBlur(canvas.astype(np.float32), (0, 0), 3)
-    return picture + opacity * generator.choice([-1, 1]) * generator.uniform(16, 26), canvas.astype(bool)
+    return image + opacity * generator.choice([-1, 1]) * generator.uniform(16, 26), canvas.astype(bool)
 
 
 DRAW = {"scratch": _scratch, "spot": _spot, "stain": _stain}

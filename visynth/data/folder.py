@@ -69,8 +69,8 @@ def read_folder(
         items: list[Item] = []
         bad: list[BadFile] = []
         for folder in splits:
-            found, wrong = _classes(folder, root, SPLIT_WORDS[folder.name.lower()], mask_suffix, beside, notes)
-            items, bad = items + found, bad + wrong
+            below, wrong = _classes(folder, root, SPLIT_WORDS[folder.name.lower()], mask_suffix, beside, notes)
+            items, bad = items + below, bad + wrong
         return items, bad, notes
     items, bad = _classes(root, root, "", mask_suffix, beside, notes)
     return items, bad, notes
@@ -96,12 +96,12 @@ def _classes(
             image = _image_of(path, names, mask_suffix)
             if image is not None:
                 own.setdefault(image, []).append(path)
-        doubled = {image: found for image, found in own.items() if len(found) > 1}
+        doubled = {image: pairs for image, pairs in own.items() if len(pairs) > 1}
         raise_all(
             str(root),
             [f"{i.name} has several masks beside it: {choices(p.name for p in f)}" for i, f in doubled.items()],
         )
-        taken = {found[0] for found in own.values()}
+        taken = {pairs[0] for pairs in own.values()}
         count = len(items)
         for path in paths:
             name = path.relative_to(base).as_posix()
@@ -145,7 +145,7 @@ def _image_of(path: Path, names: set[Path], mask_suffix: str | None) -> Path | N
 
 def _walk(folder: Path) -> list[Path]:
     """Files and dead links below a folder, sorted; links to folders are followed, each real folder once."""
-    found, seen = [], set()
+    paths, seen = [], set()
     for here, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(here)
         if real in seen:
@@ -153,8 +153,8 @@ def _walk(folder: Path) -> list[Path]:
             continue
         seen.add(real)
         folders[:] = [f for f in folders if not _hidden(Path(f))]
-        found += [Path(here) / file for file in files if not _hidden(Path(file))]
-    return sorted(found)
+        paths += [Path(here) / file for file in files if not _hidden(Path(file))]
+    return sorted(paths)
 
 
 def _refuse_other_formats(root: Path) -> None:

@@ -1,7 +1,7 @@
 """Near-duplicates, the leak that a random split would make of them, and groups that would prevent it.
 
-Likeness of two pictures is the mean of two correlations between 32x32 grey copies: of the copies themselves and of
-their fine structure (the copy minus its Gaussian blur). On sets without repeats fewer than 1 % of pictures have a
+Likeness of two images is the mean of two correlations between 32x32 grey copies: of the copies themselves and of
+their fine structure (the copy minus its Gaussian blur). On sets without repeats fewer than 1 % of images have a
 neighbour above 0.9; on repeated shots of the same part most do.
 """
 
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from visynth.data.imageset import ImageSet
 
-ALIKE = 0.9  # likeness from which two pictures show the same thing
+ALIKE = 0.9  # likeness from which two images show the same thing
 STRICTER = (0.92, 0.94, 0.96, 0.98, 0.99)  # for groups that chain
 CHAINED = 0.1  # share of the images from which on a cluster has chained, if it has more than
 SMALL = 12  # images
 DOMINATES = 0.25  # share of the images that no group should exceed
-LEAKS = 0.05  # share of pictures with a near-duplicate from which a random split is called leaky
+LEAKS = 0.05  # share of images with a near-duplicate from which a random split is called leaky
 GAPS = (1, 2, 3, 5, 10, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000, 2000, 5000)
 
 Floats = NDArray[np.float32]
@@ -93,37 +93,37 @@ def find_neighbours(images: ImageSet) -> Neighbours:
     return neighbours(np.stack([small_copies(look.grey) for look in images.looks()]))
 
 
-def random_split_leak(found: Neighbours, test_share: float = 0.2) -> float:
+def random_split_leak(neighbours: Neighbours, test_share: float = 0.2) -> float:
     """Expected share of test images that a random split leaves a near-duplicate of in training.
 
     An image with k near-duplicates keeps them all out of training with probability ``test_share ** k``.
     """
-    count = len(found.nearest)
-    degree = np.bincount(found.pairs.ravel(), minlength=count) if len(found.pairs) else np.zeros(count)
+    count = len(neighbours.nearest)
+    degree = np.bincount(neighbours.pairs.ravel(), minlength=count) if len(neighbours.pairs) else np.zeros(count)
     return float(np.mean(np.where(degree > 0, 1 - test_share**degree, 0.0)))
 
 
-def across_groups(found: Neighbours, groups: Sequence[str]) -> list[tuple[int, int]]:
+def across_groups(neighbours: Neighbours, groups: Sequence[str]) -> list[tuple[int, int]]:
     """Near-duplicate pairs whose two images are in different groups."""
-    return [(int(a), int(b)) for a, b in found.pairs if groups[a] != groups[b]]
+    return [(int(a), int(b)) for a, b in neighbours.pairs if groups[a] != groups[b]]
 
 
-def propose_groups(names: Sequence[str], found: Neighbours) -> Proposal | None:
+def propose_groups(names: Sequence[str], neighbours: Neighbours) -> Proposal | None:
     """Groups that keep near-duplicates together, or None when the set does not repeat itself.
 
     File names are tried first (a shared prefix; runs of the last number with small gaps), because a camera that
-    shoots a part six times names the shots in a row even where the pictures differ. A rule *gains* the share of
+    shoots a part six times names the shots in a row even where the images differ. A rule *gains* the share of
     near-duplicate neighbours that it holds together beyond what groups of its sizes hold by chance (one big group
     gains nothing), and none whose largest group dominates the set is taken. Of all rules, the one with the largest sum
     of gain and groups per image wins. Where no rule of names gains three quarters, clusters of near-duplicates do; where
     they chain into one that dominates, only pairs that are more alike hold it together.
     """
-    if found.repeated < LEAKS:
+    if neighbours.repeated < LEAKS:
         return None
-    repeated = np.flatnonzero(found.likeness >= ALIKE)
+    repeated = np.flatnonzero(neighbours.likeness >= ALIKE)
 
     def holds(groups: NDArray[np.int64]) -> float:
-        return float((groups[found.nearest[repeated]] == groups[repeated]).mean())
+        return float((groups[neighbours.nearest[repeated]] == groups[repeated]).mean())
 
     def gain(groups: NDArray[np.int64]) -> float:
         return holds(groups) - float(((np.bincount(groups) / len(groups)) ** 2).sum())
@@ -136,7 +136,7 @@ def propose_groups(names: Sequence[str], found: Neighbours) -> Proposal | None:
     scored = {rule: gain(groups) + (groups.max() + 1) / len(names) for rule, groups in rules.items()}
     best = max(scored, key=lambda rule: scored[rule], default="")
     if not best or gain(rules[best]) < 0.75:
-        best, (rules[""], level) = "", _clusters(len(names), found)
+        best, (rules[""], level) = "", _clusters(len(names), neighbours)
     rule = best or f"images that look alike (likeness of at least {ALIKE}" + (
         f", of {level:g} where they would chain)" if not best and level > ALIKE else ")"
     )
@@ -159,16 +159,16 @@ def _name_rules(names: Sequence[str]) -> list[tuple[str, NDArray[np.int64]]]:
     return rules
 
 
-def _clusters(count: int, found: Neighbours) -> tuple[NDArray[np.int64], float]:
+def _clusters(count: int, neighbours: Neighbours) -> tuple[NDArray[np.int64], float]:
     """Connected near-duplicates, and the likeness that the strictest of them needed."""
-    held = np.ones(len(found.pairs), bool)
-    groups, level = _connected(count, found.pairs), ALIKE
+    held = np.ones(len(neighbours.pairs), bool)
+    groups, level = _connected(count, neighbours.pairs), ALIKE
     for stricter in STRICTER:
         large = np.bincount(groups) > max(SMALL, CHAINED * count)
         if not large.any():
             break
-        held &= ~(large[groups[found.pairs[:, 0]]] & (found.alike < stricter))
-        groups, level = _connected(count, found.pairs[held]), stricter
+        held &= ~(large[groups[neighbours.pairs[:, 0]]] & (neighbours.alike < stricter))
+        groups, level = _connected(count, neighbours.pairs[held]), stricter
     return groups, level
 
 

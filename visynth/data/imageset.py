@@ -1,4 +1,4 @@
-"""What every reader gives: a list of labelled image files, and the set they form."""
+"""A set of labelled image files: the result of every reader."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Item:
     Attributes:
         path: where it is.
         name: its path relative to the set's root, with forward slashes: its key in reports and group files.
-        labels: class names; several for multi-hot data, none for a picture without any class.
+        labels: class names; several for multi-hot data, none for an image without any class.
         group: images of one group (tile, patient, scene) belong to one side of every split.
         split: ``"train"``, ``"val"``, ``"test"`` or ``""`` when the data do not say.
         mask: file with the labelled pixels, or None.
@@ -135,7 +135,7 @@ class ImageSet:
         return self.seen[item.path]
 
     def looks(self) -> list[Look]:
-        """Of every image, in their order."""
+        """:meth:`look` of every image, in their order."""
         return in_threads(self.look, self.items)
 
     def image(self, item: Item, at_least: tuple[int, int] | None = None) -> Array:
@@ -179,20 +179,20 @@ def build(
 ) -> ImageSet:
     """An ImageSet from items in any order; the classes are sorted unless an order is given."""
     ordered = tuple(sorted(items, key=lambda item: item.name))
-    found = sorted({label for item in ordered for label in item.labels})
+    present = sorted({label for item in ordered for label in item.labels})
     if classes is not None:
-        unknown = [name for name in found if name not in classes]
+        unknown = [name for name in present if name not in classes]
         if unknown:
             raise UsageError(f"the data have classes {choices(unknown)} that are not in the given {choices(classes)}.")
-    return ImageSet(Path(root), ordered, tuple(classes or found), tuple(bad), limits=limits)
+    return ImageSet(Path(root), ordered, tuple(classes or present), tuple(bad), limits=limits)
 
 
 def check_annotations(images: ImageSet) -> ImageSet:
-    """The set, if its annotations are of the images that there are: pictures may have been scaled, turned or cropped
+    """The set, if its annotations are of the images that there are: images may have been scaled, turned or cropped
     since.
 
     Raises:
-        DataError: sizes that differ, or boxes that lie outside their image, with both (all told).
+        DataError: sizes that differ, or boxes that lie outside their image, with both (all listed).
     """
 
     def problem(item: Item) -> str | None:
@@ -218,11 +218,11 @@ def check_annotations(images: ImageSet) -> ImageSet:
                 )
         return None
 
-    found = [p for p in in_threads(problem, images.items) if p]
+    problems = [p for p in in_threads(problem, images.items) if p]
     raise_all(
         f"{images.root} (annotations and images must agree: bring back the images that were annotated, or scale the "
         "annotations with them)",
-        found,
+        problems,
     )
     return images
 
@@ -251,7 +251,7 @@ def drop_unreadable(images: ImageSet, max_bad_fraction: float) -> ImageSet:
 
 
 def check_bad_fraction(images: ImageSet, max_bad_fraction: float) -> None:
-    """Refuse a set with too many unusable files, all of them told."""
+    """Refuse a set with too many unusable files, all listed."""
     total = len(images.items) + len(images.bad)
     if not images.items or len(images.bad) > max_bad_fraction * total:
         listed = listing([f"{b.name} {b.reason}" for b in images.bad])

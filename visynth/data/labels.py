@@ -1,4 +1,4 @@
-"""What the user's dataset tells without loading images: labels, class names, attributes."""
+"""Labels, class names and attributes of the user's dataset, without loading images."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def _labels(dataset: Any) -> list[int] | None:
     if not hasattr(dataset, "__len__"):
         return None
     for read in (_of_attributes, _of_pairs, _of_tensors, _of_columns, _of_dicts):
-        found = read(dataset)
-        if found is not None and len(found) == len(dataset):
-            return found
+        labels = read(dataset)
+        if labels is not None and len(labels) == len(dataset):
+            return labels
     return None
 
 
@@ -55,9 +55,9 @@ def _of_attributes(dataset: Any) -> list[int] | None:
     for name in ("targets", "labels"):
         values = getattr(dataset, name, None)
         if values is not None and hasattr(values, "__len__") and len(values) == len(dataset):
-            found = whole_numbers(values)
-            if found is not None:
-                return found
+            numbers = whole_numbers(values)
+            if numbers is not None:
+                return numbers
     return None
 
 
@@ -76,7 +76,7 @@ def _of_tensors(dataset: Any) -> list[int] | None:
 
 
 def _of_columns(dataset: Any) -> list[int] | None:
-    """The label column of a Hugging Face dataset: reading a column does not decode the pictures in the others."""
+    """The label column of a Hugging Face dataset: reading a column does not decode the images in the others."""
     features = getattr(dataset, "features", None)
     if not isinstance(features, Mapping):
         return None
@@ -113,9 +113,9 @@ def whole_numbers(values: Any) -> list[int] | None:
 def class_names(dataset: Any) -> dict[str, int] | None:
     """``{class name: label}`` where a dataset says so: ``class_to_idx``, ``classes``, the features of a Hugging Face
     dataset, MedMNIST's ``info``."""
-    told = find_attribute(dataset, "class_to_idx")
-    if isinstance(told, Mapping):
-        return {str(name): int(place) for name, place in told.items()}
+    indices = find_attribute(dataset, "class_to_idx")
+    if isinstance(indices, Mapping):
+        return {str(name): int(place) for name, place in indices.items()}
     names = find_attribute(dataset, "classes")
     if names is None:
         features = find_attribute(dataset, "features")
@@ -123,10 +123,10 @@ def class_names(dataset: Any) -> dict[str, int] | None:
         names = None if key is None else getattr(features[key], "names", None)
     if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
         return {name: place for place, name in enumerate(names)}
-    told = find_attribute(dataset, "info")  # MedMNIST: {"label": {"0": "normal", ...}}
-    told = told.get("label") if isinstance(told, Mapping) else None
-    if isinstance(told, Mapping) and told and all(str(key).isdigit() for key in told):
-        return {str(name): int(key) for key, name in told.items()}
+    indices = find_attribute(dataset, "info")  # MedMNIST: {"label": {"0": "normal", ...}}
+    indices = indices.get("label") if isinstance(indices, Mapping) else None
+    if isinstance(indices, Mapping) and indices and all(str(key).isdigit() for key in indices):
+        return {str(name): int(key) for key, name in indices.items()}
     return None
 
 
@@ -142,7 +142,7 @@ def find_attribute(dataset: Any, name: str) -> Any:
 
 def map_classes(
     dataset: Any,
-    made: Sequence[str],
+    rendered: Sequence[str],
     needed: Collection[str],
     classes: Mapping[str, int] | Sequence[str] | None,
     labels: Sequence[int] | None,
@@ -166,34 +166,34 @@ def map_classes(
     Raises:
         UsageError: a class without a label; the message lists both sides and shows the line to write.
     """
-    told: dict[str, int]
+    given: dict[str, int]
     if classes is not None:
-        told = dict(classes) if isinstance(classes, Mapping) else {name: place for place, name in enumerate(classes)}
+        given = dict(classes) if isinstance(classes, Mapping) else {name: place for place, name in enumerate(classes)}
     else:
-        found = class_names(dataset)
-        if found is None or (geometry and find_attribute(dataset, "class_to_idx") is None):
+        known = class_names(dataset)
+        if known is None or (geometry and find_attribute(dataset, "class_to_idx") is None):
             seen = "the dataset's labels" if labels is None else f"the labels {_some(sorted(set(labels)))}"
-            line = ", ".join(f"{name!r}: ..." for name in made)
+            line = ", ".join(f"{name!r}: ..." for name in rendered)
             raise UsageError(
-                f"the synthetic classes {choices(made)} must be matched with {seen}, and the dataset does not say "
+                f"the synthetic classes {choices(rendered)} must be matched with {seen}, and the dataset does not say "
                 "which number means what "
                 f"(it has neither class_to_idx nor classes). Say it: WithSynthetic(..., classes={{{line}}})."
             )
-        told = found
-        beyond = sorted({label for label in labels or () if label >= 0} - set(told.values()))
+        given = known
+        beyond = sorted({label for label in labels or () if label >= 0} - set(given.values()))
         if beyond and not geometry:
             raise UsageError(
-                f"the dataset says that its classes are {told}, but there are also the labels {_some(beyond)}: its "
+                f"the dataset says that its classes are {given}, but there are also the labels {_some(beyond)}: its "
                 "names and numbers do not agree. "
                 "Give classes={name: label} to WithSynthetic."
             )
-    missing = [name for name in made if name in needed and name not in told]
+    missing = [name for name in rendered if name in needed and name not in given]
     if missing:
         raise UsageError(
-            f"synthetic classes {choices(missing)} are not among the dataset's {choices(told)}: give classes={{name: "
+            f"synthetic classes {choices(missing)} are not among the dataset's {choices(given)}: give classes={{name: "
             f"label}} to WithSynthetic."
         )
-    return {name: told[name] for name in made if name in told}
+    return {name: given[name] for name in rendered if name in given}
 
 
 def _some(values: Sequence[int], most: int = 20) -> str:

@@ -97,19 +97,19 @@ def _columns(path: Path, columns: Sequence[str]) -> dict[str, str]:
     Raises:
         DataError: no column for files or labels, or several for one role.
     """
-    found, problems = {}, []
+    roles, problems = {}, []
     for role, spellings in COLUMNS.items():
         match = [name for name in columns if name and name.strip().lower() in spellings]
         if len(match) > 1:
             problems.append(f"the columns {choices(match)} could all be the {role}: leave one of them")
         elif match:
-            found[role] = match[0]
+            roles[role] = match[0]
         elif role in ("file", "label"):
             problems.append(
                 f"has columns {choices(columns)}, but none for the {role}; name one of them {choices(spellings)}"
             )
     raise_all(str(path), problems)
-    return found
+    return roles
 
 
 def _labels(value: Any) -> tuple[str, ...]:

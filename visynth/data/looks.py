@@ -1,4 +1,4 @@
-"""What reading learns of each image while it checks that the file can be decoded, so that nobody decodes it for that
+"""Facts of each image that reading notes while it checks the file, so that nobody decodes it for them
 again."""
 
 from __future__ import annotations

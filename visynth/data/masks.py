@@ -40,7 +40,7 @@ def attach_masks(images: ImageSet, folder: str | Path, suffix: str | None = None
 
     Raises:
         DataError: no folder, no mask meets any image, two masks of one image, or masks differ from their images in size
-            (all told).
+            (all listed).
     """
     root = Path(folder)
     if not root.is_dir():
@@ -50,16 +50,16 @@ def attach_masks(images: ImageSet, folder: str | Path, suffix: str | None = None
     for path in files:
         for stem in _stems(path.relative_to(root), (suffix,) if suffix else MASK_SUFFIXES):
             by_stem.setdefault(stem, []).append(path)
-    found = {item.name: by_stem.get(Path(item.name).with_suffix("").as_posix(), []) for item in images.items}
+    masks = {item.name: by_stem.get(Path(item.name).with_suffix("").as_posix(), []) for item in images.items}
     raise_all(
         f"masks in {root}",
         [
             f"{name} has several masks: {choices(p.name for p in paths)}"
-            for name, paths in found.items()
+            for name, paths in masks.items()
             if len(paths) > 1
         ],
     )
-    items = [replace(item, mask=found[item.name][0] if found[item.name] else item.mask) for item in images.items]
+    items = [replace(item, mask=masks[item.name][0] if masks[item.name] else item.mask) for item in images.items]
     if not any(item.mask for item in items):
         shown = files[0].relative_to(root).as_posix() if files else "nothing"
         raise DataError(
@@ -68,7 +68,7 @@ def attach_masks(images: ImageSet, folder: str | Path, suffix: str | None = None
             "and --mask-suffix if masks "
             "have more in their names than their images."
         )
-    used = {path for paths in found.values() for path in paths}
+    used = {path for paths in masks.values() for path in paths}
     unused = [path.relative_to(root).as_posix() for path in files if path not in used]
     note = f"{len(unused)} files in {root} are the mask of no image, for instance {unused[0]}" if unused else ""
     checked = replace(images, items=tuple(items), notes=(*images.notes, *([note] if note else [])))
@@ -81,11 +81,11 @@ def _stems(path: Path, suffixes: Sequence[str]) -> list[str]:
     stem = path.with_suffix("")
     if stem.suffix.lower() in EXTENSIONS:  # x.png.png, x.bmp.png
         stem = stem.with_suffix("")
-    found = [stem.as_posix()]
+    stems = [stem.as_posix()]
     for suffix in suffixes:
         if stem.name.lower().endswith(suffix.lower()) and len(stem.name) > len(suffix):
-            found.append(stem.with_name(stem.name[: -len(suffix)]).as_posix())
-    return found
+            stems.append(stem.with_name(stem.name[: -len(suffix)]).as_posix())
+    return stems
 
 
 def check_masks(images: ImageSet) -> None:
@@ -144,7 +144,7 @@ def region(outline: Any, height: int, width: int) -> Mask:
 
 
 def labelled(values: Array, lossy: bool = False) -> Mask:
-    """Which pixels of a mask file are labelled.
+    """The labelled pixels of a mask file.
 
     Numbers of classes (all but the top below 32) label where they are not 0, and 255 above them is void, as in Pascal
     VOC; greys in solid areas are classes or instances too; anything else (soft brushes, lossy formats, floats) labels
@@ -188,13 +188,13 @@ def mask_problem(image: Array, mask: Mask, max_area: float = 0.25) -> str | None
     What a mask outlines is seen by its outline: values change across it more than they do across the same outline set
     beside it. The statistic is the mean local difference between the two sides of the outline (within two pixels of it,
     each side averaged over 7x7 pixels); it is compared with that of up to 24 places around. Where hardly any fit,
-    inside and surroundings are compared by mean and standard deviation. Pictures of few values (line art, printed
+    inside and surroundings are compared by mean and standard deviation. Images of few values (line art, printed
     boards) have no grain to compare with: there any mask goes.
 
     Args:
         image: ``[H, W, C]``.
         mask: ``[H, W]``.
-        max_area: share of the image from which on a paste would replace the picture instead of editing it.
+        max_area: share of the image from which on a paste would replace the image instead of editing it.
 
     Example:
         >>> flat = np.full((32, 32, 1), 90, np.uint8)
@@ -205,7 +205,7 @@ def mask_problem(image: Array, mask: Mask, max_area: float = 0.25) -> str | None
         return EMPTY
     area = float(mask.mean())
     if area > max_area:
-        return f"the mask covers {area:.0%} of the image (limit {max_area:.0%}): a paste would replace the picture"
+        return f"the mask covers {area:.0%} of the image (limit {max_area:.0%}): a paste would replace the image"
     if mask.all() or few_values(image):
         return None
     own, around = outline_contrast(image, mask)
@@ -236,7 +236,7 @@ def outline_contrast(image: Array, mask: Mask) -> tuple[float, list[float]]:
     inner = (shape - cv2.erode(shape, kernel)).astype(np.float32)
     outer = (cv2.dilate(shape, kernel) - shape).astype(np.float32)
     smooth = np.pad(cv2.GaussianBlur(grey, (0, 0), 1), edge)
-    there = np.pad(np.ones((height, width), np.float32), edge)  # what lies beyond the picture says nothing
+    there = np.pad(np.ones((height, width), np.float32), edge)  # what lies beyond the image says nothing
 
     def at(row: int, column: int) -> float:
         window = np.s_[row : row + tall + 2 * edge, column : column + wide + 2 * edge]

@@ -43,7 +43,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Alignment:
-    """How two images lie on each other: ``agreeing`` of ``matches`` feature pairs fit a turn (degrees), a shift and a
+    """Alignment of two images: ``agreeing`` of ``matches`` feature pairs fit a turn (degrees), a shift and a
     ``scale``."""
 
     agreeing: int
@@ -66,17 +66,17 @@ class SamePart:
     alignment: Alignment
 
     def __str__(self) -> str:
-        found = self.alignment
+        match = self.alignment
         return (
-            f"groups {self.groups[0]} and {self.groups[1]}: {found.agreeing} of {found.matches} local features of "
+            f"groups {self.groups[0]} and {self.groups[1]}: {match.agreeing} of {match.matches} local features of "
             f"{self.images[0]} and "
-            f"{self.images[1]} agree (turned by {found.degrees:.0f} degrees)"
+            f"{self.images[1]} agree (turned by {match.degrees:.0f} degrees)"
         )
 
 
 @dataclass(frozen=True)
 class PartCheck:
-    """What matching found.
+    """Result of matching groups.
 
     Attributes:
         pairs: groups that look like one part, the surest first.
@@ -110,15 +110,15 @@ def find_same_parts(images: ImageSet, features: Mapping[str, Features] | None = 
     """
     checked, chosen = _chosen(images)
     if features is None:
-        found = in_threads(lambda row: local_features(images.image(images.items[row[1]])), chosen)
+        local = in_threads(lambda row: local_features(images.image(images.items[row[1]])), chosen)
     else:
-        found = [features[images.items[row].name] for _, row in chosen]
+        local = [features[images.items[row].name] for _, row in chosen]
     own = np.array([place for place, _ in chosen], dtype=np.int64)
-    votes = _votes([f.descriptors for f in found], own, len(checked))
+    votes = _votes([f.descriptors for f in local], own, len(checked))
     of_group: dict[int, list[int]] = {}
     for row, (place, _) in enumerate(chosen):
         of_group.setdefault(place, []).append(row)
-    pairs = in_threads(lambda pair: _best(found, of_group[pair[0]], of_group[pair[1]]), votes)
+    pairs = in_threads(lambda pair: _best(local, of_group[pair[0]], of_group[pair[1]]), votes)
     same = [
         SamePart(
             (checked[a], checked[b]),
@@ -142,11 +142,11 @@ def components(pairs: Sequence[tuple[str, str]]) -> list[set[str]]:
         >>> [sorted(part) for part in components([("a", "b"), ("c", "d"), ("b", "e")])]
         [['a', 'b', 'e'], ['c', 'd']]
     """
-    found: list[set[str]] = []
+    parts: list[set[str]] = []
     for first, second in pairs:
-        joined = {first, second}.union(*(part for part in found if part & {first, second}))
-        found = [part for part in found if not part & joined] + [joined]
-    return sorted(found, key=min)
+        joined = {first, second}.union(*(part for part in parts if part & {first, second}))
+        parts = [part for part in parts if not part & joined] + [joined]
+    return sorted(parts, key=min)
 
 
 def merged(groups: Sequence[str], check: PartCheck) -> list[str]:
@@ -244,6 +244,6 @@ def _votes(descriptors: Sequence[NDArray[np.float32]], own: NDArray[np.int64], g
     return [(int(first[i]), int(second[i])) for i in order]
 
 
-def _best(found: Sequence[Features], first: Sequence[int], second: Sequence[int]) -> tuple[Alignment, int, int]:
-    tried = [(align(found[a], found[b]), a, b) for a in first for b in second]
+def _best(local: Sequence[Features], first: Sequence[int], second: Sequence[int]) -> tuple[Alignment, int, int]:
+    tried = [(align(local[a], local[b]), a, b) for a in first for b in second]
     return max(tried, key=lambda t: (t[0].holds, t[0].agreeing))

@@ -1,4 +1,4 @@
-"""Where a dataset's images lie, as far as it says so."""
+"""File paths of a dataset's images, as far as it says so."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def _paths(dataset: Any) -> list[Path] | None:
             continue
         first = [_file_of(value) for value in values]
         if all(isinstance(value, (str, Path)) and str(value).lower().endswith(EXTENSIONS) for value in first):
-            found = _existing(dataset, [Path(value) for value in first])
-            if found is not None:
-                return found
+            paths = _existing(dataset, [Path(value) for value in first])
+            if paths is not None:
+                return paths
     return None
 
 

@@ -67,8 +67,8 @@ def read_images(
         items, bad, notes = coco.items, coco.bad, coco.notes
         order = classes or coco.classes
     elif (path / "labels").is_dir() and any((path / "images").glob("*_post_disaster.*")):
-        found = read_xbd(path)
-        items, bad, order = list(found.items), [], classes or list(found.classes)
+        tiles = read_xbd(path)
+        items, bad, order = list(tiles.items), [], classes or list(tiles.classes)
     else:
         items, bad, notes = read_folder(path, mask_suffix, beside=masks is None)
     images = drop_unreadable(build(path, items, order, bad, limits), max_bad_fraction)
@@ -89,30 +89,30 @@ def tell(images: ImageSet) -> None:
     for note in images.notes:
         print(f"note: {note}", file=sys.stderr)
     if images.bad:
-        told = listing([f"{bad.name} {bad.reason}" for bad in images.bad])
-        print(f"{len(images.bad)} files are left out:\n{told}", file=sys.stderr)
+        listed = listing([f"{bad.name} {bad.reason}" for bad in images.bad])
+        print(f"{len(images.bad)} files are left out:\n{listed}", file=sys.stderr)
 
 
 def read_groups(path: str | Path) -> dict[str, str]:
     """``{file: group}`` from a CSV with those columns, see :mod:`visynth.data.tables`.
 
     Raises:
-        DataError: other columns, rows without a file or group, or a file in two groups (all told).
+        DataError: other columns, rows without a file or group, or a file in two groups (all listed).
     """
     table = read_table(Path(path)).lower()
     if not {"file", "group"} <= set(table.columns) or not table.rows:
         have = ", ".join(table.columns) if table.rows else "no rows"
         raise DataError(f"{path} must have the columns file and group, but has {have}.")
-    found: dict[str, str] = {}
+    groups: dict[str, str] = {}
     problems = []
     for number, row in table.rows:
         file, group = as_path(row["file"]), present(row["group"])
         if not file or not group:
             problems.append(f"row {number}: no {'file' if not file else 'group'}")
-        elif found.setdefault(file, group) != group:
-            problems.append(f"row {number}: {file} is in group {group!r} here and in {found[file]!r} above")
+        elif groups.setdefault(file, group) != group:
+            problems.append(f"row {number}: {file} is in group {group!r} here and in {groups[file]!r} above")
     raise_all(str(path), problems)
-    return found
+    return groups
 
 
 def groups_by_pattern(images: ImageSet, pattern: str) -> dict[str, str]:
@@ -121,15 +121,15 @@ def groups_by_pattern(images: ImageSet, pattern: str) -> dict[str, str]:
         expression = re.compile(pattern)
     except re.error as error:
         raise UsageError(f"group_pattern {pattern!r} is not a regular expression ({error}).") from error
-    found = {item.name: expression.search(item.name) for item in images.items}
-    return {name: match.group(1 if expression.groups else 0) for name, match in found.items() if match}
+    matches = {item.name: expression.search(item.name) for item in images.items}
+    return {name: match.group(1 if expression.groups else 0) for name, match in matches.items() if match}
 
 
 def with_groups(images: ImageSet, groups: dict[str, str], source: str) -> ImageSet:
     """The set with a group for every image.
 
     Raises:
-        DataError: names in the groups that are not images, or images without a group, all of them told.
+        DataError: names in the groups that are not images, or images without a group, all listed.
     """
     known = {item.name for item in images.items} | {b.name for b in images.bad}
     unknown = [f"{name} is not an image of {images.root}" for name in groups if name not in known]

@@ -31,9 +31,9 @@ class PackedMasks:
 
     def __init__(self, images: ImageSet) -> None:
         loaded = in_threads(lambda item: _packed(load_mask(images, item)), images.items)
-        found = {i.name: packed for i, packed in zip(images.items, loaded, strict=True) if packed is not None}
-        self.empty = frozenset(name for name, (_, bits) in found.items() if not bits)
-        self._packed = {name: packed for name, packed in found.items() if name not in self.empty}
+        packed_masks = {i.name: packed for i, packed in zip(images.items, loaded, strict=True) if packed is not None}
+        self.empty = frozenset(name for name, (_, bits) in packed_masks.items() if not bits)
+        self._packed = {name: packed for name, packed in packed_masks.items() if name not in self.empty}
 
     def __contains__(self, name: str) -> bool:
         return name in self._packed
@@ -55,7 +55,7 @@ def _packed(mask: Mask | None) -> tuple[tuple[int, int], bytes] | None:
 
 @dataclass(frozen=True, eq=False)
 class Scanned:
-    """What is known of one image.
+    """Facts of one image.
 
     Attributes:
         member: its fingerprint.
@@ -126,7 +126,7 @@ class Scan:
         return image
 
     def problems(self, names: Iterable[str]) -> dict[str, str]:
-        """Of some images those whose masks should not be pasted, with the reason."""
+        """Masks of some images that should not be pasted, with the reason."""
         reasons = {n: EMPTY if n in self.masks.empty else self.known[n].mask_problem for n in names if n in self.known}
         return {name: why for name, why in reasons.items() if why is not None}
 

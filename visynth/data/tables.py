@@ -36,7 +36,7 @@ def read_table(path: Path) -> Table:
     Latin-1 are read; a first column without a name (an index, as data frames write it) is left out.
 
     Raises:
-        DataError: no such file, no header, columns of one name, or rows with more cells than the header (all told).
+        DataError: no such file, no header, columns of one name, or rows with more cells than the header (all listed).
     """
     try:
         data = path.read_bytes()

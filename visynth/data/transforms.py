@@ -40,9 +40,9 @@ def augment(
         the copy, of the same shape and dtype, and its mask.
 
     Example:
-        >>> picture = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
-        >>> copy, _ = augment(picture, "geometry", seed=3)
-        >>> bool((augment(picture, "geometry", seed=3)[0] == copy).all())
+        >>> image = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
+        >>> copy, _ = augment(image, "geometry", seed=3)
+        >>> bool((augment(image, "geometry", seed=3)[0] == copy).all())
         True
     """
     if candidate not in CANDIDATES:
@@ -50,8 +50,8 @@ def augment(
     module = _albumentations()
     run = _by_torchvision if module is None else _by_albumentations
     given = np.zeros(image.shape[:2], np.uint8) if mask is None else mask.astype(np.uint8)
-    made, moved = run(image, given, candidate, seed)
-    return made.reshape(image.shape), None if mask is None else moved.astype(bool)
+    augmented, moved = run(image, given, candidate, seed)
+    return augmented.reshape(image.shape), None if mask is None else moved.astype(bool)
 
 
 def _albumentations() -> Any:

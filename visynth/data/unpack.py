@@ -47,18 +47,18 @@ def unpack(data: str | Path) -> Path:
 
 def _write(folder: Path, images: Iterator[tuple[str, NDArray[Any]]]) -> Path:
     if not folder.is_dir():  # it is named by its content
-        with new_folder(folder) as made:
+        with new_folder(folder) as new:
             for name, image in images:
-                (made / name).parent.mkdir(parents=True, exist_ok=True)
-                (made / name).write_bytes(encode_png(image))
+                (new / name).parent.mkdir(parents=True, exist_ok=True)
+                (new / name).write_bytes(encode_png(image))
     return folder
 
 
 def _digits() -> Iterator[tuple[str, NDArray[Any]]]:
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    for index, (image, label) in enumerate(zip(found.images, found.target, strict=True)):
+    digits = load_digits()
+    for index, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         yield f"{label}/{index:04d}.png", np.rint(image * (255 / 16)).astype(np.uint8)[:, :, None]
 
 

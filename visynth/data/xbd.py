@@ -73,7 +73,7 @@ def read_pairs(root: str | Path) -> list[Pair]:
     """The pairs of a folder with ``images/`` and ``labels/``, sorted by name.
 
     Raises:
-        DataError: no such folders, tiles without their other half, labels that cannot be read (all told).
+        DataError: no such folders, tiles without their other half, labels that cannot be read (all listed).
     """
     root = Path(root)
     images, labels = root / "images", root / "labels"
@@ -122,8 +122,8 @@ def read_xbd(root: str | Path, damages: Sequence[str] = DAMAGE[:4]) -> ImageSet:
                 regions=regions,
             )
         )
-    found = {label for item in items for label in item.labels}
-    return build(Path(root), items, [d for d in damages if d in found])
+    labels = {label for item in items for label in item.labels}
+    return build(Path(root), items, [d for d in damages if d in labels])
 
 
 def building_crops(pair: Pair, side: int, margin: float = 0.5) -> Iterator[PairCrop]:
@@ -158,15 +158,15 @@ def _resized(image: NDArray[Any], side: int) -> NDArray[Any]:
 
 
 def _buildings(path: Path) -> tuple[Building, ...]:
-    told = json.loads(path.read_text(encoding="utf-8"))
-    found = []
-    for feature in told["features"]["xy"]:
+    annotation = json.loads(path.read_text(encoding="utf-8"))
+    buildings = []
+    for feature in annotation["features"]["xy"]:
         properties = feature["properties"]
         if properties.get("feature_type", "building") != "building":
             continue
         outline = _outline(feature["wkt"])
-        found.append(Building(str(properties.get("subtype", "un-classified")), outline))
-    return tuple(found)
+        buildings.append(Building(str(properties.get("subtype", "un-classified")), outline))
+    return tuple(buildings)
 
 
 def _outline(wkt: str) -> tuple[tuple[float, float], ...]:

@@ -33,7 +33,7 @@ KINDS = ("composite", "inpainted", "trained")
 
 @dataclass(frozen=True)
 class Spec:
-    """What ``generator.json`` says, apart from the card.
+    """Contents of ``generator.json``, apart from the card.
 
     Attributes:
         network: registered name.
@@ -106,14 +106,14 @@ class Spec:
 
 @dataclass(frozen=True)
 class Samples:
-    """What ``sample`` gives.
+    """A batch of samples.
 
     Attributes:
         images: uint8 or uint16 ``[N, C, H, W]``.
         masks: bool ``[N, H, W]``, the labelled region, or None.
         boxes: per image a float32 ``[K, 4]`` of (x1, y1, x2, y2) in pixels, or None.
         parents: per image the paths of the real images that it was made from, or None.
-        sizes: int64 ``[N, 2]`` of (height, width): the part of each image, from the top left, that is the picture;
+        sizes: int64 ``[N, 2]`` of (height, width): the part of each image, from the top left, that is the image;
             the rest is zero padding. None: all of it.
     """
 
@@ -234,7 +234,7 @@ class Generator(ABC):
             )
 
     def artifact(self) -> Artifact:
-        """What is stored of it."""
+        """The generator as it is stored."""
         return Artifact(self.spec.identity(), self._weight_bytes(), self.members, self.card)
 
     def save(self, folder: str | Path, extra: Mapping[str, bytes] | None = None) -> Path:

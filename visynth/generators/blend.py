@@ -1,6 +1,6 @@
-"""Setting a patch into a picture: ring matching, feathering and Poisson blending, as pure functions on float arrays.
+"""Setting a patch into an image: ring matching, feathering and Poisson blending, as pure functions on float arrays.
 
-Arrays are float32 ``[H, W, C]`` in the picture's own units; masks are bool ``[H, W]``.
+Arrays are float32 ``[H, W, C]`` in the image's own units; masks are bool ``[H, W]``.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def poisson(patch: Floats, target: Floats, mask: Mask, *, mixed: bool = False) -
 
     Solves the discrete Poisson equation with Dirichlet border, Perez, Gangnet and Blake, "Poisson image editing"
     (SIGGRAPH 2003), eq. 7 with guidance eq. 11; ``mixed`` takes the stronger of the two gradients, eq. 12. At the
-    border of the picture the missing neighbours drop out of the equation, as the paper's definition of N_p says.
+    border of the image the missing neighbours drop out of the equation, as the paper's definition of N_p says.
 
     Returns:
         a copy of ``target`` that differs inside ``mask`` alone.

@@ -23,7 +23,7 @@ from visynth.generators.placement import foreground, place
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 SEEN = 6  # pixels of its mask that a composite must change, by more than
-CHANGE = 2  # grey levels of 256 (any change counts in pictures pasted hard)
+CHANGE = 2  # grey levels of 256 (any change counts in images pasted hard)
 REDRAWS = 20  # places tried until a defect can be seen
 ATTEMPTS = 20  # backgrounds tried for one image before the last resort, its defect unscaled at any place
 
@@ -119,20 +119,20 @@ class Composition(Generator):
     def _sample(self, seeds: Sequence[int], labels: Sequence[int], **options: Any) -> Samples:
         return self._gather([self.compose(seed, label, **options) for seed, label in zip(seeds, labels, strict=True)])
 
-    def _gather(self, made: Sequence[tuple[Array, Mask, tuple[str, ...]]]) -> Samples:
+    def _gather(self, composites: Sequence[tuple[Array, Mask, tuple[str, ...]]]) -> Samples:
         """Images of their own sizes on one canvas, with masks, boxes and parents."""
         height, width = self.spec.size
-        images = np.zeros((len(made), self.spec.channels, height, width), self.spec.dtype)
-        masks = np.zeros((len(made), height, width), bool)
-        for row, (image, mask, _) in enumerate(made):
+        images = np.zeros((len(composites), self.spec.channels, height, width), self.spec.dtype)
+        masks = np.zeros((len(composites), height, width), bool)
+        for row, (image, mask, _) in enumerate(composites):
             images[row, :, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
             masks[row, : mask.shape[0], : mask.shape[1]] = mask
         return Samples(
             images=torch.from_numpy(images),
             masks=torch.from_numpy(masks),
-            boxes=[torch.tensor(box(mask), dtype=torch.float32).reshape(-1, 4) for _, mask, _ in made],
-            parents=[parents for _, _, parents in made],
-            sizes=torch.tensor([image.shape[:2] for image, _, _ in made], dtype=torch.int64),
+            boxes=[torch.tensor(box(mask), dtype=torch.float32).reshape(-1, 4) for _, mask, _ in composites],
+            parents=[parents for _, _, parents in composites],
+            sizes=torch.tensor([image.shape[:2] for image, _, _ in composites], dtype=torch.int64),
         )
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -175,7 +175,7 @@ class Composition(Generator):
         )
 
     def arrange(self, seed: int, label: int, redraw: int = 0) -> Arrangement:
-        """What goes where for one seed: a background, a defect and its place; ``redraw`` counts the places drawn
+        """Layout of one composite: a background, a defect and its place; ``redraw`` counts the places drawn
         before. It draws no pixel."""
         generator = seeding.rng(seed, f"compose/{label}" + (f"/{redraw}" if redraw else ""))
         control = self.settings[label].method == "control"
@@ -246,7 +246,7 @@ class Composition(Generator):
 
 def parts(spec: Spec, weights: dict[str, torch.Tensor]) -> tuple[list[Defect], list[Background], list[Settings]]:
     """Defects, backgrounds and settings again, from spec and weights."""
-    told = spec.arguments
+    entries = spec.arguments
     defects = [
         Defect(
             d["name"],
@@ -256,12 +256,13 @@ def parts(spec: Spec, weights: dict[str, torch.Tensor]) -> tuple[list[Defect], l
             weights[f"defect.{i}.mask"].numpy().astype(bool),
             (d["home"][0], d["home"][1]),
         )
-        for i, d in enumerate(told["defects"])
+        for i, d in enumerate(entries["defects"])
     ]
     backgrounds = [
-        Background(b["name"], b["group"], weights[f"background.{i}"].numpy()) for i, b in enumerate(told["backgrounds"])
+        Background(b["name"], b["group"], weights[f"background.{i}"].numpy())
+        for i, b in enumerate(entries["backgrounds"])
     ]
-    return defects, backgrounds, [Settings.from_json(s) for s in told["settings"]]
+    return defects, backgrounds, [Settings.from_json(s) for s in entries["settings"]]
 
 
 def _set_in(

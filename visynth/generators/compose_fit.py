@@ -160,11 +160,13 @@ def _assemble(
     card: Mapping[str, Any] | None,
 ) -> Composition:
     defects = [defect for _, own, _ in chosen for defect in own]
-    pictures: list[Defect | Background] = [*defects, *backgrounds]
-    kinds = Counter((d.image.dtype.name, d.image.shape[2]) for d in pictures)
+    images: list[Defect | Background] = [*defects, *backgrounds]
+    kinds = Counter((d.image.dtype.name, d.image.shape[2]) for d in images)
     if len(kinds) > 1:
-        told = ", ".join(f"{count} with {channels} channel(s) of {dtype}" for (dtype, channels), count in kinds.items())
-        raise DataError(f"composition needs images of one kind, but there are {told}: convert them to one mode.")
+        listed = ", ".join(
+            f"{count} with {channels} channel(s) of {dtype}" for (dtype, channels), count in kinds.items()
+        )
+        raise DataError(f"composition needs images of one kind, but there are {listed}: convert them to one mode.")
     (dtype, channels), _ = kinds.most_common(1)[0]
     spec = Spec(
         network="compose",

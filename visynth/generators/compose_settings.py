@@ -1,4 +1,4 @@
-"""How each class is composed: set by the shape of its masks, and open to be set by hand."""
+"""Settings of composition per class: inferred from the shape of its masks, or set by hand."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def thinness(mask: NDArray[np.bool_]) -> float:
 def from_masks(masks: Sequence[NDArray[np.bool_]], *, hard: bool = False) -> Settings:
     """Settings for a class: thin defects (cracks) hardly move and get narrow seams, compact ones move freely.
 
-    ``hard`` is for pictures of few values: nothing is scaled, matched or blended there, so that no new value comes up.
+    ``hard`` is for images of few values: nothing is scaled, matched or blended there, so that no new value comes up.
     A crack follows the edges and grain around it, so a wide shift or a broad feather makes it stand out as false.
     """
     if hard:

@@ -89,7 +89,7 @@ def run_sampler(
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse sampler options that cannot be right, all of them told."""
+    """Refuse sampler options that cannot be right, all listed."""
     problems = []
     if not isinstance(options["steps"], int) or not 2 <= options["steps"] <= 1000:
         problems.append(f"steps must be a whole number from 2 to 1000, but got {options['steps']!r}")

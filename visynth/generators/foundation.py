@@ -1,4 +1,4 @@
-"""Pipelines of foundation models as generators: text-to-image, image-to-image anchored on real images, and inpainting.
+"""Pipelines of foundation models as generators: text-to-image, image-to-image started on real images, and inpainting.
 
 Thin: diffusers loads and runs them, from a local folder or a hub id, with LoRA weights of ours on top. The generator
     folder keeps the LoRA
@@ -38,7 +38,7 @@ NOISE_MODULES = ("diffusers.models.autoencoders.vae",)  # besides the pipeline's
 
 
 @dataclass(frozen=True)
-class Anchor:
+class StartImage:
     """A real training image to start from: uint8 ``[H, W, 3]`` at the pipeline's size, and for inpainting the part to
     repaint."""
 
@@ -68,12 +68,12 @@ class Foundation(Generator):
         self,
         spec: Spec,
         pipeline: Any,
-        anchors: Sequence[Anchor],
+        start_images: Sequence[StartImage],
         lora: Mapping[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(spec, **kwargs)
-        self.pipeline, self.anchors, self.lora = pipeline, tuple(anchors), dict(lora or {})
+        self.pipeline, self.start_images, self.lora = pipeline, tuple(start_images), dict(lora or {})
         if self.lora:
             pipeline.load_lora_weights({name: tensor.clone() for name, tensor in self.lora.items()})
         if hasattr(pipeline, "safety_checker"):
@@ -85,16 +85,16 @@ class Foundation(Generator):
         more."""
         if self.lora:
             self.pipeline.unload_lora_weights()
-        return Foundation(self.spec, self.pipeline, self.anchors, lora, members=self.members, card=self.card)
+        return Foundation(self.spec, self.pipeline, self.start_images, lora, members=self.members, card=self.card)
 
     def _sample(self, seeds: Sequence[int], labels: Sequence[int], **options: Any) -> Samples:
         _check_options(options)
-        made = [self._one(seed, label, options) for seed, label in zip(seeds, labels, strict=True)]
-        images = torch.from_numpy(np.stack([image.transpose(2, 0, 1) for image, _, _ in made]))
-        parents = [parents for _, _, parents in made]
+        samples = [self._one(seed, label, options) for seed, label in zip(seeds, labels, strict=True)]
+        images = torch.from_numpy(np.stack([image.transpose(2, 0, 1) for image, _, _ in samples]))
+        parents = [parents for _, _, parents in samples]
         if self.spec.arguments["mode"] != "inpaint":
             return Samples(images, parents=parents)
-        masks = np.stack([mask for _, mask, _ in made])
+        masks = np.stack([mask for _, mask, _ in samples])
         return Samples(
             images,
             torch.from_numpy(masks),
@@ -115,29 +115,29 @@ class Foundation(Generator):
         if negative:
             given["negative_prompt"] = negative
         generator = seeding.rng(seed, f"foundation/{label}")
-        anchor = None
+        start_image = None
         if mode == "text":
             given |= {"height": height, "width": width}
         else:
-            anchor = self._draw(label, generator)
+            start_image = self._draw(label, generator)
             strength = options["strengths"][int(generator.integers(len(options["strengths"])))]
             # diffusers runs int(steps * strength) steps, and at least one must be left
-            given |= {"image": _picture(anchor.image), "strength": max(float(strength), 1.01 / options["steps"])}
-        if mode == "inpaint" and anchor is not None and anchor.mask is not None:
-            given |= {"mask_image": _picture(anchor.mask.astype(np.uint8) * 255), "height": height, "width": width}
+            given |= {"image": _pil(start_image.image), "strength": max(float(strength), 1.01 / options["steps"])}
+        if mode == "inpaint" and start_image is not None and start_image.mask is not None:
+            given |= {"mask_image": _pil(start_image.mask.astype(np.uint8) * 255), "height": height, "width": width}
         with _noise_of(self.pipeline, seed):
             values = self.pipeline(**given).images[0]
         image = np.clip(np.rint(values * 255), 0, 255).astype(np.uint8)
         mask = np.zeros((height, width), bool)
-        if mode == "inpaint" and anchor is not None and anchor.mask is not None:
-            mask = anchor.mask
-            image = np.where(mask[:, :, None], image, anchor.image)
+        if mode == "inpaint" and start_image is not None and start_image.mask is not None:
+            mask = start_image.mask
+            image = np.where(mask[:, :, None], image, start_image.image)
         if self.spec.channels == 1:
             image = np.rint(image @ np.array(GREY)).astype(np.uint8)[:, :, None]
-        return image, mask, () if anchor is None else (anchor.name,)
+        return image, mask, () if start_image is None else (start_image.name,)
 
-    def _draw(self, label: int, generator: np.random.Generator) -> Anchor:
-        own = [a for a in self.anchors if a.label == label]
+    def _draw(self, label: int, generator: np.random.Generator) -> StartImage:
+        own = [a for a in self.start_images if a.label == label]
         if not own:
             raise DataError(
                 f"{self.classes[label]} has no real image to start from: add some, or use mode 'text' for this class."
@@ -146,35 +146,35 @@ class Foundation(Generator):
 
     def weights(self) -> dict[str, Tensor]:
         tensors = {f"lora.{name}": t.detach().cpu() for name, t in self.lora.items()}
-        for i, anchor in enumerate(self.anchors):
-            tensors[f"anchor.{i}"] = torch.from_numpy(anchor.image.copy())
-            if anchor.mask is not None:
-                tensors[f"mask.{i}"] = torch.from_numpy(anchor.mask.astype(np.uint8))
+        for i, start_image in enumerate(self.start_images):
+            tensors[f"start_image.{i}"] = torch.from_numpy(start_image.image.copy())
+            if start_image.mask is not None:
+                tensors[f"mask.{i}"] = torch.from_numpy(start_image.mask.astype(np.uint8))
         return tensors or {"nothing": torch.zeros(1)}
 
     @classmethod
     def build(cls, spec: Spec, weights: dict[str, Tensor], device: str | torch.device) -> Foundation:
-        told = spec.arguments
-        folder = pipeline_folder(os.environ.get(VARIABLE) or told["pipeline"])
-        found = fingerprint(folder)
-        if found != told["fingerprint"]:
+        arguments = spec.arguments
+        folder = pipeline_folder(os.environ.get(VARIABLE) or arguments["pipeline"])
+        present = fingerprint(folder)
+        if present != arguments["fingerprint"]:
             raise IntegrityError(
                 f"the pipeline in {folder} is not the one that this generator was made with (fingerprint "
-                f"{found[:16]}..., not {told['fingerprint'][:16]}...). "
+                f"{present[:16]}..., not {arguments['fingerprint'][:16]}...). "
                 f"Bring that one back, or name its folder by ${VARIABLE}."
             )
-        anchors = [
-            Anchor(
+        start_images = [
+            StartImage(
                 a["name"],
                 a["group"],
                 a["label"],
-                weights[f"anchor.{i}"].numpy(),
+                weights[f"start_image.{i}"].numpy(),
                 weights[f"mask.{i}"].numpy().astype(bool) if f"mask.{i}" in weights else None,
             )
-            for i, a in enumerate(told["anchors"])
+            for i, a in enumerate(arguments["start_images"])
         ]
         lora = {name.removeprefix("lora."): t for name, t in weights.items() if name.startswith("lora.")}
-        return cls(spec, load_pipeline(folder, told["mode"]).to(device), anchors, lora)
+        return cls(spec, load_pipeline(folder, arguments["mode"]).to(device), start_images, lora)
 
 
 def make_foundation(
@@ -185,7 +185,7 @@ def make_foundation(
     mode: str = "image",
     prompts: Mapping[str, str] | None = None,
     negative_prompt: str = "",
-    anchors: Sequence[Anchor] = (),
+    start_images: Sequence[StartImage] = (),
     lora: Mapping[str, Tensor] | None = None,
     channels: int = 3,
     sampler: Mapping[str, Any] | None = None,
@@ -201,7 +201,7 @@ def make_foundation(
         mode: ``"image"``, ``"inpaint"`` or ``"text"``.
         prompts: by class; by default ``"a photo of <class>"``.
         negative_prompt: for all classes.
-        anchors: real training images, for ``"image"`` and ``"inpaint"`` (these with masks).
+        start_images: real training images, for ``"image"`` and ``"inpaint"`` (these with masks).
         lora: LoRA weights under diffusers' names.
         channels: 3, or 1 for grey images.
         sampler: options that differ from the defaults.
@@ -210,14 +210,14 @@ def make_foundation(
 
     Raises:
         DataError: no pipeline there, or one of another kind.
-        UsageError: an unknown mode, anchors that are missing.
+        UsageError: an unknown mode, start_images that are missing.
     """
     if mode not in MODES:
         raise UsageError(f"mode must be one of {choices(MODES)}, but got {mode!r}.")
-    if mode != "text" and not anchors:
-        raise UsageError(f"mode {mode!r} starts from real images: give anchors, or use mode 'text'.")
-    if mode == "inpaint" and any(a.mask is None for a in anchors):
-        raise UsageError("mode 'inpaint' needs a mask for every anchor.")
+    if mode != "text" and not start_images:
+        raise UsageError(f"mode {mode!r} starts from real images: give start_images, or use mode 'text'.")
+    if mode == "inpaint" and any(a.mask is None for a in start_images):
+        raise UsageError("mode 'inpaint' needs a mask for every start_image.")
     folder = pipeline_folder(pipeline)
     spec = Spec(
         network="foundation",
@@ -227,7 +227,7 @@ def make_foundation(
             "mode": mode,
             "prompts": {name: (prompts or {}).get(name, f"a photo of {name}") for name in classes},
             "negative_prompt": negative_prompt,
-            "anchors": [{"name": a.name, "group": a.group, "label": a.label} for a in anchors],
+            "start_images": [{"name": a.name, "group": a.group, "label": a.label} for a in start_images],
         },
         classes=tuple(classes),
         channels=channels,
@@ -236,7 +236,7 @@ def make_foundation(
         micro_batch=1,  # every image has a strength and a start of its own
         kind="inpainted" if mode == "inpaint" else "trained",
     )
-    return Foundation(spec, load_pipeline(folder, mode).to(device), anchors, lora, **kwargs)
+    return Foundation(spec, load_pipeline(folder, mode).to(device), start_images, lora, **kwargs)
 
 
 def pipeline_folder(pipeline: str | Path) -> Path:
@@ -348,9 +348,9 @@ def _noise_of(pipeline: Any, seed: int) -> Iterator[None]:
 
 def _global_states() -> list[Tensor]:
     """States of torch's global generators that were used at all."""
-    found = [torch.get_rng_state()]
+    states = [torch.get_rng_state()]
     used = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return found + (torch.cuda.get_rng_state_all() if used else [])
+    return states + (torch.cuda.get_rng_state_all() if used else [])
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -366,7 +366,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
         raise UsageError("sampler options: " + "; ".join(problems) + ".")
 
 
-def _picture(image: Array) -> Any:
+def _pil(image: Array) -> Any:
     from PIL import Image
 
     return Image.fromarray(image)

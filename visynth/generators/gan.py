@@ -24,7 +24,7 @@ NOISES = ("random", "const", "none")
 
 
 class _GAN(Generator):
-    """What the three have in common: one pass of a network in eval mode."""
+    """Base class of GAN generators: one pass of a network in eval mode."""
 
     network_class: ClassVar[Any]
 
@@ -35,8 +35,8 @@ class _GAN(Generator):
 
     @property
     def device(self) -> torch.device:
-        found: torch.device = next(self.network.parameters()).device
-        return found
+        where: torch.device = next(self.network.parameters()).device
+        return where
 
     def _sample(self, seeds: Sequence[int], labels: Sequence[int], **options: Any) -> Samples:
         self.check_options(options)
@@ -44,7 +44,7 @@ class _GAN(Generator):
         return Samples(self.integers(images))
 
     def integers(self, images: Tensor) -> Tensor:
-        """Pictures as they are given out: brought to the spec's size where the network's own is another, see
+        """Images as they are given out: brought to the spec's size where the network's own is another, see
         :func:`own_side`."""
         if tuple(images.shape[-2:]) != tuple(self.spec.size):
             images = torch.nn.functional.interpolate(images, self.spec.size, mode="bilinear", antialias=True)
@@ -57,10 +57,10 @@ class _GAN(Generator):
 
     @abstractmethod
     def values(self, seeds: Sequence[int], labels: Tensor, **options: Any) -> Tensor:
-        """Pictures ``[N, C, H, W]`` about in [-1, 1]."""
+        """Images ``[N, C, H, W]`` about in [-1, 1]."""
 
     def interpolate(self, first: int, last: int, label: int, steps: int, **options: Any) -> Tensor:
-        """Integers ``[steps, C, H, W]`` on the way from the picture of one seed to that of another.
+        """Integers ``[steps, C, H, W]`` that interpolate between the images of two seeds.
 
         Latents are taken along the great circle between them (White, "Sampling generative networks", 2016, section
         2.1); StyleGAN2's styles along a straight line.
@@ -70,14 +70,14 @@ class _GAN(Generator):
         with torch.no_grad():
             places, most = torch.linspace(0, 1, steps), self.spec.micro_batch
             parts = [places[start : start + most] for start in range(0, steps, most)]
-            return torch.cat([self.integers(self.way(first, last, label, part, **merged)) for part in parts])
+            return torch.cat([self.integers(self.between(first, last, label, part, **merged)) for part in parts])
 
-    def way(self, first: int, last: int, label: int, places: Tensor, **options: Any) -> Tensor:
-        """Pictures about in [-1, 1] at places from 0 to 1."""
+    def between(self, first: int, last: int, label: int, places: Tensor, **options: Any) -> Tensor:
+        """Images about in [-1, 1] at places from 0 to 1."""
         ends = truncated_normal([first, last], self.network.z_dim, options["truncation"])
         labels = torch.full((len(places),), label, device=self.device)
-        made: Tensor = self.network(great_circle(ends[0], ends[1], places).to(self.device), labels)
-        return made
+        frames: Tensor = self.network(great_circle(ends[0], ends[1], places).to(self.device), labels)
+        return frames
 
     def weights(self) -> dict[str, Tensor]:
         return {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
@@ -91,7 +91,7 @@ class _GAN(Generator):
         """The network of a spec with its weights; its random start leaves the global generator alone.
 
         Raises:
-            DataError: weights that are missing or of another shape, all of them told.
+            DataError: weights that are missing or of another shape, all listed.
         """
         side, arguments = own_side(spec)
         with torch.random.fork_rng(devices=[]):
@@ -109,19 +109,19 @@ class _GAN(Generator):
 
 
 def own_side(spec: Spec) -> tuple[int, dict[str, Any]]:
-    """Side of the network's own square pictures, and its arguments.
+    """Side of the network's own square images, and its arguments.
 
-    Pictures of other proportions are squashed into a square for the network and come out in the spec's size; ``side``
+    Images of other proportions are squashed into a square for the network and come out in the spec's size; ``side``
     among the arguments says of which side.
     """
-    arguments = {name: value for name, value in spec.arguments.items() if name not in ("side", "anchors")}
+    arguments = {name: value for name, value in spec.arguments.items() if name not in ("side", "projected_latents")}
     return int(spec.arguments.get("side", spec.size[0])), arguments
 
 
 class StyleGAN2(_GAN):
     """Sampler options: ``truncation`` (1 is none; towards ``centre``, the mean style of the class or of all),
     ``mixing`` (probability that the styles
-    of a picture come from two latents, cut at a random layer) and ``noise`` (``"random"`` from the seed, ``"const"`` or
+    of an image come from two latents, cut at a random layer) and ``noise`` (``"random"`` from the seed, ``"const"`` or
     ``"none"``).
     """
 
@@ -143,7 +143,7 @@ class StyleGAN2(_GAN):
             raise UsageError("sampler options: " + "; ".join(problems) + ".")
 
     def values(self, seeds: Sequence[int], labels: Tensor, **options: Any) -> Tensor:
-        return self.pictures(self.styles(seeds, labels, **options), seeds, options["noise"])
+        return self.synthesize(self.styles(seeds, labels, **options), seeds, options["noise"])
 
     def styles(self, seeds: Sequence[int], labels: Tensor, **options: Any) -> Tensor:
         """``[N, styles, w_dim]``, mixed and truncated."""
@@ -154,11 +154,11 @@ class StyleGAN2(_GAN):
             ws = mixed(ws, other, seeds, mixing)
         return truncate(ws, self.centres(labels, options["centre"]), options["truncation"])
 
-    def way(self, first: int, last: int, label: int, places: Tensor, **options: Any) -> Tensor:
+    def between(self, first: int, last: int, label: int, places: Tensor, **options: Any) -> Tensor:
         ends = self.styles([first, last], torch.tensor([label, label], device=self.device), **options)
         ws = torch.lerp(ends[:1], ends[1:], places.to(self.device)[:, None, None])
-        # One noise all the way: what changes is the style alone.
-        return self.pictures(ws, [first] * len(places), options["noise"])
+        # One noise throughout: what changes is the style alone.
+        return self.synthesize(ws, [first] * len(places), options["noise"])
 
     def of_latents(self, z: Tensor, labels: Tensor) -> Tensor:
         styles: Tensor = self.network.styles(z.to(self.device), labels if self.network.classes else None)
@@ -181,17 +181,17 @@ class StyleGAN2(_GAN):
 
     _means: Tensor | None = None
 
-    def pictures(self, ws: Tensor, seeds: Sequence[int], noise: str = "random") -> Tensor:
-        """Pictures of styles."""
-        told: Any = noise
+    def synthesize(self, ws: Tensor, seeds: Sequence[int], noise: str = "random") -> Tensor:
+        """Images of styles."""
+        fields: Any = noise
         if noise == "random":
-            told = noise_fields(self.network.synthesis.noise_shapes(), seeds, "noise", self.device)
-        made: Tensor = self.network.synthesis(ws, told)
-        return made
+            fields = noise_fields(self.network.synthesis.noise_shapes(), seeds, "noise", self.device)
+        images: Tensor = self.network.synthesis(ws, fields)
+        return images
 
 
 def mixed(ws: Tensor, other: Tensor, seeds: Sequence[int], probability: float) -> Tensor:
-    """Styles :func:`visynth.networks.stylegan2.crossed` at a random layer, each picture by its own seed."""
+    """Styles :func:`visynth.networks.stylegan2.crossed` at a random layer, each image by its own seed."""
     styles = ws.shape[1]
     cuts = []
     for seed in seeds:
@@ -242,8 +242,8 @@ def great_circle(first: Tensor, last: Tensor, places: Tensor) -> Tensor:
     directions = (torch.sin((1 - places) * angle)[:, None] * a + torch.sin(places * angle)[:, None] * b) / torch.sin(
         angle
     )
-    made: Tensor = directions * torch.lerp(first.norm(), last.norm(), places)[:, None]
-    return made
+    points: Tensor = directions * torch.lerp(first.norm(), last.norm(), places)[:, None]
+    return points
 
 
 def truncated_normal(seeds: Sequence[int], width: int, limit: float) -> Tensor:
@@ -262,5 +262,5 @@ def truncated_normal(seeds: Sequence[int], width: int, limit: float) -> Tensor:
     uniform = torch.special.ndtr(z.double())
     low = torch.special.ndtr(torch.tensor(-limit, dtype=torch.float64))
     inside = torch.special.ndtri(low + uniform * (1 - 2 * low))
-    made: Tensor = inside.clamp(-limit, limit).float()
-    return made
+    values: Tensor = inside.clamp(-limit, limit).float()
+    return values

@@ -27,7 +27,7 @@ class Inpainting(Composition):
 
     Backgrounds are real defect-free images; the mask is a real one, mirrored, scaled and shifted. The network sees a
     window at native scale with the mask cut out, and fills it as the class looks. A mask larger than the window is
-    filled window by window, each seeing what the last one painted. Outside of the mask, grown by 2 pixels, the picture
+    filled window by window, each seeing what the last one painted. Outside of the mask, grown by 2 pixels, the image
     is the background's own, bit for bit.
     """
 
@@ -57,11 +57,11 @@ class Inpainting(Composition):
         # The batch keeps its size in every round, so that pixels do not depend on the other images' masks.
         for turn in range(max(map(len, todo))):
             self._paint(seeds, labels, canvases, regions, todo, turn, side, options)
-        made = []
+        painted = []
         for plan, canvas in zip(plans, canvases, strict=True):
             height, width = plan.ground.image.shape[:2]
-            made.append((canvas[:height, :width], plan.labelled(), plan.parents))
-        return self._gather(made)
+            painted.append((canvas[:height, :width], plan.labelled(), plan.parents))
+        return self._gather(painted)
 
     def _paint(
         self,
@@ -110,7 +110,7 @@ class Inpainting(Composition):
 
 
 def surroundings(known: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """What the network is told, and the brightness that everything is measured from.
+    """The network's conditioning, and the brightness that everything is measured from.
 
     Args:
         known: windows ``[N, C, S, S]`` in [-1, 1].

@@ -1,4 +1,4 @@
-"""Where there is no mask: Perlin-noise regions and NSA's patch sizes, to cut stand-ins for defects by.
+"""Regions for classes without masks: Perlin noise and NSA's patch sizes, to cut stand-ins for defects by.
 
 Sources: Perlin, "Improving noise" (SIGGRAPH 2002), the fade curve; Zavrtanik et al., "DRAEM" (ICCV 2021), section 3.1,
 thresholded Perlin masks over a texture with random opacity; Schlueter et al., "Natural synthetic anomalies" (ECCV
@@ -39,7 +39,7 @@ def perlin(shape: tuple[int, int], cells: tuple[int, int], generator: np.random.
 
 
 def perlin_mask(shape: tuple[int, int], generator: np.random.Generator, max_area: float = 0.2) -> NDArray[np.bool_]:
-    """One blob of thresholded Perlin noise, at most ``max_area`` of the picture, never empty."""
+    """One blob of thresholded Perlin noise, at most ``max_area`` of the image, never empty."""
     cells = tuple(int(2 ** generator.integers(1, 4)) for _ in range(2))
     noise = perlin(shape, (cells[0], cells[1]), generator)
     level = max(0.3, float(np.quantile(noise, 1 - max_area)))
@@ -53,6 +53,6 @@ def perlin_mask(shape: tuple[int, int], generator: np.random.Generator, max_area
 
 
 def nsa_side(length: int, generator: np.random.Generator) -> int:
-    """A patch side in pixels: (Gamma(2, 0.05) + 0.03) of the picture's side, at most 0.4 of it."""
+    """A patch side in pixels: (Gamma(2, 0.05) + 0.03) of the image's side, at most 0.4 of it."""
     share = min(generator.gamma(2.0, 0.05) + 0.03, 0.4)
     return max(2, round(share * length))

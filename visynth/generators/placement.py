@@ -1,4 +1,4 @@
-"""Where a defect may stand: on the object, inside the picture, near its own place."""
+"""Places for a defect: on the object, inside the image, near its own place."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ TRIES = 25
 def foreground(image: NDArray[Any]) -> Mask:
     """The object on a plain ground, or everything where there is no plain ground.
 
-    Otsu's threshold parts the grey values; a ground is believed only when one side holds nearly all of the picture's
-    border, is much more even than the whole and leaves a fair part of the picture to the object.
+    Otsu's threshold parts the grey values; a ground is believed only when one side holds nearly all of the image's
+    border, is much more even than the whole and leaves a fair part of the image to the object.
 
     Args:
         image: ``[H, W, C]``.
@@ -55,8 +55,8 @@ def place(
 
     Args:
         mask: the defect's own small mask ``[h, w]``.
-        home: relative position (0 to 1) of the defect's centre in the picture that it comes from.
-        allowed: ``[H, W]`` of the picture that it goes to.
+        home: relative position (0 to 1) of the defect's centre in the image that it comes from.
+        allowed: ``[H, W]`` of the image that it goes to.
         shift: largest move from home, in pixels.
         generator: the sample's own randomness.
 

@@ -1,4 +1,4 @@
-"""Real images as latents of a StyleGAN2, and pictures around them.
+"""Real images as latents of a StyleGAN2, and images around them.
 
 Source: Karras et al., "Analyzing and improving the image quality of StyleGAN" (CVPR 2020), section 5 and appendix D,
 with one style a layer as Abdal et al., "Image2StyleGAN" (ICCV 2019), section 5.1, and a pull towards the mean of the
@@ -27,12 +27,12 @@ from visynth.generators.gan import StyleGAN2
 from visynth.networks.stylegan2 import truncate
 
 STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
-COPIES = 0.05  # share of near-duplicates of their parents above which pictures are called copies
+COPIES = 0.05  # share of near-duplicates of their parents above which images are called copies
 
 
 @dataclass(frozen=True)
 class Inversion:
-    """Styles ``[N, styles, w_dim]`` and the root mean square error of their pictures ``[N]``, of values in [-1, 1]."""
+    """Styles ``[N, styles, w_dim]`` and the root mean square error of their images ``[N]``, of values in [-1, 1]."""
 
     styles: Tensor
     error: Tensor
@@ -47,7 +47,7 @@ def project(
     pull: float = 0.01,
     progress: Callable[[int, float], None] | None = None,
 ) -> Inversion:
-    """Find the styles whose pictures are nearest to real images; noise is left out, so that nothing of the defect hides
+    """Find the styles whose images are nearest to real images; noise is left out, so that nothing of the defect hides
     in it.
 
     Args:
@@ -85,9 +85,9 @@ def project(
     return Inversion(styles.detach(), error.detach())
 
 
-def _distance(made: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+def _distance(fake: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     """Squared error at every scale down to 8 pixels, summed over the batch, and the root mean square error of each."""
-    difference = made - images
+    difference = fake - images
     error = difference.detach().square().mean(dim=(1, 2, 3)).sqrt()
     loss = difference.square().mean(dim=(1, 2, 3)).sum()
     while difference.shape[-1] > 8:
@@ -106,23 +106,23 @@ class Row:
     group: str
 
 
-class Anchored(StyleGAN2):
-    """Pictures around real images: the styles of one, drawn ``strength`` of the way to those of a random latent of its
+class ProjectedStyleGAN2(StyleGAN2):
+    """Images around real images: the styles of one, drawn ``strength`` of the way to those of a random latent of its
     class.
 
     Sampler options: those of :class:`visynth.generators.gan.StyleGAN2`, and ``strength`` in [0, 1]: 0 gives the
-    projections back, 1 the generator's own pictures. The real image is the sample's parent.
+    projections back, 1 the generator's own images. The real image is the sample's parent.
     """
 
     options: ClassVar = {**StyleGAN2.options, "strength": 0.3, "noise": "none"}
 
-    def __init__(self, spec: Spec, network: Any, anchors: Tensor, **kwargs: Any) -> None:
+    def __init__(self, spec: Spec, network: Any, projected_latents: Tensor, **kwargs: Any) -> None:
         super().__init__(spec, network, **kwargs)
-        self.anchors = anchors
-        told = spec.arguments["anchors"]
-        if len(told) != len(anchors):
-            raise UsageError(f"{len(told)} anchors are named, but {len(anchors)} have styles.")
-        rows = [Row(number, *anchor) for number, anchor in enumerate(told)]
+        self.projected_latents = projected_latents
+        entries = spec.arguments["projected_latents"]
+        if len(entries) != len(projected_latents):
+            raise UsageError(f"{len(entries)} projected images are named, but {len(projected_latents)} have styles.")
+        rows = [Row(number, *projected) for number, projected in enumerate(entries)]
         self.by_label = [seeding.by_group([r for r in rows if r.label == n]) for n in range(len(spec.classes))]
 
     @staticmethod
@@ -139,15 +139,15 @@ class Anchored(StyleGAN2):
         chosen = self._chosen(seeds, labels)
         ws = self._near(chosen, seeds, torch.tensor(labels, device=self.device), **options)
         parents = [(row.path,) for row in chosen]
-        return Samples(self.integers(self.pictures(ws, seeds, options["noise"])), parents=parents)
+        return Samples(self.integers(self.synthesize(ws, seeds, options["noise"])), parents=parents)
 
     def styles(self, seeds: Sequence[int], labels: Tensor, **options: Any) -> Tensor:
         """``[N, styles, w_dim]``, each near the real image that its seed draws."""
         return self._near(self._chosen(seeds, labels.tolist()), seeds, labels, **options)
 
     def _near(self, chosen: Sequence[Row], seeds: Sequence[int], labels: Tensor, **options: Any) -> Tensor:
-        anchors = self.anchors[[row.number for row in chosen]].to(self.device)
-        return truncate(super().styles(seeds, labels, **options), anchors, options["strength"])
+        projected_latents = self.projected_latents[[row.number for row in chosen]].to(self.device)
+        return truncate(super().styles(seeds, labels, **options), projected_latents, options["strength"])
 
     def _chosen(self, seeds: Sequence[int], labels: Sequence[int]) -> list[Row]:
         return [self._anchor(seed, label) for seed, label in zip(seeds, labels, strict=True)]
@@ -162,13 +162,13 @@ class Anchored(StyleGAN2):
         return seeding.draw_even(groups, seeding.rng(int(seed), "anchor"))
 
     def weights(self) -> dict[str, Tensor]:
-        return {**super().weights(), "anchors": self.anchors.cpu()}
+        return {**super().weights(), "projected_latents": self.projected_latents.cpu()}
 
     @classmethod
     def build(cls, spec: Spec, weights: dict[str, Tensor], device: str | torch.device) -> Generator:
         weights = dict(weights)
-        anchors = weights.pop("anchors")
-        return cls(spec, cls.load_network(spec, weights, device), anchors)
+        projected_latents = weights.pop("projected_latents")
+        return cls(spec, cls.load_network(spec, weights, device), projected_latents)
 
 
 def around(
@@ -180,7 +180,7 @@ def around(
     strength: float | None = None,
     steps: int = 300,
     progress: Progress = no_progress,
-) -> tuple[Anchored, dict[str, float]]:
+) -> tuple[ProjectedStyleGAN2, dict[str, float]]:
     """A generator of variations of real images, and what was measured on the way.
 
     Args:
@@ -203,38 +203,40 @@ def around(
     styles, errors = [], []
     together = 2 * base.spec.micro_batch
     for first in range(0, len(values), together):
-        found = project(base, values[first : first + together], marks[first : first + together], steps)
-        styles.append(found.styles.cpu())
-        errors += found.error.tolist()
+        projected = project(base, values[first : first + together], marks[first : first + together], steps)
+        styles.append(projected.styles.cpu())
+        errors += projected.error.tolist()
         progress(f"projected {len(errors)} of {len(values)} images, root mean square error {np.mean(errors):.3f}")
-    anchors = [[int(label), name, group] for label, name, group in zip(labels, names, groups, strict=True)]
+    projected_latents = [[int(label), name, group] for label, name, group in zip(labels, names, groups, strict=True)]
     side = base.network.synthesis.sizes[-1]
     spec = replace(
         base.spec,
         network="stylegan2_projected",
-        arguments={**base.spec.arguments, "side": side, "anchors": anchors},
+        arguments={**base.spec.arguments, "side": side, "projected_latents": projected_latents},
         sampler={**(base.spec.sampler or {}), "noise": "none"},
     )
-    made = Anchored(spec, base.network, torch.cat(styles), members=base.members, card=base.card)
+    generator = ProjectedStyleGAN2(spec, base.network, torch.cat(styles), members=base.members, card=base.card)
     hashes = {name: perceptual_hash(image) for name, image in zip(names, images, strict=True)}
     tried = STRENGTHS if strength is None else (strength,)
     copies: dict[float, float] = {}
     for chosen in tried:
-        shares = copy_shares(made, hashes, chosen)
+        shares = copy_shares(generator, hashes, chosen)
         worst = max(shares, key=lambda name: shares[name])
         copies[chosen] = shares[worst]
         if copies[chosen] <= COPIES:
             break
     progress(
-        f"strength {chosen:g}: {copies[chosen]:.0%} of the pictures of {worst!r} are near-duplicates of their parents"
+        f"strength {chosen:g}: {copies[chosen]:.0%} of the images of {worst!r} are near-duplicates of their parents"
     )
     spec = replace(spec, sampler={**(spec.sampler or {}), "strength": chosen})
-    final = Anchored(spec, base.network, made.anchors, members=base.members, card=base.card)
+    final = ProjectedStyleGAN2(spec, base.network, generator.projected_latents, members=base.members, card=base.card)
     return final, {"error": float(np.mean(errors)), "strength": chosen, "copies": copies[chosen]}
 
 
-def copy_shares(generator: Anchored, hashes: Mapping[str, str], strength: float, count: int = 48) -> dict[str, float]:
-    """Of each class, the share of ``count`` variations whose perceptual hash is within 4 bits of their parent's."""
+def copy_shares(
+    generator: ProjectedStyleGAN2, hashes: Mapping[str, str], strength: float, count: int = 48
+) -> dict[str, float]:
+    """Per class the share of ``count`` variations whose perceptual hash is within 4 bits of their parent's."""
     shares = {}
     for label, groups in enumerate(generator.by_label):
         if not groups:

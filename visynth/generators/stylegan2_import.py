@@ -32,24 +32,24 @@ def import_stylegan2(
     from visynth.networks.discriminator import stored
 
     claim(out)
-    found = read_stylegan2(path, which)
-    arguments = dict(found.arguments)
+    pickled = read_stylegan2(path, which)
+    arguments = dict(pickled.arguments)
     size, channels = arguments.pop("size"), arguments.pop("channels")
     count = max(arguments["classes"], 1)
     names = tuple(classes) if classes else tuple(f"class{n}" for n in range(count)) if count > 1 else ("image",)
     if len(names) != count:
         raise UsageError(f"{path} knows {count} classes, but {len(names)} names were given: {', '.join(names)}.")
-    together = max(1, min(16, 16 * 256**2 // size**2))  # pictures of 1024 pixels one by one
+    together = max(1, min(16, 16 * 256**2 // size**2))  # images of 1024 pixels one by one
     spec = Spec("stylegan2", arguments, names, channels, (size, size), sampler={"noise": "const"}, micro_batch=together)
     try:
-        made = StyleGAN2.build(spec, found.generator, "cpu")
+        imported = StyleGAN2.build(spec, pickled.generator, "cpu")
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    made.card = {
+    imported.card = {
         "task": "StyleGAN2, imported",
         "source": Path(path).name,
         "source sha256": hash_file(Path(path)),
         "licence": "as its source says; it is not known to visynth",
         "made by": "visynth import-stylegan2",
     }
-    return made.save(out, stored(found.discriminator) if found.discriminator else None)
+    return imported.save(out, stored(pickled.discriminator) if pickled.discriminator else None)

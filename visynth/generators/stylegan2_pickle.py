@@ -38,21 +38,21 @@ class Stored:
         """Parameters and buffers by their dotted names."""
         if depth > 8:
             raise DataError("the stored network holds itself, or is nested deeper than any StyleGAN2.")
-        found: dict[str, Tensor] = {}
+        by_name: dict[str, Tensor] = {}
         for kind in ("_parameters", "_buffers"):
             for name, value in self.state.get(kind, {}).items():
                 if isinstance(value, Tensor):
-                    found[prefix + name] = value.detach().float()
+                    by_name[prefix + name] = value.detach().float()
         for name, child in self.state.get("_modules", {}).items():
             if isinstance(child, Stored):
-                found |= child.tensors(f"{prefix}{name}.", depth + 1)
-                if len(found) > MOST:
+                by_name |= child.tensors(f"{prefix}{name}.", depth + 1)
+                if len(by_name) > MOST:
                     raise DataError(f"the stored network has more than {MOST} tensors: no StyleGAN2 has.")
-        return found
+        return by_name
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What it was constructed with, by name."""
+        """Arguments of its constructor, by name."""
         return dict(self.state.get("_init_kwargs") or {})
 
 
@@ -96,13 +96,15 @@ def read_stylegan2(path: str | Path, which: str = "G_ema") -> Checkpoint:
         ) from error
 
 
-def _checkpoint(path: str | Path, found: Any, which: str) -> Checkpoint:
-    if not isinstance(found, dict) or not isinstance(found.get(which), Stored):
-        held = choices(name for name in NETWORKS if isinstance(found, dict) and isinstance(found.get(name), Stored))
+def _checkpoint(path: str | Path, checkpoint: Any, which: str) -> Checkpoint:
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(which), Stored):
+        held = choices(
+            name for name in NETWORKS if isinstance(checkpoint, dict) and isinstance(checkpoint.get(name), Stored)
+        )
         raise DataError(f"{path} holds no network {which!r}; it holds {held or 'none'}.")
-    generator = found[which].tensors()
-    arguments = _arguments(path, found[which].arguments, generator)
-    critic = found["D"].tensors() if isinstance(found.get("D"), Stored) else {}
+    generator = checkpoint[which].tensors()
+    arguments = _arguments(path, checkpoint[which].arguments, generator)
+    critic = checkpoint["D"].tensors() if isinstance(checkpoint.get("D"), Stored) else {}
     return Checkpoint(arguments, *(_without_filters(weights) for weights in (generator, critic)))
 
 
@@ -110,7 +112,7 @@ def _without_filters(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in weights.items() if not name.endswith("resample_filter")}
 
 
-def _arguments(path: Any, told: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def _arguments(path: Any, init: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """Sizes and widths out of the weights themselves."""
     if "synthesis.b4.const" not in weights or "mapping.fc0.weight" not in weights:
         raise DataError(
@@ -125,7 +127,7 @@ def _arguments(path: Any, told: Mapping[str, Any], weights: Mapping[str, Tensor]
         raise DataError(f"{path} resamples with another filter than [1, 3, 3, 1].")
     sizes = sorted(int(name.split(".")[1][1:]) for name in weights if name.endswith("conv1.weight"))
     if any(f"synthesis.b{size}.torgb.weight" not in weights for size in sizes):
-        raise DataError(f"{path} has no picture at every resolution: only the 'skip' architecture can be read.")
+        raise DataError(f"{path} has no image at every resolution: only the 'skip' architecture can be read.")
     widths = {size: weights[f"synthesis.b{size}.conv1.weight"].shape[0] for size in sizes}
     most, base = max(widths.values()), max(size * width for size, width in widths.items())
     if any(channels_at(size, base, most) != width for size, width in widths.items()):
@@ -133,7 +135,7 @@ def _arguments(path: Any, told: Mapping[str, Any], weights: Mapping[str, Tensor]
     layers = sum(name.startswith("mapping.fc") and name.endswith("weight") for name in weights)
     embed = weights.get("mapping.embed.weight")
     w_dim = weights["mapping.fc0.weight"].shape[0]
-    clamp = (told.get("synthesis_kwargs") or {}).get("conv_clamp")
+    clamp = (init.get("synthesis_kwargs") or {}).get("conv_clamp")
     return {
         "size": sizes[-1],
         "channels": weights["synthesis.b4.torgb.weight"].shape[0],

@@ -1,1 +1,1 @@
-"""What the commands do: rooms connected, no maths."""
+"""The jobs behind the commands: they connect the other rooms and hold no maths."""

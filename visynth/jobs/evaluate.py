@@ -24,11 +24,12 @@ from visynth.data.imageset import BadFile, ImageSet, Item, Lazy
 from visynth.data.transforms import CANDIDATES, backend
 from visynth.jobs.measured import MeasuredSet, add_features, new_bank
 from visynth.metrics.bank import FeatureBank
-from visynth.metrics.memorization import copies
+from visynth.metrics.memorization import near_duplicates
 from visynth.metrics.quality import per_class, table_rows
 from visynth.mixing.leaks import Accepted, is_accepted, read_accepted
 from visynth.verdict.cells import Extra
-from visynth.verdict.comparison import Results, arms_block, class_verdict, macro_f1_table, run_cells, summarise
+from visynth.verdict.comparison import Results, run_cells
+from visynth.verdict.summary import arms_block, class_verdict, macro_f1_table, summarise
 
 
 def evaluate_renders(
@@ -169,7 +170,7 @@ def evaluate_renders(
     rows = [[name, counts["train"][name], counts["test"][name], rendered.get(name, 0)] for name in images.classes]
     report.section("Images", table(["class", "real, training", "real, test", "synthetic"], rows))
     report.section("Arms", *blocks)
-    report.section("Likeness and copies", *_quality(bank, rows_of, renders, kept, train, test))
+    report.section("Likeness and near-duplicates", *_quality(bank, rows_of, renders, kept, train, test))
     report.section(
         "Reading this",
         bullets(
@@ -237,7 +238,7 @@ def _quality(
     train: np.ndarray,
     test: np.ndarray,
 ) -> list[dict[str, object]]:
-    """KID with its null against the held-out images, and copies of the training images, per class."""
+    """KID with its null against the held-out images, and near-duplicates of training images, per class."""
     resolution = bank.resolutions[0]
     features = bank.get(resolution, "mean")
 
@@ -245,10 +246,14 @@ def _quality(
         return features[[int(r) for r in rows if name in kept[int(r)].labels]]
 
     names = [n for n in renders.classes if len(rows_of[n])]
-    made = {name: features[rows_of[name]] for name in names}
-    against = per_class({n: real(np.concatenate([train, test]), n) for n in names}, made, bank.name(resolution))
-    fresh = {n: copies(real(train, n), real(test, n)) for n in names if len(real(train, n)) > 2 and len(real(test, n))}
-    own = {n: copies(real(train, n), made[n]) for n in names if len(real(train, n)) > 2}
+    synthetic = {name: features[rows_of[name]] for name in names}
+    against = per_class({n: real(np.concatenate([train, test]), n) for n in names}, synthetic, bank.name(resolution))
+    fresh = {
+        n: near_duplicates(real(train, n), real(test, n))
+        for n in names
+        if len(real(train, n)) > 2 and len(real(test, n))
+    }
+    own = {n: near_duplicates(real(train, n), synthetic[n]) for n in names if len(real(train, n)) > 2}
     columns, rows = table_rows(against)
     rates = [
         [n, f"{own[n].share:.0%}", f"{fresh[n].share:.0%}" if n in fresh else "-", f"{own[n].ratio:.2f}"] for n in own
@@ -262,12 +267,12 @@ def _quality(
         table(
             [
                 "class",
-                "copies among the made",
+                "near-duplicates among the synthetic",
                 "the same among held-out real images",
                 "distance to training over distance within it",
             ],
             rates,
-            "A copy lies closer to a training image than 95 % of training images lie to each other. More copies than "
+            "A near-duplicate lies closer to a training image than 95 % of training images lie to each other. More of them than "
             "held-out real images have mean memorising. "
             "Composites and inpainted images keep a real background, so they lie near it by design.",
         ),
@@ -288,9 +293,9 @@ def assign_splits(images: ImageSet, members: Sequence[Member], accept: Accepted 
         DataError: images that the data call test or validation, but that the generator was fitted on (all listed).
     """
     accepted = read_accepted(accept)
-    found = members_file.overlaps(images.members("test"), members)
-    met = {o.candidate: o for o in found if o.how in (members_file.SAME_FILE, members_file.SAME_PIXELS)}
-    like = {o.candidate: o for o in found if o.how == members_file.NEARLY}
+    meetings = members_file.overlaps(images.members("test"), members)
+    met = {o.candidate: o for o in meetings if o.how in (members_file.SAME_FILE, members_file.SAME_PIXELS)}
+    like = {o.candidate: o for o in meetings if o.how == members_file.NEARLY}
     leaked = [
         f"{item.name} ({item.split}) was the training image {met[item.name].member.path} ({met[item.name].how})"
         for item in images.items

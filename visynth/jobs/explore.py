@@ -1,5 +1,5 @@
-"""``visynth explore``: what a generator makes, to look at: seeds, truncation, and the way from one picture to
-another."""
+"""``visynth explore``: what a generator makes, to look at: seeds, truncation, and interpolations
+between images."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def explore(
 
     Args:
         generator: any.
-        out: folder of ``seeds.png``, and for each class ``CLASS_way.png`` and ``CLASS.webp``; for StyleGAN2
+        out: folder of ``seeds.png``, and for each class ``CLASS_interpolation.png`` and ``CLASS.webp``; for StyleGAN2
             ``truncation.png``.
         classes: by default all.
         seeds: of the sheet; the animation goes from each of the first four to the next, and back to the first.
         frames: from one seed to the next.
-        side: of a picture on the sheets, in pixels.
+        side: of an image on the sheets, in pixels.
         animation: "webp" or "gif".
 
     Returns:
@@ -62,13 +62,13 @@ def explore(
         raise UsageError("explore: " + "; ".join(problems) + ".")
     folder = Path(out)
     claim_files(folder, _names(generator, names, animation))
-    made = [_sheet(generator, folder / "seeds.png", names, list(seeds), side)]
+    written = [_sheet(generator, folder / "seeds.png", names, list(seeds), side)]
     if "truncation" in generator.options and "centre" in generator.options:
-        made.append(_truncations(generator, folder / "truncation.png", names, list(seeds), side))
+        written.append(_truncations(generator, folder / "truncation.png", names, list(seeds), side))
     if hasattr(generator, "interpolate"):
         for name in names:
-            made += _ways(generator, folder, name, list(seeds)[:4], frames, side, animation)
-    return made
+            written += _interpolations(generator, folder, name, list(seeds)[:4], frames, side, animation)
+    return written
 
 
 def _names(generator: Generator, classes: Sequence[str], animation: str) -> list[str]:
@@ -76,7 +76,7 @@ def _names(generator: Generator, classes: Sequence[str], animation: str) -> list
     return [
         "seeds.png",
         "truncation.png",
-        *(f"{name}{end}" for name in classes for end in ("_way.png", f".{animation}")),
+        *(f"{name}{end}" for name in classes for end in ("_interpolation.png", f".{animation}")),
     ]
 
 
@@ -95,29 +95,29 @@ def _truncations(generator: Generator, path: Path, names: list[str], seeds: list
     columns = [
         generator.sample(seeds[:2] * len(names), labels, truncation=truncation).images for truncation in TRUNCATIONS
     ]
-    tiles = [_shown(picture) for row in zip(*columns, strict=True) for picture in row]
+    tiles = [_shown(image) for row in zip(*columns, strict=True) for image in row]
     put_files(path.parent, {path.name: png(grid(tiles, columns=len(TRUNCATIONS), side=side))})
     return path
 
 
-def _ways(
+def _interpolations(
     generator: Any, folder: Path, name: str, seeds: list[int], frames: int, side: int, animation: str
 ) -> list[Path]:
     """A strip from the first seed to the second, and a loop over all."""
     label = generator.classes.index(name)
-    still = {"noise": "const"} if "noise" in generator.options else {}  # noise of each seed would jump from way to way
-    pictures = []
+    still = {"noise": "const"} if "noise" in generator.options else {}  # per-seed noise would flicker between segments
+    images = []
     for first, last in zip(seeds, [*seeds[1:], seeds[0]], strict=True):
-        found = generator.interpolate(first, last, label, frames + 1, **still)
-        pictures += [_shown(picture) for picture in found[:-1]]  # the last one is the next way's first
-    strip, loop = folder / f"{name}_way.png", folder / f"{name}.{animation}"
-    sheet = png(grid(pictures[: frames + 1 : max(1, frames // 8)], columns=9, side=side))
-    images = [Image.fromarray(fit_square(picture, side)) for picture in pictures]
+        segment = generator.interpolate(first, last, label, frames + 1, **still)
+        images += [_shown(image) for image in segment[:-1]]  # the last one is the next segment's first
+    strip, loop = folder / f"{name}_interpolation.png", folder / f"{name}.{animation}"
+    sheet = png(grid(images[: frames + 1 : max(1, frames // 8)], columns=9, side=side))
+    animated = [Image.fromarray(fit_square(image, side)) for image in images]
     data = io.BytesIO()
-    images[0].save(data, format=animation.upper(), save_all=True, append_images=images[1:], duration=60, loop=0)
+    animated[0].save(data, format=animation.upper(), save_all=True, append_images=animated[1:], duration=60, loop=0)
     put_files(folder, {strip.name: sheet, loop.name: data.getvalue()})
     return [strip, loop]
 
 
-def _shown(picture: Any) -> Any:
-    return to_display(np.ascontiguousarray(picture.permute(1, 2, 0).numpy()))
+def _shown(image: Any) -> Any:
+    return to_display(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))

@@ -12,7 +12,7 @@ from visynth.data.imageset import ImageSet, Item
 from visynth.data.masks import Mask, load_mask, mask_problem
 from visynth.generators.compose_fit import Array, Fitted, Source, fit_composition, guess_good
 from visynth.generators.compose_settings import Settings
-from visynth.generators.foundation import Anchor, Foundation, make_foundation
+from visynth.generators.foundation import Foundation, StartImage, make_foundation
 
 
 def sources_of(images: ImageSet, classes: Collection[str] | None = None) -> list[Source]:
@@ -66,7 +66,7 @@ def fit_compose(
         raise UsageError(
             f"which class is defect-free cannot be guessed from {choices(images.classes)}: name it with --good."
         )
-    told = {
+    entries = {
         "task": "composition",
         "training images": len(train),
         "licence": "as the images that it was made from",
@@ -79,7 +79,7 @@ def fit_compose(
         settings=settings,
         without_masks=without_masks,
         members=images.members(lambda item: item.split or "train"),
-        card={**told, **(card or {})},
+        card={**entries, **(card or {})},
     )
     fitted.generator.save(out)
     return fitted
@@ -97,13 +97,13 @@ def fit_pipeline(
     classes: Sequence[str] | None = None,
     sampler: Mapping[str, object] | None = None,
 ) -> Foundation:
-    """A generator of a foundation model's pipeline, anchored on the training images, without any training.
+    """A generator of a foundation model's pipeline, started on the training images, without any training.
 
     Args:
         images: images with a split other than train are only recorded as held out.
         out: the generator folder.
         pipeline: folder that diffusers' ``save_pretrained`` wrote, or a hub id.
-        size: of the made images, in pixels.
+        size: of the synthetic images, in pixels.
         mode: ``"image"``, ``"inpaint"`` (images with masks only) or ``"text"``.
         prompts: by class; by default ``"a photo of <class>"``.
         negative_prompt: for all classes.
@@ -129,8 +129,8 @@ def fit_pipeline(
             f"{images.root} has no training image to start from"
             + (" with a mask: give --masks." if mode == "inpaint" else ".")
         )
-    anchors = [
-        Anchor(
+    start_images = [
+        StartImage(
             i.name,
             i.group or i.name,
             names.index(i.label),
@@ -145,20 +145,20 @@ def fit_pipeline(
         "licence": "as the pipeline's, and as the images that it starts from",
         "made by": "visynth fit pipeline",
     }
-    made = make_foundation(
+    generator = make_foundation(
         pipeline,
         names,
         (size, size),
         mode=mode,
         prompts=prompts,
         negative_prompt=negative_prompt,
-        anchors=anchors,
+        start_images=start_images,
         sampler=sampler,
         members=images.members(lambda item: item.split or "train"),
         card=card,
     )
-    made.save(out)
-    return made
+    generator.save(out)
+    return generator
 
 
 def _any(mask: Mask | None) -> bool:

@@ -31,7 +31,7 @@ COPIES_PER_IMAGE = 4  # augmented copies of each real image, per candidate
 
 @dataclass(kw_only=True)
 class MeasuredSet:
-    """What the arms are fitted and tested on. A row is a place in ``items`` and in the bank.
+    """The real images that arms are fitted and tested on. A row is a place in ``items`` and in the bank.
 
     Attributes:
         items: the real images.
@@ -124,12 +124,12 @@ def add_features(
 ) -> Rows:
     """Features of images, as :meth:`visynth.metrics.bank.FeatureBank.add` computes them, with a line of progress now
     and then."""
-    rows, begun, told = [], time.monotonic(), time.monotonic()
+    rows, begun, last = [], time.monotonic(), time.monotonic()
     for first in range(0, len(images), CHUNK):
         rows.append(bank.add(images[first : first + CHUNK], cache=cache))
         now, done = time.monotonic(), first + len(rows[-1])
-        if now - told > QUIET and done < len(images):
-            told = now
+        if now - last > QUIET and done < len(images):
+            last = now
             progress(f"  {what}: {done} of {len(images)}, {time_left((now - begun) / done * (len(images) - done))}")
     return np.concatenate(rows) if rows else np.zeros(0, np.int64)
 

@@ -40,7 +40,7 @@ SYNTHESIZERS = {"composition": "composition", "learned": "a learned generator", 
 
 @dataclass(frozen=True)
 class Suits:
-    """Which synthesizer suits a class, and why."""
+    """The synthesizer that suits a class, with the reason."""
 
     kind: Literal["composition", "learned", "controls", "none"]
     reason: str
@@ -51,7 +51,7 @@ class Suits:
 
 @dataclass
 class Preflight:
-    """What was found.
+    """Findings about a set.
 
     Attributes:
         images: with groups for every image, given or proposed.
@@ -132,7 +132,7 @@ class Preflight:
         return [text(words), *blocks] if blocks else []
 
     def leak_lines(self) -> list[str]:
-        """What repeats, what a random split would do, and what the groups leave."""
+        """Sentences on near-duplicates, the leak of a random split, and groups."""
         lines = [f"{self.repeated:.0%} of the images have a near-duplicate in the set"]
         if self.repeated >= grouping.LEAKS:
             lines.append(
@@ -159,24 +159,24 @@ class Preflight:
 
     def part_lines(self) -> list[str]:
         """Groups that look like one part, whoever gave them."""
-        found = self.parts
-        some = "" if found.checked == found.groups else f" ({found.checked} of {found.groups} groups were looked at)"
-        if found.one_design:
+        check = self.parts
+        some = "" if check.checked == check.groups else f" ({check.checked} of {check.groups} groups were looked at)"
+        if check.one_design:
             return [
                 f"local features agree between most groups: parts of one design, or one fixture{some}; whether two "
                 "groups are one part cannot "
                 "be told from them"
             ]
-        if not found.pairs:
-            return [f"no two groups look like one part by their local features{some}"] if found.checked > 1 else []
-        together = matching.components([pair.groups for pair in found.pairs])
+        if not check.pairs:
+            return [f"no two groups look like one part by their local features{some}"] if check.checked > 1 else []
+        together = matching.components([pair.groups for pair in check.pairs])
         head = (
-            f"{len(found.pairs)} pairs of groups look like one part{some}, so a split by these groups leaks: "
+            f"{len(check.pairs)} pairs of groups look like one part{some}, so a split by these groups leaks: "
             f"{'; '.join(' = '.join(sorted(part)) for part in together)}. Look at the images named below; "
             "groups_merged.csv (written beside groups.csv) has them merged"
         )
-        return [head, *map(str, found.pairs[:SHOWN_PAIRS])] + (
-            [f"and {len(found.pairs) - SHOWN_PAIRS} pairs more"] if len(found.pairs) > SHOWN_PAIRS else []
+        return [head, *map(str, check.pairs[:SHOWN_PAIRS])] + (
+            [f"and {len(check.pairs) - SHOWN_PAIRS} pairs more"] if len(check.pairs) > SHOWN_PAIRS else []
         )
 
 
@@ -204,9 +204,9 @@ def preflight(
         DataError: fewer than two classes, or a rare class that is too small to measure anything.
     """
     _check(images, rare, good)
-    found = grouping.find_neighbours(images)
+    neighbours = grouping.find_neighbours(images)
     names = [item.name for item in images.items]
-    proposal = grouping.propose_groups(names, found)
+    proposal = grouping.propose_groups(names, neighbours)
     notes: list[str] = []
     if grouped:
         source = "as given"
@@ -220,7 +220,7 @@ def preflight(
     else:
         source = "every image on its own (nothing repeats; give --groups if images share a part, a scene or a patient)"
         images = replace(images, items=tuple(replace(item, group=item.name) for item in images.items))
-    crossing = grouping.across_groups(found, [item.group for item in images.items])
+    crossing = grouping.across_groups(neighbours, [item.group for item in images.items])
     touched = {index for pair in crossing for index in pair}
 
     masks = PackedMasks(images)
@@ -230,13 +230,15 @@ def preflight(
 
     scan = Scan(images, masks)
     sheet = _sheet(images)
+    # Defect-free images may have masks too, empty ones: nobody pastes them.
+    judged = [
+        i.name
+        for i in images.items
+        if (i.name in masks or i.name in masks.empty) and len(i.labels) == 1 and i.labels != (good,)
+    ]
     scan.read(
         keep=keep(images, good),
-        check=[
-            i.name
-            for i in images.items
-            if (i.name in masks or i.name in masks.empty) and len(i.labels) == 1 and i.labels != (good,)
-        ],
+        check=judged,
         match=matching.images_to_match(images),
         show=[name for _, _, names in sheet for name in names],
     )
@@ -252,15 +254,15 @@ def preflight(
         rare=tuple(rare),
         good=good,
         masked=masked,
-        repeated=found.repeated,
-        random_leak=grouping.random_split_leak(found),
+        repeated=neighbours.repeated,
+        random_leak=grouping.random_split_leak(neighbours),
         proposal=proposal,
         crossing=len(crossing),
         crossing_share=len(touched) / len(images),
         group_source=source,
         suits=found_suits,
         scan=scan,
-        bad_masks=scan.problems(i.name for i in images.items) if good and len(kinds) == 1 else {},
+        bad_masks=scan.problems(judged) if good and len(kinds) == 1 else {},
         sheet=sheet,
         parts=matching.find_same_parts(images, scan.features()),
         warnings=notes,
@@ -318,7 +320,7 @@ def _check(images: ImageSet, rare: Sequence[str], good: str | None) -> None:
 
 
 def _size_notes(sizes: Sequence[tuple[int, int]]) -> list[str]:
-    """What is done to large images: nothing is shrunk or cropped without being told."""
+    """Notes on large images: nothing is shrunk or cropped silently."""
     shrunk = sum(height * width > NATIVE_LIMIT**2 for height, width in sizes)
     cut = sum(max(size) > LARGE for size in sizes)
     notes = []
@@ -336,7 +338,7 @@ def _size_notes(sizes: Sequence[tuple[int, int]]) -> list[str]:
 
 
 def _suits(scan: Scan, name: str, good: str | None, masked: dict[str, int], mixed: bool) -> Suits:
-    """Which synthesizer suits a class."""
+    """Choose the synthesizer that suits a class."""
     if name == good:
         return Suits("controls", "seam controls only (defect-free)")
     groups = scan.images.groups()[name]
@@ -393,18 +395,18 @@ def headroom_note(base: float, oracle: float, seen: float) -> str:
 GROUP_FILES = ("groups.csv", "groups_merged.csv")
 
 
-def write_groups(folder: Path, found: Preflight) -> list[str]:
+def write_groups(folder: Path, findings: Preflight) -> list[str]:
     """Write ``groups.csv`` with the groups in use, to be checked and given back with ``--groups``; and
     ``groups_merged.csv`` where some look
     like one part. Returns the names of the files."""
-    groups = [item.group for item in found.images.items]
+    groups = [item.group for item in findings.images.items]
     tables = {"groups.csv": groups}
-    if found.parts.pairs and not found.parts.one_design:
-        tables["groups_merged.csv"] = matching.merged(groups, found.parts)
+    if findings.parts.pairs and not findings.parts.one_design:
+        tables["groups_merged.csv"] = matching.merged(groups, findings.parts)
     files = {}
     for name, column in tables.items():
         stream = io.StringIO()
-        rows = zip(found.images.items, column, strict=True)
+        rows = zip(findings.images.items, column, strict=True)
         csv.writer(stream).writerows([("file", "class", "group"), *((i.name, ";".join(i.labels), g) for i, g in rows)])
         files[name] = stream.getvalue().encode()
     put_files(folder, files)

@@ -1,4 +1,4 @@
-"""``visynth project``: real images as latents of a StyleGAN2, and a generator of pictures around them."""
+"""``visynth project``: real images as latents of a StyleGAN2, and a generator of images around them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def project_images(
         DataError: no image of a class.
     """
     from visynth.generators.gan import StyleGAN2
-    from visynth.generators.projection import COPIES, Anchored, around
+    from visynth.generators.projection import COPIES, ProjectedStyleGAN2, around
 
     problems = []
     if fit not in FITS:
@@ -65,7 +65,7 @@ def project_images(
     if problems:
         raise UsageError("project: " + "; ".join(problems) + ".")
     base = generator if isinstance(generator, Generator) else load_generator(generator)
-    if not isinstance(base, StyleGAN2) or isinstance(base, Anchored):
+    if not isinstance(base, StyleGAN2) or isinstance(base, ProjectedStyleGAN2):
         raise UsageError(f"projection needs a StyleGAN2 generator, but this one is {base.spec.network!r}.")
     names = [name for name in (classes or base.classes) if classes or name in images.classes]
     unknown = [name for name in names if name not in base.classes or name not in images.classes]
@@ -79,7 +79,7 @@ def project_images(
     images, prints = _for_training(base, images, names, progress)
     items = [item for name in names for item in _some(images, name, limit)]
     pixels = np.stack([_pixels(images, item, base, fit) for item in items])
-    made, found = around(
+    anchored, facts = around(
         base,
         pixels,
         [base.classes.index(item.label) for item in items],
@@ -89,24 +89,24 @@ def project_images(
         steps,
         progress,
     )
-    made.members = tuple(_members(base, items, prints))
-    made.card = {
+    anchored.members = tuple(_members(base, items, prints))
+    anchored.card = {
         **base.card,
         "task": "variations of projected real images (StyleGAN2)",
         "projected images": len(items),
-        "root mean square error of projections, of values in [-1, 1]": round(found["error"], 4),
-        "near-duplicates of parents at this strength, in the class that has most": round(found["copies"], 4),
+        "root mean square error of projections, of values in [-1, 1]": round(facts["error"], 4),
+        "near-duplicates of parents at this strength, in the class that has most": round(facts["copies"], 4),
         "made by": "visynth project",
     }
-    if found["copies"] > COPIES:
+    if facts["copies"] > COPIES:
         warnings.warn(
-            f"{found['copies']:.0%} of the variations of a class at strength {found['strength']:g} are near-duplicates "
+            f"{facts['copies']:.0%} of the variations of a class at strength {facts['strength']:g} are near-duplicates "
             "of their parents: take a "
             "greater strength, or expect copies",
             stacklevel=2,
         )
-    made.save(folder, {"projections.png": png(_sheet(made, pixels))})
-    return made
+    anchored.save(folder, {"projections.png": png(_sheet(anchored, pixels))})
+    return anchored
 
 
 def _for_training(
@@ -164,12 +164,12 @@ def _sheet(generator: Any, pixels: Any, rows: int = 8) -> Any:
     strength = generator.spec.sampler["strength"]
     tiles = []
     for place in np.linspace(0, len(pixels) - 1, min(rows, len(pixels))).round().astype(int).tolist():
-        anchor = generator.anchors[place : place + 1].to(generator.device)
-        label = torch.tensor([generator.spec.arguments["anchors"][place][0]], device=generator.device)
+        latent = generator.projected_latents[place : place + 1].to(generator.device)
+        label = torch.tensor([generator.spec.arguments["projected_latents"][place][0]], device=generator.device)
         with torch.no_grad():
             z = noise(range(4), (generator.network.z_dim,), "latent")
             ways = generator.of_latents(z, label.repeat(4))
-            ws = torch.cat([anchor, torch.lerp(anchor.expand_as(ways), ways, strength)])
-            shown = generator.integers(generator.pictures(ws, [0] * 5, "none")).permute(0, 2, 3, 1).numpy()
-        tiles += [to_display(pixels[place]), *(to_display(np.ascontiguousarray(picture)) for picture in shown)]
+            ws = torch.cat([latent, torch.lerp(latent.expand_as(ways), ways, strength)])
+            shown = generator.integers(generator.synthesize(ws, [0] * 5, "none")).permute(0, 2, 3, 1).numpy()
+        tiles += [to_display(pixels[place]), *(to_display(np.ascontiguousarray(image)) for image in shown)]
     return grid(tiles, columns=6, side=96)

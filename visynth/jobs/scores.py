@@ -24,7 +24,7 @@ from visynth.data.imageset import ImageSet, Lazy
 from visynth.jobs.evaluate import assign_splits
 from visynth.metrics.bank import FeatureBank
 from visynth.metrics.extractors import extractor
-from visynth.metrics.memorization import SAME, Copies, copies
+from visynth.metrics.memorization import SAME, NearDuplicates, near_duplicates
 
 FOLDS = 5
 LEAST = 3  # real images of a class below which nothing can be said of it
@@ -32,11 +32,11 @@ LEAST = 3  # real images of a class below which nothing can be said of it
 
 @dataclass(frozen=True)
 class Scores:
-    """What :func:`score_renders` found.
+    """Result of :func:`score_renders`.
 
     Attributes:
         images: ``{file name: {"agreement", "copy", "distance", "nearest"}}``.
-        real: ``{class: mean agreement of its real images, judged without their group}``: what the made ones are to be
+        real: ``{class: mean agreement of its real images, judged without their group}``: what the synthetic ones are to be
             measured by.
     """
 
@@ -106,10 +106,10 @@ def score_renders(
         own = [place for place, record in enumerate(renders.records) if record.label == name]
         real = [place for place, item in enumerate(items) if item.labels[0] == name]
         if own:
-            found = copies(by_mean[rows[real]], by_mean[made_rows[own]])
+            memorised = near_duplicates(by_mean[rows[real]], by_mean[made_rows[own]])
             for order, place in enumerate(own):
-                near = items[real[int(found.nearest[order])]].name
-                scores[renders.records[place].file_name] |= _nearness(found, order, near)
+                near = items[real[int(memorised.nearest[order])]].name
+                scores[renders.records[place].file_name] |= _nearness(memorised, order, near)
     lines = (canonical_json({"file_name": name, **scores[name]}) + "\n" for name in sorted(scores))
     write_text(renders.folder / SCORES, "".join(lines))
     reference: dict[str, list[float]] = {}
@@ -119,9 +119,9 @@ def score_renders(
     return Scores(scores, {name: float(np.mean(values)) for name, values in reference.items()})
 
 
-def _nearness(found: Copies, order: int, near: str) -> dict[str, Any]:
-    distance = float(found.distances[order])
-    return {"copy": bool(distance < max(found.threshold, SAME)), "distance": round(distance, 5), "nearest": near}
+def _nearness(memorised: NearDuplicates, order: int, near: str) -> dict[str, Any]:
+    distance = float(memorised.distances[order])
+    return {"copy": bool(distance < max(memorised.threshold, SAME)), "distance": round(distance, 5), "nearest": near}
 
 
 @dataclass(frozen=True)
@@ -161,8 +161,8 @@ class Judges:
         values = []
         for model in fair or self.models:
             known = list(model[-1].classes_)
-            found = model.predict_proba(features[None])[0]
-            values.append(float(found[known.index(label)]) if label in known else 0.0)
+            probabilities = model.predict_proba(features[None])[0]
+            values.append(float(probabilities[known.index(label)]) if label in known else 0.0)
         return float(np.mean(values))
 
 

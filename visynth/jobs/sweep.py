@@ -94,15 +94,15 @@ class KIDEvaluator:
         from visynth.metrics.bank import FeatureBank
         from visynth.metrics.extractors import extractor
 
-        pictures, labels, self.classes = data.reference()
+        images, labels, self.classes = data.reference()
         self.count, self.bank = count, FeatureBank(extractor(), resolutions=(112,), batch=16)
-        few = min(count, len(pictures))
+        few = min(count, len(images))
         if few < FEWEST:
             raise UsageError(
                 f"{few} images are too few to measure KID with, at least {FEWEST} are needed on each side: give more "
                 "(--count), or more real images."
             )
-        rows = self.bank.add(pictures)
+        rows = self.bank.add(images)
         self.real = {name: rows[labels == k] for k, name in enumerate(self.classes)}
 
     def kid(self, generator: Any) -> float:
@@ -112,9 +112,9 @@ class KIDEvaluator:
         samples = generator.sample(range(self.count), wanted.tolist())
         rows = self.bank.add([samples.crop(n).permute(1, 2, 0).numpy() for n in range(self.count)], cache=False)
         features = self.bank.get(112, "mean")
-        made = {name: features[rows[wanted == k]] for k, name in enumerate(self.classes)}
+        fake = {name: features[rows[wanted == k]] for k, name in enumerate(self.classes)}
         real = {name: features[places] for name, places in self.real.items()}
-        whole = per_class(real, made, self.bank.name(112), frechet=False)[-1]
+        whole = per_class(real, fake, self.bank.name(112), frechet=False)[-1]
         if whole.kid is None:
             raise UsageError(
                 f"{self.count} images are too few to measure KID with: give more (--count), or classes with more real "

@@ -107,10 +107,10 @@ def export(run: str | Path, out: str | Path, ema: float | None = None) -> Path:
     import torch
 
     cli = _parsed(["--config", str(run / "config.yaml"), "--trainer.default_root_dir", str(run)], logger=False)
-    found = torch.load(KeepLast.path(run), map_location="cpu", weights_only=True)
+    stored = torch.load(KeepLast.path(run), map_location="cpu", weights_only=True)
     _connect(cli)
-    cli.model.on_load_checkpoint(found)
-    cli.model.load_state_dict(found["state_dict"], strict=cli.model.strict_loading)
+    cli.model.on_load_checkpoint(stored)
+    cli.model.load_state_dict(stored["state_dict"], strict=cli.model.strict_loading)
     return Path(cli.model.export(out, ema))
 
 
@@ -138,17 +138,19 @@ def _parsed(words: Sequence[str], logger: bool = True) -> Any:
             return
 
         def instantiate_trainer(self, **kwargs: Any) -> Any:
-            told = self.config
-            told_logger = told["trainer"].get("logger")
-            made = (
-                _loggers(told["trainer"]["default_root_dir"]) if told_logger in (None, True) and logger else told_logger
+            reason = self.config
+            told_logger = reason["trainer"].get("logger")
+            loggers = (
+                _loggers(reason["trainer"]["default_root_dir"])
+                if told_logger in (None, True) and logger
+                else told_logger
             )
             more: dict[str, Any] = {}
-            if not self.model.automatic_optimization and told["trainer"].get("gradient_clip_val") == CLIP:
+            if not self.model.automatic_optimization and reason["trainer"].get("gradient_clip_val") == CLIP:
                 more["gradient_clip_val"] = (
                     None  # our default; such modules step by themselves, and Lightning refuses it
                 )
-            return super().instantiate_trainer(logger=made or False, plugins=[AtomicCheckpointIO()], **more)
+            return super().instantiate_trainer(logger=loggers or False, plugins=[AtomicCheckpointIO()], **more)
 
     defaults = {
         "default_root_dir": "run",
@@ -175,10 +177,10 @@ def _parsed(words: Sequence[str], logger: bool = True) -> Any:
         except VisynthError:
             raise
         except Exception as error:
-            told = _told(error)
-            if told is error:  # of a module or datamodule that is not ours: its author needs the traceback
+            reason = _told(error)
+            if reason is error:  # of a module or datamodule that is not ours: its author needs the traceback
                 raise
-            raise told from error
+            raise reason from error
 
 
 def _told(error: Exception) -> Exception:
@@ -204,14 +206,14 @@ def _loggers(root: str) -> list[Any]:
 
     from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
-    made: list[Any] = [CSVLogger(root, name="log")]
+    all_loggers: list[Any] = [CSVLogger(root, name="log")]
     if find_spec("tensorboard") is not None:
-        made.append(TensorBoardLogger(root, name="log", version=f"version_{made[0].version}"))
-    return made
+        all_loggers.append(TensorBoardLogger(root, name="log", version=f"version_{all_loggers[0].version}"))
+    return all_loggers
 
 
 def _identity(cli: Any, text: str) -> str:
-    """What a finished run was made of: its configuration and its data."""
+    """Identity of a run: its configuration and its data."""
     data = cli.datamodule
     if not hasattr(data, "state"):
         return hash_json(text)

@@ -56,9 +56,9 @@ class Growing:
 
 @dataclass
 class FeatureBank:
-    """Pooled features of pictures at several resolutions, each picture computed once.
+    """Pooled features of images at several resolutions, each image computed once.
 
-    Rows are appended by :meth:`add` and named by their number. With ``cache``, a picture's features are kept on
+    Rows are appended by :meth:`add` and named by their number. With ``cache``, an image's features are kept on
     disk under (pixels' sha256, extractor, resolution).
 
     Example:
@@ -92,13 +92,13 @@ class FeatureBank:
         return len(self._tables[(self.resolutions[0], POOLS[0])])
 
     def add(self, images: Sequence[Array], *, cache: bool = True) -> NDArray[np.int64]:
-        """Compute the features of pictures and return their row numbers; ``cache=False`` keeps them off the disk.
+        """Compute the features of images and return their row numbers; ``cache=False`` keeps them off the disk.
 
-        Every picture is asked for once, and none is kept: a :class:`visynth.data.imageset.Lazy` sequence is decoded as
+        Every image is asked for once, and none is kept: a :class:`visynth.data.imageset.Lazy` sequence is decoded as
         it goes.
         """
         start = len(self)
-        found: dict[int, list[Floats | None]] = {resolution: [None] * len(images) for resolution in self.resolutions}
+        pooled: dict[int, list[Floats | None]] = {resolution: [None] * len(images) for resolution in self.resolutions}
         waiting: dict[tuple[int, tuple[int, ...]], list[tuple[int, Floats, Path | None]]] = defaultdict(list)
         squares: list[Floats] = []
         for index, image in enumerate(images):
@@ -106,13 +106,13 @@ class FeatureBank:
             for resolution in self.resolutions:
                 path = self._path(key, resolution) if key else None
                 if path is not None and path.is_file() and path.stat().st_size == 8 * self.extractor.width:
-                    found[resolution][index] = np.frombuffer(path.read_bytes(), "<f4").reshape(2, -1).copy()
+                    pooled[resolution][index] = np.frombuffer(path.read_bytes(), "<f4").reshape(2, -1).copy()
                     continue
-                picture = self.extractor.prepare(image, resolution)
-                batch = waiting[(resolution, picture.shape)]
-                batch.append((index, picture, path))
+                prepared = self.extractor.prepare(image, resolution)
+                batch = waiting[(resolution, prepared.shape)]
+                batch.append((index, prepared, path))
                 if len(batch) == self.batch:
-                    self._pool(waiting.pop((resolution, picture.shape)), found[resolution])
+                    self._pool(waiting.pop((resolution, prepared.shape)), pooled[resolution])
             if self.trunk:
                 squares.append(prepare_square(image, self.trunk))
                 if len(squares) == self.batch or index == len(images) - 1:
@@ -121,9 +121,9 @@ class FeatureBank:
                     )
                     squares = []
         for resolution, shape in sorted(waiting):
-            self._pool(waiting[(resolution, shape)], found[resolution])
+            self._pool(waiting[(resolution, shape)], pooled[resolution])
         for resolution in self.resolutions:
-            rows = [row for row in found[resolution] if row is not None]
+            rows = [row for row in pooled[resolution] if row is not None]
             for place, pool in enumerate(POOLS):
                 self._tables[(resolution, pool)].extend(np.array([row[place] for row in rows]))
         return np.arange(start, start + len(images))
@@ -133,8 +133,8 @@ class FeatureBank:
         return self._tables[(resolution, pool)].view()
 
     def places(self, images: Sequence[Array]) -> list[NDArray[np.float16]]:
-        """Features at every place of pictures at native scale, ``[P, D]`` each; computed anew, kept nowhere."""
-        found: dict[int, NDArray[np.float16]] = {}
+        """Features at every place of images at native scale, ``[P, D]`` each; computed anew, kept nowhere."""
+        places_of: dict[int, NDArray[np.float16]] = {}
         shapes: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, image in enumerate(images):
             shapes[prepare(image, 0).shape].append(index)
@@ -143,8 +143,8 @@ class FeatureBank:
                 some = indices[first : first + self.batch]
                 maps = self.extractor.maps([prepare(images[i], 0) for i in some])
                 for i, places in zip(some, maps.flatten(2).transpose(1, 2).numpy(), strict=True):
-                    found[i] = places.astype(np.float16)
-        return [found[i] for i in range(len(images))]
+                    places_of[i] = places.astype(np.float16)
+        return [places_of[i] for i in range(len(images))]
 
     def tables(self) -> dict[tuple[int, str], Floats]:
         """All there is, by (resolution, pooling), and trunk activations under (side, "trunk")."""
@@ -154,12 +154,12 @@ class FeatureBank:
         """The extractor's name with its resolution, as caches and reports quote it."""
         return f"{self.extractor.name}@{resolution or 'native'}"
 
-    def _pool(self, rows: Sequence[tuple[int, Floats, Path | None]], found: list[Floats | None]) -> None:
+    def _pool(self, rows: Sequence[tuple[int, Floats, Path | None]], rows_of: list[Floats | None]) -> None:
         """Mean and maximum of one batch's maps, kept in their places and on disk."""
-        maps = self.extractor.maps([picture for _, picture, _ in rows])
+        maps = self.extractor.maps([image for _, image, _ in rows])
         pooled = torch.stack([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1).numpy()
         for (index, _, path), row in zip(rows, pooled, strict=True):
-            found[index] = row
+            rows_of[index] = row
             self.computed += 1
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -52,12 +52,12 @@ class DenseHead:
             parts = [split_parts(items, held) for held in folds[:2]]
             parts = [(train, held) for train, held in parts if self.can_learn(items.rows[train & items.positive])]
             for penalty in self.penalties:
-                found = []
+                precisions = []
                 for train, held in parts:
                     if items.positive[train].any() and items.positive[held].any():
                         scores = self._scores(self._train(items, train, penalty, seed), items.rows[held])
-                        found.append(average_precision(items.positive[held], scores))
-                score = float(np.mean(found)) if found else float("nan")
+                        precisions.append(average_precision(items.positive[held], scores))
+                score = float(np.mean(precisions)) if precisions else float("nan")
                 if score > best[0]:
                     best = (score, penalty)
             inner, penalty = best

@@ -27,7 +27,7 @@ POOLS = ("mean", "max")
 
 @dataclass(frozen=True)
 class Extractor:
-    """A frozen convolutional network as a function from pictures to feature maps.
+    """A frozen convolutional network as a function from images to feature maps.
 
     Attributes:
         name: what results and caches are named by.
@@ -37,7 +37,7 @@ class Extractor:
         tail: the rest, or None where it cannot be parted.
         mean: subtracted from values in [0, 1].
         std: then divided by.
-        resizes: whether it brings pictures to a size by itself; then it gets them as they are.
+        resizes: whether it brings images to a size by itself; then it gets them as they are.
     """
 
     name: str
@@ -49,37 +49,37 @@ class Extractor:
     tail: nn.Module | None = None
     resizes: bool = False
 
-    def trunk_of(self, pictures: Sequence[Floats]) -> Tensor:
-        """What the layers before the last blocks give, ``[N, C, h, w]``: where fine-tuning starts."""
+    def trunk_of(self, images: Sequence[Floats]) -> Tensor:
+        """Activations before the last blocks, ``[N, C, h, w]``: input of fine-tuning."""
         if self.trunk is None:
             raise UsageError(f"{self.name} does not say where its last blocks begin, so they cannot be fine-tuned.")
         with torch.inference_mode():
-            activations: Tensor = self.trunk(self._batch(pictures))
+            activations: Tensor = self.trunk(self._batch(images))
             return activations.float().cpu()
 
-    def maps(self, pictures: Sequence[Floats]) -> Tensor:
-        """Feature maps ``[N, D, h, w]`` of pictures ``[H, W, 1 or 3]`` of one size with values in [0, 1]."""
+    def maps(self, images: Sequence[Floats]) -> Tensor:
+        """Feature maps ``[N, D, h, w]`` of images ``[H, W, 1 or 3]`` of one size with values in [0, 1]."""
         with torch.inference_mode():
-            maps: Tensor = self.network(self._batch(pictures))
+            maps: Tensor = self.network(self._batch(images))
             return maps.float().cpu()
 
     def prepare(self, image: Array, resolution: int) -> Floats:
-        """A picture as :meth:`maps` takes it, see :func:`prepare`."""
+        """An image as :meth:`maps` takes it, see :func:`prepare`."""
         if self.resizes:
             return (image[:, :, :3] if image.shape[2] >= 3 else image[:, :, :1]).astype(np.float32) / np.float32(
                 np.iinfo(image.dtype).max
             )
         return prepare(image, resolution)
 
-    def _batch(self, pictures: Sequence[Floats]) -> Tensor:
-        batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    def _batch(self, images: Sequence[Floats]) -> Tensor:
+        batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
         device = next((p.device for p in self.network.parameters()), batch.device)
         values = ((batch.to(device) - self.mean) / self.std).expand(-1, 3, -1, -1)
         return values.contiguous(memory_format=torch.channels_last)
 
 
 def prepare(image: Array, resolution: int) -> Floats:
-    """A picture as float32 ``[H', W', 1 or 3]`` in [0, 1], whole, its proportions kept.
+    """An image as float32 ``[H', W', 1 or 3]`` in [0, 1], whole, its proportions kept.
 
     Args:
         image: ``[H, W, C]`` uint8 or uint16. Of two channels the first, of more than three the first three are used.
@@ -94,7 +94,7 @@ def prepare(image: Array, resolution: int) -> Floats:
         side = max(1, round(width * scale)), max(1, round(height * scale))
         values = resize(values, (side[1], side[0]))
     bottom, right = (-length % STRIDE for length in values.shape[:2])
-    # Reflected by index, so that it works in a picture smaller than its padding, too.
+    # Reflected by index, so that it works in an image smaller than its padding, too.
     rows, columns = (
         _reflected(length, length + more) for length, more in zip(values.shape[:2], (bottom, right), strict=True)
     )
@@ -102,15 +102,15 @@ def prepare(image: Array, resolution: int) -> Floats:
 
 
 def prepare_square(image: Array, side: int) -> Floats:
-    """A picture on a ``side`` x ``side`` square: its longer side fits, the shorter one is padded by reflection."""
+    """An image on a ``side`` x ``side`` square: its longer side fits, the shorter one is padded by reflection."""
     height, width = image.shape[:2]
-    picture = (
+    small = (
         prepare(image, 0)
         if side <= 0
         else prepare(image, max(1, round(side * (height * width) ** 0.5 / max(height, width))))
     )
-    rows, columns = (_reflected(length, side) for length in picture.shape[:2])
-    return np.ascontiguousarray(picture[rows][:, columns])
+    rows, columns = (_reflected(length, side) for length in small.shape[:2])
+    return np.ascontiguousarray(small[rows][:, columns])
 
 
 def _reflected(length: int, wanted: int) -> NDArray[np.int64]:

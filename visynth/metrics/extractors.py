@@ -193,14 +193,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return dict(load_file(path))
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a hundred ways to be another file; all mean the same to the user
         raise DataError(
             f"{path} cannot be read as weights ({type(error).__name__}: {str(error).splitlines()[0]})."
         ) from error
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise DataError(f"{path} does not hold a dict of tensors.")
-    return found
+    return weights
 
 
 def timm_network(name: str, weights: str | Path | None = None) -> Extractor:
@@ -238,8 +238,8 @@ def timm_network(name: str, weights: str | Path | None = None) -> Extractor:
             "Without a network, bring "
             "its model.safetensors from huggingface.co/timm to this machine and name it by weights=."
         ) from error
-    told = network.pretrained_cfg
-    mean, std = float(torch.tensor(told["mean"]).mean()), float(torch.tensor(told["std"]).mean())
+    config = network.pretrained_cfg
+    mean, std = float(torch.tensor(config["mean"]).mean()), float(torch.tensor(config["std"]).mean())
     return of_module(_Features(network), name, mean=mean, std=std)
 
 
@@ -255,16 +255,16 @@ class _Features(nn.Module):
             side = self.network.patch_embed.patch_size[0]
             height, width = (max(side, length // side * side) for length in values.shape[-2:])
             values = values[:, :, :height, :width]
-        found: Tensor = self.network.forward_features(values)
-        if found.ndim == 3:
-            found = found.transpose(1, 2)[..., None]
-        return found
+        features: Tensor = self.network.forward_features(values)
+        if features.ndim == 3:
+            features = features.transpose(1, 2)[..., None]
+        return features
 
 
 def dinov2(weights: str | Path | None = None) -> Extractor:
     """DINOv2 ViT-S/14 through timm, 384 features."""
-    found = timm_network(DINO, weights)
-    return Extractor("dinov2", found.network, found.width, found.mean, found.std)
+    vit = timm_network(DINO, weights)
+    return Extractor("dinov2", vit.network, vit.width, vit.mean, vit.std)
 
 
 def of_module(network: nn.Module, name: str, *, mean: float = 0.5, std: float = 0.5) -> Extractor:
@@ -283,8 +283,8 @@ def of_module(network: nn.Module, name: str, *, mean: float = 0.5, std: float = 
             self.network = network
 
         def forward(self, values: Tensor) -> Tensor:
-            found: Tensor = self.network(values)
-            return found[:, :, None, None] if found.ndim == 2 else found
+            maps: Tensor = self.network(values)
+            return maps[:, :, None, None] if maps.ndim == 2 else maps
 
     maps = Maps().eval()
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Copies: made images that lie closer to a training image than training images lie to each other.
+"""NearDuplicates: synthetic images that lie closer to a training image than training images lie to each other.
 
 Source of the ratio: Meehan, Chaudhuri and Dasgupta, "A non-parametric test to detect data-copying in generative models"
 (AISTATS 2020), here per image and with the real set's own near-duplicates as the measure. Distances are Euclidean
@@ -20,14 +20,14 @@ QUANTILE = 0.05  # of real images' distances to their nearest other real one: cl
 
 
 @dataclass(frozen=True)
-class Copies:
-    """Nearest training neighbours of made images.
+class NearDuplicates:
+    """Nearest training neighbours of synthetic images.
 
     Attributes:
-        share: of the made images that are copies; about 0.05 is what fresh real images would have.
+        share: of the synthetic images that are near-duplicates; about 0.05 is what fresh real images would have.
         threshold: distance below which one is.
-        ratio: median distance of made images to training over that among training images; far below 1 means copying.
-        nearest: training row of each made image.
+        ratio: median distance of synthetic images to training over that among training images; far below 1 means copying.
+        nearest: training row of each synthetic image.
         distances: to it.
     """
 
@@ -41,19 +41,19 @@ class Copies:
         return {"share": round(self.share, 4), "threshold": round(self.threshold, 5), "ratio": round(self.ratio, 4)}
 
 
-def copies(train: NDArray[Any], made: NDArray[Any], quantile: float = QUANTILE) -> Copies:
-    """Compare made images with training images of the same class by features ``[n, D]`` and ``[m, D]``.
+def near_duplicates(train: NDArray[Any], synthetic: NDArray[Any], quantile: float = QUANTILE) -> NearDuplicates:
+    """Compare synthetic images with training images of the same class by features ``[n, D]`` and ``[m, D]``.
 
     Example:
         >>> train = np.eye(8)
-        >>> copies(train, train[:2]).share, copies(train, -train[:2]).share
+        >>> near_duplicates(train, train[:2]).share, near_duplicates(train, -train[:2]).share
         (1.0, 0.0)
     """
-    if len(train) < 3 or not len(made):
+    if len(train) < 3 or not len(synthetic):
         raise DataError(
-            f"copies need at least 3 training images and a made one, but there are {len(train)} and {len(made)}."
+            f"near-duplicates need at least 3 training images and a synthetic one, but there are {len(train)} and {len(synthetic)}."
         )
-    x, y = _unit(train), _unit(made)
+    x, y = _unit(train), _unit(synthetic)
     apart = np.unique(x.round(6), axis=0)  # images that are in the set twice would make the threshold 0
     among = _distances(apart, apart) if len(apart) > 2 else _distances(x, x)
     np.fill_diagonal(among, np.inf)
@@ -64,7 +64,7 @@ def copies(train: NDArray[Any], made: NDArray[Any], quantile: float = QUANTILE) 
     threshold = float(np.quantile(own, quantile))
     ratio = float(np.median(distances) / max(float(np.median(own)), 1e-12))
     same = distances < max(threshold, SAME)
-    return Copies(float(same.mean()), threshold, ratio, nearest.astype(np.int64), distances)
+    return NearDuplicates(float(same.mean()), threshold, ratio, nearest.astype(np.int64), distances)
 
 
 def _unit(features: NDArray[Any]) -> NDArray[np.float64]:

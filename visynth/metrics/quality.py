@@ -1,4 +1,4 @@
-"""What feature metrics say of made images beside real ones: per class and over all, with numbers of images and names in
+"""Compare generated with real images by feature metrics, per class and over all, with numbers of images and names in
 full."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from visynth.core.errors import DataError
 from visynth.metrics.frechet import frechet_of, needed, reduced_frechet
 from visynth.metrics.kernel import FEWEST, Kid, kid
-from visynth.metrics.memorization import Copies, copies
+from visynth.metrics.memorization import NearDuplicates, near_duplicates
 
 Features = NDArray[Any]
 EVERYTHING = "all classes"
@@ -32,7 +32,7 @@ class Quality:
     made: int
     kid: Kid | None
     frechet: tuple[str, float] | None
-    copies: Copies | None
+    near_duplicates: NearDuplicates | None
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -42,33 +42,35 @@ class Quality:
             "made": self.made,
             "kid": self.kid.to_json() if self.kid else None,
             "frechet": {self.frechet[0]: round(self.frechet[1], 4)} if self.frechet else None,
-            "copies": self.copies.to_json() if self.copies else None,
+            "near_duplicates": self.near_duplicates.to_json() if self.near_duplicates else None,
             "notes": list(self.notes),
         }
 
 
-def compare(real: Features, made: Features, label: str, features: str, seed: int = 0, frechet: bool = True) -> Quality:
+def compare(
+    real: Features, synthetic: Features, label: str, features: str, seed: int = 0, frechet: bool = True
+) -> Quality:
     """All metrics of two sets of features ``[n, D]``; ``features`` is the extractor's name with its resolution."""
     notes: list[str] = []
-    found_kid = found_copies = found_frechet = None
-    if min(len(real), len(made)) >= FEWEST:
-        found_kid = kid(real, made, seed)
+    found_kid = near = found_frechet = None
+    if min(len(real), len(synthetic)) >= FEWEST:
+        found_kid = kid(real, synthetic, seed)
     else:
-        notes.append(f"too few for KID ({len(real)} real, {len(made)} made; {FEWEST} a side)")
+        notes.append(f"too few for KID ({len(real)} real, {len(synthetic)} made; {FEWEST} a side)")
     try:
-        found_copies = copies(real, made)
+        near = near_duplicates(real, synthetic)
     except DataError as error:
         notes.append(str(error))
-    if frechet and min(len(real), len(made)) >= needed(real.shape[1]):
-        found_frechet = (frechet_name(features), frechet_of(real, made))
-    elif frechet and min(len(real), len(made)) >= FEWEST:
-        value, kept = reduced_frechet(real, made)
+    if frechet and min(len(real), len(synthetic)) >= needed(real.shape[1]):
+        found_frechet = (frechet_name(features), frechet_of(real, synthetic))
+    elif frechet and min(len(real), len(synthetic)) >= FEWEST:
+        value, kept = reduced_frechet(real, synthetic)
         found_frechet = (f"{frechet_name(features, whole=False)}_pca{kept}", value)
-    return Quality(label, len(real), len(made), found_kid, found_frechet, found_copies, tuple(notes))
+    return Quality(label, len(real), len(synthetic), found_kid, found_frechet, near, tuple(notes))
 
 
 def per_class(
-    real: Mapping[str, Features], made: Mapping[str, Features], features: str, seed: int = 0, frechet: bool = True
+    real: Mapping[str, Features], synthetic: Mapping[str, Features], features: str, seed: int = 0, frechet: bool = True
 ) -> list[Quality]:
     """Every class that was made, and all of them together (with equal shares of each class on either side).
 
@@ -77,12 +79,12 @@ def per_class(
         >>> [q.label for q in per_class({"a": draws[:30], "b": draws[30:]}, {"a": draws[:25], "b": draws[30:55]}, "toy")]
         ['a', 'b', 'all classes']
     """
-    names = [name for name in made if len(made[name]) and len(real.get(name, ()))]
-    found = [compare(real[name], made[name], name, features, seed, frechet) for name in names]
+    names = [name for name in synthetic if len(synthetic[name]) and len(real.get(name, ()))]
+    rows = [compare(real[name], synthetic[name], name, features, seed, frechet) for name in names]
     if len(names) > 1:
-        whole = [np.concatenate([side[name] for name in names]) for side in (even(real, names), even(made, names))]
-        found.append(compare(whole[0], whole[1], EVERYTHING, features, seed, frechet))
-    return found
+        whole = [np.concatenate([side[name] for name in names]) for side in (even(real, names), even(synthetic, names))]
+        rows.append(compare(whole[0], whole[1], EVERYTHING, features, seed, frechet))
+    return rows
 
 
 def even(features: Mapping[str, Features], names: Sequence[str]) -> dict[str, Features]:
@@ -107,7 +109,7 @@ def kid_name(features: str) -> str:
     return "kid" if features == "inception_v3" else f"kid_{features}"
 
 
-def table_rows(found: Sequence[Quality]) -> tuple[list[str], list[list[str]]]:
+def table_rows(qualities: Sequence[Quality]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows for a report."""
     columns = [
         "class",
@@ -116,11 +118,11 @@ def table_rows(found: Sequence[Quality]) -> tuple[list[str], list[list[str]]]:
         "KID [95 % CI]",
         "KID of real halves (95th percentile)",
         "Frechet distance",
-        "copies",
+        "near_duplicates",
         "distance ratio",
     ]
     rows = []
-    for q in found:
+    for q in qualities:
         rows.append(
             [
                 q.label,
@@ -129,8 +131,8 @@ def table_rows(found: Sequence[Quality]) -> tuple[list[str], list[list[str]]]:
                 f"{q.kid.value:.4f} [{q.kid.low:.4f}, {q.kid.high:.4f}]" if q.kid else "too few",
                 f"{q.kid.null:.4f} ({q.kid.null_high:.4f})" if q.kid else "-",
                 f"{q.frechet[1]:.2f} ({q.frechet[0]})" if q.frechet else "-",
-                f"{q.copies.share:.0%}" if q.copies else "-",
-                f"{q.copies.ratio:.2f}" if q.copies else "-",
+                f"{q.near_duplicates.share:.0%}" if q.near_duplicates else "-",
+                f"{q.near_duplicates.ratio:.2f}" if q.near_duplicates else "-",
             ]
         )
     return columns, rows

@@ -1,4 +1,4 @@
-"""Precision and recall of made images: does what is made lie where real images are, and does it reach all of them?
+"""Precision and recall of synthetic images: does what is made lie where real images are, and does it reach all of them?
 
 Source: Kynkaanniemi et al., "Improved precision and recall metric for assessing generative models" (NeurIPS 2019), eqs.
 1 and 2.
@@ -38,7 +38,7 @@ def within(points: Features, support: Features, k: int = NEIGHBOURS) -> float:
     return float((cdist(points, support) <= radius).any(axis=1).mean())
 
 
-def recall(real: Features, made: Features, k: int = NEIGHBOURS) -> float:
+def recall(real: Features, fake: Features, k: int = NEIGHBOURS) -> float:
     """Share of real images that are among what is made: low when the generator has collapsed.
 
     Example:
@@ -46,9 +46,9 @@ def recall(real: Features, made: Features, k: int = NEIGHBOURS) -> float:
         >>> recall(draws, draws[:1].repeat(100, axis=0) + 0.01 * draws[:100]) < 0.05
         True
     """
-    return within(real, made, k)
+    return within(real, fake, k)
 
 
-def precision(real: Features, made: Features, k: int = NEIGHBOURS) -> float:
-    """Share of made images that are among the real ones."""
-    return within(made, real, k)
+def precision(real: Features, fake: Features, k: int = NEIGHBOURS) -> float:
+    """Share of synthetic images that are among the real ones."""
+    return within(fake, real, k)

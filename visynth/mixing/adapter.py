@@ -1,4 +1,4 @@
-"""Making a synthetic picture look like the user's own: same container, type, channels, size and range."""
+"""Making a synthetic image look like the user's own: same container, type, channels, size and range."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from visynth.core.codec import Array
 from visynth.core.errors import UsageError
 from visynth.core.pictures import GREY, resize
-from visynth.mixing.dataset import as_picture
+from visynth.mixing.dataset import as_pil
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,14 @@ class Adapter:
         """The same for black and white that become other values, one a channel."""
         return replace(self, low=low, high=high)
 
-    def __call__(self, picture: Array) -> Any:
+    def __call__(self, image: Array) -> Any:
         """The rendered array as the user's dataset would give it."""
-        values = _channels(picture, self.channels)
+        values = _channels(image, self.channels)
         if self.kind == "pil":  # PIL users resize in their own transforms
             scaled = values if values.dtype == np.uint8 else (values / 257).astype(np.uint8)
-            return as_picture(scaled).convert(self.mode)
+            return as_pil(scaled).convert(self.mode)
         self._check_shape(values.shape[:2])
-        values = resize(values, self.size).astype(np.float64) / np.iinfo(picture.dtype).max
+        values = resize(values, self.size).astype(np.float64) / np.iinfo(image.dtype).max
         values = np.asarray(self.low) + values * (np.asarray(self.high) - np.asarray(self.low))
         values = values.transpose(2, 0, 1) if self.channels_first else values
         values = values.reshape(self.size) if self.flat else values
@@ -162,7 +162,7 @@ class Adapter:
 
 
 def move(geometry: Mapping[str, Any] | torch.Tensor, size: tuple[int, int], to: tuple[int, int]) -> Any:
-    """Boxes and masks of a picture of one size for the picture resized to another; what else there is stays.
+    """Boxes and masks of an image of one size for the image resized to another; what else there is stays.
 
     Example:
         >>> from torchvision import tv_tensors
@@ -192,16 +192,16 @@ def _bounds(values: Any) -> tuple[float, float]:
     return float(flat.min()), float(flat.max())
 
 
-def _channels(picture: Array, wanted: int) -> Array:
-    have = picture.shape[2]
+def _channels(image: Array, wanted: int) -> Array:
+    have = image.shape[2]
     if have == wanted:
-        return picture
+        return image
     if have == 1:
-        return np.repeat(picture, wanted, axis=2)
+        return np.repeat(image, wanted, axis=2)
     if have == 4 and wanted == 3:
-        return picture[:, :, :3]
+        return image[:, :, :3]
     if have == 3 and wanted == 1:
-        return np.asarray(np.rint(picture.astype(np.float64) @ np.array(GREY)).astype(picture.dtype)[:, :, None])
+        return np.asarray(np.rint(image.astype(np.float64) @ np.array(GREY)).astype(image.dtype)[:, :, None])
     raise _other_channels(have, wanted)
 
 

@@ -19,8 +19,8 @@ class SyntheticDataset(Dataset[tuple[Any, int]]):
 
     Args:
         source: a renders folder.
-        transform: applied to the picture: a PIL image where PIL holds it (8 bits, 1, 3 or 4 channels), else an array
-            ``[H, W, C]``; by default the picture is given as it is.
+        transform: applied to the image: a PIL image where PIL holds it (8 bits, 1, 3 or 4 channels), else an array
+            ``[H, W, C]``; by default the image is given as it is.
         classes: ``{class name: label}``; by default the place in the generator's classes.
 
     Raises:
@@ -53,16 +53,16 @@ class SyntheticDataset(Dataset[tuple[Any, int]]):
     def record(self, index: int) -> Record:
         return self.renders.records[index]
 
-    def picture(self, index: int) -> Any:
-        """The picture without transform: PIL where it can be, else an array ``[H, W, C]``."""
-        return as_picture(read(self.renders.folder / self.record(index).file_name))
+    def image(self, index: int) -> Any:
+        """The image without transform: PIL where it can be, else an array ``[H, W, C]``."""
+        return as_pil(read(self.renders.folder / self.record(index).file_name))
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        picture = self.picture(index)
-        return (self.transform(picture) if self.transform else picture), self.classes[self.record(index).label]
+        image = self.image(index)
+        return (self.transform(image) if self.transform else image), self.classes[self.record(index).label]
 
 
-def as_picture(image: Array) -> Any:
+def as_pil(image: Array) -> Any:
     """A PIL image of ``[H, W, C]`` uint8 with 1, 3 or 4 channels; any other array as it is."""
     if image.dtype.name != "uint8" or image.shape[2] not in (1, 3, 4):
         return image

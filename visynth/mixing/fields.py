@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from visynth.core.errors import UsageError, choices
-from visynth.mixing.layout import Form, keys_of
+from visynth.mixing.layout import Layout, keys_of
 
 
 @dataclass
 class Fields:
-    """What synthetic samples say in each further field.
+    """Values of further fields in synthetic samples.
 
     Attributes:
         told: by the user.
@@ -42,16 +42,16 @@ class Fields:
 
     def values(self, label: int | None, place: int | None) -> dict[Any, Any]:
         """Values of a synthetic sample of a label at a place; fields that are not among them stay as they are."""
-        found = dict(self.told)
+        row = dict(self.told)
         if place is not None:
-            found |= dict.fromkeys(self.places, place)
+            row |= dict.fromkeys(self.places, place)
         if label is not None:
             for key, table in self.by_label.items():
                 if label in table:
-                    found[key] = table[label]
-                elif (made := self._derived(table, label)) is not None:
-                    found[key] = made
-        return found
+                    row[key] = table[label]
+                elif (derived := self._derived(table, label)) is not None:
+                    row[key] = derived
+        return row
 
     def misses(self, label: int | None) -> bool:
         """Whether some field's value of this label is not known, so that the replaced sample's stays."""
@@ -82,21 +82,21 @@ class Fields:
         if all(isinstance(v, str) and v == self.names.get(k) for k, v in seen):
             return self.names.get(label)
         if all(isinstance(v, (torch.Tensor, np.ndarray)) and _one_hot_of(v) == k for k, v in seen):
-            made = seen[0][1] * 0
-            if label < len(made):
-                made[label] = 1
-                return made
+            value = seen[0][1] * 0
+            if label < len(value):
+                value[label] = 1
+                return value
         return None
 
 
 def learn_fields(
-    form: Form,
+    form: Layout,
     samples: Sequence[tuple[int | None, int | None, Any]],
     names: Mapping[int, str],
     told: Mapping[Any, Any] | None,
     shared: Collection[str] = (),
 ) -> Fields:
-    """What further fields are, from real samples; a warning names those that cannot be known.
+    """Learn further fields from real samples; a warning names those that cannot be known.
 
     Args:
         form: of the samples.
@@ -106,7 +106,7 @@ def learn_fields(
         shared: names of classes that share a label: a field that says them does not follow from it, however few were seen.
 
     Raises:
-        UsageError: a further field is a picture or a dict, and the user gives no value for it.
+        UsageError: a further field is an image or a dict, and the user gives no value for it.
     """
     given = dict(told or {})
     there = keys_of(samples[0][2]) or []
@@ -117,12 +117,12 @@ def learn_fields(
     if hasattr(samples[0][2], "_fields"):  # a named tuple shows each part under its name and its place
         keys = [key for key in keys if isinstance(key, str)]
     form.check_extras(samples[0][2], given)
-    found = Fields(given, names=names)
+    fields = Fields(given, names=names)
     places, unknown = [], []
     for key in keys:
         values = [(place, label, form.get(sample, key)) for place, label, sample in samples]
         if all(same(value, values[0][2]) for _, _, value in values):
-            found.constant[key] = values[0][2]  # the same everywhere: it stays
+            fields.constant[key] = values[0][2]  # the same everywhere: it stays
             continue
         if all(place is not None and _is_number(value) and int(value) == place for place, _, value in values):
             places.append(key)
@@ -131,11 +131,11 @@ def learn_fields(
         if table is None or any(isinstance(value, str) and value in shared for value in table.values()):
             unknown.append(key)
         else:
-            found.by_label[key] = table
-    found.places, found.unknown = tuple(places), tuple(unknown)
+            fields.by_label[key] = table
+    fields.places, fields.unknown = tuple(places), tuple(unknown)
     if unknown:
         _warn(unknown)
-    return found
+    return fields
 
 
 def _warn(unknown: Sequence[Any]) -> None:

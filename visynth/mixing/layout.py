@@ -1,4 +1,4 @@
-"""How a user's sample, or batch of samples, is put together: where its picture, its label and its mask are."""
+"""Layout of a user's sample or batch: where its image, its label and its mask are."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ FLAG, WEIGHT = "is_synthetic", "weight"
 
 
 @dataclass(frozen=True)
-class Form:
+class Layout:
     """Places of the parts of a sample: indices of a tuple, keys of a dict, names of a dataclass's fields.
 
     Attributes:
-        image: of the picture.
+        image: of the image.
         label: of the label, mask or detection target.
         mask: of a mask beside the label, or None.
 
     Example:
-        >>> form = Form.of({"image": 1, "label": 2, "id": 7})
+        >>> form = Layout.of({"image": 1, "label": 2, "id": 7})
         >>> form.put({"image": 1, "label": 2, "id": 7}, {"image": 3, "label": 4})
         {'image': 3, 'label': 4, 'id': 7}
     """
@@ -37,7 +37,7 @@ class Form:
     mask: Any = None
 
     @classmethod
-    def of(cls, sample: Any, image_key: str | int | None = None, label_key: str | int | None = None) -> Form:
+    def of(cls, sample: Any, image_key: str | int | None = None, label_key: str | int | None = None) -> Layout:
         """From one real sample or batch.
 
         Raises:
@@ -46,9 +46,9 @@ class Form:
         keys = keys_of(sample)
         if isinstance(sample, (list, tuple)) and sample and all(isinstance(part, Mapping) for part in sample):
             raise UsageError(
-                f"a sample is a {type(sample).__name__} of {len(sample)} dicts, several pictures at once: "
+                f"a sample is a {type(sample).__name__} of {len(sample)} dicts, several images at once: "
                 "WithSynthetic exchanges samples of one "
-                "picture. Let the dataset give them one by one and group them in collate_fn, or mix before they are "
+                "image. Let the dataset give them one by one and group them in collate_fn, or mix before they are "
                 "cropped."
             )
         if keys is None:
@@ -82,8 +82,8 @@ class Form:
     def put(self, sample: Any, parts: Mapping[Any, Any]) -> Any:
         """The sample with other parts, in a container of its own; what else it held is kept."""
         if isinstance(sample, Mapping):
-            made = {**sample, **parts}
-            return made if type(sample) is dict else _rebuilt(sample, made)
+            changed = {**sample, **parts}
+            return changed if type(sample) is dict else _rebuilt(sample, changed)
         if dataclasses.is_dataclass(sample) and not isinstance(sample, type):
             return dataclasses.replace(sample, **dict(parts))
         if hasattr(sample, "_replace"):
@@ -97,14 +97,14 @@ class Form:
         return type(sample)(rest)
 
     def check_extras(self, sample: Any, told: Collection[Any] = ()) -> None:
-        """Refuse samples that carry more pictures: a synthetic sample would bring another image's along.
+        """Refuse samples that carry more images: a synthetic sample would bring another image's along.
 
         Raises:
             UsageError: a further field with two or more dimensions, or a dict.
         """
         known = (self.image, self.label, self.mask)
         keys = getattr(sample, "_fields", None) or keys_of(sample) or []
-        more = [k for k in keys if k not in known and k not in told and _is_picture(_get(sample, k))]
+        more = [k for k in keys if k not in known and k not in told and _is_image(_get(sample, k))]
         if more:
             raise UsageError(
                 f"samples carry {choices(more)} beside image and label: a synthetic sample cannot fill them (a mask is "
@@ -154,5 +154,5 @@ def _rebuilt(sample: Mapping[Any, Any], values: dict[Any, Any]) -> Any:
         return values
 
 
-def _is_picture(value: Any) -> bool:
+def _is_image(value: Any) -> bool:
     return isinstance(value, (dict, Image.Image)) or getattr(value, "ndim", 0) >= 2

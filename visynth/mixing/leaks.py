@@ -25,7 +25,7 @@ from visynth.data.imageset import in_threads
 from visynth.data.labels import per_sample
 from visynth.data.paths import file_paths
 from visynth.data.tables import read_table
-from visynth.mixing.layout import Form
+from visynth.mixing.layout import Layout
 
 Accepted = str | Path | Iterable[Any] | None
 SCHEMA = 2  # of the fingerprints: another hash is another cache
@@ -36,8 +36,8 @@ def check_leaks(members: Sequence[Member], held_out: Mapping[str, Any], accept: 
     """Compare held-out images with the members that the generator was fitted on.
 
     Images are found by their paths (``samples``, ``imgs``, ``files``, ``paths``, ... of the datasets), else as raw
-    8-bit pictures (``data``), else every sample is read once, without the dataset's transforms where they can be left
-    out. A warning says where pictures could be seen as their transforms give them only, or not at all. Fingerprints of
+    8-bit images (``data``), else every sample is read once, without the dataset's transforms where they can be left
+    out. A warning says where images could be seen as their transforms give them only, or not at all. Fingerprints of
     files are kept on disk.
 
     Args:
@@ -52,36 +52,36 @@ def check_leaks(members: Sequence[Member], held_out: Mapping[str, Any], accept: 
     if not trained:
         return
     accepted = read_accepted(accept)
-    found: list[tuple[str, Overlap]] = []
+    meetings: list[tuple[str, Overlap]] = []
     for split, loaders in held_out.items():
         for dataset in datasets_of(loaders):
             candidates = fingerprints(dataset, split)
             if candidates is None:
                 warnings.warn(
-                    f"the leak guard cannot see the pictures of the {split} dataset {type(dataset).__name__}: check "
+                    f"the leak guard cannot see the images of the {split} dataset {type(dataset).__name__}: check "
                     "yourself that the "
                     "generator was not fitted on them, or pass leak_guard=False to silence this.",
                     stacklevel=4,
                 )
                 continue
-            found += [(split, overlap) for overlap in members_file.overlaps(candidates, trained)]
-    told = [(s, o) for s, o in found if o.how != members_file.BLANK and not is_accepted(o, accepted)]
-    blank = sum(o.how == members_file.BLANK for _, o in found)
+            meetings += [(split, overlap) for overlap in members_file.overlaps(candidates, trained)]
+    leaks = [(s, o) for s, o in meetings if o.how != members_file.BLANK and not is_accepted(o, accepted)]
+    blank = sum(o.how == members_file.BLANK for _, o in meetings)
     if blank:
         logger.info(
             "leak guard: %d held-out images are as blank as training images of the generator, which says nothing", blank
         )
-    if told:
+    if leaks:
         order = (members_file.SAME_FILE, members_file.SAME_PIXELS, members_file.NEARLY)
-        told.sort(key=lambda pair: order.index(pair[1].how))
-        counts = ", ".join(f"{n} by {how}" for how in order if (n := sum(o.how == how for _, o in told)))
+        leaks.sort(key=lambda pair: order.index(pair[1].how))
+        counts = ", ".join(f"{n} by {how}" for how in order if (n := sum(o.how == how for _, o in leaks)))
         raise DataError(
-            f"the generator was fitted on {len(told)} held-out images ({counts}), so validation would be too good. Fit "
+            f"the generator was fitted on {len(leaks)} held-out images ({counts}), so validation would be too good. Fit "
             "it on the training "
             "part only (a split column, or train/ val/ test/ folders). Pairs that you looked at and that are "
             "different can be accepted: "
             f"accept_leaks= takes a CSV with the columns candidate and member, or the pairs.\n"
-            f"{listing([f'{split}: {overlap}' for split, overlap in told])}"
+            f"{listing([f'{split}: {overlap}' for split, overlap in leaks])}"
         )
 
 
@@ -132,23 +132,23 @@ def datasets_of(loaders: Any) -> list[Any]:
 
 
 def fingerprints(dataset: Any, split: str) -> list[Member] | None:
-    """Members of a dataset's images, or None where neither paths nor raw pictures can be found."""
+    """Members of a dataset's images, or None where neither paths nor raw images can be found."""
     paths = file_paths(dataset)
     if paths is not None:
         return _of_files(paths, split)
-    pictures = per_sample(dataset, _pictures)
-    if pictures is not None:
-        return [_of_array(f"sample {place}", picture, split) for place, picture in enumerate(pictures)]
+    images = per_sample(dataset, _images)
+    if images is not None:
+        return [_of_array(f"sample {place}", image, split) for place, image in enumerate(images)]
     return _of_samples(dataset, split)
 
 
-def _pictures(dataset: Any) -> list[Array] | None:
-    """Raw 8-bit pictures held in memory: ``data`` of torchvision's small sets, or samples before any transform."""
+def _images(dataset: Any) -> list[Array] | None:
+    """Raw 8-bit images held in memory: ``data`` of torchvision's small sets, or samples before any transform."""
     data = getattr(dataset, "data", None)
     if isinstance(data, torch.Tensor):
         data = data.numpy()
     if isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim in (3, 4) and len(data) == len(dataset):
-        return [picture[:, :, None] if picture.ndim == 2 else picture for picture in data]
+        return [image[:, :, None] if image.ndim == 2 else image for image in data]
     return None
 
 
@@ -156,7 +156,7 @@ def _pictures(dataset: Any) -> list[Array] | None:
 
 
 def _of_samples(dataset: Any, split: str) -> list[Member] | None:
-    """Members of the pictures that a dataset gives, or None where its samples hold none."""
+    """Members of the images that a dataset gives, or None where its samples hold none."""
     places = per_sample(dataset, lambda part: [(part, i) for i in range(len(part))] if _has_places(part) else None)
     if not places:
         return None
@@ -166,10 +166,10 @@ def _of_samples(dataset: Any, split: str) -> list[Member] | None:
         if id(part) not in readers:
             readers[id(part)] = _reader(part, index, split)
         read = readers[id(part)]
-        picture = None if read is None else _picture(read(index))
-        if picture is None:
+        image = None if read is None else _image(read(index))
+        if image is None:
             return None
-        members.append(_of_array(f"sample {place}", picture, split))
+        members.append(_of_array(f"sample {place}", image, split))
     return members
 
 
@@ -178,7 +178,7 @@ def _has_places(dataset: Any) -> bool:
 
 
 def _reader(dataset: Any, index: int, split: str) -> Callable[[int], Any] | None:
-    """How to read samples: without transforms if that gives an 8-bit picture, else as they are, with a warning."""
+    """Choose how to read samples: without transforms if that gives an 8-bit image, else as they are, with a warning."""
     bare = copy.copy(dataset)
     for name in ("transform", "transforms"):
         if getattr(bare, name, None) is not None:
@@ -186,14 +186,14 @@ def _reader(dataset: Any, index: int, split: str) -> Callable[[int], Any] | None
                 setattr(bare, name, None)
     for way in (bare, dataset):
         try:
-            picture = _picture(way[index])
+            image = _image(way[index])
         except Exception:  # the user's code: some need their transforms
             continue
-        if picture is None:
+        if image is None:
             continue
-        if picture.dtype != np.uint8:
+        if image.dtype != np.uint8:
             warnings.warn(
-                f"the leak guard sees the pictures of the {split} dataset {type(dataset).__name__} only as its "
+                f"the leak guard sees the images of the {split} dataset {type(dataset).__name__} only as its "
                 "transforms give them: a "
                 "copy that they crop or turn goes unseen.",
                 stacklevel=8,
@@ -202,10 +202,10 @@ def _reader(dataset: Any, index: int, split: str) -> Callable[[int], Any] | None
     return None
 
 
-def _picture(sample: Any) -> Array | None:
-    """The picture of a sample as ``[H, W, C]``; tensors are ``[C, H, W]``, of any range."""
+def _image(sample: Any) -> Array | None:
+    """The image of a sample as ``[H, W, C]``; tensors are ``[C, H, W]``, of any range."""
     try:
-        form = Form.of(sample)
+        form = Layout.of(sample)
         image = form.get(sample, form.image)
     except UsageError:
         image = sample[0] if isinstance(sample, (tuple, list)) and sample else sample
@@ -235,11 +235,11 @@ def _of_files(paths: Sequence[Path], split: str) -> list[Member]:
     except (OSError, IntegrityError):
         known = {}
     if not known.keys() >= {str(path) for path in paths}:
-        found = in_threads(lambda path: _of_file(path, split), paths)
+        members = in_threads(lambda path: _of_file(path, split), paths)
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
             file.parent.mkdir(parents=True, exist_ok=True)
-            members_file.write(file, found)
-        return found
+            members_file.write(file, members)
+        return members
     return [replace(known[str(path)], split=split) for path in paths]
 
 
@@ -250,7 +250,7 @@ def _of_file(path: Path, split: str) -> Member:
         raise DataError(f"the leak guard cannot read the {split} image {path} ({error}).") from error
 
 
-def _of_array(name: str, picture: Any, split: str, digest: str = "") -> Member:
-    array = np.asarray(picture) if isinstance(picture, Image.Image) else picture
+def _of_array(name: str, image: Any, split: str, digest: str = "") -> Member:
+    array = np.asarray(image) if isinstance(image, Image.Image) else image
     array = array[:, :, None] if array.ndim == 2 else array
     return Member(name, "", "", split, digest, pixel_hash(array), perceptual_hash(array), fine_hash(array))

@@ -8,7 +8,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+)
 
 from visynth.core.errors import UsageError, choices
 from visynth.mixing.positions import MixedDataset
@@ -82,14 +90,14 @@ def chosen(loaders: Any, name: str | int | None) -> list[Leaf]:
     Raises:
         UsageError: no such loader.
     """
-    found = leaves(loaders)
-    if not found:
+    leaf_list = leaves(loaders)
+    if not leaf_list:
         raise UsageError("train_dataloader gives no loader: there is nothing to mix into.")
     if name is None:
-        return found
-    named = [leaf for leaf in found if leaf.name == str(name) or leaf.name.startswith(f"{name}.")]
+        return leaf_list
+    named = [leaf for leaf in leaf_list if leaf.name == str(name) or leaf.name.startswith(f"{name}.")]
     if not named:
-        raise UsageError(f"loader={name!r} is none of the training loaders {choices(leaf.name for leaf in found)}.")
+        raise UsageError(f"loader={name!r} is none of the training loaders {choices(leaf.name for leaf in leaf_list)}.")
     return named
 
 
@@ -151,20 +159,20 @@ def with_dataset(loader: DataLoader[Any], dataset: MixedDataset) -> DataLoader[A
     if type(loader) is not DataLoader:
         # A user's own subclass may take any arguments: keep the object, exchange the dataset in what Lightning recorded
         # too.
-        made = copy.copy(loader)
-        made.__dict__["dataset"] = dataset
+        loader_copy = copy.copy(loader)
+        loader_copy.__dict__["dataset"] = dataset
         for record in ("__pl_saved_kwargs",):
-            if record in made.__dict__:
-                made.__dict__[record] = {
-                    **made.__dict__[record],
-                    **({"dataset": dataset} if "dataset" in made.__dict__[record] else {}),
+            if record in loader_copy.__dict__:
+                loader_copy.__dict__[record] = {
+                    **loader_copy.__dict__[record],
+                    **({"dataset": dataset} if "dataset" in loader_copy.__dict__[record] else {}),
                 }
-        if made.__dict__.get("__pl_saved_args"):
-            made.__dict__["__pl_saved_args"] = tuple(
-                dataset if a is loader.dataset else a for a in made.__dict__["__pl_saved_args"]
+        if loader_copy.__dict__.get("__pl_saved_args"):
+            loader_copy.__dict__["__pl_saved_args"] = tuple(
+                dataset if a is loader.dataset else a for a in loader_copy.__dict__["__pl_saved_args"]
             )
-        made.__class__ = kind
-        return made
+        loader_copy.__class__ = kind
+        return loader_copy
     plain = type(loader.batch_sampler) is BatchSampler
     batching: dict[str, Any]
     if loader.batch_sampler is None:
@@ -214,8 +222,24 @@ def _epoch_loader(base: Any) -> Any:
 def start_epoch(dataset: MixedDataset) -> None:
     """Set the epoch: Lightning's where there is a trainer (so that a resumed run goes on rightly), else one more each
     time."""
-    told = dataset.epoch_of() if dataset.epoch_of else None
-    dataset.begin(dataset.starts if told is None else told)
+    epoch = dataset.epoch_of() if dataset.epoch_of else None
+    dataset.begin(dataset.starts if epoch is None else epoch)
     dataset.starts += 1
     if dataset.log is not None:
         dataset.log(int(dataset.now[0]), dataset.counts())
+
+
+KNOWN_SAMPLERS = (
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    DistributedSampler,
+)  # they draw every position alike
+
+
+def draws_its_own(leaf: Leaf) -> bool:
+    """Whether a loader's sampler decides how often each class comes: balanced, weighted, M of a class."""
+    if not isinstance(leaf.loader, DataLoader) or leaf.problem() is not None:
+        return False
+    # With a batch sampler of the user's own, the loader's own sampler is a default that nobody asks.
+    return not isinstance(getattr(leaf.loader.batch_sampler, "sampler", None), KNOWN_SAMPLERS)

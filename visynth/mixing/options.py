@@ -1,4 +1,4 @@
-"""How much is synthetic, when, and what else a synthetic sample carries: the options of WithSynthetic, checked.
+"""Options of WithSynthetic, checked: share, schedule, and what else a synthetic sample carries.
 
 All here are pure functions of the options and of how far the training is.
 """
@@ -17,7 +17,7 @@ from visynth.core.errors import UsageError, choices
 BACKENDS = ("auto", "samples", "batches", "online")
 SHAPES = ("linear", "cosine")
 REVIEWS = ("not rejected", "accepted", "any")
-KEEP = ("review", "agreement", "copies")
+KEEP = ("review", "agreement", "near_duplicates")
 
 DEFAULT_BALANCE = "not majority"
 MOST = 0.25  # share of synthetic samples that is not exceeded unless a share is asked for
@@ -27,7 +27,7 @@ Share = float | Mapping[str, Any] | None
 
 @dataclass(frozen=True)
 class Options:
-    """What :class:`visynth.WithSynthetic` was told; its docstring says what each means.
+    """Arguments of :class:`visynth.WithSynthetic`; its docstring says what each means.
 
     Raises:
         UsageError: every option that cannot be right, told together.
@@ -91,8 +91,8 @@ class Options:
             "workers": (self.workers, lambda v: v >= 0 and int(v) == v, "a whole number of at least 0"),
         }
         return [
-            f"{name} must be {told}, but got {value!r}"
-            for name, (value, fits, told) in limits.items()
+            f"{name} must be {ranges}, but got {value!r}"
+            for name, (value, fits, ranges) in limits.items()
             if value is not None and not (_is_number(value) and fits(value))
         ]
 
@@ -109,8 +109,8 @@ class Options:
             problems.append(
                 f"keep's agreement must be in [0, 1], the least probability of the own class, but got {least!r}"
             )
-        if not isinstance(keep.get("copies", True), bool):
-            problems.append(f"keep's copies must be true or false, but got {keep['copies']!r}")
+        if not isinstance(keep.get("near_duplicates", True), bool):
+            problems.append(f"keep's near_duplicates must be true or false, but got {keep['near_duplicates']!r}")
         return problems
 
     @property
@@ -191,12 +191,12 @@ def _steps(steps: Mapping[Any, Any]) -> dict[float, float]:
 
 
 def _share_problems(share: Any) -> list[str]:
-    told = "share must be in [0, 1) (the fraction of an epoch that is synthetic), None, or a schedule such as"
+    words = "share must be in [0, 1) (the fraction of an epoch that is synthetic), None, or a schedule such as"
     examples = "{'start': 0.5, 'end': 0.1, 'shape': 'cosine'} or {'steps': {0: 0.5, 0.8: 0.1}}"
     if share is None:
         return []
     if not isinstance(share, Mapping):
-        return [] if _is_number(share) and 0 <= share < 1 else [f"{told} {examples}, but got {share!r}"]
+        return [] if _is_number(share) and 0 <= share < 1 else [f"{words} {examples}, but got {share!r}"]
     try:
         if set(share) == {"steps"}:
             steps = _steps(share["steps"])
@@ -207,8 +207,10 @@ def _share_problems(share: Any) -> list[str]:
             fits = set(share) <= {"start", "end", "shape", "until"} and share.get("shape", "linear") in SHAPES
             fits = fits and places[0] > 0
     except (KeyError, TypeError, ValueError, AttributeError):
-        return [f"{told} {examples}, but got {dict(share)!r}"]
+        return [f"{words} {examples}, but got {dict(share)!r}"]
     fits = fits and all(0 <= value < 1 for value in values) and all(0 <= place <= 1 for place in places)
     return (
-        [] if fits else [f"{told} {examples} (shapes: {choices(SHAPES)}; the first step at 0), but got {dict(share)!r}"]
+        []
+        if fits
+        else [f"{words} {examples} (shapes: {choices(SHAPES)}; the first step at 0), but got {dict(share)!r}"]
     )

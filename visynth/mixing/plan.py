@@ -1,4 +1,4 @@
-"""Which positions of an epoch are synthetic, and which synthetic sample stands where: functions of seeds and counts
+"""Choose the epoch positions to replace and the rendered image for each: functions of seeds and counts
 alone.
 
 Two ways to lay out the same share. :func:`plan_epoch` replaces positions of a map-style dataset, so that every rank and
@@ -24,13 +24,13 @@ OTHER, MOST_ROWS = 2**40, 2**16  # numbers of rows of batches of other sizes sta
 
 @dataclass(frozen=True)
 class Mix:
-    """What is mixed in.
+    """The synthetic side of a mixture.
 
     Attributes:
         counts: synthetic images wanted per class, which weight the slots.
         share: fraction of the samples that is synthetic, where it does not change.
         spread: share of the slots dealt out evenly over all classes, so that "synthetic" does not spell "rare".
-        seed: of positions and pictures.
+        seed: of positions and images.
         wanting: the user's labels of classes that the balance would fill, whether their images can be made or not.
     """
 
@@ -64,10 +64,10 @@ def names_of_labels(indices: Mapping[str, int]) -> dict[int, list[str]]:
         >>> names_of_labels({"good": 0, "scratch": 1, "spot": 1})
         {0: ['good'], 1: ['scratch', 'spot']}
     """
-    found: dict[int, list[str]] = {}
+    names: dict[int, list[str]] = {}
     for name, label in indices.items():
-        found.setdefault(label, []).append(name)
-    return found
+        names.setdefault(label, []).append(name)
+    return names
 
 
 def only_names(indices: Mapping[str, int]) -> dict[int, str]:
@@ -83,7 +83,7 @@ def sharing_names(indices: Mapping[str, int]) -> set[str]:
 def plan_epoch(
     allowed: Sequence[int], places: Mapping[str, Sequence[int]], mix: Mix, epoch: int, slots: int, before: int
 ) -> dict[int, int]:
-    """Which positions are synthetic in an epoch, and which rendered image stands at each.
+    """Choose the positions of an epoch to replace, and the rendered image for each.
 
     Within a class the images come in a shuffled order that goes on over the epochs, so that all are used evenly.
 
@@ -111,16 +111,16 @@ def plan_epoch(
     used = {name: int(share * before + 0.5) for name, share in zip(names, shares, strict=True)}
     plan: dict[int, int] = {}
     for position, name in zip(positions.tolist(), labels, strict=True):
-        plan[position] = places[name][picture(len(places[name]), mix.seed, name, used[name])]
+        plan[position] = places[name][rendered_place(len(places[name]), mix.seed, name, used[name])]
         used[name] += 1
     return plan
 
 
-def picture(count: int, seed: int, name: str, number: int) -> int:
-    """Which of ``count`` pictures comes as draw ``number``: a new shuffled order each time that all were used.
+def rendered_place(count: int, seed: int, name: str, number: int) -> int:
+    """The place, of ``count`` images, of draw ``number``: a new shuffled order each time that all were used.
 
     Example:
-        >>> sorted(picture(3, 0, "crack", number) for number in range(3))
+        >>> sorted(rendered_place(3, 0, "crack", number) for number in range(3))
         [0, 1, 2]
     """
     rounds, place = divmod(number, count)
@@ -198,7 +198,7 @@ def plan_within(
         order = iter(seeding.rng(stream, "positions").permutation(len(own[label])).tolist())
         for name, part in zip(names, deal(class_shares(names, mix), count), strict=True):
             for number in range(part):
-                row = picture(len(places[name]), mix.seed, name, epoch * len(own[label]) + number)
+                row = rendered_place(len(places[name]), mix.seed, name, epoch * len(own[label]) + number)
                 plan[own[label][next(order)]] = places[name][row]
     return plan
 

@@ -21,7 +21,7 @@ from visynth.data.labels import find_attribute
 from visynth.mixing.agreement import check_values
 from visynth.mixing.convert import Converter, find_converter
 from visynth.mixing.fields import learn_fields
-from visynth.mixing.layout import FLAG, WEIGHT, Form, check_growth
+from visynth.mixing.layout import FLAG, WEIGHT, Layout, check_growth
 from visynth.mixing.options import Options
 from visynth.mixing.plan import Mix, names_of_labels, only_names, plan_epoch, plan_within, replaceable, sharing_names
 from visynth.mixing.sources import RenderedSource, truth_of
@@ -65,7 +65,7 @@ class MixedDataset(Dataset[Any]):
         if not within:
             self._warn_of_caps()
         place, self.example = first_sample(real)
-        self.form = Form.of(self.example, options.image_key, options.label_key)
+        self.form = Layout.of(self.example, options.image_key, options.label_key)
         if options.is_synthetic or options.weight is not None:
             check_growth(self.example)
         samples = [(place, self.example), *more_samples(real, self.labels, place, receiving)]
@@ -161,11 +161,11 @@ class MixedDataset(Dataset[Any]):
         renders = self.source.renders
         record = renders.records[row]
         truth = truth_of(record, self.source.indices, self.convert.joint)
-        made = self.convert.from_file(renders.folder / record.file_name, truth)
+        synthetic = self.convert.from_file(renders.folder / record.file_name, truth)
         read = self.options.mixup or self.fields.misses(truth.label)
         sample = self.real[index] if read else None
         sample = self.example if sample is None else sample
-        parts = dict(zip(parts_of(self.form), made, strict=True)) | self.fields.values(truth.label, index)
+        parts = dict(zip(parts_of(self.form), synthetic, strict=True)) | self.fields.values(truth.label, index)
         if self.options.mixup:
             places = (self.form.image, self.form.label)
             lam = mixing_weight(self.options, self.mix.seed, int(self.now[0]), index)
@@ -236,8 +236,8 @@ def more_samples(
         order = sorted(own, key=lambda label: label not in first)
         few = [own[label] for label in order[: max(EXAMPLES // 2, sum(label in first for label in own))]]
         rows = [of[round(k * (len(of) - 1) / (each - 1))] for of in few for k in range(each)]
-    found = [(place, dataset[place]) for place in sorted({*rows} - {known})]
-    return [(place, sample) for place, sample in found if sample is not None]
+    samples = [(place, dataset[place]) for place in sorted({*rows} - {known})]
+    return [(place, sample) for place, sample in samples if sample is not None]
 
 
 def stacked(images: Sequence[Any]) -> Any:
@@ -261,18 +261,18 @@ def check_targets(labels: Sequence[Any]) -> None:
 def targets_of(label: Any, masks: Sequence[Any], dataset: Any) -> tuple[Target, ...]:
     """Kinds of a sample's label, and of the mask beside it where there are such (several real ones, to see what values
     they hold)."""
-    found = target_of(label, find_attribute(dataset, "target_transform"))
+    target = target_of(label, find_attribute(dataset, "target_transform"))
     if not masks:
-        return (found,)
+        return (target,)
     beside = target_of(masks[0])
     if isinstance(beside, MaskTarget) and not beside.binary:
         values = set().union(*(labels_in(mask) for mask in masks)) - {0}
         beside = MaskTarget(masks[0], next(iter(values)) if len(values) == 1 else None)
-    return (found, beside)
+    return (target, beside)
 
 
-def check_labels(samples: Sequence[tuple[int, Any]], labels: Sequence[int], form: Form, target: Target) -> None:
-    """What we make of real samples' own labels must be those labels: a dataset may give others than it lists.
+def check_labels(samples: Sequence[tuple[int, Any]], labels: Sequence[int], form: Layout, target: Target) -> None:
+    """Check that our conversion of real samples' labels gives those labels: a dataset may give others than it lists.
 
     Raises:
         UsageError: the first that differs, with both.
@@ -282,16 +282,16 @@ def check_labels(samples: Sequence[tuple[int, Any]], labels: Sequence[int], form
     for place, sample in samples:
         if labels[place] < 0:
             continue
-        made, real = target.of(labels[place]), form.get(sample, form.label)
-        if not np.array_equal(np.asarray(made), np.asarray(real)):
+        pairs, real = target.of(labels[place]), form.get(sample, form.label)
+        if not np.array_equal(np.asarray(pairs), np.asarray(real)):
             raise UsageError(
                 f"training sample {place} has the label {real!r}, but its entry in the dataset's labels makes "
-                f"{made!r}: "
+                f"{pairs!r}: "
                 "give labels= and classes= to WithSynthetic as the samples carry them."
             )
 
 
-def parts_of(form: Form) -> list[Any]:
+def parts_of(form: Layout) -> list[Any]:
     """Places of what a converter makes, in its order."""
     return [form.image, form.label] if form.mask is None else [form.image, form.label, form.mask]
 
@@ -303,24 +303,24 @@ def mixing_weight(options: Options, *seed: int) -> float:
     return float(seeding.rng(seeding.derive("mixup", *seed), "weight").beta(alpha, alpha))
 
 
-def mix_up(made: Sequence[Any], real: Sequence[Any], lam: float, count: int) -> tuple[Any, torch.Tensor]:
+def mix_up(synthetic: Sequence[Any], real: Sequence[Any], lam: float, count: int) -> tuple[Any, torch.Tensor]:
     """``(image, label)`` of a synthetic and a real sample blended alike; labels become probabilities ``[count]``."""
-    labels = [probabilities(label, count) for label in (made[1], real[1])]
-    return blend(made[0], real[0], lam), lam * labels[0] + (1 - lam) * labels[1]
+    labels = [probabilities(label, count) for label in (synthetic[1], real[1])]
+    return blend(synthetic[0], real[0], lam), lam * labels[0] + (1 - lam) * labels[1]
 
 
-def blend(made: Any, real: Any, lam: float) -> Any:
+def blend(synthetic: Any, real: Any, lam: float) -> Any:
     """``lam * made + (1 - lam) * real``, for floating-point tensors or arrays of one shape.
 
     Raises:
         UsageError: PIL images, integers or other sizes.
     """
-    floating = isinstance(made, torch.Tensor) and made.is_floating_point()
-    floating = floating or (isinstance(made, np.ndarray) and np.issubdtype(made.dtype, np.floating))
-    if not floating or made.shape != real.shape:
+    floating = isinstance(synthetic, torch.Tensor) and synthetic.is_floating_point()
+    floating = floating or (isinstance(synthetic, np.ndarray) and np.issubdtype(synthetic.dtype, np.floating))
+    if not floating or synthetic.shape != real.shape:
         raise UsageError(
             f"mixup needs floating-point images of one size, but the dataset gives {type(real).__name__} "
-            f"{list(getattr(real, 'shape', []))} and the synthetic one is {list(getattr(made, 'shape', []))}: let the "
+            f"{list(getattr(real, 'shape', []))} and the synthetic one is {list(getattr(synthetic, 'shape', []))}: let the "
             "transform end so."
         )
-    return made * lam + real * (1 - lam)
+    return synthetic * lam + real * (1 - lam)

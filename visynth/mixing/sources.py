@@ -1,4 +1,4 @@
-"""Where synthetic samples come from: a rendered set on disk, or a generator that makes them during the training."""
+"""Sources of synthetic samples: a rendered set on disk, or a generator at work during the training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from visynth.core.filters import selected
 from visynth.core.manifest import MEMBERS, METADATA, Record, Renders, decode_mask, read_renders
 from visynth.generators.base import SCHEMA, Generator, Samples, load_generator
 from visynth.mixing.dataset import by_label
-from visynth.mixing.plan import picture
+from visynth.mixing.plan import rendered_place
 from visynth.mixing.targets import Truth
 
 if TYPE_CHECKING:
@@ -72,26 +72,26 @@ def of_classes(renders: Renders, names: Sequence[str]) -> Renders:
 
 
 def truth_of(record: Record, indices: Mapping[str, int], regions: bool = True) -> Truth:
-    """What the manifest knows of a rendered picture, in the user's numbers; a mask is decoded only where ``regions``
+    """Truth of a rendered image from the manifest, in the user's numbers; a mask is decoded only where ``regions``
     are wanted."""
     mask = decode_mask(record.mask) if regions and record.mask is not None else None
     return Truth(indices.get(record.label), mask, record.boxes, record.label)
 
 
 def has_regions(renders: Renders, name: str) -> bool:
-    """Whether pictures of a class come with masks or boxes."""
+    """Whether images of a class come with masks or boxes."""
     record = next(r for r in renders.records if r.label == name)
     return bool(record.boxes) or record.mask is not None
 
 
 @dataclass
 class RenderedSource:
-    """Synthetic sample (class, number) -> picture and truth, read from a rendered set.
+    """Synthetic sample (class, number) -> image and truth, read from a rendered set.
 
     Attributes:
         renders: the set.
         indices: ``{class: the user's label}``.
-        seed: of the order of the pictures.
+        seed: of the order of the images.
     """
 
     renders: Renders
@@ -103,13 +103,13 @@ class RenderedSource:
 
     def record(self, name: str, number: int) -> Record:
         rows = self.places[name]
-        return self.renders.records[rows[picture(len(rows), self.seed, name, number)]]
+        return self.renders.records[rows[rendered_place(len(rows), self.seed, name, number)]]
 
     def example(self) -> Array:
         return read(self.renders.folder / self.renders.records[0].file_name)
 
     def examples(self, most: int = 8) -> list[Array]:
-        """Some pictures, spread over the set."""
+        """Some images, spread over the set."""
         records = self.renders.records
         rows = sorted({round(k * (len(records) - 1) / (most - 1)) for k in range(most)})
         return [read(self.renders.folder / records[row].file_name) for row in rows]
@@ -170,18 +170,18 @@ def members_of(source: Any) -> Sequence[Member]:
 
 
 def truths(samples: Samples, labels: Sequence[int | None], regions: bool = True) -> list[Truth]:
-    """What a generator knows of each of its pictures."""
+    """Truths of generated images."""
     if not regions:
         return [Truth(label, None) for label in labels]
-    found = []
+    truths_of = []
     for row, label in enumerate(labels):
         height, width = samples.crop(row).shape[-2:]
         mask = None if samples.masks is None else samples.masks[row, :height, :width].cpu().numpy().astype(bool)
         boxes = () if samples.boxes is None else tuple(tuple(map(float, b)) for b in samples.boxes[row].tolist())
-        found.append(Truth(label, mask, boxes))
-    return found
+        truths_of.append(Truth(label, mask, boxes))
+    return truths_of
 
 
 def as_array(samples: Samples, row: int) -> Array:
-    """Picture ``row`` as ``[H, W, C]``."""
+    """Image ``row`` as ``[H, W, C]``."""
     return np.ascontiguousarray(samples.crop(row).permute(1, 2, 0).cpu().numpy())

@@ -1,7 +1,7 @@
-"""What a synthetic picture's label looks like in the user's own terms: a class, a detection target, a mask.
+"""Targets of synthetic images in the user's own form: a class, a detection target, a mask.
 
-``raw`` makes it for the rendered picture as it is, with torchvision's ``tv_tensors`` where it has geometry, so that a
-transform can move it with the picture; ``finish`` turns what came out into the user's own type.
+``raw`` makes it for the rendered image as it is, with torchvision's ``tv_tensors`` where it has geometry, so that a
+transform can move it with the image; ``finish`` turns what came out into the user's own type.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FILLED = ("boxes", "labels", "masks", "area", "iscrowd", "image_id")
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known of a synthetic picture.
+    """Class, mask and boxes of a synthetic image.
 
     Attributes:
         label: of its class, as the user's dataset numbers it; None where the user has no number for it.
@@ -39,14 +39,14 @@ class Truth:
 
 
 def known(truth: Truth) -> int:
-    """The label of a synthetic picture.
+    """The label of a synthetic image.
 
     Raises:
         UsageError: the user has no number for its class: it must not become class 0.
     """
     if truth.label is None:
         raise UsageError(
-            f"a synthetic picture{f' of {truth.name!r}' if truth.name else ''} has no label in the dataset: name its "
+            f"a synthetic image{f' of {truth.name!r}' if truth.name else ''} has no label in the dataset: name its "
             f"number with classes={{name: label}}."
         )
     return int(truth.label)
@@ -61,9 +61,9 @@ class ClassTarget:
         self.real, self.moved = real, moved
 
     def raw(self, truth: Truth, size: tuple[int, int]) -> None:
-        """Nothing: a class does not move with the picture."""
+        """Nothing: a class does not move with the image."""
 
-    def finish(self, made: Any, truth: Truth) -> Any:
+    def finish(self, target: Any, truth: Truth) -> Any:
         return self.of(known(truth))
 
     def of(self, index: int) -> Any:
@@ -81,7 +81,7 @@ class BoxTarget:
     masks.
 
     A real target's ``area``, ``iscrowd`` and ``image_id`` are filled, too (``image_id`` with -1: no synthetic image is
-    in the user's annotation file). Pictures without boxes, for instance defect-free ones, get empty targets.
+    in the user's annotation file). Images without boxes, for instance defect-free ones, get empty targets.
 
     Raises:
         UsageError: other keys, which nobody could fill; boxes of another format.
@@ -119,20 +119,20 @@ class BoxTarget:
 
         count = len(truth.boxes)
         boxes = torch.tensor(truth.boxes, dtype=torch.float32).reshape(-1, 4)
-        made: dict[str, Any] = {
+        target: dict[str, Any] = {
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
             "labels": torch.full((count,), known(truth) if count else 0, dtype=torch.int64),
         }
         if "masks" in self.real:
-            made["masks"] = tv_tensors.Mask(_box_masks(truth, size))
-        return made
+            target["masks"] = tv_tensors.Mask(_box_masks(truth, size))
+        return target
 
     def finish(self, made: Any, truth: Truth) -> dict[str, Any]:
         boxes, labels = made["boxes"], made["labels"]
         plain = boxes.as_subclass(torch.Tensor)
         width, height = plain[:, 2] - plain[:, 0], plain[:, 3] - plain[:, 1]
         whole = (width > 0) & (height > 0)  # a crop may have cut a box off
-        found: dict[str, Any] = {
+        boxes_kept: dict[str, Any] = {
             "boxes": _like(self.real["boxes"], boxes, plain[whole]),
             "labels": labels[whole].to(self.real["labels"].dtype),
             "area": (width * height)[whole],
@@ -141,8 +141,8 @@ class BoxTarget:
         }
         if "masks" in made:
             masks = made["masks"]
-            found["masks"] = _like(self.real["masks"], masks, masks.as_subclass(torch.Tensor)[whole])
-        return {key: _as(value, found[key]) if key in found else value for key, value in self.real.items()}
+            boxes_kept["masks"] = _like(self.real["masks"], masks, masks.as_subclass(torch.Tensor)[whole])
+        return {key: _as(value, boxes_kept[key]) if key in boxes_kept else value for key, value in self.real.items()}
 
 
 def check_boxes(boxes: torch.Tensor) -> None:
@@ -208,16 +208,16 @@ class MaskTarget:
         value = 1 if self.binary else self.value or (known(truth) if region.any() else 0)
         return tv_tensors.Mask(torch.from_numpy(region.astype(np.uint8 if value < 256 else np.int64) * value))
 
-    def finish(self, made: Any, truth: Truth) -> Any:
+    def finish(self, target: Any, truth: Truth) -> Any:
         real = self.real
         if isinstance(real, Image.Image):
-            array = np.asarray(made if isinstance(made, Image.Image) else made.squeeze())
+            array = np.asarray(target if isinstance(target, Image.Image) else target.squeeze())
             return (
                 Image.fromarray(array.astype(np.uint8)).convert(real.mode)
                 if real.mode == "L"
                 else _palette(array, real)
             )
-        values = torch.as_tensor(np.array(made) if isinstance(made, (Image.Image, np.ndarray)) else made)
+        values = torch.as_tensor(np.array(target) if isinstance(target, (Image.Image, np.ndarray)) else target)
         values = values.squeeze(0) if values.ndim == 3 else values
         values = values.unsqueeze(0) if real.ndim == 3 else values
         if isinstance(real, np.ndarray):
@@ -259,9 +259,9 @@ def label_like(real: Any, index: int) -> Any:
     if isinstance(real, torch.Tensor) and real.ndim <= 1:
         if real.numel() == 1:
             return torch.full_like(real, index)
-        made = torch.zeros_like(real)
-        made[index] = 1
-        return made
+        label = torch.zeros_like(real)
+        label[index] = 1
+        return label
     if isinstance(real, np.ndarray) and real.ndim <= 1:
         return np.full_like(real, index) if real.size == 1 else np.eye(len(real), dtype=real.dtype)[index]
     if isinstance(real, (int, float, np.generic)) and not isinstance(real, bool):
@@ -276,7 +276,7 @@ def label_like(real: Any, index: int) -> Any:
 
 
 def labels_in(real: Any) -> set[int]:
-    """Class numbers that a real label shows: what tells whether its picture may make room for a synthetic one.
+    """Class numbers that a real label shows: what tells whether its image may make room for a synthetic one.
 
     Example:
         >>> labels_in(torch.tensor([0.0, 1.0])), labels_in({"labels": torch.tensor([2, 2])}), labels_in(4)
@@ -325,9 +325,9 @@ def probabilities(label: Any, count: int) -> torch.Tensor:
     index = int(values)
     if not 0 <= index < count:
         raise UsageError(f"num_classes is {count}, but there is a label {index}: labels must be 0 to {count - 1}.")
-    made = torch.zeros(count, device=values.device)
-    made[index] = 1
-    return made
+    shares = torch.zeros(count, device=values.device)
+    shares[index] = 1
+    return shares
 
 
 def _counts_boxes(value: Any, count: int) -> bool:
@@ -364,9 +364,9 @@ def _as(real: Any, made: Any) -> Any:
 
 
 def _palette(array: Array, real: Image.Image) -> Image.Image:
-    made = Image.fromarray(array.astype(np.int32 if real.mode == "I" else np.uint8), mode=None)
+    image = Image.fromarray(array.astype(np.int32 if real.mode == "I" else np.uint8), mode=None)
     if real.mode == "P":
-        made = made.convert("L")
-        made.putpalette(real.getpalette() or [])
-        return made
-    return made.convert(real.mode)
+        image = image.convert("L")
+        image.putpalette(real.getpalette() or [])
+        return image
+    return image.convert(real.mode)

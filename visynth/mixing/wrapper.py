@@ -24,10 +24,11 @@ import pytorch_lightning
 
 from visynth.core.distributed import on_main
 from visynth.core.errors import UsageError
-from visynth.mixing.backends import Mixed, log_info, mix_loaders
+from visynth.mixing.backends import Mixed, mix_loaders
 from visynth.mixing.convert import random_state_kept
 from visynth.mixing.leaks import check_leaks
 from visynth.mixing.options import Options
+from visynth.mixing.reporting import log_info
 from visynth.mixing.sources import members_of
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader", "predict_dataloader")
@@ -44,7 +45,7 @@ WHEN = {"batches": "on_before_batch_transfer", "online": "on_after_batch_transfe
 
 
 class _Wrapper:
-    """What every wrapped DataModule does; the Lightning base class is added at run time."""
+    """Behaviour of every wrapped DataModule; the Lightning base class is added at run time."""
 
     def _visynth_start(self, inner: Any, source: str | Path, options: Options) -> None:
         state = self.__dict__
@@ -123,7 +124,7 @@ class _Wrapper:
         self._visynth_stop()
         mixed = mix_loaders(loaders, self._visynth_source, options, self.__dict__.get("trainer"))
         self.__dict__["_visynth_mixed"] = mixed
-        if mixed.joiners:
+        if mixed.mixers:
             self._visynth_hook(WHEN[mixed.backend])
         return mixed.loaders
 
@@ -172,14 +173,14 @@ class WithSynthetic(pytorch_lightning.LightningDataModule):
         cap: most synthetic images per real one that a balance word asks for.
         spread: share of the synthetic slots dealt out evenly over all classes, so that "synthetic" does not spell
             "rare".
-        seed: of positions and pictures.
+        seed: of positions and images.
         backend: "samples" exchanges samples of map-style datasets, by epochs; "batches" exchanges rows of whatever
             batches the loaders give, before the transfer; "online" does so on the device, with images that a generator
             makes there. "auto": online for a generator, else samples where that can be, else batches.
         loader: which of several training loaders to mix into, by key or place ("labelled", 0, "a.0"); by default all.
         classes: ``{class name: label}`` (or names in the order of their labels); by default the dataset's own. Several
             classes may have one label: a dict in ``balance`` says how much of each, else they share evenly.
-        transform: for synthetic pictures (PIL, or array ``[H, W, C]``), called with the boxes or mask as well where
+        transform: for synthetic images (PIL, or array ``[H, W, C]``), called with the boxes or mask as well where
             labels are such; by default the dataset's own, else inferred from real samples.
         labels: the label of each training sample, where they cannot be read from the dataset.
         image_key: key or place of the image in samples (in batches, for the batch-wise backends), and
@@ -192,8 +193,8 @@ class WithSynthetic(pytorch_lightning.LightningDataModule):
         mixup: blend each synthetic sample with the real one whose place it takes, by Beta(mixup, mixup).
         num_classes: give labels as probabilities ``[num_classes]``.
         keep: filters of a rendered set, ``{"review": "not rejected" | "accepted" | "any", "agreement": least
-            probability, "copies": False}``; by default what a reviewer rejected is left out.
-        workers: processes that read rendered pictures for "batches"; by default 1 where the user's loader has any.
+            probability, "near_duplicates": False}``; by default what a reviewer rejected is left out.
+        workers: processes that read rendered images for "batches"; by default 1 where the user's loader has any.
         sampler: options of the generator for "online".
         extra: values of further fields of the samples, by key or place, for synthetic ones (``{"path": "", "site":
             -1}``). What is a function of the label (its name, its one-hot vector) or the same everywhere needs none; of
@@ -251,12 +252,12 @@ class WithSynthetic(pytorch_lightning.LightningDataModule):
 def retyped(function: Callable[..., Any], **annotations: Any) -> Any:
     """A copy of a function with other annotations: configurations of each Lightning package check their own base
     class."""
-    made = types.FunctionType(
+    function_copy = types.FunctionType(
         function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
     )
-    made.__annotations__ = {**inspect.get_annotations(function), **annotations}
-    made.__kwdefaults__, made.__doc__ = function.__kwdefaults__, function.__doc__
-    return made
+    function_copy.__annotations__ = {**inspect.get_annotations(function), **annotations}
+    function_copy.__kwdefaults__, function_copy.__doc__ = function.__kwdefaults__, function.__doc__
+    return function_copy
 
 
 def wrap(inner: Any, source: str | Path, options: Options) -> Any:
@@ -266,10 +267,10 @@ def wrap(inner: Any, source: str | Path, options: Options) -> Any:
         raise UsageError(f"{type(inner).__name__} has no train_dataloader, so there is nothing to mix into.")
     wrapper = _wrapper_class(cast(Any, type(inner)), base, tuple(n for n in (*LOADERS, *HOOKS) if _overrides(inner, n)))
     _own_hyperparameters(inner)
-    made = wrapper.__new__(wrapper)
-    base.__init__(made)
-    made._visynth_start(inner, source, options)
-    return made
+    wrapped = wrapper.__new__(wrapper)
+    base.__init__(wrapped)
+    wrapped._visynth_start(inner, source, options)
+    return wrapped
 
 
 def lightning_base(datamodule: Any) -> Any:
@@ -342,19 +343,19 @@ def _own_hyperparameters(inner: Any) -> None:
     LightningCLI puts the configuration of its ``data`` entry into whatever DataModule calls ``save_hyperparameters``,
     also into one that is an argument of another one: of ours.
     """
-    found = inner.__dict__.get("_hparams")
-    if not isinstance(found, Mapping) or "datamodule" not in found or "source" not in found:
+    hparams = inner.__dict__.get("_hparams")
+    if not isinstance(hparams, Mapping) or "datamodule" not in hparams or "source" not in hparams:
         return
-    told = found["datamodule"]
-    while isinstance(told, Mapping) and "datamodule" in told.get("init_args", {}):
-        told = told["init_args"]["datamodule"]
-    if not isinstance(told, Mapping) or "class_path" not in told:
+    config = hparams["datamodule"]
+    while isinstance(config, Mapping) and "datamodule" in config.get("init_args", {}):
+        config = config["init_args"]["datamodule"]
+    if not isinstance(config, Mapping) or "class_path" not in config:
         return
-    given = {**told.get("init_args", {}), **told.get("dict_kwargs", {}), "_class_path": told["class_path"]}
-    given |= {name: found[name] for name in ("_instantiator",) if name in found}
+    given = {**config.get("init_args", {}), **config.get("dict_kwargs", {}), "_class_path": config["class_path"]}
+    given |= {name: hparams[name] for name in ("_instantiator",) if name in hparams}
     for name in ("_hparams", "_hparams_initial"):
         if name in inner.__dict__:
-            inner.__dict__[name] = cast(Any, type(found))(given)
+            inner.__dict__[name] = cast(Any, type(hparams))(given)
 
 
 def _overrides(datamodule: Any, name: str) -> bool:

@@ -49,8 +49,8 @@ POWER = np.array([10.0, 1.0, 1.0, 1.0]) / 13  # expected power of natural images
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What happens to each image.
+class AugmentPlan:
+    """Augmentation of each image of a batch.
 
     Attributes:
         geometry: ``[N, 2, 3]``, from output to input, in coordinates of [-1, 1].
@@ -87,7 +87,7 @@ def check_kinds(kinds: Collection[str]) -> tuple[str, ...]:
     return tuple(kind for kind in KINDS if kind in wanted)
 
 
-def plan(uniform: Array, normal: Array, probability: float, kinds: Collection[str], size: int) -> Plan:
+def plan(uniform: Array, normal: Array, probability: float, kinds: Collection[str], size: int) -> AugmentPlan:
     """The transformations of a batch.
 
     Args:
@@ -112,7 +112,7 @@ def plan(uniform: Array, normal: Array, probability: float, kinds: Collection[st
     rotations = 1 - np.sqrt(1 - probability)  # two of them make one of probability p
     value = uniform.T[16:26]
     matrix = np.tile(np.eye(3), (count, 1, 1))
-    # Blitting, then general geometry; each step is put in front, so that the first one acts on the picture first.
+    # Blitting, then general geometry; each step is put in front, so that the first one acts on the image first.
     flip = np.where(happens("xflip") * (value[0] < 0.5), -1.0, 1.0)
     matrix = scaling(flip, np.ones(count)) @ matrix
     matrix = rotation(np.floor(value[1] * 4) * happens("rotate90") * np.pi / 2) @ matrix
@@ -127,7 +127,7 @@ def plan(uniform: Array, normal: Array, probability: float, kinds: Collection[st
     moved = happens("move")
     matrix = (
         _shifting(normal[:, 2] * 0.25 * moved, normal[:, 3] * 0.25 * moved) @ matrix
-    )  # an eighth; pictures are 2 wide
+    )  # an eighth; images are 2 wide
     geometry = np.linalg.inv(matrix)[:, :2]
 
     hole = np.stack([np.zeros(count), value[6], value[7]], axis=1)
@@ -141,10 +141,10 @@ def plan(uniform: Array, normal: Array, probability: float, kinds: Collection[st
         gains *= each / np.sqrt((POWER * each**2).sum(axis=1, keepdims=True))
     sigma = np.abs(normal[:, 11]) * 0.1 * happens("noise")
     hole[:, 0] = happens("cutout")
-    return Plan(np.asarray(geometry, dtype=np.float64), colour, gains, sigma, hole)
+    return AugmentPlan(np.asarray(geometry, dtype=np.float64), colour, gains, sigma, hole)
 
 
-def augment(images: Tensor, how: Plan, noise: Tensor | None = None) -> Tensor:
+def augment(images: Tensor, how: AugmentPlan, noise: Tensor | None = None) -> Tensor:
     """Transformed images; what is not changed comes back bit for bit.
 
     Args:
@@ -172,7 +172,7 @@ def blit(images: Tensor, geometry: Tensor) -> Tensor:
 
 
 def _grid(places: Tensor, geometry: Tensor) -> Tensor:
-    """Where the points of a square ``places`` x ``places`` come from, ``[N, S, S, 2]``."""
+    """Source coordinates of a square of ``places`` x ``places`` points, ``[N, S, S, 2]``."""
     y, x = torch.meshgrid(places, places, indexing="ij")
     points = torch.stack([x, y, torch.ones_like(x)], dim=-1).reshape(1, -1, 3)
     return (points @ geometry.transpose(1, 2)).reshape(len(geometry), len(places), len(places), 2)
@@ -186,13 +186,13 @@ def _whole_pixels(geometry: Array, size: int) -> NDArray[np.bool_]:
 
 
 def warp(images: Tensor, geometry: Tensor) -> Tensor:
-    """Affine transformation at twice the resolution, between wavelet filters; outside is the picture reflected (ADA,
+    """Affine transformation at twice the resolution, between wavelet filters; outside is the image reflected (ADA,
     appendix B.2).
 
-    Because the filters are orthogonal, going up and down without a transformation between gives the picture again.
+    Because the filters are orthogonal, going up and down without a transformation between gives the image again.
     """
     size, reach = images.shape[-1], len(SYM6) // 2
-    # Value n of the filtered picture stands at (n - CENTRE) / 2 pixels; those from 5 to 2 S + 4 are the picture at
+    # Value n of the filtered image stands at (n - CENTRE) / 2 pixels; those from 5 to 2 S + 4 are the image at
     # twice its size.
     inside = slice(reach, reach + 2 * size)
     high = upfirdn(reflect(images, reach), SYM6, up=2, gain=4)[..., inside, inside]
@@ -202,12 +202,12 @@ def warp(images: Tensor, geometry: Tensor) -> Tensor:
 
 
 def recolour(images: Tensor, colour: Tensor) -> Tensor:
-    """Linear colours ``[N, 3, 4]`` of RGB; a grey picture is one whose three channels are equal."""
+    """Linear colours ``[N, 3, 4]`` of RGB; a grey image is one whose three channels are equal."""
     shown = images.shape[1] - (images.shape[1] in (2, 4))  # without alpha
     if shown == 1:
         colour = torch.cat([colour[..., :3].sum(dim=2, keepdim=True), colour[..., 3:]], dim=2).mean(dim=1, keepdim=True)
-    made = torch.einsum("nij,njhw->nihw", colour[..., :shown], images[:, :shown]) + colour[..., -1][..., None, None]
-    return torch.cat([made, images[:, shown:]], dim=1)
+    coloured = torch.einsum("nij,njhw->nihw", colour[..., :shown], images[:, :shown]) + colour[..., -1][..., None, None]
+    return torch.cat([coloured, images[:, shown:]], dim=1)
 
 
 def amplify(images: Tensor, gains: Tensor) -> Tensor:
@@ -231,7 +231,7 @@ def cut(images: Tensor, middle: Tensor) -> Tensor:
 
 
 def reflect(images: Tensor, margin: int) -> Tensor:
-    """Reflection beyond the borders, in several rounds where the margin is wider than the picture."""
+    """Reflection beyond the borders, in several rounds where the margin is wider than the image."""
     while margin > 0:
         step = min(margin, images.shape[-1] - 1)
         images = F.pad(images, (step, step, step, step), mode="reflect")
@@ -261,8 +261,8 @@ def _on_rows(images: Tensor, rows: NDArray[np.bool_], change: Any, values: Array
     if not rows.any():
         return images
     if rows.all():
-        made: Tensor = change(images, _like(values, images))
-        return made
+        after: Tensor = change(images, _like(values, images))
+        return after
     places = torch.from_numpy(np.flatnonzero(rows)).to(images.device)
     changed: Tensor = change(images[places], _like(values[rows], images))
     return images.index_copy(0, places, changed.to(images.dtype))
@@ -319,6 +319,6 @@ def _about_grey(angle: Array) -> Array:
 
 
 def _shifting(x: Array, y: Array) -> Array:
-    made = np.tile(np.eye(3), (len(x), 1, 1))
-    made[:, 0, 2], made[:, 1, 2] = x, y
-    return made
+    matrices = np.tile(np.eye(3), (len(x), 1, 1))
+    matrices[:, 0, 2], matrices[:, 1, 2] = x, y
+    return matrices

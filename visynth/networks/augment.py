@@ -67,7 +67,7 @@ def parameters(
     matrix = scaling(SCALE**scale, SCALE**scale) @ matrix
     matrix = rotation(-angle) @ matrix
     matrix = rotation(direction) @ scaling(SCALE**stretch, SCALE**-stretch) @ rotation(-direction) @ matrix
-    matrix[:, 0, 2] += 2 * SHIFT * across  # an eighth of the picture; its coordinates are 2 wide
+    matrix[:, 0, 2] += 2 * SHIFT * across  # an eighth of the image; its coordinates are 2 wide
     matrix[:, 1, 2] += 2 * SHIFT * down
     inverse = np.linalg.inv(matrix)[:, :2]
     columns = [
@@ -78,7 +78,7 @@ def parameters(
 
 
 def warp(images: Tensor, theta: Tensor) -> Tensor:
-    """Images ``[N, C, H, W]`` moved by ``theta``; what comes from outside is the picture reflected. Identity rows are
+    """Images ``[N, C, H, W]`` moved by ``theta``; what comes from outside is the image reflected. Identity rows are
     untouched."""
     still = (theta == torch.eye(2, 3, device=theta.device)).flatten(1).all(dim=1)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
@@ -88,14 +88,14 @@ def warp(images: Tensor, theta: Tensor) -> Tensor:
 
 def scaling(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
     """Matrices ``[N, 3, 3]`` that scale both axes."""
-    made = np.tile(np.eye(3), (len(x), 1, 1))
-    made[:, 0, 0], made[:, 1, 1] = x, y
-    return made
+    matrices = np.tile(np.eye(3), (len(x), 1, 1))
+    matrices[:, 0, 0], matrices[:, 1, 1] = x, y
+    return matrices
 
 
 def rotation(angle: NDArray[np.float64]) -> NDArray[np.float64]:
     """Matrices ``[N, 3, 3]`` that turn by radians."""
-    made = np.tile(np.eye(3), (len(angle), 1, 1))
+    matrices = np.tile(np.eye(3), (len(angle), 1, 1))
     cos, sin = np.cos(angle), np.sin(angle)
-    made[:, 0, 0], made[:, 0, 1], made[:, 1, 0], made[:, 1, 1] = cos, -sin, sin, cos
-    return made
+    matrices[:, 0, 0], matrices[:, 0, 1], matrices[:, 1, 0], matrices[:, 1, 1] = cos, -sin, sin, cos
+    return matrices

@@ -62,11 +62,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query = self.query(x).flatten(2)
-        key, value = (F.max_pool2d(made, 2).flatten(2) for made in (self.key(x), self.value(x)))
+        key, value = (F.max_pool2d(keys_values, 2).flatten(2) for keys_values in (self.key(x), self.value(x)))
         shares = torch.softmax(query.transpose(1, 2) @ key, dim=-1)  # [N, H W, H W / 4]
         mixed = (value @ shares.transpose(1, 2)).reshape(len(x), -1, *x.shape[2:])
-        made: Tensor = self.weight * self.out(mixed) + x
-        return made
+        keys_values: Tensor = self.weight * self.out(mixed) + x
+        return keys_values
 
 
 class GeneratorBlock(nn.Module):
@@ -132,11 +132,11 @@ class DiscriminatorBlock(nn.Module):
 
 
 class BigGAN(nn.Module):
-    """Latents ``z [N, z_dim]`` and labels ``[N]`` to pictures ``[N, C, size, size]`` in [-1, 1].
+    """Latents ``z [N, z_dim]`` and labels ``[N]`` to images ``[N, C, size, size]`` in [-1, 1].
 
     Args:
         size: 16, 32, 64, 128 or 256.
-        channels: of the pictures.
+        channels: of the images.
         classes: at least 1.
         z_dim: of the latent; a part of it goes to each block.
         width: unit of all widths.
@@ -202,7 +202,7 @@ class BigGAN(nn.Module):
 
 
 class BigGANDiscriminator(nn.Module):
-    """Pictures and labels to logits ``[N]``, by global sum pooling and projection.
+    """Images and labels to logits ``[N]``, by global sum pooling and projection.
 
     Example:
         >>> network = BigGANDiscriminator(16, 1, 2, width=4)
@@ -243,6 +243,6 @@ class BigGANDiscriminator(nn.Module):
 
 def _widths(size: int) -> Sequence[int]:
     if size not in WIDTHS:
-        raise UsageError(f"BigGAN makes pictures of {', '.join(map(str, WIDTHS))} pixels, but got {size}.")
+        raise UsageError(f"BigGAN makes images of {', '.join(map(str, WIDTHS))} pixels, but got {size}.")
     assert math.log2(size) - 1 == len(WIDTHS[size])
     return WIDTHS[size]

@@ -20,11 +20,11 @@ from visynth.networks.norm import Norm
 
 
 class CGAN(nn.Module):
-    """Latents ``z [N, z_dim]`` and labels ``[N]`` to pictures ``[N, C, size, size]`` in [-1, 1].
+    """Latents ``z [N, z_dim]`` and labels ``[N]`` to images ``[N, C, size, size]`` in [-1, 1].
 
     Args:
         size: 16, 32 or 64.
-        channels: of the pictures.
+        channels: of the images.
         classes: at least 1.
         z_dim: of the latent.
         width: channels at half the size.
@@ -57,7 +57,7 @@ class CGAN(nn.Module):
 
 
 class CGANDiscriminator(nn.Module):
-    """Pictures with a map of their class to logits ``[N]``.
+    """Images with a map of their class to logits ``[N]``.
 
     Example:
         >>> network = CGANDiscriminator(16, 1, 2, width=4)
@@ -89,7 +89,7 @@ class CGANDiscriminator(nn.Module):
 
 def _steps(size: int) -> int:
     if size not in (16, 32, 64):
-        raise UsageError(f"the plain cGAN makes pictures of 16, 32 or 64 pixels, but got {size}.")
+        raise UsageError(f"the plain cGAN makes images of 16, 32 or 64 pixels, but got {size}.")
     return int(math.log2(size)) - 2
 
 

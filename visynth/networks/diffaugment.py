@@ -30,31 +30,31 @@ def diffaugment(images: Tensor, uniform: NDArray[np.float64], kinds: Collection[
         >>> diffaugment(torch.ones(1, 1, 8, 8), np.full((1, 7), 0.5), ["colour"]).mean().item()
         1.0
     """
-    told = torch.from_numpy(uniform).to(images.device, images.dtype)
+    draws = torch.from_numpy(uniform).to(images.device, images.dtype)
     if "colour" in kinds:
-        images = _colour(images, told[:, :3, None, None, None])
+        images = _colour(images, draws[:, :3, None, None, None])
     if "translation" in kinds:
-        images = _translation(images, told[:, 3:5])
+        images = _translation(images, draws[:, 3:5])
     if "cutout" in kinds:
-        images = _cutout(images, told[:, 5:7])
+        images = _cutout(images, draws[:, 5:7])
     return images
 
 
-def _colour(images: Tensor, told: Tensor) -> Tensor:
+def _colour(images: Tensor, draws: Tensor) -> Tensor:
     shown = images.shape[1] - (images.shape[1] in (2, 4))
     images, alpha = images[:, :shown], images[:, shown:]
-    images = images + (told[:, 0] - 0.5)
+    images = images + (draws[:, 0] - 0.5)
     grey = images.mean(dim=1, keepdim=True)
-    images = (images - grey) * (told[:, 1] * 2) + grey
+    images = (images - grey) * (draws[:, 1] * 2) + grey
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    return torch.cat([(images - mean) * (told[:, 2] + 0.5) + mean, alpha], dim=1)
+    return torch.cat([(images - mean) * (draws[:, 2] + 0.5) + mean, alpha], dim=1)
 
 
-def _translation(images: Tensor, told: Tensor) -> Tensor:
+def _translation(images: Tensor, draws: Tensor) -> Tensor:
     """By whole pixels up to an eighth of the size; black comes in."""
     count, _, height, width = images.shape
     most = int(width / 8 + 0.5)
-    steps = (told * (2 * most + 1)).floor().long() - most
+    steps = (draws * (2 * most + 1)).floor().long() - most
     padded = torch.nn.functional.pad(images, (1, 1, 1, 1))
     rows, columns = (
         (torch.arange(side, device=images.device) + steps[:, i : i + 1] + 1).clamp(0, side + 1)
@@ -64,10 +64,10 @@ def _translation(images: Tensor, told: Tensor) -> Tensor:
     return padded.permute(0, 2, 3, 1)[first, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def _cutout(images: Tensor, told: Tensor) -> Tensor:
+def _cutout(images: Tensor, draws: Tensor) -> Tensor:
     """A square of half the size around any pixel."""
     size = images.shape[-1]
-    middle = (told * (size + 1 - size % 2)).floor()
+    middle = (draws * (size + 1 - size % 2)).floor()
     places = torch.arange(size, device=images.device, dtype=images.dtype)
     first = middle[..., None] - size // 4
     inside = (places >= first) & (places < first + size // 2)

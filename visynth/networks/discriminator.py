@@ -66,11 +66,11 @@ class Epilogue(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Pictures ``[N, C, size, size]`` and labels ``[N]`` -> logits ``[N]`` (high: real).
+    """Images ``[N, C, size, size]`` and labels ``[N]`` -> logits ``[N]`` (high: real).
 
     Args:
         size: height and width, a power of two from 8 to 1024.
-        channels: of the pictures.
+        channels: of the images.
         classes: 0 for an unconditional one.
         base: width is ``min(base / resolution, most)``.
         most: channels.
@@ -107,7 +107,7 @@ class Discriminator(nn.Module):
         self.b4 = Epilogue(width, 4, width if classes else 0, group, both)
 
     def blocks(self) -> list[nn.Module]:
-        """From the picture to the logits: what freezing counts."""
+        """From the image to the logits: what freezing counts."""
         return [getattr(self, f"b{resolution}") for resolution in self.sizes]
 
     def logits(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -115,8 +115,8 @@ class Discriminator(nn.Module):
         for block in self.blocks()[:-1]:
             x = block(x)
         embedded = self.mapping(None, labels) if self.classes else None
-        found: tuple[Tensor, Tensor | None] = self.b4(x, embedded)
-        return found
+        features: tuple[Tensor, Tensor | None] = self.b4(x, embedded)
+        return features
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
         return self.logits(x, labels)[0]
@@ -128,7 +128,7 @@ def stored(weights: dict[str, Tensor]) -> dict[str, bytes]:
 
 
 def freeze(discriminator: nn.Module, count: int) -> None:
-    """Keep the first ``count`` blocks, from the picture on, as they are.
+    """Keep the first ``count`` blocks, from the image on, as they are.
 
     Source: Mo et al., "Freeze the discriminator" (2020), section 3.
     """

@@ -64,5 +64,5 @@ def posthoc(stored: Sequence[tuple[float, float]], time: float, gamma: float) ->
     """
     gram = np.array([[inner(*a, *b) for b in stored] for a in stored])
     aim = np.array([inner(*a, time, gamma) for a in stored])
-    found, *_ = np.linalg.lstsq(gram, aim, rcond=1e-12)
-    return np.asarray(found, dtype=np.float64)
+    weights, *_ = np.linalg.lstsq(gram, aim, rcond=1e-12)
+    return np.asarray(weights, dtype=np.float64)

@@ -1,6 +1,6 @@
-"""Bilinear sampling that can be differentiated twice with respect to the picture, on every device and torch version.
+"""Bilinear sampling that can be differentiated twice with respect to the image, on every device and torch version.
 
-Sampling is linear in the picture: its gradient is a scattering, and the gradient of that is sampling again. Writing
+Sampling is linear in the image: its gradient is a scattering, and the gradient of that is sampling again. Writing
 this down makes penalties on gradients (R1) work through geometric augmentation, where torch's own second derivative is
 missing on some devices.
 """
@@ -25,8 +25,8 @@ def grid_sample(images: Tensor, grid: Tensor, padding: str = "reflection", neare
         padding: ``"zeros"``, ``"border"`` or ``"reflection"``.
         nearest: values of the nearest pixels instead of bilinear ones.
     """
-    made: Tensor = _Sample.apply(images, grid.to(images.dtype), padding, nearest)
-    return made
+    sampled: Tensor = _Sample.apply(images, grid.to(images.dtype), padding, nearest)
+    return sampled
 
 
 class _Sample(torch.autograd.Function):
@@ -47,11 +47,11 @@ class _Scatter(torch.autograd.Function):
     def forward(ctx: Any, gradient: Tensor, grid: Tensor, shape: torch.Size, padding: str, nearest: bool) -> Tensor:
         ctx.save_for_backward(grid)
         ctx.how = padding, nearest
-        # The values of the picture do not matter for its own gradient.
-        picture = gradient.new_zeros(()).expand(shape)
+        # The values of the image do not matter for its own gradient.
+        image = gradient.new_zeros(()).expand(shape)
         backward = torch.ops.aten.grid_sampler_2d_backward
         scattered: Tensor = backward(
-            gradient.contiguous(), picture, grid, int(nearest), MODES[padding], False, [True, False]
+            gradient.contiguous(), image, grid, int(nearest), MODES[padding], False, [True, False]
         )[0]
         return scattered
 

@@ -23,7 +23,7 @@ def wide(x: Tensor) -> Tensor:
 
 
 def uncast(x: Tensor) -> torch.autocast:
-    """No autocast within: layers of what :func:`wide` gave stay in float32, for styles, logits and pictures.
+    """No autocast within: layers of what :func:`wide` gave stay in float32, for styles, logits and images.
 
     Example:
         >>> with torch.autocast("cpu", torch.bfloat16), uncast(torch.ones(1)):
@@ -73,7 +73,7 @@ class Linear(nn.Module):
 
 
 class Conv(nn.Module):
-    """A convolution of weights scaled by ``1 / sqrt(inputs * size^2)``, halving the picture if ``down``, with leaky
+    """A convolution of weights scaled by ``1 / sqrt(inputs * size^2)``, halving the image if ``down``, with leaky
     ReLU if ``bias``.
 
     Args:

@@ -2,7 +2,7 @@
 
 Source: Ioffe and Szegedy (ICML 2015); class-conditional gain and bias after de Vries et al. (NeurIPS 2017); standing
 statistics after Brock et al., "Large scale GAN training" (ICLR 2019), section 4: averages over many batches of the
-finished network, so that a picture never depends on the others made with it.
+finished network, so that an image never depends on the others made with it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Norm(nn.Module):
     condition ``[N, width]``.
 
     Args:
-        channels: of the pictures.
+        channels: of the images.
         width: of the condition; 0 for none.
         linear: makes the layers of the condition.
     """
@@ -50,8 +50,8 @@ class Norm(nn.Module):
         else:
             gain, bias = self.weight[:, None, None], self.shift[:, None, None]
         scale = (variance + 1e-5).rsqrt()[:, None, None]
-        made: Tensor = (wide(x) - mean[:, None, None]) * scale * gain + bias
-        return made.to(x.dtype)
+        normed: Tensor = (wide(x) - mean[:, None, None]) * scale * gain + bias
+        return normed.to(x.dtype)
 
     def _measured(self, x: Tensor) -> tuple[Tensor, Tensor]:
         moments = torch.stack([wide(x).mean(dim=(0, 2, 3)), wide(x).square().mean(dim=(0, 2, 3))])
@@ -71,7 +71,7 @@ def measure(network: nn.Module, run: Callable[[int], object], batches: int) -> N
 
     Args:
         network: with :class:`Norm` layers.
-        run: makes one batch of pictures.
+        run: makes one batch of images.
         batches: how many.
     """
     layers = [module for module in network.modules() if isinstance(module, Norm)]

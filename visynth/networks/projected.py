@@ -24,19 +24,19 @@ EMBEDDING = 64
 
 
 class ProjectedDiscriminator(nn.Module):
-    """Pictures and labels to logits ``[N, K]``, one for each place of each scale.
+    """Images and labels to logits ``[N, K]``, one for each place of each scale.
 
     Args:
-        size: of the pictures; they are brought to ``view`` by bilinear interpolation.
+        size: of the images; they are brought to ``view`` by bilinear interpolation.
         channels: 1 (shown as grey RGB) or 3.
         classes: 0 for none.
         width: channels of the mixed features at the finest scale; they double at each coarser one.
         view: pixels that the features see, a multiple of 32; by default 224, as the features were trained, and for
-            pictures below 64 pixels 128, which costs a third.
+            images below 64 pixels 128, which costs a third.
         seed: of the random mixing.
 
     Raises:
-        UsageError: pictures with alpha, which the features do not see.
+        UsageError: images with alpha, which the features do not see.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ProjectedDiscriminator(nn.Module):
         super().__init__()
         if channels not in (1, 3):
             raise UsageError(
-                f"the projected discriminator sees grey or RGB pictures, but these have {channels} channels: take "
+                f"the projected discriminator sees grey or RGB images, but these have {channels} channels: take "
                 "discriminator='residual'."
             )
         self.view = view or (128 if size < 64 else 224)
@@ -75,23 +75,23 @@ class ProjectedDiscriminator(nn.Module):
         mixed = self._mixed(self._features(x.expand(-1, 3, -1, -1)))
         logits = []
         for head, maps in zip(self.heads, mixed, strict=True):
-            made = head(maps).flatten(2)  # [N, 1 or EMBEDDING, places]
+            patch_logits = head(maps).flatten(2)  # [N, 1 or EMBEDDING, places]
             if self.classes:
-                made = (made * self.embed(labels)[:, :, None]).sum(dim=1) / math.sqrt(EMBEDDING)
-            logits.append(made.flatten(1))
+                patch_logits = (patch_logits * self.embed(labels)[:, :, None]).sum(dim=1) / math.sqrt(EMBEDDING)
+            logits.append(patch_logits.flatten(1))
         return wide(torch.cat(logits, dim=1))
 
     def _features(self, x: Tensor) -> list[Tensor]:
-        found = []
+        levels = []
         features: Any = self.__dict__["features"]
         trunk, tail = features.trunk.to(x.device), features.tail.to(x.device)
         for number, layer in enumerate(trunk):
             x = layer(x)
             if number in (3, 4, 6):
-                found.append(x)
+                levels.append(x)
         for layer in list(tail)[:2]:
             x = layer(x)
-        return [*found, x]
+        return [*levels, x]
 
     def _mixed(self, features: list[Tensor]) -> list[Tensor]:
         """From the coarsest scale up: each is mixed, enlarged, and added to the next finer one."""

@@ -5,7 +5,7 @@ cited as *StyleGAN2*; Zhang, "Making convolutional networks shift-invariant agai
 faster than one 4x4 filter, than pooling and than a filter folded into the convolution; scripts/bench/gan_step.py
 measures them.
 
-All functions take ``[N, C, H, W]`` of any float type, and zeros stand outside of the picture.
+All functions take ``[N, C, H, W]`` of any float type, and zeros stand outside of the image.
 """
 
 from __future__ import annotations

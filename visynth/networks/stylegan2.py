@@ -134,7 +134,7 @@ class StyleConv(nn.Module):
 
 
 class ToImage(nn.Module):
-    """Modulated 1x1 convolution to the picture's channels, not normalised."""
+    """Modulated 1x1 convolution to the image's channels, not normalised."""
 
     def __init__(self, inputs: int, channels: int, w_dim: int, clamp: float) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class ToImage(nn.Module):
 
 
 class Block(nn.Module):
-    """One resolution: two convolutions (one at 4 px) and a picture that is added to the one of the resolution below."""
+    """One resolution: two convolutions (one at 4 px) and an image that is added to the one of the resolution below."""
 
     def __init__(self, inputs: int, outputs: int, w_dim: int, resolution: int, channels: int, clamp: float) -> None:
         super().__init__()
@@ -169,19 +169,19 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor | None, image: Tensor | None, ws: Sequence[Tensor], noise: Sequence[Tensor | None]
     ) -> tuple[Tensor, Tensor]:
-        """Features and picture; ``ws`` holds a style for each convolution and one for the picture."""
+        """Features and image; ``ws`` holds a style for each convolution and one for the image."""
         if self.first:
             x = self.const.expand(len(ws[0]), -1, -1, -1)
         assert x is not None
         for conv, w, field in zip(self.convs, ws, noise, strict=False):
             x = conv(x, w, field)
-        made = self.torgb(x, ws[-1])
-        with uncast(made):
-            return x, made if image is None else upsample(image) + made
+        rgb = self.torgb(x, ws[-1])
+        with uncast(rgb):
+            return x, rgb if image is None else upsample(image) + rgb
 
 
 class Synthesis(nn.Module):
-    """Styles to pictures by pictures of every resolution, summed (StyleGAN2, section 4.1, output skips)."""
+    """Styles to images by images of every resolution, summed (StyleGAN2, section 4.1, output skips)."""
 
     def __init__(
         self, size: int, channels: int, w_dim: int, base: int, most: int, shared: int = 0, clamp: float = 0.0
@@ -193,7 +193,7 @@ class Synthesis(nn.Module):
             outputs = channels_at(resolution, base, most)
             setattr(self, f"b{resolution}", Block(inputs, outputs, w_dim, resolution, channels, clamp))
             inputs = outputs
-        self.styles = 2 * len(self.sizes)  # one a convolution, and one more for the last picture
+        self.styles = 2 * len(self.sizes)  # one a convolution, and one more for the last image
 
     def blocks(self) -> list[Block]:
         return [getattr(self, f"b{resolution}") for resolution in self.sizes]
@@ -203,34 +203,34 @@ class Synthesis(nn.Module):
         return [tuple(conv.noise_const.shape) for block in self.blocks() for conv in block.convs]  # type: ignore[misc]
 
     def forward(self, ws: Tensor, noise: Sequence[Tensor | None] | str = "const") -> Tensor:
-        """Pictures ``[N, C, size, size]``, about in [-1, 1].
+        """Images ``[N, C, size, size]``, about in [-1, 1].
 
         Args:
             ws: ``[N, styles, w_dim]``.
             noise: a field ``[N, 1, H, W]`` for each convolution, or ``"const"`` (the stored ones), or ``"none"``.
         """
-        return self._pictures(ws, noise)[-1]
+        return self._images(ws, noise)[-1]
 
     def both(self, ws: Tensor, noise: Sequence[Tensor | None] | str, low: int) -> tuple[Tensor, Tensor]:
-        """The pictures at full size, and those of a lower resolution that they are built on."""
-        pictures = self._pictures(ws, noise)
-        return pictures[-1], pictures[self.sizes.index(low)]
+        """The images at full size, and those of a lower resolution that they are built on."""
+        images = self._images(ws, noise)
+        return images[-1], images[self.sizes.index(low)]
 
-    def _pictures(self, ws: Tensor, noise: Sequence[Tensor | None] | str) -> list[Tensor]:
-        """The pictures of every resolution."""
+    def _images(self, ws: Tensor, noise: Sequence[Tensor | None] | str) -> list[Tensor]:
+        """The images of every resolution."""
         x: Tensor | None = None
-        pictures: list[Tensor] = []
+        images: list[Tensor] = []
         fields = list(self._fields(noise))
         place = 0
         for resolution, block in zip(self.sizes, self.blocks(), strict=True):
             count = len(block.convs)
-            # A picture takes the style of the convolution after it; the last unconditional one must not see the class.
-            of_picture = place + count - (resolution == self.shared)
-            styles = [ws[:, i] for i in (*range(place, place + count), of_picture)]
-            x, image = block(x, pictures[-1] if pictures else None, styles, fields[place : place + count])
-            pictures.append(image)
+            # An image takes the style of the convolution after it; the last unconditional one must not see the class.
+            of_image = place + count - (resolution == self.shared)
+            styles = [ws[:, i] for i in (*range(place, place + count), of_image)]
+            x, image = block(x, images[-1] if images else None, styles, fields[place : place + count])
+            images.append(image)
             place += count
-        return pictures
+        return images
 
     def _fields(self, noise: Sequence[Tensor | None] | str) -> Sequence[Tensor | None]:
         convs = [conv for block in self.blocks() for conv in block.convs]
@@ -240,11 +240,11 @@ class Synthesis(nn.Module):
 
 
 class StyleGAN2(nn.Module):
-    """The generator: latents ``z [N, z_dim]``, labels ``[N]`` -> pictures ``[N, C, size, size]`` about in [-1, 1].
+    """The generator: latents ``z [N, z_dim]``, labels ``[N]`` -> images ``[N, C, size, size]`` about in [-1, 1].
 
     Args:
         size: height and width, a power of two from 8 to 1024.
-        channels: of the pictures, 1 to 4.
+        channels: of the images, 1 to 4.
         classes: 0 for an unconditional one.
         z_dim: of the latent.
         w_dim: of the style.
@@ -313,8 +313,8 @@ class StyleGAN2(nn.Module):
         noise: Sequence[Tensor | None] | str = "const",
         strength: float | None = None,
     ) -> Tensor:
-        made: Tensor = self.synthesis(self.styles(z, labels, strength), noise)
-        return made
+        images: Tensor = self.synthesis(self.styles(z, labels, strength), noise)
+        return images
 
 
 def truncate(ws: Tensor, centre: Tensor, psi: float) -> Tensor:
@@ -333,7 +333,7 @@ def truncate(ws: Tensor, centre: Tensor, psi: float) -> Tensor:
 
 
 def crossed(ws: Tensor, other: Tensor, cuts: Sequence[float]) -> Tensor:
-    """Styles that are another latent's from a layer on, one cut for each picture.
+    """Styles that are another latent's from a layer on, one cut for each image.
 
     Source: Karras et al., "A style-based generator architecture" (CVPR 2019), section 3.1, style mixing.
 

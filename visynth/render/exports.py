@@ -34,7 +34,7 @@ def export(
 ) -> Path:
     """Write a rendered set's annotations.
 
-    A detector learns from images without boxes that there is nothing to find. Only defect-free pictures may be such:
+    A detector learns from images without boxes that there is nothing to find. Only defect-free images may be such:
     where a set has boxes, those are the ones of the class without any (the seam controls); a set without boxes (whole
     images of a diffusion model or a GAN) is refused unless the whole image is to be the box.
 
@@ -62,11 +62,11 @@ def export(
     check_apart(out, [renders.folder])
     if out.exists():
         raise ConflictError(f"{out} exists already: choose a new folder for the export.")
-    with new_folder(out) as made:
+    with new_folder(out) as new:
         for record in renders.records:
-            _bring(renders.folder / record.file_name, made / "images" / flat(record), copy)
+            _bring(renders.folder / record.file_name, new / "images" / flat(record), copy)
         writers: dict[str, Callable[[Renders, Path], None]] = {"coco": _coco, "yolo": _yolo, "voc": _voc}
-        writers[form](renders, made)
+        writers[form](renders, new)
     return out
 
 
@@ -81,9 +81,9 @@ def _boxed(renders: Renders, whole_image: bool) -> Renders:
     if not bare:
         return renders
     if not whole_image:
-        told = ", ".join(f"{count} of {name!r}" for name, count in bare.items())
+        listed = ", ".join(f"{count} of {name!r}" for name, count in bare.items())
         raise DataError(
-            f"{renders.folder} does not say where its objects are ({told} have no box): as images without boxes they "
+            f"{renders.folder} does not say where its objects are ({listed} have no box): as images without boxes they "
             "would teach a "
             "detector that there is nothing to find. Render with a generator that knows (composition, inpainting), or "
             "give "
@@ -144,9 +144,9 @@ def _yolo(renders: Renders, out: Path) -> None:
             lines.append(f"{renders.classes.index(record.label)} {numbers}\n")
         write_text(out / "labels" / f"{Path(flat(record)).stem}.txt", "".join(lines))
     # A library writes it: classes are called 'no', '007' or 'crack #2', which mean other things in YAML.
-    told = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(renders.classes))}
+    config = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(renders.classes))}
     head = "# val: replace, and validate on real images only\n"
-    write_text(out / "data.yaml", head + yaml.safe_dump(told, sort_keys=False, allow_unicode=True))
+    write_text(out / "data.yaml", head + yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
 def _voc(renders: Renders, out: Path) -> None:

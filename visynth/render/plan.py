@@ -25,7 +25,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RenderPlan:
     """Everything that decides the bytes of a rendered set.
 
     Attributes:
@@ -89,7 +89,7 @@ class Plan:
         """The images of one shard.
 
         Example:
-            >>> plan = Plan("d", "trained", ("a", "b"), {"a": 3, "b": 3}, 0, {}, "png", 16, shard_size=2)
+            >>> plan = RenderPlan("d", "trained", ("a", "b"), {"a": 3, "b": 3}, 0, {}, "png", 16, shard_size=2)
             >>> [sorted(image.label for image in plan.shard(s)) for s in range(plan.shards)]
             [[0, 1], [0, 1], [0, 1]]
         """
@@ -97,7 +97,7 @@ class Plan:
         return [Planned(i, self._order[i], seeding.derive(self.generator, self.seed, i)) for i in span]
 
     def count(self, number: int) -> int:
-        """How many images a shard has."""
+        """Number of images in a shard."""
         return min(self.shard_size, self.total - number * self.shard_size)
 
     @cached_property

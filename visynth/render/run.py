@@ -38,7 +38,7 @@ from visynth.core.manifest import (
     read_renders,
     write_records,
 )
-from visynth.render.plan import SHARD, Plan, Planned
+from visynth.render.plan import SHARD, Planned, RenderPlan
 from visynth.render.writers import write_image
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ def make_plan(
     threads: int = 1,
     shard_size: int = SHARD,
     purpose: str = "training",
-) -> Plan:
-    """What to render.
+) -> RenderPlan:
+    """Plan a rendered set.
 
     Args:
         generator: decides every pixel.
@@ -96,7 +96,7 @@ def make_plan(
         raise UsageError(f"encoding must be 'png' or 'tiff', but got {own!r}.")
     if own == "png" and generator.spec.channels not in (1, 3, 4):
         raise UsageError(f"PNG holds 1, 3 or 4 channels, the generator makes {generator.spec.channels}: use tiff.")
-    return Plan(
+    return RenderPlan(
         generator=generator.digest,
         kind=generator.spec.kind,
         classes=generator.classes,
@@ -119,7 +119,7 @@ def real_counts(generator: Generator) -> dict[str, int]:
 
 def render_set(
     generator: Generator,
-    plan: Plan,
+    plan: RenderPlan,
     out: str | Path,
     *,
     workers: int = 2,
@@ -162,7 +162,7 @@ def render_set(
         ) from error
 
 
-def _repair(generator: Generator, plan: Plan, out: Path, work: Path, workers: int, queue: int) -> None:
+def _repair(generator: Generator, plan: RenderPlan, out: Path, work: Path, workers: int, queue: int) -> None:
     """Render again the files of a finished set that are missing or were altered; what was altered is set aside in
     ``DIR.damaged``.
 
@@ -206,7 +206,7 @@ def _repair(generator: Generator, plan: Plan, out: Path, work: Path, workers: in
         sync_folder(folder)
 
 
-def _claim(out: Path, work: Path, plan: Plan) -> None:
+def _claim(out: Path, work: Path, plan: RenderPlan) -> None:
     """Both folders exist and belong to this plan."""
     ensure_writable(out.parent)
     ours = _is_work(work)
@@ -246,14 +246,14 @@ def _remove_work(work: Path) -> None:
         work.rmdir()
 
 
-def _same_plan(found: Mapping[str, Any], plan: Plan, out: Path) -> None:
+def _same_plan(stored: Mapping[str, Any], plan: RenderPlan, out: Path) -> None:
     ours = plan.to_json()
-    if found == ours:
+    if stored == ours:
         return
     differ = [
-        f"{key}: {found.get(key)!r} there, {ours.get(key)!r} here"
-        for key in sorted({*found, *ours})
-        if found.get(key) != ours.get(key)
+        f"{key}: {stored.get(key)!r} there, {ours.get(key)!r} here"
+        for key in sorted({*stored, *ours})
+        if stored.get(key) != ours.get(key)
     ]
     raise ConflictError(
         f"{out} holds another plan's images ({'; '.join(differ)}). Choose another folder, or delete this one."
@@ -270,7 +270,7 @@ def _sweep(work: Path) -> None:
 
 
 def _render_shards(
-    generator: Generator, plan: Plan, work: Path, workers: int, queue: int, progress: RenderProgress | None
+    generator: Generator, plan: RenderPlan, work: Path, workers: int, queue: int, progress: RenderProgress | None
 ) -> None:
     import torch
 
@@ -307,7 +307,7 @@ def _render_shards(
 
 
 def _render_shard(
-    generator: Generator, plan: Plan, work: Path, number: int, pool: ThreadPoolExecutor | None, queue: int
+    generator: Generator, plan: RenderPlan, work: Path, number: int, pool: ThreadPoolExecutor | None, queue: int
 ) -> None:
     images = plan.shard(number)
     folder = work / f"tmp.{number:06d}.{host()}.{os.getpid()}"
@@ -347,12 +347,12 @@ def _render_shard(
     sync_folder(work)
 
 
-def file_name(plan: Plan, image: Planned) -> str:
+def file_name(plan: RenderPlan, image: Planned) -> str:
     """``<class>/<index>.<ending>``; the index counts over the whole set."""
     return f"{plan.classes[image.label]}/{image.index:08d}.{'png' if plan.encoding == 'png' else 'tif'}"
 
 
-def _row(plan: Plan, image: Planned, samples: Any, place: int, shape: tuple[int, ...]) -> dict[str, Any]:
+def _row(plan: RenderPlan, image: Planned, samples: Any, place: int, shape: tuple[int, ...]) -> dict[str, Any]:
     height, width = shape[:2]
     mask = None if samples.masks is None else samples.masks[place, :height, :width].numpy()
     boxes = [] if samples.boxes is None else samples.boxes[place].tolist()
@@ -370,7 +370,7 @@ def _row(plan: Plan, image: Planned, samples: Any, place: int, shape: tuple[int,
     }
 
 
-def _finish(generator: Generator, plan: Plan, out: Path, work: Path) -> Renders:
+def _finish(generator: Generator, plan: RenderPlan, out: Path, work: Path) -> Renders:
     """Move the shards' images to their class folders, then write the manifest, then clear the work away."""
     records = []
     write_json(out / PLAN, plan.to_json())  # before the first image: it says whose they are

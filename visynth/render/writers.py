@@ -21,7 +21,7 @@ XMP = """<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?>
 
 
 def xmp_packet(kind: str) -> bytes:
-    """The IPTC mark that says how a picture came about; ``kind`` is the generator's kind."""
+    """The IPTC mark that says how an image came about; ``kind`` is the generator's kind."""
     return XMP.format(kind=SOURCE_TYPES[kind]).encode()
 
 

@@ -49,7 +49,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the comparison says about one class, with its reason in a sentence."""
+    """Answer for one class, with its reason in a sentence."""
 
     answer: str
     reason: str
@@ -179,21 +179,19 @@ def decide(difference: Interval, baseline: str, smallest_seen: float, worth: flo
         >>> decide(Interval(-0.1, -0.3, 0.05), "balanced", 0.2, worth=0.02).answer
         'does not'
     """
-    told = (
+    effect = (
         f"AP {difference.mean:+.3f} ({100 * level:g} % CI {difference.low:+.3f} to {difference.high:+.3f}) against "
         f"{baseline}"
     )
     if difference.low > 0:
-        answer, reason = HELPS, f"{told}: the whole interval is above 0"
+        answer, reason = HELPS, f"{effect}: the whole interval is above 0"
     elif difference.high < worth:
-        answer, reason = DOES_NOT, f"{told}: even the upper end is below the {worth:.2f} that would be worth having"
+        answer, reason = DOES_NOT, f"{effect}: even the upper end is below the {worth:.2f} that would be worth having"
     elif difference.mean <= -worth:
-        answer, reason = DOES_NOT, f"{told}: the measured effect is a loss"
+        answer, reason = DOES_NOT, f"{effect}: the measured effect is a loss"
     else:
         answer = CANNOT_TELL
-        reason = (
-            f"{told}: the interval holds both nothing and a gain; this test sees effects from {smallest_seen:.2f} AP on"
-        )
+        reason = f"{effect}: the interval holds both nothing and a gain; this test sees effects from {smallest_seen:.2f} AP on"
     return Verdict(answer, reason, difference, baseline, smallest_seen)
 
 

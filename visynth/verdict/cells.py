@@ -12,7 +12,7 @@ smote               balanced, with points between a real image of the class and 
                     space (Chawla et al., "SMOTE", JAIR 2002, section 4.2)
 augment             balanced, with classic augmentations of the class's real images; of several candidates the one with the best
                     inner score
-synthetic           balanced, with synthetic images of the class (made images of any arm share the class's weight half and
+synthetic           balanced, with synthetic images of the class (synthetic images of any arm share the class's weight half and
                     half with its real ones)
 synthetic+control   as synthetic, with defect-free images under the same seams among the rest
 oracle              balanced, with all real training images of the class: what synthesis tries to stand in for
@@ -37,7 +37,7 @@ BASELINES = ("real", "duplicate", "balanced", "logit_adjusted", "smote", "augmen
 
 @dataclass(frozen=True)
 class Extra:
-    """Made images: bank rows, and per image the groups of the real images behind it."""
+    """Synthetic images: bank rows, and per image the groups of the real images behind it."""
 
     rows: Ints
     parents: Sequence[frozenset[str]]
@@ -240,11 +240,11 @@ def _weighted(items: Items, balance: float | None, *, repeat: float = 1.0, total
     weights = np.where(items.positive, repeat, 1.0)
     if balance is not None:
         share = balance / (1 + balance)
-        # Within the class, made images weigh together what the real ones weigh: sixty of them must not drown ten.
-        made = items.positive & ~items.real
+        # Within the class, synthetic images weigh together what the real ones weigh: sixty of them must not drown ten.
+        synthetic = items.positive & ~items.real
         own = items.positive & items.real
-        if made.any() and own.any():
-            weights = np.where(made, own.sum() / made.sum(), weights)
+        if synthetic.any() and own.any():
+            weights = np.where(synthetic, own.sum() / synthetic.sum(), weights)
         sums = {kind: weights[items.positive == kind].sum() for kind in (True, False)}
         weights = weights * np.where(
             items.positive, share / max(sums[True], 1e-12), (1 - share) / max(sums[False], 1e-12)

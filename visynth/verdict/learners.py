@@ -1,4 +1,4 @@
-"""What a learner is given and what it returns: the same items, weights and folds whatever the learner."""
+"""Interface of learners: the same items, weights and folds for each."""
 
 from __future__ import annotations
 

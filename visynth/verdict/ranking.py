@@ -1,4 +1,4 @@
-"""How well scores rank a class, with weights per image so that a bootstrap over groups is one product."""
+"""Ranking metrics with weights per image, so that a bootstrap over groups is one product."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from visynth.jobs.preflight import headroom_note
 from visynth.jobs.trial.data import TrialData
 from visynth.jobs.trial.options import TrialOptions
 from visynth.verdict.cells import Cell
-from visynth.verdict.comparison import run_cells, summarise
+from visynth.verdict.comparison import run_cells
+from visynth.verdict.summary import summarise
 
 Rows = NDArray[np.int64]
 
@@ -123,7 +124,7 @@ def real_cells(
     ]
 
 
-def headroom(data: TrialData, splits: Sequence[Split], options: TrialOptions, progress: Progress) -> str:
+def headroom(data: TrialData, splits: Sequence[Split], options: TrialOptions, progress: Progress) -> list[str]:
     """Baseline against the oracle with all reals, on the first draw, before anything is synthesised."""
     lines = []
     for name in data.rare:
@@ -143,7 +144,7 @@ def headroom(data: TrialData, splits: Sequence[Split], options: TrialOptions, pr
             f"{note}"
         )
         progress(f"  {lines[-1]}")
-    return "; ".join(lines)
+    return lines
 
 
 def _with_an_oracle(data: TrialData, name: str, split: Split, options: TrialOptions) -> list[Split]:

@@ -24,7 +24,7 @@ KEPT = 320  # images of the defect-free class in the arms, at most, spread over 
 
 @dataclass(kw_only=True)
 class TrialData(MeasuredSet):
-    """What preflight found, and the images that the arms are fitted and tested on.
+    """Findings of preflight, and the images that the arms are fitted and tested on.
 
     Attributes:
         findings: of the preflight; its ``images`` are all images, with groups.

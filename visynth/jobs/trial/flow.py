@@ -32,13 +32,7 @@ from visynth.jobs.trial.outputs import write_outputs
 from visynth.jobs.trial.plan import Clock
 from visynth.jobs.trial.training import ENOUGH, SEEN, TrainedSynthesizer
 from visynth.verdict.bootstrap import HELPS
-from visynth.verdict.comparison import (
-    arms_block,
-    class_verdict,
-    macro_f1_table,
-    summarise,
-    summarise_classic,
-)
+from visynth.verdict.summary import arms_block, class_verdict, macro_f1_table, summarise, summarise_classic
 
 PARTS = ("generator*", "renders*")  # folders that a trial writes beside its report
 
@@ -97,7 +91,7 @@ def run_trial(
     report = Report("trial", (subject or images.root.name) + scarcity)
     stage = Stage(out.with_name(out.name + ".work"), _inputs(data, options))
     trial = Trial(data, options, stage, progress, clock)
-    findings.warnings.append(headroom(data, trial.splits, options, progress))
+    findings.warnings.extend(headroom(data, trial.splits, options, progress))
     trial.measure()
     report.section("Preflight", *findings.blocks(), text(f"Preflight took {findings.seconds:.0f} s."))
     _sum_up(report, trial)
@@ -166,7 +160,7 @@ def _unless_undertrained(verdict: ClassVerdict, trial: Trial, name: str) -> Clas
 
 
 def _inputs(data: TrialData, options: TrialOptions) -> dict[str, Any]:
-    """What every cell's outcome depends on, and the minutes, which the plan depends on."""
+    """Everything that outcomes and plan depend on, for the stage."""
     asked = {k: v for k, v in asdict(options).items() if k not in ("workers", "cache", "dense")}
     named = {"rare": list(data.rare), "good": data.good}  # they decide folds, scarcity and the plan
     return {"data": data.fingerprint(), "options": asked, **named, **environment()}

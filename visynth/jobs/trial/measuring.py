@@ -18,7 +18,7 @@ from visynth.jobs.preflight import MIN_GROUPS
 from visynth.jobs.trial.cells import Split, bare_cell, has_both_sides, make_splits, real_cells
 from visynth.jobs.trial.data import TrialData
 from visynth.jobs.trial.options import TrialOptions
-from visynth.jobs.trial.plan import Clock, Cost, Plan, plan_trial
+from visynth.jobs.trial.plan import Clock, Cost, TrialPlan, plan_trial
 from visynth.jobs.trial.synthesis import Synthesizer, composition_of, with_synthesis
 from visynth.jobs.trial.training import (
     ENOUGH,
@@ -41,7 +41,7 @@ Pairs = Sequence[tuple[Split, Cell]]
 
 @dataclass
 class Trial:
-    """What is measured, and what came of it.
+    """A trial's data and options, and its results so far.
 
     Attributes:
         data: the images.
@@ -105,7 +105,7 @@ class Trial:
             if trained is not None:  # its minutes were planned to fit
                 yield trained, [name for name in self.data.rare if name in trained.classes], self.splits
 
-    def _plan(self, composition: Synthesizer | None) -> Plan:
+    def _plan(self, composition: Synthesizer | None) -> TrialPlan:
         """Draws and classes that fit, by what a pilot cell costs; a trial that goes on keeps the plan that it began
         with."""
         data, options = self.data, self.options
@@ -114,7 +114,7 @@ class Trial:
         others = tuple(n for n in composed if n not in data.rare and groups[n] >= MIN_GROUPS) if options.others else ()
         kept = self.stage.get(what="plan")
         if kept is not None:
-            plan = Plan.from_json(kept)
+            plan = TrialPlan.from_json(kept)
         else:
             cost, pilot = self._pilot(composition, (*data.rare, *others))
             plan = plan_trial(
@@ -200,7 +200,7 @@ class Trial:
     def _spent(self) -> float:
         return Clock.now().since(self.started, self.options.workers)
 
-    def _tell(self, plan: Plan, asked: Sequence[str]) -> None:
+    def _tell(self, plan: TrialPlan, asked: Sequence[str]) -> None:
         options = self.options
         self.progress(
             f"plan: {', '.join(plan.classes) or 'no class'} with {plan.draws} of {options.draws} draws, to end within "
@@ -335,7 +335,7 @@ class Pilot:
 
 
 def _key(synthesizer: Synthesizer | None, name: str, pairs: Pairs, only: Sequence[str] | None = None) -> dict[str, Any]:
-    """What outcomes of a class's cells are kept under, beside their place."""
+    """Stage key of a class's cells, without their place."""
     augmented = any(cell.augmented for _, cell in pairs)
     inputs = None if synthesizer is None else synthesizer.inputs
     return {"class": name, "synthesizer": inputs, "only": only, "augmented": augmented}

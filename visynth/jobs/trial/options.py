@@ -1,4 +1,4 @@
-"""What a trial may be told, checked."""
+"""Options of a trial, checked."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TrialOptions:
         learn_size: pixels that the learned generator works on; 0 chooses.
 
     Raises:
-        UsageError: values that cannot be, all told together.
+        UsageError: values that cannot be, all listed together.
     """
 
     rare_groups: int | None = None

@@ -1,4 +1,4 @@
-"""What a trial writes beside its report: generators and renders, and galleries of them for the report."""
+"""Outputs of a trial beside its report: generators and renders, and galleries of them for the report."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from visynth.render.run import make_plan, render_set
 
 SHOWN = 3  # images of each class
 EXPLAINED = (
-    "Each row: the made image; where it has one its exact mask, the real image that the defect (or its shape) was "
+    "Each row: the synthetic image; where it has one its exact mask, the real image that the defect (or its shape) was "
     "taken "
     "from and the defect-free image that it was set into; and the two real images nearest to it in feature space. Look "
-    "for seams, for defects where none can be, and for copies."
+    "for seams, for defects where none can be, and for near-duplicates."
 )
 
 
@@ -60,7 +60,7 @@ def write_outputs(
         if classes:
             renders = out / f"renders{ending}"
             _render(report, data, synthesizer, generator, renders, classes, bool(helped), count, seed, progress)
-        title = f"Made by {name}, with parents and the nearest real images"
+        title = f"Synthetic images by {name}, with parents and the nearest real images"
         report.section(title, *galleries(generator, data, seed))
 
 
@@ -91,7 +91,7 @@ def _render(
 
 
 def galleries(generator: Generator, data: TrialData, seed: int) -> list[dict[str, Any]]:
-    """One gallery per class: rows of made image, its mask, defect parent, background, nearest and second nearest
+    """One gallery per class: rows of synthetic image, its mask, defect parent, background, nearest and second nearest
     real."""
     blocks: list[dict[str, Any]] = [text(EXPLAINED)]
     resolution = data.bank.resolutions[0]
@@ -111,7 +111,11 @@ def galleries(generator: Generator, data: TrialData, seed: int) -> list[dict[str
             mask = None if samples.masks is None else samples.masks[k, : image.shape[0], : image.shape[1]].numpy()
             shown += [to_display(image)] + ([] if mask is None else [outline(to_display(image), mask)])
             shown += [_real(data, parent) for parent in parents] + [to_display(data.sources[i].image) for i in near]
-            captions += [f"{name}, made", *([] if mask is None else ["its mask"]), *(f"parent: {p}" for p in parents)]
+            captions += [
+                f"{name}, synthetic",
+                *([] if mask is None else ["its mask"]),
+                *(f"parent: {p}" for p in parents),
+            ]
             captions += [f"nearest real: {data.sources[i].name} (cosine {likeness[i]:.3f})" for i in near]
         blocks.append(gallery(captions, shown, columns=len(shown) // SHOWN))
     return blocks

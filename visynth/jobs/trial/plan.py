@@ -1,4 +1,4 @@
-"""What fits into a trial's minutes, settled before it starts: so the same trial comes out whatever else the machine
+"""Plan a trial to fit its minutes before it starts, so that the same trial comes out whatever else the machine
 does."""
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What will be measured.
+class TrialPlan:
+    """Draws and classes that will be measured.
 
     Attributes:
         draws: of each class.
@@ -49,7 +49,7 @@ class Plan:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Plan:
+    def from_json(cls, values: dict[str, Any]) -> TrialPlan:
         return cls(**{**values, "classes": tuple(values["classes"])})
 
 
@@ -63,7 +63,7 @@ def plan_trial(
     seconds: float,
     rest: int = 0,
     trains: bool = False,
-) -> Plan:
+) -> TrialPlan:
     """Named classes first, all with the same draws and one at least; then the others, each whole or not at all.
 
     Args:
@@ -79,7 +79,7 @@ def plan_trial(
     Example:
         >>> cost = Cost(spent=60, of_class=10, of_cell=12)
         >>> plan_trial(cost, ("crack",), ("hole", "stain"), draws=5, folds=3, seconds=600)
-        Plan(draws=5, classes=('crack', 'hole'), left=100.0, needed=11.7)
+        TrialPlan(draws=5, classes=('crack', 'hole'), left=100.0, needed=11.7)
         >>> plan_trial(cost, ("crack", "hole"), ("stain",), draws=5, folds=3, seconds=300).draws
         2
     """
@@ -101,7 +101,7 @@ def plan_trial(
             classes.append(name)
             left -= of(chosen)
     needed = (cost.spent + (len(named) + len(others)) * of(draws) + of_rest(draws)) / MARGIN
-    return Plan(chosen, tuple(classes), max(left, 0.0), round(needed / 60, 1))
+    return TrialPlan(chosen, tuple(classes), max(left, 0.0), round(needed / 60, 1))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What makes synthetic images in a trial: one protocol for composition and for trained generators."""
+"""Synthesizers of a trial: one protocol for composition and for trained generators."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ SEEN, SECONDS = "images seen in training", "seconds of training"  # entries of a
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How long each generator is trained, and what that comes to.
+    """Minutes of training per generator, and the images that it will see in them.
 
     Attributes:
         kind: registered trainer.
@@ -49,7 +49,7 @@ class TrainingPlan:
         return self.seen >= ENOUGH[self.kind]
 
     def shortage(self) -> str:
-        """What is missing, in a sentence."""
+        """A sentence on the time that is missing."""
         return (
             f"{ARM[self.kind]} would see about {self.seen} images in the {self.minutes:.1f} minutes that each generator "
             f"can be trained, and needs about {ENOUGH[self.kind]} before it can be judged: give about {self.needed:.0f} "
