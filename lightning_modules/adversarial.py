@@ -9,16 +9,19 @@ GAN!" (NeurIPS 2024), eq. 3, for RpGAN with R1 and R2; Karras et al. (CVPR 2020)
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
 from visynth.networks.layers import wide
 
-LOSSES = ("non_saturating", "hinge", "relativistic")
+Loss = Literal["non_saturating", "hinge", "relativistic"]
+LOSSES = get_args(Loss)
 
 
-def discriminator_loss(name: str, real: Tensor, fake: Tensor) -> Tensor:
+def discriminator_loss(name: Loss, real: Tensor, fake: Tensor) -> Tensor:
     """Loss of each pair of logits ``[N]``.
 
     Example:
@@ -33,7 +36,7 @@ def discriminator_loss(name: str, real: Tensor, fake: Tensor) -> Tensor:
     return softplus(fake - real)
 
 
-def generator_loss(name: str, fake: Tensor, real: Tensor | None = None) -> Tensor:
+def generator_loss(name: Loss, fake: Tensor, real: Tensor | None = None) -> Tensor:
     """Loss of each logit ``[N]``; the relativistic one compares with real images.
 
     Example:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning
@@ -165,7 +165,7 @@ class GeneratorData(StreamData):
         size: int | list[int],
         batch_size: int = 64,
         channels: int | None = None,
-        fit: str = "crop",
+        fit: Literal["crop", "pad", "squash"] = "crop",
         temper: float = 0.5,
         classes: list[str] | None = None,
         masks: str | None = None,

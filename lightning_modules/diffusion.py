@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -87,7 +87,7 @@ class Diffusion(GeneratorModule):
         label_drop: float = 0.1,
         augment: float = 0.15,
         augment_kinds: list[str] | None = None,
-        weighting: str = "edm",
+        weighting: Literal["edm", "min_snr"] = "edm",
         cbdm: float = 0.0,
         ema: float = 0.10,
         snapshots: bool = True,

@@ -22,7 +22,7 @@ from visynth.core.errors import UsageError
 from visynth.generators.base import Generator, Spec
 from visynth.generators.diffusion import to_values
 from visynth.lightning_modules import transfer
-from visynth.lightning_modules.adversarial import gamma_for
+from visynth.lightning_modules.adversarial import Loss, gamma_for
 from visynth.lightning_modules.base import GeneratorModule
 from visynth.lightning_modules.facts import Facts
 from visynth.lightning_modules.few import refuse_if_few, warn_if_few
@@ -30,6 +30,7 @@ from visynth.lightning_modules.gan_families import Family
 from visynth.lightning_modules.gan_options import check, check_trainer
 from visynth.lightning_modules.gan_step import GANStep, Micro
 from visynth.lightning_modules.guard import Guard, set_rates
+from visynth.lightning_modules.latents import Augment
 from visynth.networks import discriminator
 
 
@@ -75,12 +76,12 @@ class GAN(GeneratorModule):
     def __init__(
         self,
         kimg: float | None = None,
-        loss: str = "non_saturating",
+        loss: Loss = "non_saturating",
         gamma: float | None = None,
         r1_every: int = 16,
         r2: bool = False,
         lecam: float = 0.0,
-        augment: str = "ada",
+        augment: Augment = "ada",
         augment_kinds: list[str] | None = None,
         augment_p: float = 0.0,
         ada_target: float | None = 0.6,

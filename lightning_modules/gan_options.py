@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from visynth.core.errors import UsageError, choices
 from visynth.lightning_modules.adversarial import LOSSES
+from visynth.lightning_modules.latents import Augment
 from visynth.networks import ada, diffaugment
 
-WAYS = ("ada", "diffaugment", "none")
+AUGMENTS = get_args(Augment)
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 
 
@@ -22,8 +23,8 @@ def check(name: str, generator: Any, o: Any) -> None:
     problems = []
     if o.loss not in LOSSES:
         problems.append(f"loss must be one of {choices(LOSSES)}, but got {o.loss!r}")
-    if o.augment not in WAYS:
-        problems.append(f"augment must be one of {choices(WAYS)}, but got {o.augment!r}")
+    if o.augment not in AUGMENTS:
+        problems.append(f"augment must be one of {choices(AUGMENTS)}, but got {o.augment!r}")
     known = {"ada": (*ada.GROUPS, *ada.KINDS), "diffaugment": diffaugment.KINDS}.get(o.augment, ())
     unknown = [kind for kind in o.augment_kinds or [] if kind not in known]
     if unknown and known:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from visynth.core.errors import UsageError
+from visynth.lightning_modules.adversarial import Loss
 from visynth.lightning_modules.gan import GAN
 from visynth.lightning_modules.gan_families import BigGANFamily, CGANFamily, StyleGAN2Family
+from visynth.lightning_modules.latents import Augment
 
 
 class StyleGAN2(GAN):
@@ -49,7 +51,7 @@ class StyleGAN2(GAN):
         w_dim: int = 512,
         layers: int = 2,
         group: int = 4,
-        discriminator: str = "residual",
+        discriminator: Literal["residual", "projected"] = "residual",
         view: int | None = None,
         shared: int = 0,
         shared_weight: float = 1.0,
@@ -108,9 +110,9 @@ class BigGAN(GAN):
         shared: int = 128,
         attention: int = 0,
         deep: bool = False,
-        loss: str = "hinge",
+        loss: Loss = "hinge",
         gamma: float | None = 0.0,
-        augment: str = "diffaugment",
+        augment: Augment = "diffaugment",
         lr_g: float = 1e-4,
         lr_d: float = 4e-4,
         betas: list[float] = [0.0, 0.999],  # noqa: B006
@@ -142,7 +144,7 @@ class CGAN(GAN):
         width: int = 64,
         width_d: int = 64,
         z_dim: int = 100,
-        augment: str = "none",
+        augment: Augment = "none",
         lr_g: float = 2e-4,
         lr_d: float = 2e-4,
         betas: list[float] = [0.5, 0.999],  # noqa: B006

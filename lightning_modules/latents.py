@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from visynth.networks import ada
 from visynth.networks.diffaugment import UNIFORMS, diffaugment
 
 Array = NDArray[np.float64]
+Augment = Literal["ada", "diffaugment", "none"]
 
 
 @dataclass(frozen=True)
@@ -92,22 +94,22 @@ class Augmenter:
     """Augments a batch by the numbers of its positions.
 
     Attributes:
-        way: "ada", "diffaugment" or "none".
+        augment: "ada", "diffaugment" or "none".
         kinds: what may happen.
         seed: of the run.
         ahead: draws the next batch's numbers while this one trains.
     """
 
-    way: str
+    augment: Augment
     kinds: tuple[str, ...]
     seed: int
     ahead: Prefetcher = field(default_factory=Prefetcher)
 
     def __call__(self, images: Tensor, positions: Sequence[int], purpose: str, probability: float) -> Tensor:
         """Augmented images ``[N, C, S, S]``."""
-        if self.way == "none" or (self.way == "ada" and probability <= 0):
+        if self.augment == "none" or (self.augment == "ada" and probability <= 0):
             return images
-        if self.way == "diffaugment":
+        if self.augment == "diffaugment":
             return diffaugment(images, self.ahead(f"augment/{purpose}", self._uniform(purpose), positions), self.kinds)
         uniform, normal = self.ahead(f"augment/{purpose}", self._numbers(purpose), positions)
         how = ada.plan(uniform, normal, probability, self.kinds, images.shape[-1])

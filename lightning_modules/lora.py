@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ class LoRA(GeneratorModule):
         prompts: dict[str, str] | None = None,
         prompt_drop: float = 0.1,
         targets: list[str] | None = None,
-        mode: str = "image",
+        mode: Literal["image", "text"] = "image",
         sampler: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from visynth.core import balance as balancing
 from visynth.core.balance import Balance
 from visynth.core.errors import UsageError, choices
 
-BACKENDS = ("auto", "samples", "batches", "online")
+Backend = Literal["auto", "samples", "batches", "online"]
+BACKENDS = get_args(Backend)
 SHAPES = ("linear", "cosine")
 REVIEWS = ("not rejected", "accepted", "any")
 KEEP = ("review", "agreement", "near_duplicates")
@@ -39,7 +40,7 @@ class Options:
     cap: float = balancing.CAP
     spread: float = 0.1
     seed: int = 0
-    backend: str = "auto"
+    backend: Backend = "auto"
     loader: str | int | None = None
     classes: Mapping[str, int] | Sequence[str] | None = None
     transform: Callable[..., Any] | None = None

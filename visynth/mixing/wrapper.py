@@ -27,7 +27,7 @@ from visynth.core.errors import UsageError
 from visynth.mixing.backends import Mixed, mix_loaders
 from visynth.mixing.convert import random_state_kept
 from visynth.mixing.leaks import check_leaks
-from visynth.mixing.options import Options
+from visynth.mixing.options import Backend, Options
 from visynth.mixing.reporting import log_info
 from visynth.mixing.sources import members_of
 
@@ -225,7 +225,7 @@ class WithSynthetic(pytorch_lightning.LightningDataModule):
         cap: float = 10,
         spread: float = 0.1,
         seed: int = 0,
-        backend: str = "auto",
+        backend: Backend = "auto",
         loader: str | int | None = None,
         classes: dict[str, int] | list[str] | None = None,
         transform: Callable[..., Any] | None = None,

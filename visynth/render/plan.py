@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from visynth.core import seeds as seeding
 from visynth.core.errors import UsageError
@@ -52,7 +52,7 @@ class RenderPlan:
     micro_batch: int
     threads: int = 1
     shard_size: int = SHARD
-    purpose: str = "training"
+    purpose: Literal["training", "looking"] = "training"
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < seeding.LIMIT:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from visynth.core import balance as balancing
 from visynth.core import members as members_file
@@ -60,7 +60,7 @@ def make_plan(
     encoding: str | None = None,
     threads: int = 1,
     shard_size: int = SHARD,
-    purpose: str = "training",
+    purpose: Literal["training", "looking"] = "training",
 ) -> RenderPlan:
     """Plan a rendered set.
 
