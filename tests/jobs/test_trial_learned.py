@@ -10,7 +10,7 @@ from visynth.core.errors import UsageError
 from visynth.core.report import read_report
 from visynth.data.reading import read_images
 from visynth.jobs.gate import decide
-from visynth.jobs.trial import measuring, training
+from visynth.jobs.trial import flow, measuring, training
 from visynth.jobs.trial.flow import run_trial
 from visynth.jobs.trial.options import TrialOptions
 from visynth.jobs.trial.training import TrainingPlan
@@ -137,3 +137,24 @@ def test_a_training_that_fell_short_of_its_plan_is_not_judged(
     verdict = next(v for v in report.verdicts if v.label == "spot")
     assert verdict.answer in ("undertrained", "helps")
     assert verdict.answer == "helps" or "as it is: AP" in verdict.reason
+
+
+def test_a_trial_that_was_killed_after_its_trainings_goes_on_without_training(
+    seconds, samples: Path, tmp_path: Path, monkeypatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*args) -> None:
+        raise Killed
+
+    told = options(learned="diffusion", learn_size=16)
+    with monkeypatch.context() as patch:
+        patch.setattr(flow, "write_outputs", killed)
+        with pytest.raises(Killed):
+            run_trial(read(samples, masks=False), ["spot"], tmp_path / "t", options=told, grouped=True)
+    first = read_report(tmp_path / "t").verdicts
+    monkeypatch.setattr(training.TrainedSynthesizer, "train", killed)
+    monkeypatch.setattr(flow, "write_outputs", lambda *args: None)
+    again = run_trial(read(samples, masks=False), ["spot"], tmp_path / "t", options=told, grouped=True)
+    assert [(v.label, v.answer, v.reason) for v in again.verdicts] == [(v.label, v.answer, v.reason) for v in first]

@@ -30,7 +30,7 @@ from visynth.jobs.trial.measuring import Trial
 from visynth.jobs.trial.options import TrialOptions
 from visynth.jobs.trial.outputs import write_outputs
 from visynth.jobs.trial.plan import Clock
-from visynth.jobs.trial.training import ENOUGH, SEEN, TrainedSynthesizer
+from visynth.jobs.trial.training import TrainedSynthesizer
 from visynth.verdict.bootstrap import HELPS
 from visynth.verdict.summary import arms_block, class_verdict, macro_f1_table, summarise, summarise_classic
 
@@ -149,14 +149,12 @@ def _sum_up(report: Report, trial: Trial) -> None:
 def _unless_undertrained(verdict: ClassVerdict, trial: Trial, name: str) -> ClassVerdict:
     """The verdict; of a generator that saw too little it says nothing, but that it helps all the same."""
     synthesizer = trial.synthesizers[name]
-    if not isinstance(synthesizer, TrainedSynthesizer) or synthesizer.saw_enough() or verdict.answer == HELPS:
+    if not isinstance(synthesizer, TrainedSynthesizer) or verdict.answer == HELPS:
         return verdict
-    least = min(int(generator.card[SEEN]) for generator in synthesizer.generators.values())
-    reason = (
-        f"{name} saw {least} images in {synthesizer.minutes:.1f} minutes and needs about {ENOUGH[synthesizer.kind]} "
-        f"before it can be judged; as it is: {verdict.reason}"
-    )
-    return replace(verdict, answer="undertrained", reason=reason)
+    shortfall = synthesizer.shortfall(trial.splits_of[verdict.label])
+    if shortfall is None:
+        return verdict
+    return replace(verdict, answer="undertrained", reason=f"{shortfall}; as it is: {verdict.reason}")
 
 
 def _inputs(data: TrialData, options: TrialOptions) -> dict[str, Any]:

@@ -125,7 +125,8 @@ class Trial:
                 folds=len({split.fold for split in self.splits}),
                 seconds=60 * options.minutes,
                 rest=len(data.classes) - len(data.rare) - len(others),
-                trains=any(name not in composed for name in data.rare) and choose_kind(data, options) != "none",
+                trains=choose_kind(data, options) != "none"
+                and (options.learned != "auto" or any(name not in composed for name in data.rare)),
             )
             # The plan first: a trial that is killed here must not take a cell that it finds for one that costs nothing.
             self.stage.put(plan.to_json(), what="plan")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from visynth.core import plugins
@@ -24,6 +25,7 @@ PILOT = 0.3  # minutes of training that tell how fast it is
 ARM = {"inpaint": "inpainting", "diffusion": "diffusion", "projection": "projection"}  # registered name -> arm
 # Images that a training must have seen before its images look like their class; fewer cannot be judged. From our own
 # runs at 32 and 64 pixels (scripts/bench/README.md): below, images were blurs.
+NEARLY = 0.8  # of these, in a training that fell short of its plan, is enough all the same
 ENOUGH = {"inpaint": 2_000, "diffusion": 20_000, "projection": 4_000}
 SEEN, SECONDS = "images seen in training", "seconds of training"  # entries of a trained generator's card
 
@@ -124,10 +126,23 @@ class TrainedSynthesizer:
     def inputs(self) -> dict[str, Any]:
         return {"kind": self.kind, "minutes": self.minutes, "size": self.size}
 
-    def saw_enough(self) -> bool:
-        """Whether every generator of the cells saw what it needs, or nearly so."""
-        seen = [int(generator.card[SEEN]) for generator in self.generators.values()]
-        return min(seen, default=0) >= 0.8 * ENOUGH[self.kind]
+    def shortfall(self, splits: Sequence[Split]) -> str | None:
+        """A sentence if some generator of these cells saw too little to be judged; a trial that goes on finds them in
+        the stage."""
+        seen = []
+        for split in splits:
+            key = split.draw, split.fold
+            generator = self.generators.get(key) or load_generator(self._folder(list(key)))
+            seen.append(int(generator.card[SEEN]))
+        if min(seen) >= NEARLY * ENOUGH[self.kind]:
+            return None
+        return (
+            f"{self.name} saw {min(seen)} images in {self.minutes:.1f} minutes and needs about {ENOUGH[self.kind]} before "
+            "it can be judged"
+        )
+
+    def _folder(self, place: Any) -> Path:
+        return self.stage.path(generator=self.inputs, place=place)
 
     def fit(self, data: TrialData, name: str, split: Split) -> Generator:
         key = split.draw, split.fold
@@ -147,7 +162,7 @@ class TrainedSynthesizer:
 
     def kept(self, sources: Sequence[Source], seed: int, place: Any, words: str) -> Generator:
         """A trained generator, from the stage where it was trained before."""
-        folder = self.stage.path(generator=self.inputs, place=place)
+        folder = self._folder(place)
         if (folder / SPEC).is_file():
             return load_generator(folder)
         self.progress(words)
