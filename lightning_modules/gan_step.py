@@ -99,6 +99,7 @@ class GANStep(nn.Module):
         self.shares = np.full(len(facts.classes), 1 / len(facts.classes))
         self.progress, self.images_a_step = 1.0, 1
         self.gathered: dict[str, list[Tensor]] = defaultdict(list)
+        self._drawn: dict[tuple[str, tuple[int, ...]], Latents] = {}
 
     def _freeze(self, count: int) -> None:
         blocks = len(self.discriminator.blocks())
@@ -115,6 +116,7 @@ class GANStep(nn.Module):
             FloatingPointError: a loss or gradient that is not finite, before it moves a weight.
         """
         self.gathered.clear()
+        self._drawn.clear()
         self.generator.requires_grad_(False)
         loss_d = self._learn(optimizer_d, self.movable, [partial(self.discriminator_loss, m) for m in micros])
         self.generator.requires_grad_(True)
@@ -231,18 +233,21 @@ class GANStep(nn.Module):
     # -- what they need ------------------------------------------------------------------------------------------
 
     def draw(self, purpose: str, positions: Sequence[int]) -> Latents:
-        """The generator's inputs for some positions."""
-        return latents(
-            self.options.seed,
-            purpose,
-            positions,
-            self.generator.z_dim,
-            self.family.style_width,
-            self.shares,
-            self.ada_p.device,
-            next(self.generator.parameters()).dtype,
-            self.ahead,
-        )
+        """The generator's inputs for some positions; the same object throughout a step."""
+        key = purpose, tuple(positions)
+        if key not in self._drawn:
+            self._drawn[key] = latents(
+                self.options.seed,
+                purpose,
+                positions,
+                self.generator.z_dim,
+                self.family.style_width,
+                self.shares,
+                self.ada_p.device,
+                next(self.generator.parameters()).dtype,
+                self.ahead,
+            )
+        return self._drawn[key]
 
     def gamma(self) -> float:
         """Weight of the gradient penalty: as given, or by the rule for the size and the images of a step."""

@@ -232,6 +232,17 @@ class LoRA(GeneratorModule):
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        own, given = (
+            {name for name in state if "lora_" in name} for state in (self.state_dict(), checkpoint["state_dict"])
+        )
+        if own != given:  # checkpoints hold these weights alone, so Lightning does not compare names
+            raise DataError(
+                f"the checkpoint's {len(given)} low-rank weights are not this network's {len(own)}: it is of another "
+                "pipeline, of other targets, or of another version of visynth."
+            )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["state_dict"] = {

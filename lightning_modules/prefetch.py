@@ -53,7 +53,10 @@ class Prefetcher:
         if key == line.positions:
             value: T = line.value
             return value
-        value = line.future.result() if line.future is not None and key == line.ahead else make(key)
+        if line.future is not None and key != line.ahead:
+            line.future.cancel()
+            line.future = None
+        value = make(key) if line.future is None else line.future.result()
         step = key[0] - line.positions[0] if line.positions and key else 0
         line.positions, line.value, line.future = key, value, None
         if step > 0:

@@ -26,6 +26,8 @@ from visynth.lightning_modules.facts import Pool, measure
 from visynth.lightning_modules.gans import StyleGAN2
 from visynth.lightning_modules.inpainting import Inpainting
 
+# Each trainer takes ``pilot``: a moment of training that tells how fast it is, without what comes after.
+
 
 def train_inpainting(
     sources: Sequence[Source],
@@ -35,6 +37,7 @@ def train_inpainting(
     minutes: float,
     seed: int = 0,
     size: int = 64,
+    pilot: bool = False,
     progress: Progress = no_progress,
 ) -> Generator:
     """An inpainting generator of training images with masks; ``size`` is the side of its windows.
@@ -58,6 +61,7 @@ def train_diffusion(
     minutes: float,
     seed: int = 0,
     size: int = 64,
+    pilot: bool = False,
     progress: Progress = no_progress,
 ) -> Generator:
     """A diffusion generator of whole images at ``size`` pixels; other classes lend what they share.
@@ -79,6 +83,7 @@ def train_projection(
     minutes: float,
     seed: int = 0,
     size: int = 64,
+    pilot: bool = False,
     progress: Progress = no_progress,
 ) -> Generator:
     """Variations of projected real images of every class, by a StyleGAN2 of all of them; images come out as wide to
@@ -93,6 +98,8 @@ def train_projection(
     data = GeneratorData.of_pool(pool, measure(pool, names), batch_size=32, seed=seed)
     module = StyleGAN2(base=2048, most=128, z_dim=128, w_dim=128, shared=8, allow_few=True, seed=seed)
     base: Any = _train(module, data, minutes, progress)
+    if pilot:
+        return base  # type: ignore[no-any-return]
     chosen = [row for row, s in enumerate(sources) if s.label != good]
     images = np.ascontiguousarray(pool.images[chosen].transpose(0, 2, 3, 1))
     generator, facts = around(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from visynth.core.errors import UsageError
+from visynth.core.errors import DataError, UsageError
 from visynth.core.report import read_report
 from visynth.data.reading import read_images
 from visynth.jobs.gate import decide
 from visynth.jobs.trial import flow, measuring, training
 from visynth.jobs.trial.flow import run_trial
 from visynth.jobs.trial.options import TrialOptions
+from visynth.jobs.trial.plan import Cost, plan_trial
 from visynth.jobs.trial.training import TrainingPlan
 from visynth.verdict.bootstrap import DOES_NOT
 
@@ -158,3 +161,53 @@ def test_a_trial_that_was_killed_after_its_trainings_goes_on_without_training(
     monkeypatch.setattr(flow, "write_outputs", lambda *args: None)
     again = run_trial(read(samples, masks=False), ["spot"], tmp_path / "t", options=told, grouped=True)
     assert [(v.label, v.answer, v.reason) for v in again.verdicts] == [(v.label, v.answer, v.reason) for v in first]
+
+
+def test_a_trainer_that_fails_costs_nothing_that_was_measured(samples: Path, tmp_path: Path, monkeypatch) -> None:
+    def fails(*args) -> None:
+        raise DataError("the diffusion generator takes 1 to 4 channels")
+
+    monkeypatch.setattr(measuring, "LEAST", 0.0)
+    monkeypatch.setattr(measuring, "plan_training", fails)
+    told = options(learned="inpaint", learn_size=32)
+    report = run_trial(read(samples), ["spot"], tmp_path / "t", options=told, grouped=True)
+    verdict = next(v for v in report.verdicts if v.label == "spot")
+    assert "synthetic" in verdict.numbers["arms"]
+    assert "inpaint could not be trained: the diffusion generator takes" in (tmp_path / "t" / "report.html").read_text()
+
+
+def test_nothing_is_trained_for_a_class_that_the_kind_cannot_make(samples: Path, tmp_path: Path) -> None:
+    """Of two rare classes one has masks: inpainting serves that one alone."""
+    shutil.copytree(samples, tmp_path / "s")
+    shutil.rmtree(tmp_path / "s" / "masks" / "stain")
+    images = read(tmp_path / "s")
+    said: list[str] = []
+    told = options(draws=2)
+    report = run_trial(images, ["spot", "stain"], tmp_path / "t", options=told, grouped=True, progress=said.append)
+    by_class = {v.label: v for v in report.verdicts}
+    assert by_class["spot"].answer in ("helps", "does not", "cannot tell")
+    assert by_class["stain"].answer == "not measured"
+    assert not any("to see how fast" in line for line in said)
+
+
+def test_who_follows_the_advice_on_minutes_has_enough() -> None:
+    class Fake:
+        kind, seed, cells = "diffusion", 0, 0
+
+        def progress(self, line: str) -> None: ...
+
+        def train(self, sources, seed, minutes, pilot):
+            return SimpleNamespace(card={training.SEEN: 60, training.SECONDS: 12.0})
+
+    def plans(minutes: float):
+        cost, asked = Cost(60, 10, 12), {"draws": 5, "folds": 3, "seconds": 60 * minutes, "trains": True}
+        plan = plan_trial(cost, ("a",), (), **asked)
+        fake = Fake()
+        fake.cells = plan.draws * 3
+        data = SimpleNamespace(training_sources=list)
+        return training.plan_training(fake, data, plan.left, 15, plan.needed)
+
+    for minutes in (5, 20, 60):
+        first = plans(minutes)
+        assert not first.enough
+        assert plans(first.needed + 0.1).enough

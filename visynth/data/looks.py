@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visynth.core.codec import DEFAULT_LIMITS, Array, Limits, decode_reduced
+from visynth.core.pictures import resize
 
+FULL = 1_000_000  # pixels above which an image is shrunk before its channels are averaged
 SIDE = 32  # pixels of the grey copy, square
 ENOUGH = (2 * SIDE, 2 * SIDE)  # large JPEGs are decoded no larger than this needs
 
@@ -50,5 +52,9 @@ def grey_copy(image: Array) -> NDArray[np.float32]:
         >>> grey_copy(np.full((64, 48, 3), 7, np.uint8)).shape
         (32, 32)
     """
+    height, width = image.shape[:2]
+    if height * width > FULL:  # a float copy of a large image would take four times its memory
+        factor = (FULL / (height * width)) ** 0.5
+        image = resize(image, (max(SIDE, round(height * factor)), max(SIDE, round(width * factor))))
     grey = image.astype(np.float32).mean(axis=2)
     return np.asarray(cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA), dtype=np.float32)

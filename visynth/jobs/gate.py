@@ -39,7 +39,7 @@ def decide(report: Report, classes: list[str] | None = None) -> Decision:
     unknown = [name for name in classes or [] if name not in known]
     if unknown:
         raise UsageError(f"the report has no verdict on {choices(unknown)}; it has {choices(known)}.")
-    judged = [v for v in report.verdicts if v.answer not in ("not measured", "undertrained")]
+    judged = [v for v in report.verdicts if v.numbers or v.answer not in ("not measured", "undertrained")]
     asked = [known[name] for name in classes] if classes else judged
     answers = {v.answer for v in asked}
     if asked and answers == {"helps"}:

@@ -118,7 +118,7 @@ def table_rows(qualities: Sequence[Quality]) -> tuple[list[str], list[list[str]]
         "KID [95 % CI]",
         "KID of real halves (95th percentile)",
         "Frechet distance",
-        "near_duplicates",
+        "near-duplicates",
         "distance ratio",
     ]
     rows = []

@@ -248,6 +248,7 @@ def arms_block(results: Results, summary: Summary, learner: str, macro_f1: Mappi
     if summary.gap is not None:
         gap = summary.gap
         note += f"Synthesis closes {gap.mean:.0%} [{gap.low:.0%}, {gap.high:.0%}] of that gap. "
+    note += "Validation AP is of inner folds of the training images, at the prevalence that the class has among them. "
     note += (
         f"Effects smaller than {summary.detectable:.2f} AP are not seen with these data (80 % power, two-sided "
         f"{100 * (1 - summary.level):g} %)."

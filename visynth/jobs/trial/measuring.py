@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -30,6 +31,7 @@ from visynth.jobs.trial.training import (
     Undertrained,
     choose_kind,
     plan_training,
+    served_by,
     trained_by,
 )
 from visynth.metrics.dense import DenseHead
@@ -101,7 +103,7 @@ class Trial:
             yield composition, [name for name in plan.classes if name in composition.classes], self.splits
         kind = choose_kind(self.data, self.options)
         if kind != "none":
-            trained = self._trained(kind, plan.left)
+            trained = self._trained(kind, plan)
             if trained is not None:  # its minutes were planned to fit
                 yield trained, [name for name in self.data.rare if name in trained.classes], self.splits
 
@@ -111,6 +113,8 @@ class Trial:
         data, options = self.data, self.options
         groups = data.findings.images.groups()
         composed = () if composition is None else composition.classes
+        kind = choose_kind(data, options)
+        only = [name for name in data.rare if name not in composed and name in served_by(kind, data)]
         others = tuple(n for n in composed if n not in data.rare and groups[n] >= MIN_GROUPS) if options.others else ()
         kept = self.stage.get(what="plan")
         if kept is not None:
@@ -125,8 +129,7 @@ class Trial:
                 folds=len({split.fold for split in self.splits}),
                 seconds=60 * options.minutes,
                 rest=len(data.classes) - len(data.rare) - len(others),
-                trains=choose_kind(data, options) != "none"
-                and (options.learned != "auto" or any(name not in composed for name in data.rare)),
+                trains=bool(served_by(kind, data)) and (options.learned != "auto" or bool(only)),
             )
             # The plan first: a trial that is killed here must not take a cell that it finds for one that costs nothing.
             self.stage.put(plan.to_json(), what="plan")
@@ -155,15 +158,31 @@ class Trial:
             except VisynthError:  # nothing to fit on: told when the class is measured
                 continue
             (outcome,) = self._fit_cells([whole])
+            if self._has_dense([name]):
+                with suppress(DataError):  # told when the class is measured
+                    add_dense(Results(name), [cell], self.dense_head, self.options.seed)
             cost = Cost(spent, ready.since(begun, workers), Clock.now().since(ready, workers))
             return cost, Pilot(_to_json(outcome), {**_key(synthesizer, name, pairs), "place": _place(split)})
         return Cost(spent, 0.0, 0.0), None
 
-    def _trained(self, kind: str, left: float) -> TrainedSynthesizer | None:
-        """The synthesizer that trains, if there is time for it to learn something; else what it came to is told."""
-        data, options, progress = self.data, self.options, self.progress
+    def _trained(self, kind: str, plan: TrialPlan) -> TrainedSynthesizer | None:
+        """The synthesizer that trains, if there is time for it to learn something; else what it came to is told, and no
+        failure of it costs what was measured before."""
+        try:
+            return self._planned_training(kind, plan)
+        except VisynthError as error:
+            why = f"{kind} could not be trained: {str(error).splitlines()[0]}"
+            self.notes.append(why)
+            self.progress(f"  {why}")
+            for name in self.data.rare:
+                if name not in self.results and name in served_by(kind, self.data):
+                    self.skipped[name] = why
+            return None
+
+    def _planned_training(self, kind: str, trial_plan: TrialPlan) -> TrainedSynthesizer | None:
+        data, options, progress, left = self.data, self.options, self.progress, trial_plan.left
         cells = len(self.splits)
-        only_way = tuple(name for name in data.rare if name not in self.results)
+        only_way = tuple(name for name in data.rare if name not in self.results and name in served_by(kind, data))
         trained = trained_by(kind, data, options, cells, SHARE * left / 60 / max(cells, 1), progress, self.stage)
         if not only_way and trained.minutes < LEAST:
             need = LEAST * cells / SHARE
@@ -175,7 +194,8 @@ class Trial:
             return None
         kept = self.stage.get(what="training")
         if kept is None:
-            kept = plan_training(trained, data, left, 60 * options.minutes - left).to_json()
+            folds = len({split.fold for split in self.splits})
+            kept = plan_training(trained, data, left, options.draws * folds, trial_plan.needed).to_json()
             self.stage.put(kept, what="training")
         plan = TrainingPlan(**kept)
         trained.minutes = plan.minutes
@@ -256,6 +276,10 @@ class Trial:
             self.progress(f"  {self.notes[-1]}")
             return
         self.progress(f"  {name}: {synthesizer.name} took {time.monotonic() - begun:.0f} s, training included")
+        shortfall = synthesizer.shortfall(splits) if isinstance(synthesizer, TrainedSynthesizer) else None
+        if shortfall is not None:
+            self.notes.append(f"{name}: {shortfall}, so its arm is left out")
+            return
         outcomes = [o for split in splits if isinstance(o := fitted[_place(split)], dict)]
         add_rival(self.results[name], [cell for _, cell in pairs], outcomes, synthesizer.name)
 

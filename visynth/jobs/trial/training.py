@@ -18,6 +18,7 @@ from visynth.generators.compose_fit import Source
 from visynth.jobs.trial.cells import Split
 from visynth.jobs.trial.data import TrialData
 from visynth.jobs.trial.options import TrialOptions
+from visynth.jobs.trial.plan import MARGIN
 
 LEAST = 2.0  # minutes a generator below which a rival of composition is not even begun
 SHARE = 0.75  # of the time left goes into training; the rest is for sampling, features and arms
@@ -179,10 +180,10 @@ class TrainedSynthesizer:
         generator.card |= {"task": self.name, "training images": len(sources), "made by": "visynth trial"}
         return generator
 
-    def train(self, sources: Sequence[Source], seed: int, minutes: float) -> Generator:
-        """A generator of some images, trained for some minutes."""
+    def train(self, sources: Sequence[Source], seed: int, minutes: float, pilot: bool = False) -> Generator:
+        """A generator of some images, trained for some minutes; a pilot does nothing but train."""
         trainer = plugins.load("trainers", self.kind)
-        options = {"minutes": minutes, "seed": seed, "size": self.size, "progress": self.progress}
+        options = {"minutes": minutes, "seed": seed, "size": self.size, "pilot": pilot, "progress": self.progress}
         generator: Generator = trainer(sources, self.classes, self.good, **options)
         return generator
 
@@ -206,30 +207,41 @@ def choose_kind(data: TrialData, options: TrialOptions) -> str:
     return kind
 
 
+def served_by(kind: str, data: TrialData) -> tuple[str, ...]:
+    """Classes that a kind of generator can make."""
+    if kind == "none":
+        return ()
+    return data.findings.suited("composition") if kind == "inpaint" else data.classes
+
+
 def trained_by(
     kind: str, data: TrialData, options: TrialOptions, cells: int, minutes: float, progress: Progress, stage: Stage
 ) -> TrainedSynthesizer:
     """The synthesizer that trains a kind of generator for some minutes in each of some cells."""
-    classes = data.findings.suited("composition") if kind == "inpaint" else data.classes
     size = options.learn_size or _size(data, kind)
-    return TrainedSynthesizer(kind, classes, data.good, minutes, size, options.seed, cells, progress, stage)
+    return TrainedSynthesizer(
+        kind, served_by(kind, data), data.good, minutes, size, options.seed, cells, progress, stage
+    )
 
 
-def plan_training(synthesizer: TrainedSynthesizer, data: TrialData, budget: float, spent: float) -> TrainingPlan:
+def plan_training(
+    synthesizer: TrainedSynthesizer, data: TrialData, budget: float, all_cells: int, without: float
+) -> TrainingPlan:
     """Train for a moment to see how fast it is, and say what the budget comes to.
 
     Args:
         synthesizer: with the number of cells.
         data: what there is.
         budget: seconds that are left for training, sampling and the arms of what was trained.
-        spent: seconds of the trial that go to anything else.
+        all_cells: cells of all draws that were asked for: with more minutes, all of them are planned.
+        without: minutes that the whole trial takes without training.
     """
     kind, cells = synthesizer.kind, max(synthesizer.cells, 1)
     synthesizer.progress(f"training {ARM[kind]} for {60 * PILOT:.0f} s, to see how fast it is")
-    pilot = synthesizer.train(data.training_sources(), synthesizer.seed, PILOT)
+    pilot = synthesizer.train(data.training_sources(), synthesizer.seed, PILOT, pilot=True)
     rate = int(pilot.card[SEEN]) / max(float(pilot.card[SECONDS]), 1e-3)
     minutes = SHARE * max(budget - 60 * PILOT, 0) / 60 / cells
-    needed = (spent + 60 * PILOT + cells * ENOUGH[kind] / max(rate, 1e-3) / SHARE) / 60
+    needed = without + (PILOT + all_cells * ENOUGH[kind] / max(rate, 1e-3) / SHARE / 60) / MARGIN
     return TrainingPlan(kind, minutes, round(60 * minutes * rate), needed)
 
 
