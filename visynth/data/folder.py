@@ -196,7 +196,9 @@ def _refuse(root: Path, folders: list[Path]) -> None:
             f"{root} holds {flat} images but no class folders. Put them in one subfolder per class, or give a CSV, "
             "JSONL or COCO file that labels them."
         )
-    raise DataError(f"{root} holds no images. Expected <root>/<class>/<image>{'|'.join(EXTENSIONS)}.")
+    readable = sorted(p.name for p in root.iterdir() if p.suffix.lower() in (".csv", ".tsv", ".jsonl", ".json", ".npz"))
+    hint = f" It holds {choices(readable)}: give such a file itself, if it is the set." if readable else ""
+    raise DataError(f"{root} holds no images. Expected <root>/<class>/<image>{'|'.join(EXTENSIONS)}.{hint}")
 
 
 def _count(folder: Path) -> int:

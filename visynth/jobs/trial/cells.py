@@ -124,27 +124,44 @@ def real_cells(
     ]
 
 
-def headroom(data: TrialData, splits: Sequence[Split], options: TrialOptions, progress: Progress) -> list[str]:
-    """Baseline against the oracle with all reals, on the first draw, before anything is synthesised."""
-    lines = []
+@dataclass(frozen=True)
+class Headroom:
+    """What more real groups of a class would bring.
+
+    Attributes:
+        words: the line for the report.
+        gain: in AP over the balanced sampler; NaN where there are no more groups to compare with.
+    """
+
+    words: str
+    gain: float = float("nan")
+
+
+def headroom(
+    data: TrialData, splits: Sequence[Split], options: TrialOptions, progress: Progress
+) -> dict[str, Headroom]:
+    """Per named class the baseline against the oracle with all reals, on the first draw, before anything is
+    synthesised."""
+    found: dict[str, Headroom] = {}
     for name in data.rare:
         halves = [half for split in splits if not split.draw for half in _with_an_oracle(data, name, split, options)]
         cells = [bare_cell(data, name, half, oracle=True) for half in halves if has_both_sides(data, name, half)]
         cells = [cell for cell in cells if len(cell.more)]
         if not cells:
-            lines.append(f"{name}: headroom unknown, there are no more real groups to compare with")
+            found[name] = Headroom(f"{name}: headroom unknown, there are no more real groups to compare with")
             continue
         results = run_cells(name, cells, data.bank.tables(), learner="frozen", workers=0, seed=options.seed)
         summary = summarise(results, candidate="oracle")
         means = {row["name"]: row["mean"] for row in summary.rows}
         what = "" if options.rare_groups else " (half of the groups against all of them)"
         note = headroom_note(means["balanced"], means["oracle"], summary.detectable)
-        lines.append(
+        found[name] = Headroom(
             f"{name}: balanced sampler AP {means['balanced']:.2f}, with all real groups {means['oracle']:.2f}{what}; "
-            f"{note}"
+            f"{note}",
+            means["oracle"] - means["balanced"],
         )
-        progress(f"  {lines[-1]}")
-    return lines
+        progress(f"  {found[name].words}")
+    return found
 
 
 def _with_an_oracle(data: TrialData, name: str, split: Split, options: TrialOptions) -> list[Split]:

@@ -91,7 +91,8 @@ def run_trial(
     report = Report("trial", (subject or images.root.name) + scarcity)
     stage = Stage(out.with_name(out.name + ".work"), _inputs(data, options))
     trial = Trial(data, options, stage, progress, clock)
-    findings.warnings.extend(headroom(data, trial.splits, options, progress))
+    trial.headroom = headroom(data, trial.splits, options, progress)
+    findings.warnings.extend(room.words for room in trial.headroom.values())
     trial.measure()
     report.section("Preflight", *findings.blocks(), text(f"Preflight took {findings.seconds:.0f} s."))
     _sum_up(report, trial)
@@ -136,6 +137,8 @@ def _sum_up(report: Report, trial: Trial) -> None:
             if name in short.classes:
                 answer, reason = "undertrained", short.reason()
                 following = "look at the samples, and give the trial the time that it needs"
+                if trial.headroom[name].gain <= 0:
+                    following = "rather not: there is no headroom, not even more real images raise AP here"
         if name in data.rare and name in trial.results:
             recipe, block = summarise_classic(trial.results[name], options.learner, options.seed)
             following += f"; best without synthesis was {recipe}"

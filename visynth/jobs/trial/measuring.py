@@ -16,7 +16,7 @@ from visynth.core.errors import DataError, VisynthError
 from visynth.core.progress import Progress, time_left
 from visynth.core.stage import Stage
 from visynth.jobs.preflight import MIN_GROUPS
-from visynth.jobs.trial.cells import Split, bare_cell, has_both_sides, make_splits, real_cells
+from visynth.jobs.trial.cells import Headroom, Split, bare_cell, has_both_sides, make_splits, real_cells
 from visynth.jobs.trial.data import TrialData
 from visynth.jobs.trial.options import TrialOptions
 from visynth.jobs.trial.plan import Clock, Cost, TrialPlan, plan_trial
@@ -54,6 +54,7 @@ class Trial:
         results: by class.
         splits_of: by class, the splits that it was measured on.
         synthesizers: by name, those that measured something.
+        headroom: by named class.
         undertrained: generators that saw too little to be judged.
         notes: what was not run, and why.
         skipped: by class, why it was not measured.
@@ -67,6 +68,7 @@ class Trial:
     results: dict[str, Results] = field(default_factory=dict)
     splits_of: dict[str, list[Split]] = field(default_factory=dict)
     synthesizers: dict[str, Synthesizer] = field(default_factory=dict)
+    headroom: dict[str, Headroom] = field(default_factory=dict)
     undertrained: list[Undertrained] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
