@@ -4,7 +4,7 @@ before harm."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning
 import torch
@@ -17,6 +17,8 @@ from visynth.lightning_modules.data_checks import check_same_data
 from visynth.lightning_modules.facts import Facts
 from visynth.lightning_modules.prefetch import Prefetcher
 from visynth.lightning_modules.randomness import Draws, draw
+
+T = TypeVar("T")
 
 
 class GeneratorModule(pytorch_lightning.LightningModule):
@@ -40,14 +42,8 @@ class GeneratorModule(pytorch_lightning.LightningModule):
 
     @property
     def facts(self) -> Facts:
-        """Properties of the data.
-
-        Raises:
-            UsageError: they are not known yet.
-        """
-        if self._facts is None:
-            raise UsageError("there is no network yet: fit the module, or load a checkpoint.")
-        return self._facts
+        """Properties of the data. A UsageError where they are not known yet."""
+        return present(self._facts)
 
     def draw(self, positions: Sequence[int], shape: Sequence[int]) -> Draws:
         """Random numbers of a batch; those of the next one are drawn while this one trains."""
@@ -143,3 +139,14 @@ class GeneratorModule(pytorch_lightning.LightningModule):
             check_same_data(checkpoint.get("visynth_data", {}), self.data.state())
         if not self.built:
             self.build(Facts.from_json(checkpoint["visynth_facts"]))
+
+
+def present(part: T | None) -> T:
+    """What is there once the data are known.
+
+    Raises:
+        UsageError: they are not known yet.
+    """
+    if part is None:
+        raise UsageError("there is no network yet: fit the module, or load a checkpoint.")
+    return part

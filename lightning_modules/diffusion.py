@@ -22,7 +22,7 @@ from visynth.generators.base import Generator, Spec
 from visynth.generators.diffusion import OPTIONS, check_options, to_values
 from visynth.generators.diffusion import Diffusion as DiffusionGenerator
 from visynth.lightning_modules import snapshots as snapshot_ladder
-from visynth.lightning_modules.base import GeneratorModule
+from visynth.lightning_modules.base import GeneratorModule, present
 from visynth.lightning_modules.facts import Facts
 from visynth.lightning_modules.few import warn_if_few
 from visynth.lightning_modules.losses import WEIGHTINGS, denoising
@@ -109,14 +109,8 @@ class Diffusion(GeneratorModule):
 
     @property
     def network(self) -> Denoiser:
-        """The denoiser.
-
-        Raises:
-            UsageError: the data are not known yet.
-        """
-        if self._network is None:
-            raise UsageError("there is no network yet: fit the module, or load a checkpoint.")
-        return self._network
+        """The denoiser. A UsageError where the data are not known yet."""
+        return present(self._network)
 
     # -- building ------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from visynth.generators.base import Generator, Spec
 from visynth.generators.diffusion import to_values
 from visynth.lightning_modules import transfer
 from visynth.lightning_modules.adversarial import Loss, gamma_for
-from visynth.lightning_modules.base import GeneratorModule
+from visynth.lightning_modules.base import GeneratorModule, present
 from visynth.lightning_modules.facts import Facts
 from visynth.lightning_modules.few import refuse_if_few, warn_if_few
 from visynth.lightning_modules.gan_families import Family
@@ -112,14 +112,8 @@ class GAN(GeneratorModule):
 
     @property
     def gan(self) -> GANStep:
-        """Networks, losses and augmentation.
-
-        Raises:
-            UsageError: the data are not known yet.
-        """
-        if self._gan is None:
-            raise UsageError("there is no network yet: fit the module, or load a checkpoint.")
-        return self._gan
+        """Networks, losses and augmentation. A UsageError where the data are not known yet."""
+        return present(self._gan)
 
     def configure_callbacks(self) -> list[Any]:
         """No callbacks; what Lightning calls first, so that a trainer that does not suit is told in our words."""

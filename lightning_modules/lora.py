@@ -21,7 +21,7 @@ from visynth.core.errors import DataError, MissingExtra, UsageError
 from visynth.generators.base import Generator
 from visynth.generators.diffusion import to_values
 from visynth.generators.foundation import StartImage, load_pipeline, make_foundation, pipeline_folder
-from visynth.lightning_modules.base import GeneratorModule
+from visynth.lightning_modules.base import GeneratorModule, present
 from visynth.lightning_modules.facts import Facts
 
 TRAINABLE = ("UNet2DConditionModel", "SD3Transformer2DModel")  # Stable Diffusion and SDXL; Stable Diffusion 3
@@ -78,14 +78,8 @@ class LoRA(GeneratorModule):
 
     @property
     def network(self) -> Any:
-        """The pipeline's U-Net or transformer with its low-rank weights.
-
-        Raises:
-            UsageError: the data are not known yet.
-        """
-        if self._network is None:
-            raise UsageError("there is no network yet: fit the module, or load a checkpoint.")
-        return self._network
+        """The pipeline's U-Net or transformer with its low-rank weights. A UsageError where the data are not known yet."""
+        return present(self._network)
 
     # -- building ------------------------------------------------------------------------------------------------
 

@@ -311,9 +311,9 @@ def _check_listed(dataset: Any, labels: Sequence[int], options: Options) -> None
     latter."""
     with random_state_kept():
         place, example = first_sample(dataset)
-        form = Layout.of(example, options.image_key, options.label_key)
-        target = target_of(form.get(example, form.label), find_attribute(dataset, "target_transform"))
-        check_labels([(place, example), *more_samples(dataset, labels, place)], labels, form, target)
+        layout = Layout.of(example, options.image_key, options.label_key)
+        target = target_of(layout.get(example, layout.label), find_attribute(dataset, "target_transform"))
+        check_labels([(place, example), *more_samples(dataset, labels, place)], labels, layout, target)
 
 
 def held_classes(
@@ -365,8 +365,8 @@ def as_shown(dataset: Any, numbers: Collection[int]) -> dict[int, int]:
 
 
 def _shows_geometry(sample: Any, options: Options) -> bool:
-    form = Layout.of(sample, options.image_key, options.label_key)
-    return isinstance(target_of(form.get(sample, form.label)), (BoxTarget, MaskTarget))
+    layout = Layout.of(sample, options.image_key, options.label_key)
+    return isinstance(target_of(layout.get(sample, layout.label)), (BoxTarget, MaskTarget))
 
 
 def _rendered_classes(renders: Renders) -> tuple[list[str], set[str]]:

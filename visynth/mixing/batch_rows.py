@@ -35,12 +35,12 @@ def only_one(found: set[int]) -> int | None:
     return next(iter(found)) if len(found) == 1 else None
 
 
-def row_of(batch: Any, form: Layout, row: int) -> Any:
+def row_of(batch: Any, layout: Layout, row: int) -> Any:
     """One row of a batch as a sample of its own; parts that are no columns stay whole. Of a dataclass, whose own checks
     may want batches, a dict."""
     keys = [key for key in keys_of(batch) or [] if not (hasattr(batch, "_fields") and isinstance(key, int))]
-    parts = {key: entry_of(form.get(batch, key), row) for key in keys}
-    return parts if dataclasses.is_dataclass(batch) else form.put(batch, parts)
+    parts = {key: entry_of(layout.get(batch, key), row) for key in keys}
+    return parts if dataclasses.is_dataclass(batch) else layout.put(batch, parts)
 
 
 def entry_of(column: Any, row: int) -> Any:

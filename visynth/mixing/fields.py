@@ -90,7 +90,7 @@ class Fields:
 
 
 def learn_fields(
-    form: Layout,
+    layout: Layout,
     samples: Sequence[tuple[int | None, int | None, Any]],
     names: Mapping[int, str],
     told: Mapping[Any, Any] | None,
@@ -99,7 +99,7 @@ def learn_fields(
     """Learn further fields from real samples; a warning names those that cannot be known.
 
     Args:
-        form: of the samples.
+        layout: of the samples.
         samples: (position or None, label or None, sample), several of a class where there are.
         names: class name of each label.
         told: values that the user gives.
@@ -113,14 +113,16 @@ def learn_fields(
     absent = [key for key in given if key not in there]
     if absent:
         raise UsageError(f"extra= names {choices(absent)}, which samples do not have; they have {choices(there)}.")
-    keys = [k for k in keys_of(samples[0][2]) or [] if k not in (form.image, form.label, form.mask) and k not in given]
+    keys = [
+        k for k in keys_of(samples[0][2]) or [] if k not in (layout.image, layout.label, layout.mask) and k not in given
+    ]
     if hasattr(samples[0][2], "_fields"):  # a named tuple shows each part under its name and its place
         keys = [key for key in keys if isinstance(key, str)]
-    form.check_extras(samples[0][2], given)
+    layout.check_extras(samples[0][2], given)
     fields = Fields(given, names=names)
     places, unknown = [], []
     for key in keys:
-        values = [(place, label, form.get(sample, key)) for place, label, sample in samples]
+        values = [(place, label, layout.get(sample, key)) for place, label, sample in samples]
         if all(same(value, values[0][2]) for _, _, value in values):
             fields.constant[key] = values[0][2]  # the same everywhere: it stays
             continue

@@ -27,8 +27,8 @@ class Layout:
         mask: of a mask beside the label, or None.
 
     Example:
-        >>> form = Layout.of({"image": 1, "label": 2, "id": 7})
-        >>> form.put({"image": 1, "label": 2, "id": 7}, {"image": 3, "label": 4})
+        >>> layout = Layout.of({"image": 1, "label": 2, "id": 7})
+        >>> layout.put({"image": 1, "label": 2, "id": 7}, {"image": 3, "label": 4})
         {'image': 3, 'label': 4, 'id': 7}
     """
 
@@ -58,15 +58,15 @@ class Layout:
                 "it gives one of these, or, where only one of several loaders has labels, name that one with loader=."
             )
         if isinstance(sample, (tuple, list)) and not hasattr(sample, "_fields"):
-            form = cls(0 if image_key is None else int(image_key), 1 if label_key is None else int(label_key))
-            if max(form.image, form.label) >= len(sample):
+            layout = cls(0 if image_key is None else int(image_key), 1 if label_key is None else int(label_key))
+            if max(layout.image, layout.label) >= len(sample):
                 raise UsageError(
-                    f"samples have {len(sample)} parts, but image and label were looked for at {form.image} and "
-                    f"{form.label}: "
+                    f"samples have {len(sample)} parts, but image and label were looked for at {layout.image} and "
+                    f"{layout.label}: "
                     "name their places with image_key= and label_key=, or wrap the dataset so that it gives (image, "
                     "label)."
                 )
-            return form
+            return layout
         image = image_key if image_key is not None else next((k for k in IMAGE_KEYS if k in keys), None)
         mask = next((k for k in MASK_KEYS if k in keys and _get(sample, k) is not None), None)
         label = label_key if label_key is not None else next((k for k in LABEL_KEYS if k in keys), mask)

@@ -205,8 +205,8 @@ def _reader(dataset: Any, index: int, split: str) -> Callable[[int], Any] | None
 def _image(sample: Any) -> Array | None:
     """The image of a sample as ``[H, W, C]``; tensors are ``[C, H, W]``, of any range."""
     try:
-        form = Layout.of(sample)
-        image = form.get(sample, form.image)
+        layout = Layout.of(sample)
+        image = layout.get(sample, layout.image)
     except UsageError:
         image = sample[0] if isinstance(sample, (tuple, list)) and sample else sample
     if isinstance(image, Image.Image):

@@ -65,30 +65,30 @@ class MixedDataset(Dataset[Any]):
         if not within:
             self._warn_of_caps()
         place, self.example = first_sample(real)
-        self.form = Layout.of(self.example, options.image_key, options.label_key)
+        self.layout = Layout.of(self.example, options.image_key, options.label_key)
         if options.is_synthetic or options.weight is not None:
             check_growth(self.example)
         samples = [(place, self.example), *more_samples(real, self.labels, place, receiving)]
         shown = [(p, self._label_of(p, sample), sample) for p, sample in samples]
         self.fields = learn_fields(
-            self.form, shown, only_names(source.indices), options.extra, sharing_names(source.indices)
+            self.layout, shown, only_names(source.indices), options.extra, sharing_names(source.indices)
         )
-        label, mask = self.form.get(self.example, self.form.label), self.form.mask
-        masks = [] if mask is None else [self.form.get(sample, mask) for _, sample in samples]
+        label, mask = self.layout.get(self.example, self.layout.label), self.layout.mask
+        masks = [] if mask is None else [self.layout.get(sample, mask) for _, sample in samples]
         self.targets = targets_of(label, masks, real)
-        check_targets([self.form.get(sample, self.form.label) for _, sample in samples])
+        check_targets([self.layout.get(sample, self.layout.label) for _, sample in samples])
         check_labels(
             [(p, sample) for p, sample in samples if self.labels is not None],
             self.labels or [],
-            self.form,
+            self.layout,
             self.targets[0],
         )
-        image = self.form.get(self.example, self.form.image)
-        reals = [self.form.get(sample, self.form.image) for _, sample in samples]
+        image = self.layout.get(self.example, self.layout.image)
+        reals = [self.layout.get(sample, self.layout.image) for _, sample in samples]
         self.convert: Converter = find_converter(
             real, image, image, self.targets, options.transform, source.example(), stacked(reals)
         )
-        check_values(self.convert, real, reals, source.examples(), lambda s: self.form.get(s, self.form.image))
+        check_values(self.convert, real, reals, source.examples(), lambda s: self.layout.get(s, self.layout.image))
         # Shared memory, because persistent loader workers keep their copy of the dataset for all epochs.
         self.now = torch.zeros(3, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self.epoch_of: Callable[[], int | None] | None = None
@@ -165,11 +165,11 @@ class MixedDataset(Dataset[Any]):
         read = self.options.mixup or self.fields.misses(truth.label)
         sample = self.real[index] if read else None
         sample = self.example if sample is None else sample
-        parts = dict(zip(parts_of(self.form), synthetic, strict=True)) | self.fields.values(truth.label, index)
+        parts = dict(zip(parts_of(self.layout), synthetic, strict=True)) | self.fields.values(truth.label, index)
         if self.options.mixup:
-            places = (self.form.image, self.form.label)
+            places = (self.layout.image, self.layout.label)
             lam = mixing_weight(self.options, self.mix.seed, int(self.now[0]), index)
-            halves = [parts[place] for place in places], [self.form.get(sample, place) for place in places]
+            halves = [parts[place] for place in places], [self.layout.get(sample, place) for place in places]
             parts = dict(zip(places, mix_up(*halves, lam, int(self.options.num_classes or 0)), strict=True))
         return self._with_fields(sample, parts, True)
 
@@ -178,17 +178,17 @@ class MixedDataset(Dataset[Any]):
         if sample is None:  # a file that could not be read, which the user's collate_fn leaves out
             return None
         if options.num_classes:
-            label = parts.get(self.form.label, self.form.get(sample, self.form.label))
-            parts[self.form.label] = probabilities(label, options.num_classes)
+            label = parts.get(self.layout.label, self.layout.get(sample, self.layout.label))
+            parts[self.layout.label] = probabilities(label, options.num_classes)
         if options.is_synthetic:
             parts[FLAG] = synthetic
         if options.weight is not None:
             parts[WEIGHT] = float(options.weight) if synthetic else 1.0
-        return self.form.put(sample, parts)
+        return self.layout.put(sample, parts)
 
     def _label_of(self, place: int, sample: Any) -> int | None:
         """A real sample's own class, or None where it shows none or several."""
-        shown = labels_in(self.form.get(sample, self.form.label)) if self.labels is None else {self.labels[place]}
+        shown = labels_in(self.layout.get(sample, self.layout.label)) if self.labels is None else {self.labels[place]}
         return next(iter(shown)) if len(shown) == 1 else None
 
     def _warn_of_caps(self) -> None:
@@ -271,7 +271,7 @@ def targets_of(label: Any, masks: Sequence[Any], dataset: Any) -> tuple[Target, 
     return (target, beside)
 
 
-def check_labels(samples: Sequence[tuple[int, Any]], labels: Sequence[int], form: Layout, target: Target) -> None:
+def check_labels(samples: Sequence[tuple[int, Any]], labels: Sequence[int], layout: Layout, target: Target) -> None:
     """Check that our conversion of real samples' labels gives those labels: a dataset may give others than it lists.
 
     Raises:
@@ -282,7 +282,7 @@ def check_labels(samples: Sequence[tuple[int, Any]], labels: Sequence[int], form
     for place, sample in samples:
         if labels[place] < 0:
             continue
-        pairs, real = target.of(labels[place]), form.get(sample, form.label)
+        pairs, real = target.of(labels[place]), layout.get(sample, layout.label)
         if not np.array_equal(np.asarray(pairs), np.asarray(real)):
             raise UsageError(
                 f"training sample {place} has the label {real!r}, but its entry in the dataset's labels makes "
@@ -291,9 +291,9 @@ def check_labels(samples: Sequence[tuple[int, Any]], labels: Sequence[int], form
             )
 
 
-def parts_of(form: Layout) -> list[Any]:
+def parts_of(layout: Layout) -> list[Any]:
     """Places of what a converter makes, in its order."""
-    return [form.image, form.label] if form.mask is None else [form.image, form.label, form.mask]
+    return [layout.image, layout.label] if layout.mask is None else [layout.image, layout.label, layout.mask]
 
 
 def mixing_weight(options: Options, *seed: int) -> float:

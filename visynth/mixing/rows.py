@@ -220,16 +220,16 @@ class BatchMixer:
     def _learn(self, batch: Any) -> Learned:
         """From the first batch: how a synthetic image becomes a row."""
         plan, options = self.plan, self.plan.options
-        form = Layout.of(batch, options.image_key, options.label_key)
+        layout = Layout.of(batch, options.image_key, options.label_key)
         if options.is_synthetic or options.weight is not None:
             check_growth(batch)
-        images = form.get(batch, form.image)
+        images = layout.get(batch, layout.image)
         size = count_rows(images)
         # A training resumed at a short batch has the same slots.
         slots = Slots(plan.share_of, plan.size or size, distributed.rank(), distributed.world_size())
-        shown = shown_labels(form.get(batch, form.label), size)
-        masks = [] if form.mask is None else list(form.get(batch, form.mask))
-        labels = form.get(batch, form.label)
+        shown = shown_labels(layout.get(batch, layout.label), size)
+        masks = [] if layout.mask is None else list(layout.get(batch, layout.mask))
+        labels = layout.get(batch, layout.label)
         targets = targets_of(labels[0], masks, None)
         if isinstance(targets[0], ClassTarget):
             nameless = [name for name in plan.names if name not in plan.indices]
@@ -240,8 +240,8 @@ class BatchMixer:
                     "classes={name: label} to WithSynthetic, or render the others alone (--classes)."
                 )
         check_targets(list(labels) if isinstance(labels, (list, tuple)) else [])
-        samples = [(None, only_one(shown[row]), row_of(batch, form, row)) for row in range(len(shown))]
-        fields = learn_fields(form, samples, only_names(plan.indices), options.extra, sharing_names(plan.indices))
+        samples = [(None, only_one(shown[row]), row_of(batch, layout, row)) for row in range(len(shown))]
+        fields = learn_fields(layout, samples, only_names(plan.indices), options.extra, sharing_names(plan.indices))
         example = self._example(images)
         values = images if isinstance(images, (torch.Tensor, np.ndarray)) else None
         row = images[0]
@@ -262,21 +262,21 @@ class BatchMixer:
         if isinstance(images, torch.Tensor):  # told at once, even where the first batch takes no synthetic rows
             check_row(convert(example, Truth(next(iter(plan.indices.values()), 0), None))[0], row)
         plan.tell(convert)
-        return Learned(form, slots, convert, fields, fast)
+        return Learned(layout, slots, convert, fields, fast)
 
     def _image_of(self, sample: Any) -> Any:
         """The image of one sample of the user's dataset."""
-        form = Layout.of(sample, self.plan.options.image_key, self.plan.options.label_key)
-        return form.get(sample, form.image)
+        layout = Layout.of(sample, self.plan.options.image_key, self.plan.options.label_key)
+        return layout.get(sample, layout.image)
 
     def _see(self, learned: Learned, batch: Any, shown: Sequence[set[int]]) -> None:
         """Note what fields that follow from the label say of labels that come up for the first time."""
-        fields, form = learned.fields, learned.layout
+        fields, layout = learned.fields, learned.layout
         watched = self.seen < WATCHED and bool(fields.by_label or fields.constant)
         for row, found in enumerate(shown):
             label = only_one(found)
             if watched or any(label is not None and label not in table for table in fields.by_label.values()):
-                fields.see(label, lambda key, row=row: entry_of(form.get(batch, key), row))  # type: ignore[misc]
+                fields.see(label, lambda key, row=row: entry_of(layout.get(batch, key), row))  # type: ignore[misc]
         self.seen += 1
 
     def _further(self, learned: Learned, batch: Any, draws: Sequence[Draw], rows: Sequence[int]) -> dict[Any, Any]:
@@ -341,28 +341,28 @@ class BatchMixer:
         raise AssertionError("the loader of rendered images is out of step")
 
     def _exchanged(
-        self, form: Layout, batch: Any, synthetic: list[list[Any]], rows: list[int], number: int
+        self, layout: Layout, batch: Any, synthetic: list[list[Any]], rows: list[int], number: int
     ) -> dict[Any, Any]:
         options = self.plan.options
-        columns = dict(zip(parts_of(form), map(list, zip(*synthetic, strict=True)), strict=True))
-        images, labels = form.get(batch, form.image), form.get(batch, form.label)
+        columns = dict(zip(parts_of(layout), map(list, zip(*synthetic, strict=True)), strict=True))
+        images, labels = layout.get(batch, layout.image), layout.get(batch, layout.label)
         if options.num_classes:
             labels = soft_labels(labels, options.num_classes)
             device = labels.device
-            columns[form.label] = [probabilities(v, options.num_classes).to(device) for v in columns[form.label]]
+            columns[layout.label] = [probabilities(v, options.num_classes).to(device) for v in columns[layout.label]]
         if options.mixup:
             for place, row in enumerate(rows):
                 lam = mixing_weight(options, self.plan.seed, number, row, distributed.rank())
-                image = torch.as_tensor(columns[form.image][place]).to(device_of(images))
-                halves = (image, columns[form.label][place]), (images[row], labels[row])
+                image = torch.as_tensor(columns[layout.image][place]).to(device_of(images))
+                halves = (image, columns[layout.label][place]), (images[row], labels[row])
                 blended = mix_up(*halves, lam, int(options.num_classes or 0))
-                columns[form.image][place], columns[form.label][place] = blended
+                columns[layout.image][place], columns[layout.label][place] = blended
         parts = {
-            form.image: put_rows(images, columns[form.image], rows, self.plan.private),
-            form.label: put_rows(labels, columns[form.label], rows),
+            layout.image: put_rows(images, columns[layout.image], rows, self.plan.private),
+            layout.label: put_rows(labels, columns[layout.label], rows),
         }
-        if form.mask is not None:
-            parts[form.mask] = put_rows(form.get(batch, form.mask), columns[form.mask], rows)
+        if layout.mask is not None:
+            parts[layout.mask] = put_rows(layout.get(batch, layout.mask), columns[layout.mask], rows)
         return parts
 
     def _flags(self, rows: list[int], size: int, images: Any) -> dict[Any, Any]:

@@ -104,10 +104,10 @@ class BoxTarget:
                 "the class itself let the dataset give (image, class)."
             )
         boxes = real["boxes"]
-        form = str(getattr(getattr(boxes, "format", None), "value", "XYXY"))
-        if not isinstance(boxes, torch.Tensor) or boxes.ndim != 2 or boxes.shape[1] != 4 or form != "XYXY":
+        layout = str(getattr(getattr(boxes, "format", None), "value", "XYXY"))
+        if not isinstance(boxes, torch.Tensor) or boxes.ndim != 2 or boxes.shape[1] != 4 or layout != "XYXY":
             raise UsageError(
-                f"boxes must be a tensor [N, 4] of (x1, y1, x2, y2), but the dataset gives {form} "
+                f"boxes must be a tensor [N, 4] of (x1, y1, x2, y2), but the dataset gives {layout} "
                 f"{type(boxes).__name__} "
                 f"{list(getattr(boxes, 'shape', []))}: convert them in the dataset."
             )
