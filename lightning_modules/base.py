@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from visynth.core import distributed
 from visynth.core.errors import Diverged, UsageError
 from visynth.core.members import Member
+from visynth.generators.base import Spec
 from visynth.lightning_modules.data_checks import check_same_data
 from visynth.lightning_modules.facts import Facts
 from visynth.lightning_modules.prefetch import Prefetcher
@@ -81,6 +82,26 @@ class GeneratorModule(pytorch_lightning.LightningModule):
             "licence": "as the images that it was trained on",
             "made by": "visynth fit",
         }
+
+    def trained_spec(self, network: str, arguments: dict[str, Any]) -> Spec:
+        """Spec of the generator that the module exports.
+
+        Args:
+            network: registered name.
+            arguments: plain values that the network is built with.
+        """
+        facts, args = self.facts, self.args
+        return Spec(
+            network=network,
+            arguments=arguments,
+            classes=facts.classes,
+            channels=facts.channels,
+            size=facts.size,
+            dtype=facts.dtype,
+            sampler=args.sampler,
+            micro_batch=args.micro_batch,
+            kind="trained",
+        )
 
     def finish_step(self, loss: Tensor, count: int) -> Tensor:
         """Log a batch's loss and count its images over all ranks; a loss that is not finite stops all of them here."""

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from visynth.core import seeds as seeding
 from visynth.core.errors import UsageError, choices
 from visynth.data.imageset import ImageSet, Item
-from visynth.data.masks import load_mask, mask_problem
+from visynth.data.masks import checked_mask
 from visynth.generators.blend import grow
 from visynth.generators.compose import Composition
 from visynth.generators.compose_fit import Source, fit_composition, guess_good
@@ -247,6 +247,5 @@ def _half(hole: Mask, anchor: tuple[int, int], generator: np.random.Generator) -
 
 
 def _source(images: ImageSet, item: Item) -> Source:
-    image, mask = images.image(item), load_mask(images, item)
-    problem = None if mask is None else mask_problem(image, mask)
-    return Source(item.name, item.label, item.group or item.name, image, mask, problem)
+    image = images.image(item)
+    return Source(item.name, item.label, item.group or item.name, image, *checked_mask(images, item, image))

@@ -266,7 +266,7 @@ class Diffusion(GeneratorModule):
             ema: relative width of the weight average; other widths than those held need snapshots.
             kwargs: ``members`` and ``card``.
         """
-        facts, std = self.facts, float(self.args.ema if ema is None else ema)
+        spec, std = self.make_spec(), float(self.args.ema if ema is None else ema)
         if std in self.stds:
             network = copy.deepcopy(self.averages[self.stds.index(std)])
         else:
@@ -276,25 +276,15 @@ class Diffusion(GeneratorModule):
             held = {s: w for s, w in now.items() if s in snapshot_ladder.STDS}
             weights = snapshot_ladder.reconstruct(folder, int(self.stepped_at), std, held)
             network.load_state_dict(weights, strict=False)
-        return self.make_generator(self.make_spec(facts), network, **kwargs)
+        return self.make_generator(spec, network, **kwargs)
 
-    def make_spec(self, facts: Facts) -> Spec:
-        args = self.args
-        return Spec(
-            network="diffusion",
-            arguments=self.arguments(),
-            classes=facts.classes,
-            channels=facts.channels,
-            size=facts.size,
-            dtype=facts.dtype,
-            sampler=args.sampler,
-            micro_batch=args.micro_batch,
-            kind="trained",
-        )
+    def make_spec(self) -> Spec:
+        """Spec of the exported generator."""
+        return self.trained_spec("diffusion", self.arguments())
 
     def arguments(self) -> dict[str, Any]:
         """Arguments that the network was built with, as plain values."""
-        network: Any = self.averages[0]
+        network: Any = self.network
         return dict(network.arguments)
 
     def make_generator(self, spec: Spec, network: Any, **kwargs: Any) -> Generator:

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from visynth.core.codec import Array
 from visynth.core.errors import DataError
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)

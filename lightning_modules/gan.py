@@ -19,7 +19,7 @@ from torch import Tensor
 
 from visynth.core import distributed
 from visynth.core.errors import UsageError
-from visynth.generators.base import Generator, Spec
+from visynth.generators.base import Generator
 from visynth.generators.diffusion import to_values
 from visynth.lightning_modules import transfer
 from visynth.lightning_modules.adversarial import Loss, gamma_for
@@ -63,7 +63,7 @@ class GAN(GeneratorModule):
         seed: of everything random in training.
 
     Attributes:
-        step: both networks and what they learn from, once the data are known.
+        gan: both networks and what they learn from, once the data are known.
         restored: how often training went back after a loss that is no number.
 
     Raises:
@@ -121,7 +121,7 @@ class GAN(GeneratorModule):
         return []
 
     def setup(self, stage: str) -> None:
-        if self._gan is None:
+        if not self.built:
             if not hasattr(self.data, "facts"):
                 raise UsageError(
                     f"{type(self).__name__} needs a datamodule that says what its images are: use "
@@ -141,11 +141,11 @@ class GAN(GeneratorModule):
                 f"{type(self).__name__} makes square images, but the data are {facts.size[0]}x{facts.size[1]}: give "
                 "the data one number as size."
             )
-        self._facts = facts
         try:
             self._gan = GANStep(self.family_class(self.args, facts), self.args, facts)
         except UsageError as error:
             raise UsageError(f"{type(self).__name__}: {error}") from error
+        self._facts = facts
 
     def configure_optimizers(self) -> Any:
         args = self.args
@@ -263,25 +263,14 @@ class GAN(GeneratorModule):
         Raises:
             UsageError: nothing was trained yet; another average than the one that training kept.
         """
-        gan, args = self.gan, self.args
+        gan, family = self.gan, self.gan.family
         if ema is not None:
             raise UsageError("a GAN keeps one weight average, by half-life (ema_kimg): leave ema out.")
-        facts, family = gan.facts, gan.family
-        spec = Spec(
-            network=family.name,
-            arguments=family.arguments(self.progress()),
-            classes=facts.classes,
-            channels=facts.channels,
-            size=facts.size,
-            dtype=facts.dtype,
-            sampler=args.sampler,
-            micro_batch=args.micro_batch,
-            kind="trained",
-        )
+        spec = self.trained_spec(family.name, family.arguments(self.progress()))
         network = copy.deepcopy(gan.generator_ema)
         family.finish(network, spec.arguments, self.shares())
-        made: Generator = family.generator_class(spec, network, **kwargs)
-        return made
+        generator: Generator = family.generator_class(spec, network, **kwargs)
+        return generator
 
     def sample(self, seeds: Tensor | Sequence[int], labels: Tensor | Sequence[int], **options: Any) -> Any:
         """Samples of the weight average, as :meth:`visynth.generators.base.Generator.sample` gives them."""

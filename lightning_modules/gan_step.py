@@ -94,7 +94,7 @@ class GANStep(nn.Module):
         self._freeze(options.freeze)
         self.movable = [p for p in self.discriminator.parameters() if p.requires_grad]
         self.ahead = Prefetcher()
-        self.augmenter = _augmenter(options)
+        self.augmenter = _augmenter(options, self.ahead)
         self.ada_p.fill_(options.augment_p)
         self.shares = np.full(len(facts.classes), 1 / len(facts.classes))
         self.progress, self.images_a_step = 1.0, 1
@@ -280,11 +280,11 @@ class GANStep(nn.Module):
         return sign
 
 
-def _augmenter(options: Any) -> Augmenter:
+def _augmenter(options: Any, ahead: Prefetcher) -> Augmenter:
     kinds = options.augment_kinds
     if options.augment == "ada":
-        return Augmenter("ada", ada.DEFAULT if kinds is None else ada.check_kinds(kinds), options.seed)
-    return Augmenter(options.augment, tuple(kinds or ("colour", "translation", "cutout")), options.seed)
+        return Augmenter("ada", ada.DEFAULT if kinds is None else ada.check_kinds(kinds), options.seed, ahead)
+    return Augmenter(options.augment, tuple(kinds or ("colour", "translation", "cutout")), options.seed, ahead)
 
 
 def sum_of(parts: Any) -> Tensor:

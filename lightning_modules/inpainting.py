@@ -51,15 +51,15 @@ class Inpainting(Diffusion):
             extra["balance"] = (self.args.cbdm, others)
         return known - level, labels, extra | self._noise(draws, known.device)
 
-    def make_spec(self, facts: Facts) -> Spec:
+    def make_spec(self) -> Spec:
         composition = self._composition()
         return replace(
-            super().make_spec(facts),
+            super().make_spec(),
             network="inpaint",
             arguments={
                 **composition.spec.arguments,
                 "network": self.arguments(),
-                "window": facts.size[0],
+                "window": self.facts.size[0],
             },
             size=composition.spec.size,
             kind="inpainted",

@@ -97,9 +97,10 @@ def train_projection(
     pool = _pool(sources, names, (side, side))
     data = GeneratorData.of_pool(pool, measure(pool, names), batch_size=32, seed=seed)
     module = StyleGAN2(base=2048, most=128, z_dim=128, w_dim=128, shared=8, allow_few=True, seed=seed)
-    base: Any = _train(module, data, minutes, progress)
+    trained = _train(module, data, minutes, progress)
     if pilot:
-        return base  # type: ignore[no-any-return]
+        return trained
+    base: Any = trained
     chosen = [row for row, s in enumerate(sources) if s.label != good]
     images = np.ascontiguousarray(pool.images[chosen].transpose(0, 2, 3, 1))
     generator, facts = around(

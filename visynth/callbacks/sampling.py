@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from visynth.core import seeds as seeding
+from visynth.core.codec import Array
 from visynth.core.errors import DataError
 from visynth.data.labels import class_names
 
-Array = NDArray[Any]
 Scale = tuple[float, float] | None  # what black and white are
 
 

@@ -112,14 +112,14 @@ def _reduced(data: bytes, limits: Limits, at_least: tuple[int, int] | None) -> t
         array = _checked(lambda: _tiff(data, limits))
         return array, (array.shape[0], array.shape[1])
     image = _opened(data, limits)
-    whole = (image.height, image.width)
-    drafted = image.format in ("JPEG", "MPO") and image.width * image.height > DRAFT_PIXELS and at_least is not None
-    if drafted and at_least is not None:
+    whole: tuple[int, int] | None = None  # of an image that is decoded smaller
+    if at_least is not None and image.format in ("JPEG", "MPO") and image.width * image.height > DRAFT_PIXELS:
+        whole = (image.height, image.width)
         # EXIF may turn it: enough in either direction is enough in both.
         side = max(at_least)
         image.draft(None, (side, side))
     array = _checked(lambda: _pixels(image, data))
-    if not drafted:
+    if whole is None:
         return array, (array.shape[0], array.shape[1])
     turned = _orientation(image.getexif().get(ORIENTATION, 1)) >= 5
     return array, (whole[::-1] if turned else whole)

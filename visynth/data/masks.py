@@ -121,6 +121,12 @@ def load_mask(images: ImageSet, item: Item, label: str | None = None) -> Mask | 
     return whole
 
 
+def checked_mask(images: ImageSet, item: Item, image: Array) -> tuple[Mask | None, str | None]:
+    """An image's mask, and why it should not be pasted onto others, or None; ``image`` is its pixels."""
+    mask = load_mask(images, item)
+    return mask, None if mask is None else mask_problem(image, mask)
+
+
 def region(outline: Any, height: int, width: int) -> Mask:
     """An object's pixels ``[H, W]`` from its COCO outline, as pycocotools draws it: polygons together, or run lengths.
 

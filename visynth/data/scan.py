@@ -38,6 +38,10 @@ class PackedMasks:
     def __contains__(self, name: str) -> bool:
         return name in self._packed
 
+    def given(self, name: str) -> bool:
+        """Whether an image has a mask, be it an empty one."""
+        return name in self._packed or name in self.empty
+
     def get(self, name: str) -> Mask | None:
         """The mask ``[H, W]`` of an image, or None."""
         if name not in self._packed:
@@ -117,6 +121,10 @@ class Scan:
         wanted = {*keep, *check, *match, *show}
         items = [item for item in self.images.items if item.name in wanted]
         self.known |= dict(zip((i.name for i in items), in_threads(look, items), strict=True))
+
+    def is_kept(self, name: str) -> bool:
+        """Whether an image's pixels are in memory."""
+        return name in self.known and self.known[name].image is not None
 
     def kept(self, name: str) -> Array:
         """The pixels of an image that was to be kept."""

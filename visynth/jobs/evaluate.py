@@ -214,8 +214,7 @@ def _rendered(
         # The network saw every training group of the class: none of its images may help to choose on any of them.
         seen = frozenset(real.groups[row] for row in train if real.positive[name][row])
         return Extra(rows_of[name][order], [seen] * len(order))
-    group_of = {item.name: item.group for item in real.items}
-    return Extra(rows_of[name][order], [frozenset(group_of.get(p, p) for p in records[i].parents) for i in order])
+    return Extra(rows_of[name][order], [frozenset(real.group_of.get(p, p) for p in records[i].parents) for i in order])
 
 
 def _why_not(

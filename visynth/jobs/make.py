@@ -9,7 +9,7 @@ from visynth.core.errors import DataError, UsageError, choices
 from visynth.core.folders import check_apart, claim
 from visynth.core.pictures import fit_to, to_channels
 from visynth.data.imageset import ImageSet, Item
-from visynth.data.masks import Mask, load_mask, mask_problem
+from visynth.data.masks import Mask, checked_mask, load_mask
 from visynth.generators.compose_fit import Array, Fitted, Source, fit_composition, guess_good
 from visynth.generators.compose_settings import Settings
 from visynth.generators.foundation import Foundation, StartImage, make_foundation
@@ -26,9 +26,8 @@ def sources_of(images: ImageSet, classes: Collection[str] | None = None) -> list
 
 def read_source(images: ImageSet, item: Item) -> Source:
     """One image of one class, decoded, with its mask and whether that can be pasted."""
-    image, mask = images.image(item), load_mask(images, item)
-    problem = None if mask is None else mask_problem(image, mask)
-    return Source(item.name, item.label, item.group or item.name, image, mask, problem)
+    image = images.image(item)
+    return Source(item.name, item.label, item.group or item.name, image, *checked_mask(images, item, image))
 
 
 def fit_compose(

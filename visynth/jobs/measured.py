@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,11 @@ class MeasuredSet:
     weights: NDArray[np.float64]
     augmented: dict[str, dict[str, dict[int, list[int]]]] = field(default_factory=dict)
 
+    @cached_property
+    def group_of(self) -> dict[str, str]:
+        """Group of each image by its name."""
+        return {item.name: item.group for item in self.items}
+
     def add_augmented(self, name: str, rows: Sequence[int], seed: int, progress: Progress = no_progress) -> None:
         """Augmented copies of some rows of a class, once; each image is asked for once for all of them."""
         if name in self.augmented:
@@ -65,10 +71,10 @@ class MeasuredSet:
             return augment(last[1], candidate, seeding.derive("augment", seed, row, copy, candidate))[0]
 
         places = add_features(self.bank, Lazy(make, plan), f"{name}: augmented images", progress, cache=False)
-        copies: dict[str, dict[int, list[int]]] = {candidate: {} for candidate in CANDIDATES}
+        augmented: dict[str, dict[int, list[int]]] = {candidate: {} for candidate in CANDIDATES}
         for (row, candidate, _), place in zip(plan, places, strict=True):
-            copies[candidate].setdefault(row, []).append(int(place))
-        self.augmented[name] = copies
+            augmented[candidate].setdefault(row, []).append(int(place))
+        self.augmented[name] = augmented
 
     def cell(
         self,
@@ -99,8 +105,8 @@ class MeasuredSet:
         own = np.array([row for row in ([] if more is None else more) if self.positive[name][row]], dtype=np.int64)
         extras = {}
         for candidate in CANDIDATES if augmented else ():
-            copies = self.augmented[name][candidate]
-            pool = [(place, self.groups[row]) for row in train.tolist() if row in copies for place in copies[row]]
+            places = self.augmented[name][candidate]
+            pool = [(place, self.groups[row]) for row in train.tolist() for place in places.get(row, ())]
             stream = seeding.rng(seeding.derive("augmented", seed, draw, fold), candidate)
             order = stream.permutation(len(pool))[:augmented]
             rows = np.array([pool[i][0] for i in order], dtype=np.int64)

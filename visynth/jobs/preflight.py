@@ -231,11 +231,7 @@ def preflight(
     scan = Scan(images, masks)
     sheet = _sheet(images)
     # Defect-free images may have masks too, empty ones: nobody pastes them.
-    judged = [
-        i.name
-        for i in images.items
-        if (i.name in masks or i.name in masks.empty) and len(i.labels) == 1 and i.labels != (good,)
-    ]
+    judged = [i.name for i in images.items if masks.given(i.name) and len(i.labels) == 1 and i.labels != (good,)]
     scan.read(
         keep=keep(images, good),
         check=judged,
@@ -354,11 +350,7 @@ def _suits(scan: Scan, name: str, good: str | None, masked: dict[str, int], mixe
         )
     if mixed:
         return Suits("none", "the images are of several kinds; convert them to one")
-    judged = [
-        i.name
-        for i in scan.images.items
-        if i.labels == (name,) and (i.name in scan.masks or i.name in scan.masks.empty)
-    ]
+    judged = [i.name for i in scan.images.items if i.labels == (name,) and scan.masks.given(i.name)]
     if not judged:
         return Suits("none", "its images show other classes, too")
     bad = len(scan.problems(judged))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -25,13 +25,7 @@ from visynth.verdict.bootstrap import (
 from visynth.verdict.comparison import Results
 from visynth.verdict.ranking import macro_f1
 
-if TYPE_CHECKING:
-    pass  # it imports torch, which the processes that run cells do without
-
-
 WORTH = 0.02  # AP below which a gain is not worth having
-
-
 FPR = 0.05
 
 

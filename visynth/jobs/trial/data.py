@@ -93,9 +93,9 @@ def weights_of(images: ImageSet, items: list[Item], good: str | None) -> NDArray
 
 
 def read_trial_data(findings: Preflight, options: TrialOptions, progress: Progress) -> TrialData:
-    """The measured images, from the scan's memory, and their features."""
+    """The measured images, which are those that the scan kept in memory, and their features."""
     images, scan = findings.images, findings.scan
-    items = measured_items(images, findings.good, options.seed)
+    items = [item for item in images.items if scan.is_kept(item.name)]
     sources = []
     for item in items:
         label, problem = item.labels[0] if len(item.labels) == 1 else "", scan.known[item.name].mask_problem

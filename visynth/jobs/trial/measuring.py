@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -99,24 +99,22 @@ class Trial:
     def _synthesizers(self) -> Iterator[tuple[Synthesizer, Sequence[str], list[Split]]]:
         """Each with its classes, named ones first. What composition leaves of the time trains the next."""
         composition = composition_of(self.data)
-        plan = self._plan(composition)
+        kind = choose_kind(self.data, self.options)
+        plan = self._plan(composition, kind)
         self.splits = [split for split in self.splits if split.draw < plan.draws]
         if composition is not None:
             yield composition, [name for name in plan.classes if name in composition.classes], self.splits
-        kind = choose_kind(self.data, self.options)
         if kind != "none":
             trained = self._trained(kind, plan)
             if trained is not None:  # its minutes were planned to fit
                 yield trained, [name for name in self.data.rare if name in trained.classes], self.splits
 
-    def _plan(self, composition: Synthesizer | None) -> TrialPlan:
+    def _plan(self, composition: Synthesizer | None, kind: str) -> TrialPlan:
         """Draws and classes that fit, by what a pilot cell costs; a trial that goes on keeps the plan that it began
         with."""
         data, options = self.data, self.options
         groups = data.findings.images.groups()
         composed = () if composition is None else composition.classes
-        kind = choose_kind(data, options)
-        only = [name for name in data.rare if name not in composed and name in served_by(kind, data)]
         others = tuple(n for n in composed if n not in data.rare and groups[n] >= MIN_GROUPS) if options.others else ()
         kept = self.stage.get(what="plan")
         if kept is not None:
@@ -128,10 +126,10 @@ class Trial:
                 data.rare,
                 others,
                 draws=options.draws,
-                folds=len({split.fold for split in self.splits}),
+                folds=self._folds(),
                 seconds=60 * options.minutes,
                 rest=len(data.classes) - len(data.rare) - len(others),
-                trains=bool(served_by(kind, data)) and (options.learned != "auto" or bool(only)),
+                trains=kind != "none" and (options.learned != "auto" or bool(self._only_by(kind, composed))),
             )
             # The plan first: a trial that is killed here must not take a cell that it finds for one that costs nothing.
             self.stage.put(plan.to_json(), what="plan")
@@ -176,15 +174,13 @@ class Trial:
             why = f"{kind} could not be trained: {str(error).splitlines()[0]}"
             self.notes.append(why)
             self.progress(f"  {why}")
-            for name in self.data.rare:
-                if name not in self.results and name in served_by(kind, self.data):
-                    self.skipped[name] = why
+            self.skipped |= dict.fromkeys(self._only_by(kind, self.results), why)
             return None
 
     def _planned_training(self, kind: str, trial_plan: TrialPlan) -> TrainedSynthesizer | None:
         data, options, progress, left = self.data, self.options, self.progress, trial_plan.left
         cells = len(self.splits)
-        only_way = tuple(name for name in data.rare if name not in self.results and name in served_by(kind, data))
+        only_way = self._only_by(kind, self.results)
         trained = trained_by(kind, data, options, cells, SHARE * left / 60 / max(cells, 1), progress, self.stage)
         if not only_way and trained.minutes < LEAST:
             need = LEAST * cells / SHARE
@@ -196,8 +192,7 @@ class Trial:
             return None
         kept = self.stage.get(what="training")
         if kept is None:
-            folds = len({split.fold for split in self.splits})
-            kept = plan_training(trained, data, left, options.draws * folds, trial_plan.needed).to_json()
+            kept = plan_training(trained, data, left, options.draws * self._folds(), trial_plan.needed).to_json()
             self.stage.put(kept, what="training")
         plan = TrainingPlan(**kept)
         trained.minutes = plan.minutes
@@ -211,6 +206,14 @@ class Trial:
             generator = trained.fit_all(data)
             self.undertrained.append(Undertrained(plan, trained.name, only_way, generator))
         return None
+
+    def _only_by(self, kind: str, otherwise: Collection[str]) -> tuple[str, ...]:
+        """Named classes that a kind of trained generator can make and nothing else does."""
+        served = served_by(kind, self.data)
+        return tuple(name for name in self.data.rare if name in served and name not in otherwise)
+
+    def _folds(self) -> int:
+        return len({split.fold for split in self.splits})
 
     def _fit_cells(self, cells: Sequence[Cell], only: Sequence[str] | None = None) -> list[Outcomes]:
         options = self.options
@@ -290,9 +293,7 @@ class Trial:
         pairs = real_cells(self.data, name, self.splits, self.options, self.progress)
         if pairs:
             self.progress(f"{name}: {len(pairs)} cells without synthesis")
-            fitted = self._fitted(None, name, pairs)
-            outcomes = [o for o in fitted.values() if isinstance(o, dict)]
-            self.results[name] = gather(name, [cell for _, cell in pairs], outcomes, 0.0)
+            self._measure_bare(name, pairs)
 
     def _measure_the_rest(self) -> None:
         """The classes without synthesis, for the macro-F1 of the whole decision."""
@@ -300,10 +301,11 @@ class Trial:
         for name in self.data.classes:
             splits = [split for split in longest if has_both_sides(self.data, name, split)]
             if name not in self.results and longest and len(splits) == len(longest):
-                pairs = [(split, bare_cell(self.data, name, split)) for split in splits]
-                fitted = self._fitted(None, name, pairs)
-                outcomes = [o for o in fitted.values() if isinstance(o, dict)]
-                self.results[name] = gather(name, [cell for _, cell in pairs], outcomes, 0.0)
+                self._measure_bare(name, [(split, bare_cell(self.data, name, split)) for split in splits])
+
+    def _measure_bare(self, name: str, pairs: Pairs) -> None:
+        outcomes = [o for o in self._fitted(None, name, pairs).values() if isinstance(o, dict)]
+        self.results[name] = gather(name, [cell for _, cell in pairs], outcomes, 0.0)
 
     def _fitted(
         self,

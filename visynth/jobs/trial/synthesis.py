@@ -124,5 +124,4 @@ def _parents(
     if not synthesizer.traceable:
         seen = frozenset(data.groups[int(row)] for row in split.train if data.positive[name][int(row)])
         return [seen] * len(samples)
-    group_of = {source.name: source.group for source in data.sources}
-    return [frozenset(group_of[parent] for parent in names) for names in samples.parents or ()]
+    return [frozenset(data.group_of[parent] for parent in names) for names in samples.parents or ()]
