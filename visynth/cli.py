@@ -23,6 +23,7 @@ VERBS = {
     "explore": "look at what a generator makes: sheets, interpolations, an animation",
     "project": "real images into a StyleGAN2: a generator of variations of them",
     "import-stylegan2": "a public StyleGAN2 checkpoint as a generator folder, nothing in it executed",
+    "tabular": "tables: trial, fit, sample, impute and evaluate generators of rows",
     "doctor": "check the installation and this machine",
 }
 USAGE = 64

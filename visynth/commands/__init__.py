@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from visynth.commands import generators, machine, rendering, trials
+from visynth.commands import generators, machine, rendering, tables, trials
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
     "trial": trials.trial,
@@ -24,6 +24,15 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "explore": rendering.explore,
     "project": generators.project,
     "import-stylegan2": generators.import_stylegan2,
+    "tabular.trial": tables.tabular_trial,
+    "tabular.fit": tables.tabular_fit,
+    "tabular.sample": tables.tabular_sample,
+    "tabular.impute": tables.tabular_impute,
+    "tabular.evaluate": tables.tabular_evaluate,
     "doctor": machine.doctor,
 }
-NESTED = {"fit": ("compose", "pipeline", "export", "sweep"), "renders": ("verify", "export", "score", "review")}
+NESTED = {
+    "fit": ("compose", "pipeline", "export", "sweep"),
+    "renders": ("verify", "export", "score", "review"),
+    "tabular": ("trial", "fit", "sample", "impute", "evaluate"),
+}

@@ -1,7 +1,8 @@
 """Registered names -> classes: the only place where visynth imports by string.
 
 A name comes from the built-in table or from another package's entry point in the groups
-``visynth.generators``, ``visynth.features``, ``visynth.learners``, ``visynth.trainers`` and ``visynth.commands``.
+``visynth.generators``, ``visynth.synthesizers`` (of tables), ``visynth.features``, ``visynth.learners``,
+``visynth.trainers`` and ``visynth.commands``.
 Folders of ours store the *name*, never an import path, so loading a generator runs only code that was installed on
 purpose.
 """
@@ -33,6 +34,15 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "learners": {
         "frozen": "visynth.verdict.frozen:FrozenLearner",
         "finetune": "visynth.lightning_modules.classifier:FinetuneLearner",
+    },
+    "synthesizers": {
+        "masked": "visynth.tabular.masked:Masked",
+        "ctgan": "visynth.tabular.gan:CTGAN",
+        "tvae": "visynth.tabular.vae:TVAE",
+        "diffusion": "visynth.tabular.diffusion:Diffusion",
+        "copula": "visynth.tabular.counting:GaussianCopula",
+        "marginals": "visynth.tabular.counting:IndependentMarginals",
+        "oversampler": "visynth.tabular.oversampler:Oversampler",
     },
     "trainers": {
         "diffusion": "visynth.lightning_modules.trainers:train_diffusion",

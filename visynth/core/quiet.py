@@ -20,7 +20,12 @@ def quiet_lightning(level: int = logging.WARNING) -> Iterator[None]:
     logger.setLevel(level)
     try:
         with warnings.catch_warnings():
-            for words in (".*does not have many workers", ".*isinstance.treespec, LeafSpec"):
+            hints = (
+                ".*does not have many workers",
+                ".*isinstance.treespec, LeafSpec",
+                ".*in eval mode at the start of training",
+            )
+            for words in hints:
                 warnings.filterwarnings("ignore", message=words)
             yield
     finally:

@@ -1,7 +1,8 @@
 """The report: one schema for what was measured, as JSON for machines and as one self-contained page for people.
 
 A report is a list of *sections*. Each has a title and blocks; a block is a dict with a ``kind``: ``text``, ``table``,
-``arms`` (estimates with intervals, drawn), ``gallery`` (images with captions) or ``list``. Verdicts stand apart, at
+``arms`` (estimates with intervals, drawn), ``gallery`` (images with captions), ``list``, ``histograms``, ``heatmaps`` or
+``scatter`` (see :mod:`visynth.core.charts`). Verdicts stand apart, at
 the top, one per class, so that a gate can read them without knowing the sections.
 """
 
@@ -16,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from visynth.core import charts
 from visynth.core.errors import IntegrityError
 from visynth.core.files import readable_json
 from visynth.core.folders import put_files
@@ -23,6 +25,7 @@ from visynth.core.pictures import data_uri, fit_square
 
 FILES = ("report.html", "report.json")
 SCHEMA = "visynth.report/1"
+LEAD = "One answer per class, measured on real images of groups that no training saw. Only a shown benefit is a yes."
 ANSWERS = ("helps", "does not", "cannot tell", "undertrained", "not measured")
 
 
@@ -74,6 +77,7 @@ class Report:
     verdicts: list[ClassVerdict] = field(default_factory=list)
     sections: list[dict[str, Any]] = field(default_factory=list)
     conditions: dict[str, Any] = field(default_factory=dict)
+    lead: str = LEAD  # the sentence under the title
 
     def section(self, title: str, *blocks: Mapping[str, Any]) -> None:
         """Append a section."""
@@ -91,6 +95,7 @@ class Report:
                 for s in self.sections
             ],
             "conditions": self.conditions,
+            "lead": self.lead,
         }
 
     def write(self, folder: str | Path) -> None:
@@ -117,7 +122,8 @@ def read_report(path: str | Path) -> Report:
     if data.get("schema") != SCHEMA:
         raise IntegrityError(f"{file} has schema {data.get('schema')!r}; this version reads {SCHEMA!r}.")
     verdicts = [ClassVerdict(**v) for v in data["verdicts"]]
-    return Report(data["kind"], data["subject"], verdicts, data["sections"], data["conditions"])
+    lead = data.get("lead", LEAD)
+    return Report(data["kind"], data["subject"], verdicts, data["sections"], data["conditions"], lead)
 
 
 def environment() -> dict[str, str]:
@@ -178,6 +184,8 @@ td{border-bottom:1px solid var(--line);padding:5px 12px 5px 0;vertical-align:top
 color:var(--mark)}.arms td,.arms th{white-space:nowrap;padding-right:14px}td.wide{width:240px;padding:0}
 .note{color:var(--soft);font-size:13px;margin-top:8px}.gallery{display:grid;gap:10px}figure{margin:0}
 figure img{width:100%;height:auto;border:1px solid var(--line);border-radius:4px;display:block;image-rendering:auto}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:14px;margin-top:8px}
+.charts.wide{grid-template-columns:repeat(auto-fill,minmax(360px,1fr))}.charts svg{width:100%;height:auto}
 figcaption{font-size:12px;color:var(--soft);overflow-wrap:break-word;line-height:1.35;margin-top:3px}svg{display:block}
 ul{margin:6px 0;padding-left:20px}
 details summary{cursor:pointer;color:var(--soft)}
@@ -202,8 +210,7 @@ def page(report: Report) -> str:
         'content="width=device-width,initial-scale=1">'
         f"<title>visynth: {escape(report.subject)}</title><style>{STYLE}</style></head><body><main>"
         f"<h1>Does synthesis help on {escape(report.subject)}?</h1>"
-        '<p class="sub">One answer per class, measured on real images of groups that no training saw. Only a shown '
-        "benefit is a yes.</p>"
+        f'<p class="sub">{escape(report.lead)}</p>'
         f'<div class="cards">{cards}</div>{more}{sections}'
         f"<section><h2>Conditions</h2><table>{conditions}</table></section></main></body></html>\n"
     )
@@ -216,7 +223,9 @@ def _card(verdict: ClassVerdict) -> str:
 
 
 def _block(block: Mapping[str, Any]) -> str:
-    return {"text": _text, "list": _list, "table": _table, "arms": _arms, "gallery": _gallery}[block["kind"]](block)
+    blocks = {"text": _text, "list": _list, "table": _table, "arms": _arms, "gallery": _gallery}
+    drawn = {"histograms": charts.histograms, "heatmaps": charts.heatmaps, "scatter": charts.scatter}
+    return (blocks | drawn)[block["kind"]](block)
 
 
 def _text(block: Mapping[str, Any]) -> str:

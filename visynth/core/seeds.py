@@ -13,6 +13,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from visynth.core.errors import UsageError
 
@@ -81,6 +82,45 @@ def noise(seeds: Sequence[int] | torch.Tensor, shape: Sequence[int], stream: str
 
     rows = [rng(int(seed), stream).standard_normal(tuple(shape)).astype(np.float32) for seed in seeds]
     return torch.from_numpy(np.stack(rows)) if rows else torch.empty((0, *shape))
+
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def uniforms(seed: int, rows: NDArray[np.int64], count: int, stream: str = "uniforms") -> NDArray[np.float64]:
+    """Uniform numbers of many rows at once: those of a row depend on (seed, stream, row) alone.
+
+    A counter is hashed by SplitMix64's finaliser: Steele, Lea and Flood, "Fast splittable pseudorandom number
+    generators" (OOPSLA 2014), figure 17, with the multipliers of its reference implementation. One numpy generator a row
+    (:func:`rng`) costs 20 microseconds; this costs about 20 nanoseconds a number.
+
+    Args:
+        seed: in [0, 2**63).
+        rows: int64 ``[N]`` in [0, 2**63).
+        count: numbers a row.
+        stream: keeps independent uses of one seed apart.
+
+    Returns:
+        float64 ``[N, count]`` in the open interval (0, 1), multiples of 2**-53 plus 2**-54.
+
+    Example:
+        >>> both = uniforms(7, np.array([3, 2**40]), 2)
+        >>> bool((both[1] == uniforms(7, np.array([2**40]), 2)[0]).all()), both.shape
+        (True, (2, 2))
+    """
+    if not 0 <= int(seed) < LIMIT:
+        raise UsageError(f"seed must be in [0, 2**63), but got {seed}.")
+    key = np.uint64(derive(stream, int(seed)))
+    row_keys = _mixed(_mixed(np.asarray(rows, np.uint64) + GOLDEN) ^ key)
+    steps = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN
+    bits = _mixed(row_keys[:, None] + steps[None, :]) >> np.uint64(11)
+    return np.asarray((bits.astype(np.float64) + 0.5) * 2.0**-53)
+
+
+def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(x ^ (x >> np.uint64(31)))
 
 
 def by_group(items: Iterable[T]) -> list[list[T]]:

@@ -85,20 +85,27 @@ class Bootstrap:
             np.float64
         )
 
-    def mean(self, cells: Sequence[Scored], metric: str, fpr: float = 0.05) -> tuple[float, Floats]:
-        """A metric's mean over cells, and its replicates ``[R]``; worked out once for each arm, which many comparisons ask for."""
-        key = id(cells), metric, fpr
+    def mean(self, cells: Sequence[Scored], metric: str, level: float = 0.05) -> tuple[float, Floats]:
+        """A metric's mean over cells, and its replicates ``[R]``; worked out once for each arm, which many comparisons ask for.
+
+        Args:
+            cells: of one arm.
+            metric: ``"ap"``, ``"recall"`` (at a false-positive rate of ``level``) or ``"recall at precision"`` (of ``level``).
+            level: of a recall.
+        """
+        key = id(cells), metric, level
         if key not in self._means:
             self._means[key] = (
                 cells,
-                self._mean(cells, metric, fpr),
+                self._mean(cells, metric, level),
             )  # the cells are kept, so that their id stays theirs
         return self._means[key][1]
 
-    def _mean(self, cells: Sequence[Scored], metric: str, fpr: float) -> tuple[float, Floats]:
+    def _mean(self, cells: Sequence[Scored], metric: str, level: float) -> tuple[float, Floats]:
         measures: dict[str, Callable[..., Floats]] = {
             "ap": weighted_ap,
-            "recall": partial(weighted_recall, fpr=fpr),
+            "recall": partial(weighted_recall, fpr=level),
+            "recall at precision": partial(weighted_recall_at_precision, least=level),
         }
         measure = measures[metric]
         total, weight = np.zeros(len(self.groups)), np.zeros(len(self.groups))
@@ -140,6 +147,24 @@ def weighted_recall(truth: NDArray[np.bool_], scores: Floats, weights: Floats, f
     allowed = alarms <= fpr * alarms[:, -1:] + 1e-9
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray((hits * allowed).max(axis=1) / hits[:, -1])
+
+
+def weighted_recall_at_precision(
+    truth: NDArray[np.bool_], scores: Floats, weights: Floats, least: float = 0.5
+) -> Floats:
+    """Largest recall ``[R]`` at a precision of at least ``least``, for R rows of weights; ties against the class.
+
+    Example:
+        >>> truth, scores = np.array([True, False, True]), np.array([0.9, 0.8, 0.7])
+        >>> weighted_recall_at_precision(truth, scores, np.ones((1, 3)), 0.9).tolist()
+        [0.5]
+    """
+    order = np.lexsort((truth, -scores))
+    positive, ordered = truth[order], weights[:, order]
+    hits = np.cumsum(ordered * positive, axis=1)
+    enough = hits >= least * np.cumsum(ordered, axis=1) - 1e-9
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((hits * enough).max(axis=1) / hits[:, -1])
 
 
 def interval(point: float, replicates: Floats, level: float = 0.95) -> Interval:

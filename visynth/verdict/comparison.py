@@ -8,7 +8,7 @@ side, ``evaluate`` takes a rendered set whose generator never saw the test image
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,40 @@ Outcomes = dict[str, tuple[NDArray[np.float64], float, dict[str, Any], NDArray[n
 INNER_FOLDS = 3
 
 
+@dataclass(frozen=True)
+class Wording:
+    """What the compared things are called.
+
+    Attributes:
+        items: what is classified.
+        groups: what belongs together, and what to collect more of.
+        recipes: the arms without synthesis, in words.
+        helps: what to do where synthesis helps.
+        precision: at which recall is told as well; None: not at all.
+    """
+
+    items: str
+    groups: str
+    recipes: Mapping[str, str]
+    helps: str
+    precision: float | None = None
+
+
+IMAGES = Wording(
+    items="images",
+    groups="groups (parts, scenes, patients)",
+    recipes={
+        "real": "the images as they are",
+        "duplicate": "repeat the class's images",
+        "balanced": "a balanced sampler",
+        "logit_adjusted": "logit adjustment",
+        "smote": "SMOTE on features",
+        "augment": "classic augmentation",
+    },
+    helps="mix renders/ into your training with WithSynthetic, and keep your own validation as it is",
+)
+
+
 @dataclass
 class Results:
     """Every arm on every cell of one class: test scores, inner validation scores and choices."""
@@ -48,6 +82,7 @@ class Results:
     counts: dict[str, float] = field(default_factory=dict)
     synthesizer: str = "synthesis"  # what made the arm "synthetic"
     rivals: list[str] = field(default_factory=list)  # arms of other synthesizers, judged beside it
+    wording: Wording = IMAGES
 
     def add(
         self,

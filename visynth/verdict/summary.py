@@ -89,21 +89,12 @@ def summarise(results: Results, *, candidate: str = "synthetic", worth: float = 
     )
 
 
-RECIPES = {
-    "real": "the images as they are",
-    "duplicate": "repeat the class's images",
-    "balanced": "a balanced sampler",
-    "logit_adjusted": "logit adjustment",
-    "smote": "SMOTE on features",
-    "augment": "classic augmentation",
-}
-
-
 def _recipe(results: Results, bootstrap: Bootstrap) -> str:
-    """The best arm without synthesis, in words, with what it gains over the images as they are."""
+    """The best arm without synthesis, in words, with what it gains over the items as they are."""
     means = {n: bootstrap.mean(results.tested[n], "ap")[0] for n in arming.BASELINES if n in results.tested}
     best = max(means, key=lambda name: means[name])
-    words = RECIPES[best]
+    recipes = results.wording.recipes
+    words = recipes[best]
     if best == "augment":
         picked = Counter(str(chosen["candidate"]) for chosen in results.chosen["augment"])
         candidate, count = picked.most_common(1)[0]
@@ -112,7 +103,7 @@ def _recipe(results: Results, bootstrap: Bootstrap) -> str:
     if best == "real":
         return words
     gain, _ = compare(results.tested, best, "real", bootstrap)
-    return f"{words}, {gain.mean:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}] against {RECIPES['real']}"
+    return f"{words}, {gain.mean:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}] against {recipes['real']}"
 
 
 def summarise_classic(results: Results, learner: str, seed: int = 0) -> tuple[str, dict[str, Any]]:
@@ -124,11 +115,14 @@ def summarise_classic(results: Results, learner: str, seed: int = 0) -> tuple[st
 
 
 def _cells_in_words(results: Results) -> str:
-    counts = results.counts
+    counts, items = results.counts, results.wording.items
     synthetic = f"{counts['synthetic']:.0f} synthetic by {results.synthesizer}, " if counts["synthetic"] else ""
+    train, test = (f"{counts[side]:.0f} {side}{'ing' if side == 'train' else ''} {items}" for side in ("train", "test"))
+    if "train groups" in counts:
+        train += f" of {counts['train groups']:.0f} groups"
+        test += f" of {counts['test groups']:.0f} groups"
     return (
-        f"{results.label}: {len(results.rows)} cells, on average {counts['train']:.0f} training images of "
-        f"{counts['train groups']:.0f} groups, {synthetic}{counts['test']:.0f} test images of {counts['test groups']:.0f} groups "
+        f"{results.label}: {len(results.rows)} cells, on average {train}, {synthetic}{test} "
         f"({counts['prevalence']:.0%} of all that are tested)"
     )
 
@@ -162,6 +156,7 @@ def _arm_rows(results: Results, bootstrap: Bootstrap, baseline: str, candidates:
                 "highlight": name in candidates,
                 "more": {
                     f"recall at {FPR:.0%} FPR": round(recall, 3),
+                    **_at_precision(results, bootstrap, name),
                     "validation AP": round(float(np.nanmean(results.inner[name])), 3)
                     if np.isfinite(results.inner[name]).any()
                     else "-",
@@ -173,6 +168,14 @@ def _arm_rows(results: Results, bootstrap: Bootstrap, baseline: str, candidates:
             }
         )
     return rows
+
+
+def _at_precision(results: Results, bootstrap: Bootstrap, name: str) -> dict[str, str]:
+    precision = results.wording.precision
+    if precision is None:
+        return {}
+    own = interval(*bootstrap.mean(results.tested[name], "recall at precision", precision))
+    return {f"recall at {precision:.0%} precision": f"{own.mean:.3f} [{own.low:.2f}, {own.high:.2f}]"}
 
 
 def class_verdict(results: Results, summary: Summary, *, masks: bool, macro_f1: Mapping[str, float]) -> ClassVerdict:
@@ -190,13 +193,12 @@ def class_verdict(results: Results, summary: Summary, *, masks: bool, macro_f1: 
                 f"[{summary.duel.low:+.3f}, {summary.duel.high:+.3f}]"
             )
     if summary.gap is not None and summary.gap.mean > 0:
-        reason += f"; {summary.gap.mean:.0%} of the gap to all real images is closed"
+        reason += f"; {summary.gap.mean:.0%} of the gap to all real {results.wording.items} is closed"
     if answer == HELPS:
-        following = "mix renders/ into your training with WithSynthetic, and keep your own validation as it is"
+        following = results.wording.helps
     elif answer == CANNOT_TELL:
         following = (
-            f"collect more groups (parts, scenes, patients) of {results.label}, above all for testing, and run the "
-            "trial "
+            f"collect more {results.wording.groups} of {results.label}, above all for testing, and run the trial "
             f"again; best without synthesis was {summary.recipe}"
         )
     else:
@@ -242,7 +244,7 @@ def arms_block(results: Results, summary: Summary, learner: str, macro_f1: Mappi
     if summary.gap is not None:
         gap = summary.gap
         note += f"Synthesis closes {gap.mean:.0%} [{gap.low:.0%}, {gap.high:.0%}] of that gap. "
-    note += "Validation AP is of inner folds of the training images, at the prevalence that the class has among them. "
+    note += f"Validation AP is of inner folds of the training {results.wording.items}, at the prevalence that the class has among them. "
     note += (
         f"Effects smaller than {summary.detectable:.2f} AP are not seen with these data (80 % power, two-sided "
         f"{100 * (1 - summary.level):g} %)."

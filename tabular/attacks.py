@@ -1,0 +1,317 @@
+"""Privacy, measured by attacks: what whoever has the synthetic rows learns of the rows that were fitted.
+
+Every attack is run on rows that were fitted (*members*) and on as many held-out rows of the same table (*controls*): what it
+finds of controls is what the population gives away, only the rest is a leak. Distances to closest records are smoke tests:
+Yao et al., "The DCR delusion" (ESORICS 2025) break generators that pass them. Nothing here is a guarantee; figures by
+record are never given out, because they would be a leak themselves (Ganev and De Cristofaro, S&P 2025).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visynth.core import seeds as seeding
+from visynth.core.errors import DataError
+from visynth.tabular.columns import Category, Floats, Values
+from visynth.tabular.distances import SAME, Space
+from visynth.tabular.learners import Boosted, features, scaled
+from visynth.tabular.schema import Schema, Table, missing_in, rows_of, stacked, taken
+
+MOST_ROWS = 3000  # members and controls that are attacked
+MOST_OTHERS = 20_000  # synthetic rows and real ones that are looked at
+RATES = (0.01, 0.001)  # false-positive rates at which hits are told
+LEVEL = 0.95
+COMPONENTS = 8  # of the densities' projection
+TOLERANCE = 0.05  # share of a number's range within which a guess is right
+SECRETS = 6  # columns that are attacked
+MOST_CLASSES = 30  # of a column that is guessed
+
+
+@dataclass(frozen=True)
+class Membership:
+    """Outcome of one membership inference.
+
+    Attributes:
+        attack: its name.
+        auc: area under the ROC curve: 0.5 where members cannot be told from controls.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        hits: by false-positive rate, the share of members found with its 95 % interval (Clopper-Pearson); a rate below
+            one in the number of controls is not claimed.
+        members: rows attacked.
+        controls: rows held against them.
+    """
+
+    attack: str
+    auc: float
+    low: float
+    high: float
+    hits: dict[str, tuple[float, float, float]]
+    members: int
+    controls: int
+
+    @property
+    def leaks(self) -> bool:
+        """Whether more than chance was shown: of the area, or of hits at one of the rates."""
+        return self.low > 0.5 or any(low > float(rate) for rate, (_, low, _) in self.hits.items())
+
+
+@dataclass(frozen=True)
+class Guess:
+    """Outcome of guessing one column from the others.
+
+    Attributes:
+        column: the secret.
+        attack: how it is guessed.
+        members: share of members guessed right.
+        controls: share of controls.
+        risk: ``(members - controls) / (1 - controls)``: what membership adds.
+        low: lower end of the risk's 95 % interval.
+        high: upper end.
+    """
+
+    column: str
+    attack: str
+    members: float
+    controls: float
+    risk: float
+    low: float
+    high: float
+
+    @property
+    def leaks(self) -> bool:
+        return self.low > 0
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """All attacks on one generator.
+
+    Attributes:
+        closer: share of synthetic rows that are closer to members than to equally many controls (ties count half), with its
+            95 % interval: 0.5 is chance.
+        ratio: median over synthetic rows of nearest over second nearest distance, to members and to controls.
+        exact: share of synthetic rows that equal a member, and a control.
+        memberships: membership inferences.
+        guesses: attribute inference and reconstruction.
+    """
+
+    closer: tuple[float, float, float]
+    ratio: tuple[float, float]
+    exact: tuple[float, float]
+    memberships: tuple[Membership, ...]
+    guesses: tuple[Guess, ...] = field(default=())
+
+    @property
+    def leaks(self) -> list[str]:
+        """Attacks that found more than chance, in words."""
+        found = [m.attack for m in self.memberships if m.leaks]
+        found += [f"{g.attack} of {g.column!r}" for g in self.guesses if g.leaks]
+        if self.closer[1] > 0.5:
+            found.insert(0, "distance to closest record")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def attack(
+    members: Table,
+    controls: Table,
+    fake: Table,
+    schema: Schema,
+    *,
+    seed: int = 0,
+    losses: tuple[Floats, Floats] | None = None,
+) -> Privacy:
+    """Run all attacks.
+
+    Args:
+        members: rows that the generator was fitted to.
+        controls: as many rows of the same table that it was not fitted to.
+        fake: synthetic rows.
+        schema: of all of them.
+        seed: of the choice of rows.
+        losses: the generator's own loss of each member and each control, where it has one (white-box attack).
+
+    Raises:
+        DataError: members and controls differ in number: then "closer to members" is what chance gives.
+    """
+    if rows_of(members) != rows_of(controls):
+        raise DataError(
+            f"attacks need as many controls as members, but got {rows_of(controls)} and {rows_of(members)}: take equal parts."
+        )
+    count = min(rows_of(members), MOST_OTHERS)
+    order = [
+        seeding.rng(seed, f"attack/{side}").permutation(rows_of(members))[:count] for side in ("members", "controls")
+    ]
+    members, controls = taken(members, order[0]), taken(controls, order[1])
+    fake = taken(fake, seeding.rng(seed, "attack/fake").permutation(rows_of(fake))[:MOST_OTHERS])
+    space = Space.of(schema, stacked([members, controls]))
+    closer, ratio, exact = _closest(space, members, controls, taken(fake, np.arange(min(rows_of(fake), MOST_ROWS))))
+    few = np.arange(min(count, MOST_ROWS))
+    attacked = taken(members, few), taken(controls, few)
+    near = [-space.nearest(side, fake)[0][:, 0] for side in attacked]
+    memberships = [membership("distance to the nearest synthetic row", near[0], near[1], seed)]
+    if count >= 40:
+        memberships.append(_domias(attacked, fake, schema, seed))
+    if losses is not None:
+        own = [-losses[side][order[side]][few] for side in (0, 1)]
+        memberships.append(membership("the generator's own loss", own[0], own[1], seed))
+    return Privacy(closer, ratio, exact, tuple(memberships), tuple(_guesses(attacked, fake, schema, space, seed)))
+
+
+def _closest(
+    space: Space, members: Table, controls: Table, fake: Table
+) -> tuple[tuple[float, float, float], tuple[float, float], tuple[float, float]]:
+    distances = [space.nearest(fake, side, 2)[0] for side in (members, controls)]
+    first, second = distances[0][:, 0], distances[1][:, 0]
+    share = float(np.mean(first < second) + np.mean(first == second) / 2)
+    low, high = wilson(share, len(first))
+    ratios = [float(np.median(d[:, 0] / np.maximum(d[:, -1], 1e-12))) for d in distances]
+    return (share, low, high), (ratios[0], ratios[1]), (float(np.mean(first <= SAME)), float(np.mean(second <= SAME)))
+
+
+def membership(name: str, members: Floats, controls: Floats, seed: int = 0) -> Membership:
+    """How well a score tells members from controls.
+
+    Args:
+        name: of the attack.
+        members: scores, higher where membership is likelier ``[N]``.
+        controls: scores ``[M]``.
+        seed: of the interval's resampling.
+
+    Example:
+        >>> outcome = membership("copy", np.ones(50), np.zeros(50))
+        >>> outcome.auc, outcome.leaks
+        (1.0, True)
+    """
+    area = _auc(members, controls)
+    generator = seeding.rng(seed, f"attack/{name}")
+    draws = [
+        _auc(generator.choice(members, len(members)), generator.choice(controls, len(controls))) for _ in range(200)
+    ]
+    low, high = np.percentile(draws, [2.5, 97.5])
+    hits = {f"{rate:g}": _hits(members, controls, rate) for rate in RATES if rate * len(controls) >= 1}
+    return Membership(name, area, float(low), float(high), hits, len(members), len(controls))
+
+
+def _auc(members: Floats, controls: Floats) -> float:
+    from scipy.stats import rankdata
+
+    ranks = rankdata(np.concatenate([members, controls]))[: len(members)].sum()
+    return float((ranks - len(members) * (len(members) + 1) / 2) / (len(members) * len(controls)))
+
+
+def _hits(members: Floats, controls: Floats, rate: float) -> tuple[float, float, float]:
+    """Members above the score that at most a share of the controls exceeds, with the interval."""
+    threshold = np.sort(controls)[-int(np.floor(rate * len(controls))) - 1]
+    found = int((members > threshold).sum())
+    low, high = clopper_pearson(found, len(members))
+    return found / len(members), low, high
+
+
+def clopper_pearson(found: int, of: int, level: float = LEVEL) -> tuple[float, float]:
+    """Exact interval of a share (Clopper and Pearson, Biometrika 1934).
+
+    Example:
+        >>> tuple(round(v, 4) for v in clopper_pearson(0, 100))
+        (0.0, 0.0362)
+    """
+    from scipy.stats import beta
+
+    tail = (1 - level) / 2
+    low = 0.0 if found == 0 else float(beta.ppf(tail, found, of - found + 1))
+    high = 1.0 if found == of else float(beta.ppf(1 - tail, found + 1, of - found))
+    return low, high
+
+
+def wilson(share: float, of: int, z: float = 1.96) -> tuple[float, float]:
+    """Interval of a share (Wilson, JASA 1927).
+
+    Example:
+        >>> tuple(round(v, 3) for v in wilson(0.5, 100))
+        (0.404, 0.596)
+    """
+    middle = (share + z**2 / (2 * of)) / (1 + z**2 / of)
+    half = z / (1 + z**2 / of) * np.sqrt(share * (1 - share) / of + z**2 / (4 * of**2))
+    return float(middle - half), float(middle + half)
+
+
+def _domias(attacked: tuple[Table, Table], fake: Table, schema: Schema, seed: int) -> Membership:
+    """Density of synthetic over density of reference rows (van Breugel et al., "Membership inference attacks against
+    synthetic data through overfitting detection", AISTATS 2023, eq. 2): half of the controls are the reference."""
+    from scipy.stats import gaussian_kde
+    from sklearn.decomposition import PCA
+
+    members, controls = attacked
+    half = rows_of(controls) // 2
+    reference, controls = taken(controls, np.arange(half)), taken(controls, np.arange(half, rows_of(controls)))
+    fake = taken(fake, np.arange(min(rows_of(fake), MOST_ROWS)))
+    sides = [members, controls, reference, fake]
+    x = scaled(stacked(sides), schema)
+    ends = np.cumsum([rows_of(side) for side in sides])[:-1]
+    # Densities need few dimensions, and as many rows as these.
+    dims = int(min(COMPONENTS, x.shape[1], max(min(half, rows_of(fake)) // 10, 1)))
+    own, other, ref, made = np.split(PCA(dims, random_state=seed % 2**32).fit(x).transform(x), ends)
+    jitter = seeding.rng(seed, "attack/jitter")
+    estimates = [gaussian_kde((side + 1e-4 * jitter.standard_normal(side.shape)).T) for side in (made, ref)]
+    scores = [estimates[0].logpdf(side.T) - estimates[1].logpdf(side.T) for side in (own, other)]
+    return membership("density against a reference (DOMIAS)", np.nan_to_num(scores[0]), np.nan_to_num(scores[1]), seed)
+
+
+def secrets(schema: Schema, real: Table) -> list[str]:
+    """Columns that are worth guessing: those with the most values that people do not share."""
+    entropy = {}
+    for column in schema.modelled:
+        values = real[column.name]
+        if isinstance(column, Category) and len(column.categories) > MOST_CLASSES:
+            continue
+        shares = np.unique(values[~missing_in(values)], return_counts=True)[1] / max(len(values), 1)
+        entropy[column.name] = float(-(shares * np.log(shares)).sum()) if len(shares) else 0.0
+    return sorted(entropy, key=lambda name: -entropy[name])[:SECRETS]
+
+
+def _guesses(attacked: tuple[Table, Table], fake: Table, schema: Schema, space: Space, seed: int) -> Sequence[Guess]:
+    found = []
+    names = secrets(schema, attacked[0])
+    train = taken(fake, np.arange(min(rows_of(fake), 2 * MOST_ROWS)))
+    for name in names:
+        near = [train[name][space.nearest(side, train, without=name)[1][:, 0]] for side in attacked]
+        found.append(_guess(name, "reconstruction from the nearest synthetic row", near, attacked, schema, space))
+        if isinstance(schema[name], Category):
+            guessed = _inferred(name, attacked, train, schema, seed)
+            if guessed is not None:
+                found.append(_guess(name, "attribute inference", guessed, attacked, schema, space))
+    return found
+
+
+def _inferred(name: str, attacked: tuple[Table, Table], fake: Table, schema: Schema, seed: int) -> list[Values] | None:
+    """The column as a classifier of the synthetic rows guesses it from the others."""
+    if len(np.unique(fake[name])) < 2 or len(schema.modelled) < 2:
+        return None
+    x, categorical = features(fake, schema, [name])
+    model = Boosted(categorical, seed, max_iter=60, early_stopping=False).fit(x, fake[name])
+    return [model.guesses(features(side, schema, [name])[0]) for side in attacked]
+
+
+def _guess(
+    name: str, how: str, guessed: Sequence[Values], attacked: tuple[Table, Table], schema: Schema, space: Space
+) -> Guess:
+    rights = [_right(values, side[name], schema, space, name) for values, side in zip(guessed, attacked, strict=True)]
+    a, b = (float(right.mean()) for right in rights)
+    spread = np.sqrt(sum(right.var() / len(right) for right in rights))
+    room = max(1 - b, 1e-9)
+    return Guess(name, how, a, b, (a - b) / room, (a - b - 1.96 * spread) / room, (a - b + 1.96 * spread) / room)
+
+
+def _right(guessed: Values, truth: Values, schema: Schema, space: Space, name: str) -> NDArray[np.bool_]:
+    if isinstance(schema[name], Category):
+        return np.asarray(guessed == truth)
+    near = np.abs(guessed - truth) <= TOLERANCE * space.ranges[name]
+    return np.asarray(near | (np.isnan(guessed) & np.isnan(truth)))

@@ -1,0 +1,509 @@
+"""The contract of every table generator: fit, sample, impute, save, load.
+
+A row is a function of (generator, seed, row number, conditions) alone: not of the chunk it is drawn in, nor of global
+random state. Arithmetic is rounded differently at other batch sizes, so rows are always computed in blocks of ``BLOCK``,
+padded where fewer are asked for. A row that breaks a condition or a rule is drawn again, with the next attempt's numbers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visynth.core import seeds as seeding
+from visynth.core.artifact import Artifact, load_artifact
+from visynth.core.errors import DataError, IntegrityError, UsageError, choices
+from visynth.core.members import Member
+from visynth.core.progress import Progress, no_progress
+from visynth.tabular.columns import Category, Floats, Kind, Values
+from visynth.tabular.conditions import NO_CONDITIONS, Conditions, present, read_conditions
+from visynth.tabular.constraints import Constraint, Rules, read_constraint
+from visynth.tabular.frames import check_frame, in_library, to_pandas
+from visynth.tabular.inference import infer
+from visynth.tabular.schema import Schema, Table, missing_in, rows_of, stacked, taken
+
+if TYPE_CHECKING:
+    import torch
+
+SCHEMA = "visynth.table/1"
+BLOCK = 1024  # rows computed together
+CHUNK = 64 * BLOCK  # rows held together while streaming
+ATTEMPTS = 5000  # draws of a row before it is said that it cannot be had
+ROUND = 8 * BLOCK  # redraws computed at a time
+FAR = 2**42  # more than any row's number: keeps the attempts of a row apart
+LEAST_ROWS = 10
+MOST_MEMBERS = 200_000  # rows whose fingerprints are kept
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a generator knows of its table.
+
+    Attributes:
+        schema: of the frame.
+        rules: between its columns.
+        target: the class column, or None.
+        rows: number of rows that were fitted.
+        members: fingerprints of them.
+        notes: what people should know.
+    """
+
+    schema: Schema
+    rules: Rules = field(default_factory=Rules)
+    target: str | None = None
+    rows: int = 0
+    members: tuple[Member, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def model_schema(self) -> Schema:
+        """Columns that the model sees: computed ones are left out."""
+        own = [c.name for c in self.schema.modelled if c.name not in self.rules.computed]
+        return self.schema.only(own)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the target's categories."""
+        if self.target is None:
+            return ()
+        column = self.schema[self.target]
+        return tuple(map(str, column.categories)) if isinstance(column, Category) else ()
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Random numbers of one block of rows.
+
+    Attributes:
+        keys: one number for each row and attempt, int64 ``[N]``.
+        seed: of the sample.
+        group: number of the block, -1 for redraws: what rows of a block share follows from it.
+    """
+
+    keys: Rows
+    seed: int
+    group: int
+
+    def uniforms(self, count: int, stream: str) -> Floats:
+        """Uniform numbers ``[N, count]`` in (0, 1)."""
+        return seeding.uniforms(self.seed, self.keys, count, stream)
+
+    def normals(self, count: int, stream: str) -> Floats:
+        """Standard normal numbers ``[N, count]``."""
+        from scipy.special import ndtri
+
+        return np.asarray(ndtri(self.uniforms(count, stream)), np.float64)
+
+    def shared(self, stream: str) -> np.random.Generator:
+        """A generator that all rows of the block share."""
+        return seeding.rng(self.seed, f"{stream}/{self.group}")
+
+
+class Synthesizer(ABC):
+    """One table generator. Subclasses write ``_fit``, ``_draw``, ``arguments``, ``weights`` and ``_restore``.
+
+    Example:
+        >>> import pandas
+        >>> from visynth.tabular import GaussianCopula
+        >>> frame = pandas.DataFrame({"x": range(40), "c": ["a", "b"] * 20})
+        >>> sample = GaussianCopula().fit(frame).sample(5, conditions={"c": "b"}, seed=1)
+        >>> sample["c"].tolist()
+        ['b', 'b', 'b', 'b', 'b']
+    """
+
+    network: ClassVar[str]  # registered name
+    fits_by: ClassVar[str] = "counting"  # for the card
+    imputes: ClassVar[bool] = False  # whether rows can be drawn under any set of given cells
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._fitted: Fitted | None = None
+        self._digest: str | None = None
+
+    # -- for authors -------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _fit(self, table: Table, progress: Progress, **training: Any) -> None:
+        """Fit the model to a table of ``fitted.model_schema``."""
+
+    @abstractmethod
+    def _draw(self, draw: Draw, conditions: Conditions) -> Table:
+        """A block of ``BLOCK`` rows of the model's columns. Conditions may be kept, or left to the redraw."""
+
+    @abstractmethod
+    def arguments(self) -> dict[str, Any]:
+        """Plain JSON that, with the weights and what is fitted, rebuilds the model."""
+
+    @abstractmethod
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Tensors of the model, on the CPU."""
+
+    @classmethod
+    @abstractmethod
+    def _restore(
+        cls, fitted: Fitted, arguments: Mapping[str, Any], weights: dict[str, torch.Tensor], device: str
+    ) -> Self:
+        """The model again."""
+
+    # -- fitting -----------------------------------------------------------------------------------------------------
+
+    @property
+    def fitted(self) -> Fitted:
+        """What is known of the table. A UsageError before the fit."""
+        if self._fitted is None:
+            raise UsageError(f"this {type(self).__name__} has not been fitted: call fit(frame), or load one.")
+        return self._fitted
+
+    @property
+    def schema(self) -> Schema:
+        return self.fitted.schema
+
+    def fit(
+        self,
+        frame: Any,
+        *,
+        target: str | None = None,
+        kinds: Mapping[str, Kind] | None = None,
+        schema: Schema | None = None,
+        constraints: Sequence[Constraint | Mapping[str, Any]] = (),
+        members: Literal["rows", "none"] = "rows",
+        progress: Progress = no_progress,
+        **training: Any,
+    ) -> Self:
+        """Fit to a table.
+
+        Args:
+            frame: a pandas or polars frame.
+            target: the class column; all its values are modelled, however rare.
+            kinds: of columns where the data mislead; see :func:`visynth.tabular.inference.infer`.
+            schema: instead of one inferred from the frame.
+            constraints: rules between columns, checked on the frame first.
+            members: ``"rows"`` keeps a fingerprint of every row, so that tests on rows that were fitted are refused;
+                whoever has them can check whether a row that they guess was there. ``"none"`` keeps none.
+            progress: receives lines.
+            training: further arguments of the model's training (``trainer=``, ``checkpoint=``).
+
+        Raises:
+            DataError: the frame cannot be modelled; all problems at once.
+            UsageError: wrong arguments.
+        """
+        rows, _ = to_pandas(frame)
+        check_frame(rows, least=LEAST_ROWS)
+        schema = infer(frame, kinds, target) if schema is None else schema
+        if target is not None and not isinstance(schema[target], Category):
+            raise UsageError(f"target {target!r} is {schema[target].kind}: a class column has categories.")
+        table = schema.table(rows)
+        rules = Rules.of(constraints, schema, table)
+        if target in rules.computed:
+            raise UsageError(f"target {target!r} is computed by a constraint: drop the constraint.")
+        prints = fingerprints(schema, table, target) if members == "rows" and len(rows) <= MOST_MEMBERS else ()
+        self._fitted = Fitted(schema, rules, target, len(rows), prints, schema.notes)
+        self._digest = None
+        if not self.fitted.model_schema.columns:
+            raise DataError("the table has no column to model: all are identifiers, text or constant.")
+        self._fit({c.name: table[c.name] for c in self.fitted.model_schema.columns}, progress, **training)
+        return self
+
+    def add_notes(self, notes: Sequence[str]) -> None:
+        """Further things that people should know of the fit."""
+        self._fitted = replace(self.fitted, notes=(*self.fitted.notes, *notes))
+
+    # -- sampling ----------------------------------------------------------------------------------------------------
+
+    def sample(self, n: int, *, conditions: Any = None, seed: int = 0) -> Any:
+        """A frame of ``n`` synthetic rows, of the fitted frame's library, columns and data types.
+
+        Args:
+            n: number of rows.
+            conditions: see :func:`visynth.tabular.conditions.read_conditions`; every returned row satisfies them.
+            seed: in [0, 2**63). Equal seeds give equal frames.
+
+        Raises:
+            UsageError: conditions that no data can satisfy.
+            DataError: too few rows that satisfy the conditions or constraints can be drawn.
+        """
+        _check_count(n)
+        table, rows = self.rows(np.arange(n), seed, read_conditions(self.schema, conditions, n))
+        return self.schema.frame(table, rows, seed)
+
+    def stream(self, n: int, *, conditions: Any = None, seed: int = 0, chunk: int = CHUNK) -> Iterator[Any]:
+        """The frame of :meth:`sample` in pieces of at most ``chunk`` rows, so that memory stays flat."""
+        _check_count(n)
+        given = read_conditions(self.schema, conditions, n)
+        seen: list[set[bytes]] = [set() for _ in self.fitted.rules.unique]
+        for start in range(0, n, chunk):
+            numbers = np.arange(start, min(start + chunk, n))
+            table, rows = self.rows(numbers, seed, given.take(numbers), seen)
+            yield self.schema.frame(table, rows, seed)
+
+    def rows(
+        self,
+        numbers: Rows,
+        seed: int,
+        conditions: Conditions = NO_CONDITIONS,
+        seen: list[set[bytes]] | None = None,
+        ruled: bool = True,
+    ) -> tuple[Table, Rows]:
+        """Rows by their numbers, as model values with computed columns, and the numbers.
+
+        Args:
+            numbers: int64 ``[N]``, rising.
+            seed: of the sample.
+            conditions: of these rows.
+            seen: keys that unique columns had before these rows; new ones are added.
+            ruled: whether rows must keep the constraints.
+        """
+        seen = [set() for _ in self.fitted.rules.unique] if seen is None else seen
+        groups = np.split(np.arange(len(numbers)), np.flatnonzero(np.diff(numbers // BLOCK)) + 1)
+        blocks = [(int(numbers[places[0]]) // BLOCK, numbers[places], conditions.take(places)) for places in groups]
+        table = self._complete([self._block(Draw(keys, seed, group), own) for group, keys, own in blocks])
+        left = np.flatnonzero(self._bad(table, conditions, ruled))
+        attempt = 1
+        while len(left) and attempt < ATTEMPTS:
+            tries = max(ROUND // len(left), 1)
+            drawn, good = self._redraw(
+                numbers[left], np.arange(attempt, attempt + tries), seed, conditions.take(left), ruled
+            )
+            table = _replaced(table, left[good], drawn)
+            left, attempt = left[~good], attempt + tries
+        if len(left):
+            raise DataError(self._refusal(conditions, len(left), len(numbers)))
+        if self.fitted.rules.unique and ruled:
+            table = self._made_unique(table, numbers, seed, conditions, seen)
+        return table, numbers
+
+    def _redraw(
+        self, numbers: Rows, attempts: Rows, seed: int, conditions: Conditions, ruled: bool = True
+    ) -> tuple[Table, NDArray[np.bool_]]:
+        """The first good one of several attempts at each row, and which rows have one."""
+        places = np.repeat(np.arange(len(numbers)), len(attempts))
+        keys = numbers[places] + np.tile(attempts, len(numbers)) * FAR
+        own = conditions.take(places)
+        starts = range(0, len(keys), BLOCK)
+        blocks = [
+            self._block(Draw(keys[s : s + BLOCK], seed, -1), own.take(np.arange(s, min(s + BLOCK, len(keys)))))
+            for s in starts
+        ]
+        table = self._complete(blocks)
+        good = ~self._bad(table, own, ruled).reshape(len(numbers), len(attempts))
+        first = np.arange(len(numbers)) * len(attempts) + good.argmax(axis=1)
+        done = np.asarray(good.any(axis=1))
+        return taken(table, first[done]), done
+
+    def _block(self, draw: Draw, conditions: Conditions) -> Table:
+        """Rows of a block, computed at its full size."""
+        count = len(draw.keys)
+        padded = np.concatenate([np.arange(count), np.full(BLOCK - count, count - 1)])
+        return taken(self._draw(replace(draw, keys=draw.keys[padded]), conditions.take(padded)), np.arange(count))
+
+    def _complete(self, blocks: Sequence[Table]) -> Table:
+        return self.fitted.rules.complete(stacked(blocks), self.schema)
+
+    def _bad(self, table: Table, conditions: Conditions, ruled: bool) -> NDArray[np.bool_]:
+        """Rows that break a condition or a rule."""
+        bad = conditions.broken(table, rows_of(table))
+        return bad | self.fitted.rules.broken(table, self.schema) if ruled else bad
+
+    def _refusal(self, conditions: Conditions, failed: int, count: int) -> str:
+        asked = f" with conditions on {choices(conditions.columns)}" if conditions.any else ""
+        ruled = f" and constraints on {choices(sorted({n for c in self.fitted.rules.constraints for n in c.columns}))}"
+        return (
+            f"{failed} of {count} rows{asked}{ruled if self.fitted.rules.constraints else ''} could not be had in {ATTEMPTS} draws "
+            f"each: {self.network} hardly ever makes such rows. Loosen the conditions"
+            + ("." if self.network == "masked" else ", or fit 'masked', which draws under conditions directly.")
+        )
+
+    def _made_unique(
+        self, table: Table, numbers: Rows, seed: int, conditions: Conditions, seen: list[set[bytes]]
+    ) -> Table:
+        """Rows whose unique columns repeat an earlier row's are drawn again, in the order of the rows."""
+        rules = self.fitted.rules
+        keys = [list(c.keys(table)) for c in rules.unique]
+        for place in range(len(numbers)):
+            attempt, here = ATTEMPTS, np.array([place])
+            while any(column[place] in before for column, before in zip(keys, seen, strict=True)):
+                if attempt == 2 * ATTEMPTS:
+                    names = choices([name for c in rules.unique for name in c.of])
+                    raise DataError(
+                        f"row {int(numbers[place])}: no new combination of {names} in {ATTEMPTS} draws, so that it could not be "
+                        "unique. Ask for fewer rows, or declare the key column as id: ids are regenerated, each another."
+                    )
+                drawn, good = self._redraw(numbers[here], np.array([attempt]), seed, conditions.take(here))
+                attempt += 1
+                if good.all():
+                    table = _replaced(table, here, drawn)
+                    for column, constraint in zip(keys, rules.unique, strict=True):
+                        column[place] = constraint.keys(drawn)[0]
+            for column, before in zip(keys, seen, strict=True):
+                before.add(column[place])
+        return table
+
+    def impute(self, frame: Any, *, seed: int = 0) -> Any:
+        """The frame with its missing cells drawn given the others; identifiers and text stay as they are.
+
+        Args:
+            frame: rows with the fitted table's columns; any cell may be missing.
+            seed: equal seeds fill equally.
+
+        Raises:
+            UsageError: a model that cannot.
+            DataError: unknown categories and the like; all problems at once.
+        """
+        if not self.imputes:
+            raise UsageError(f"{self.network} cannot impute: fit 'masked' or 'copula', which can.")
+        schema = self.schema
+        table, given = holes(schema, frame)
+        own = self.fitted.model_schema.columns
+        conditions = Conditions(
+            {c.name: (table[c.name], given[c.name]) for c in own}, {c.name: present(c) for c in own}
+        )
+        filled, _ = self.rows(np.arange(rows_of(table)), seed, conditions, ruled=False)
+        result, library = to_pandas(frame)
+        result = result.copy()
+        for column in schema.modelled:
+            gaps = ~given[column.name]
+            if gaps.any():
+                whole = column.format(np.where(gaps, filled[column.name], table[column.name]))
+                result[column.name] = whole.set_axis(result.index)
+        return in_library(result, library)
+
+    def losses(self, frame: Any, *, seed: int = 0) -> Floats | None:
+        """The model's own loss of each row ``[N]``, for white-box attacks; None where a model has none."""
+        return None
+
+    # -- storing -----------------------------------------------------------------------------------------------------
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 of what decides every row."""
+        if self._digest is None:
+            self._digest = self.artifact().digest
+        return self._digest
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What people are told of it."""
+        fitted = self.fitted
+        return {
+            "task": "synthetic rows of a table",
+            "fitted by": self.fits_by,
+            "rows fitted": fitted.rows,
+            "columns": len(fitted.schema.columns),
+            "target": fitted.target or "none",
+            "notes": list(fitted.notes),
+            "privacy": "trained without differential privacy: see the attacks in the report of 'visynth tabular trial'",
+            "licence": "as the table that it was fitted to",
+            "made by": "visynth tabular",
+        }
+
+    def artifact(self) -> Artifact:
+        """The generator as it is stored."""
+        from safetensors.torch import save
+
+        fitted = self.fitted
+        identity = {
+            "schema": SCHEMA,
+            "network": self.network,
+            "classes": list(fitted.classes),
+            "arguments": self.arguments(),
+            "table": fitted.schema.to_json(),
+            "constraints": fitted.rules.to_json(),
+            "target": fitted.target,
+            "block": BLOCK,
+        }
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(self.weights().items())}
+        card = {**self.card, "notes": list(fitted.notes)}
+        return Artifact(identity, save(weights), fitted.members, card)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the generator folder; it appears complete or not at all. There is no pickle in it."""
+        stored = self.artifact()
+        return stored.save(folder, _readme(self, stored.digest))
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "cpu") -> Self:
+        """A generator of this class from its folder.
+
+        Raises:
+            IntegrityError: altered, cut short, or of another class.
+        """
+        stored = load_artifact(folder, (SCHEMA,))
+        if cls is not Synthesizer and getattr(cls, "network", None) != stored.identity["network"]:
+            raise IntegrityError(f"{folder} holds a {stored.identity['network']!r} generator, not {cls.network!r}.")
+        loaded = from_artifact(stored, device)
+        if loaded.digest != stored.digest:
+            raise IntegrityError(f"{folder} was altered: generator.json does not match its own digest.")
+        return loaded  # type: ignore[return-value]
+
+
+def from_artifact(stored: Artifact, device: str = "cpu") -> Synthesizer:
+    """The generator that an artifact of schema ``visynth.table/1`` holds."""
+    from safetensors.torch import load
+
+    from visynth.core import plugins
+
+    said = stored.identity
+    kind: type[Synthesizer] = plugins.load("synthesizers", said["network"])
+    rules = Rules(tuple(read_constraint(c) for c in said["constraints"]))
+    rows, notes = int(stored.card.get("rows fitted", 0)), tuple(stored.card.get("notes", ()))
+    fitted = Fitted(Schema.from_json(said["table"]), rules, said["target"], rows, stored.members, notes)
+    return kind._restore(fitted, said["arguments"], load(stored.weights), device)
+
+
+def fingerprints(schema: Schema, table: Table, target: str | None, split: str = "train") -> tuple[Member, ...]:
+    """One member a row: a hash of its modelled values, and its class."""
+    labels = schema[target].format(table[target]).astype(str).tolist() if target is not None else [""] * rows_of(table)
+    return tuple(
+        Member(f"row/{number:09d}", label, "", split, mark, "", "")
+        for number, (mark, label) in enumerate(zip(row_hashes(schema, table), labels, strict=True))
+    )
+
+
+def row_hashes(schema: Schema, table: Mapping[str, Values]) -> list[str]:
+    """Hex hash of each row's modelled values as text, the same for equal rows of any frame."""
+    columns = [list(map(str, c.format(table[c.name]).tolist())) for c in schema.modelled]
+    return [blake2b("\x1f".join(row).encode(), digest_size=16).hexdigest() for row in zip(*columns, strict=True)]
+
+
+def holes(schema: Schema, frame: Any) -> tuple[Table, dict[str, NDArray[np.bool_]]]:
+    """Values of a frame that may have missing cells anywhere, and where each column has a value."""
+    rows, _ = to_pandas(frame)
+    lenient = replace(schema, columns=tuple(replace(c, nullable=True) if c.modelled else c for c in schema.columns))
+    table = lenient.table(rows)
+    return table, {name: ~missing_in(values) for name, values in table.items()}
+
+
+def _replaced(table: Table, places: Rows, new: Table) -> Table:
+    for name, values in new.items():
+        table[name][places] = values
+    return table
+
+
+def _check_count(n: int) -> None:
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
+        raise UsageError(f"n must be a whole number of at least 1, but got {n!r}.")
+
+
+def _readme(generator: Synthesizer, digest: str) -> str:
+    fitted = generator.fitted
+    rows = "".join(
+        f"| {c.name} | {c.kind} | {c.dtype} | {'yes' if c.nullable else 'no'} |\n" for c in fitted.schema.columns
+    )
+    notes = "".join(f"- {note}\n" for note in fitted.notes) or "- none\n"
+    members = "`members.jsonl` has a fingerprint of each" if fitted.members else "no fingerprints of them are kept"
+    return (
+        f"# {generator.network} table generator\n\nFitted to {fitted.rows} rows ({members}). Digest: `{digest}`\n\n"
+        f"| column | kind | data type | missing values |\n|---|---|---|---|\n{rows}\n"
+        f"Notes:\n\n{notes}\n"
+        "Intended use: training data for the table above. Not for evaluation, not as evidence about real people or things. "
+        "It was fitted without differential privacy.\n"
+    )

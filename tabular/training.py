@@ -1,0 +1,252 @@
+"""Training of a table generator as a Lightning module: an endless stream of row batches, a schedule, an average.
+
+Every random number of a step is a function of (seed, step), and a rank takes its share of the step's rows: a training that
+goes on from a checkpoint, or runs on two processes, meets the same numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+import numpy as np
+import pytorch_lightning
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from visynth.core import distributed
+from visynth.core import seeds as seeding
+from visynth.core.errors import Diverged, UsageError
+from visynth.core.progress import Progress, no_progress, time_left
+from visynth.core.quiet import quiet_lightning
+from visynth.tabular.base import Fitted, Synthesizer
+from visynth.tabular.schema import Table, rows_of
+
+Batch = dict[str, Tensor]
+Arrays = dict[str, NDArray[Any]]
+WARMUP = 0.1  # share of the steps in which the learning rate rises
+TELL = 20.0  # seconds between lines of progress
+
+
+class Stream(IterableDataset[Batch]):
+    """Batches of a table from a step on, without end.
+
+    Args:
+        arrays: the encoded table, each ``[N, ...]``.
+        module: says how many rows a batch has, what random numbers it needs, and which step is next.
+    """
+
+    def __init__(self, arrays: Arrays, module: Trained) -> None:
+        self.arrays, self.module = arrays, module
+        self.rows = len(next(iter(arrays.values())))
+
+    def __iter__(self) -> Iterator[Batch]:
+        step = int(self.module.steps_done)
+        size, seed = min(int(self.module.args.batch_size), self.rows), int(self.module.args.seed)
+        rank, world = distributed.rank(), distributed.world_size()
+        epoch, order = -1, np.zeros(0, np.int64)
+        while True:
+            generator = seeding.rng(seed, f"tabular/step/{step}")
+            places = np.arange(step * size, (step + 1) * size)
+            picked = np.empty(size, np.int64)
+            for number in np.unique(places // self.rows):
+                if number != epoch:
+                    epoch, order = int(number), seeding.rng(seed, f"tabular/epoch/{number}").permutation(self.rows)
+                own = places // self.rows == number
+                picked[own] = order[places[own] % self.rows]
+            picked, noise = self.module.batch(picked, generator)
+            mine = slice(rank, None, world)
+            batch = {name: torch.from_numpy(values[picked[mine]]) for name, values in self.arrays.items()}
+            yield batch | {name: torch.from_numpy(np.ascontiguousarray(values[mine])) for name, values in noise.items()}
+            step += 1
+
+
+class Trained(Synthesizer, pytorch_lightning.LightningModule):
+    """A table generator that is trained by gradient steps. Subclasses also write ``encode``, ``build`` and ``loss``.
+
+    They call ``save_hyperparameters`` with ``steps``, ``batch_size``, ``lr``, ``ema``, ``seed``, ``most_bins`` and
+    ``rare_below`` among their arguments.
+    """
+
+    steps_done: Tensor
+    net: nn.Module
+    average: nn.Module
+    weight_decay = 0.01
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps_done", torch.zeros((), dtype=torch.int64))
+        self.arrays: Arrays | None = None
+
+    # -- for authors -------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def encode(self, table: Table) -> Arrays:
+        """Fit the encoding to a table, and encode it."""
+
+    @abstractmethod
+    def encoding_json(self) -> dict[str, Any]:
+        """The encoding as plain JSON."""
+
+    @abstractmethod
+    def restore_encoding(self, said: Mapping[str, Any]) -> None:
+        """The encoding again."""
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The network for the encoding."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Loss of a batch: a scalar."""
+        raise NotImplementedError
+
+    def noise(self, count: int, generator: np.random.Generator) -> Arrays:
+        """Random numbers of a batch of ``count`` rows, each ``[count, ...]``."""
+        return {}
+
+    def batch(self, rows: NDArray[np.int64], generator: np.random.Generator) -> tuple[NDArray[np.int64], Arrays]:
+        """Rows of a batch and its random numbers; a model may choose other rows."""
+        return rows, self.noise(len(rows), generator)
+
+    # -- fitting -----------------------------------------------------------------------------------------------------
+
+    @property
+    def args(self) -> Any:
+        return self.hparams
+
+    @quiet_lightning()
+    def _fit(self, table: Table, progress: Progress, **training: Any) -> None:
+        trainer: Any = training.pop("trainer", None)
+        checkpoint = training.pop("checkpoint", None)
+        if training:
+            raise UsageError(
+                f"fit has no argument {next(iter(training))!r}; a training takes trainer= and checkpoint=."
+            )
+        self.arrays = self.encode(table)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(self.args.seed))
+            self.set_network(self.build())
+        self.steps_done.zero_()
+        trainer = default_trainer() if trainer is None else trainer
+        trainer.callbacks.append(Lines(progress, min(int(self.args.batch_size), rows_of(table))))
+        trainer.fit(self, DataLoader(Stream(self.arrays, self), batch_size=None), ckpt_path=checkpoint)
+        self.arrays = None
+        self.eval()
+
+    def set_network(self, net: nn.Module) -> None:
+        """The network, and its average of now on."""
+        self.net = net
+        self.average = copy.deepcopy(net).requires_grad_(False).eval()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(
+            self.net.parameters(), lr=self.args.lr, weight_decay=self.weight_decay, betas=(0.9, 0.99)
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step / int(self.args.steps)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self.stop_unless_finite(loss)
+        self.log("loss", loss.detach(), prog_bar=True, batch_size=len(next(iter(batch.values()))))
+        return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.after_step()
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Move the average, count the step."""
+        done = int(self.steps_done)
+        keep = min(float(self.args.ema), (1 + done) / (10 + done))
+        ours: list[Tensor] = [*self.average.parameters()]
+        theirs: list[Tensor] = [*self.net.parameters()]
+        torch._foreach_lerp_(ours, theirs, 1 - keep)
+        for own, new in zip(self.average.buffers(), self.net.buffers(), strict=True):
+            own.copy_(new)
+        self.steps_done += 1
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        # Lightning's max_steps would count a GAN's two optimisers.
+        if int(self.steps_done) >= int(self.args.steps):
+            self.trainer.should_stop = True
+
+    def stop_unless_finite(self, loss: Tensor) -> None:
+        """Every rank stops together before a step that would spoil the weights.
+
+        Raises:
+            Diverged: on every rank, when it is bad on any.
+        """
+        if not bool(torch.isfinite(distributed.averaged(loss.detach()))):
+            raise Diverged(
+                f"the loss became infinite or not a number after {int(self.steps_done)} steps. Lower the learning rate (now "
+                f"{self.args.lr:g})."
+            )
+
+    # -- storing -----------------------------------------------------------------------------------------------------
+
+    def weights(self) -> dict[str, Tensor]:
+        return dict(self.average.state_dict())
+
+    def arguments(self) -> dict[str, Any]:
+        return {"hparams": dict(self.hparams), "encoding": self.encoding_json()}
+
+    @classmethod
+    def _restore(cls, fitted: Fitted, arguments: Mapping[str, Any], weights: dict[str, Tensor], device: str) -> Self:
+        module = cls(**arguments["hparams"])
+        module._fitted = fitted
+        module.restore_encoding(arguments["encoding"])
+        with torch.random.fork_rng(devices=[]):
+            net = module.build()
+        net.load_state_dict(weights)
+        module.set_network(net)
+        return module.to(device).eval()
+
+
+def one_cycle(share: float) -> float:
+    """Learning rate over a training, as a share of its peak: up in a tenth, down by a cosine.
+
+    Example:
+        >>> [round(one_cycle(share), 2) for share in (0.0, 0.1, 0.55, 1.0)]
+        [0.04, 1.0, 0.5, 0.0]
+    """
+    if share < WARMUP:
+        return 0.04 + 0.96 * share / WARMUP
+    return 0.5 * (1 + math.cos(math.pi * min((share - WARMUP) / (1 - WARMUP), 1.0)))
+
+
+def default_trainer(**more: Any) -> pytorch_lightning.Trainer:
+    """A trainer that goes on until the module has made its steps, logs nowhere and writes no checkpoint."""
+    own = {
+        "max_epochs": -1, "accelerator": "auto", "devices": 1, "logger": False, "enable_checkpointing": False,
+        "enable_progress_bar": False, "enable_model_summary": False, "use_distributed_sampler": False,
+    }  # fmt: skip
+    return pytorch_lightning.Trainer(**{**own, **more})
+
+
+class Lines(pytorch_lightning.Callback):
+    """Lines of progress: steps, rows a second, time left."""
+
+    def __init__(self, progress: Progress, rows: int) -> None:
+        self.progress, self.rows = progress, rows
+        self._started, self._told, self._first = 0.0, 0.0, 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._started = self._told = time.monotonic()
+        self._first = int(pl_module.steps_done)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        now = time.monotonic()
+        if now - self._told < TELL or self.progress is no_progress or not distributed.is_main():
+            return
+        self._told, done, steps = now, int(pl_module.steps_done), int(pl_module.args.steps)
+        rate = (done - self._first) / (now - self._started)
+        left = time_left((steps - done) / rate)
+        self.progress(f"    {pl_module.network}: step {done} of {steps}, {rate * self.rows:.0f} rows/s, {left}")

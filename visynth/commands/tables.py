@@ -1,0 +1,264 @@
+"""Tables: from a file to a verdict and a balanced file, and the steps one by one."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from json import dumps
+from pathlib import Path
+from typing import Any, Literal
+
+from visynth.commands.printing import printer, verdicts
+from visynth.core.errors import UsageError
+
+
+def tabular_trial(
+    data: str,
+    target: str,
+    out: str = "trial",
+    rare: list[str] | None = None,
+    synthesizer: str = "masked",
+    arguments: dict[str, Any] | None = None,
+    minutes: float = 10.0,
+    draws: int = 5,
+    folds: int = 3,
+    seed: int = 0,
+    kinds: dict[str, str] | None = None,
+    drop: list[str] | None = None,
+    groups: str | None = None,
+    write: Literal["safe", "balanced"] = "safe",
+    json: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Do synthetic rows help? From a table with a rare class to a verdict, a generator and a balanced file.
+
+    Args:
+        data: CSV or Parquet file; give the training part only.
+        target: the class column.
+        out: folder for generator/, the balanced file, report.json and report.html.
+        rare: values of the target that matter; by default the rarest.
+        synthesizer: masked, ctgan, tvae, diffusion, copula, marginals or oversampler.
+        arguments: of the synthesizer, e.g. '{width: 128}'; steps among them fixes the length of every fit.
+        minutes: time budget, for which steps and draws are planned.
+        draws: repetitions with other folds.
+        folds: test parts of each draw.
+        seed: of everything.
+        kinds: of columns where the data mislead, e.g. '{zip: categorical, note: text}'.
+        drop: columns to leave out.
+        groups: column of what belongs together (customer, machine, patient); not modelled.
+        write: balanced writes the balanced file in any case, safe not where it was shown not to help.
+        json: print the verdicts as JSON.
+        quiet: no progress.
+    """
+    from visynth.tabular.trial import TableTrial, run_trial
+
+    options = TableTrial(
+        synthesizer=synthesizer, arguments=arguments or {}, minutes=minutes, draws=draws, folds=folds, seed=seed,
+        kinds=kinds or {}, drop=tuple(drop or ()), groups=groups, write=write,  # type: ignore[arg-type]
+    )  # fmt: skip
+    report = run_trial(data, target, out, rare=rare or (), options=options, progress=printer(quiet))
+    verdicts(report, json)
+    if not json:
+        print(f"report: {Path(out) / 'report.html'}")
+    return 0
+
+
+def tabular_fit(
+    data: str,
+    out: str,
+    target: str | None = None,
+    synthesizer: str = "masked",
+    arguments: dict[str, Any] | None = None,
+    kinds: dict[str, str] | None = None,
+    drop: list[str] | None = None,
+    constraints: list[dict[str, Any]] | None = None,
+    members: Literal["rows", "none"] = "rows",
+    trainer: dict[str, Any] | None = None,
+    quiet: bool = False,
+) -> int:
+    """Fit a table generator. Killed, the same command goes on.
+
+    Args:
+        data: CSV or Parquet file.
+        out: the generator folder.
+        target: the class column; all its values are modelled, however rare.
+        synthesizer: masked, ctgan, tvae, diffusion, copula, marginals or oversampler.
+        arguments: of the synthesizer, e.g. '{steps: 3000, width: 256}'.
+        kinds: of columns where the data mislead, e.g. '{zip: categorical, note: text}'.
+        drop: columns to leave out.
+        constraints: rules between columns, e.g. '[{kind: inequality, low: start, high: end}]'.
+        members: rows keeps a fingerprint of each row, none keeps none.
+        trainer: of Lightning's Trainer, e.g. '{accelerator: gpu, devices: 2, strategy: ddp}'.
+        quiet: no progress.
+    """
+    from visynth.core import plugins
+    from visynth.core.distributed import on_main
+    from visynth.core.folders import claim
+    from visynth.tabular.frames import read_table
+
+    claim(out)
+    frame = _without(read_table(data), drop or [])
+    generator = plugins.load("synthesizers", synthesizer)(**(arguments or {}))
+    given: dict[str, Any] = {
+        "data": str(Path(data).resolve()),
+        "synthesizer": synthesizer,
+        "arguments": arguments,
+        "drop": drop,
+    }
+    given |= {"kinds": kinds, "target": target, "constraints": constraints, "rows": len(frame)}
+    training = _training(generator, Path(out), given, trainer or {})
+    generator.fit(
+        frame, target=target, kinds=kinds, constraints=constraints or (), members=members, progress=printer(quiet), **training
+    )  # fmt: skip
+    on_main(lambda: _saved(generator, Path(out), quiet))
+    return 0
+
+
+def _saved(generator: Any, out: Path, quiet: bool) -> None:
+    generator.save(out)
+    work = out.with_name(out.name + ".work")
+    for run in work.glob("run-*"):
+        shutil.rmtree(run, ignore_errors=True)
+    if work.is_dir() and not any(work.iterdir()):
+        work.rmdir()
+    for note in generator.fitted.notes:
+        printer(quiet)(f"  {note}")
+    print(f"{out}: {generator.network} of {generator.fitted.rows} rows; digest {generator.digest[:16]}")
+
+
+def _training(generator: Any, out: Path, given: dict[str, Any], trainer: dict[str, Any]) -> dict[str, Any]:
+    """A trainer that keeps a checkpoint, and the one to go on from."""
+    if not hasattr(generator, "training_step"):
+        if trainer:
+            raise UsageError(f"{generator.network} is not trained: it takes no trainer options.")
+        return {}
+    from visynth.callbacks.checkpoint import AtomicCheckpointIO, KeepLast
+    from visynth.core.files import hash_json
+    from visynth.tabular.training import default_trainer
+
+    run = out.with_name(out.name + ".work") / f"run-{hash_json(given)[:16]}"
+    last = KeepLast.path(run)
+    plugin = {"plugins": [AtomicCheckpointIO()], "callbacks": [KeepLast(minutes=1.0)], "enable_checkpointing": True}
+    own = default_trainer(default_root_dir=str(run), **{**plugin, **trainer})
+    return {"trainer": own, "checkpoint": str(last) if last.is_file() else None}
+
+
+def tabular_sample(
+    generator: str,
+    out: str,
+    n: int | None = None,
+    per_class: int | None = None,
+    conditions: dict[str, Any] | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    quiet: bool = False,
+) -> int:
+    """Write synthetic rows as a CSV or Parquet file, with flat memory.
+
+    Args:
+        generator: folder that 'visynth tabular fit' wrote.
+        out: a .csv or .parquet file.
+        n: number of rows.
+        per_class: instead, so many rows of each value of the target.
+        conditions: e.g. '{sex: Female, age: {low: 30, high: 40}, state: [NY, CA]}'; every row satisfies them.
+        seed: equal seeds give equal files.
+        device: where the generator runs.
+        quiet: no progress.
+    """
+    import time
+
+    from visynth.tabular.base import Synthesizer
+    from visynth.tabular.frames import write_table
+
+    if (n is None) == (per_class is None):
+        raise UsageError("give either --n or --per-class.")
+    loaded = Synthesizer.load(generator, device)
+    progress, begun = printer(quiet), time.monotonic()
+    total = n if per_class is None else per_class * len(loaded.fitted.classes)
+
+    def frames() -> Any:
+        done = 0
+        for frame in _streams(loaded, n, per_class, conditions or {}, seed):
+            done += len(frame)
+            rate = done / (time.monotonic() - begun)
+            progress(f"{done}/{total} rows, {rate:.0f} rows/s, {((total or 0) - done) / rate:.0f} s left")
+            yield frame
+
+    print(f"{out}: {write_table(frames(), out)} rows")
+    return 0
+
+
+def _streams(loaded: Any, n: int | None, per_class: int | None, conditions: dict[str, Any], seed: int) -> Any:
+    if n is not None:
+        yield from loaded.stream(n, conditions=conditions or None, seed=seed)
+        return
+    target = loaded.fitted.target
+    if target is None:
+        raise UsageError("the generator was fitted without a target: there are no classes; use --n.")
+    for number, value in enumerate(loaded.schema[target].categories):
+        yield from loaded.stream(per_class, conditions={**conditions, target: value}, seed=seed + number)
+
+
+def tabular_impute(generator: str, data: str, out: str, seed: int = 0, device: str = "cpu") -> int:
+    """Fill the missing cells of a table, each drawn given the row's other cells.
+
+    Args:
+        generator: folder that 'visynth tabular fit' wrote (masked or copula).
+        data: CSV or Parquet file with the fitted columns.
+        out: a .csv or .parquet file.
+        seed: equal seeds fill equally.
+        device: where the generator runs.
+    """
+    from visynth.tabular.base import Synthesizer
+    from visynth.tabular.frames import read_table, write_table
+
+    frame = read_table(data)
+    loaded = Synthesizer.load(generator, device)
+    gaps = int(frame[[c.name for c in loaded.schema.modelled if c.name in frame]].isna().sum().sum())
+    rows = write_table([loaded.impute(frame, seed=seed)], out)
+    print(f"{out}: {rows} rows, {gaps} cells filled")
+    return 0
+
+
+def tabular_evaluate(
+    generator: str, train: str, holdout: str, out: str, seed: int = 0, json: bool = False, quiet: bool = False
+) -> int:
+    """Measure a table generator: fidelity, diversity, utility and privacy, beside two baselines.
+
+    Args:
+        generator: folder that 'visynth tabular fit' wrote.
+        train: the file that it was fitted to.
+        holdout: rows of the same table that it did not see.
+        out: folder for report.json and report.html.
+        seed: of samples and measures.
+        json: print the figures as JSON.
+        quiet: no progress.
+    """
+    from visynth.core.report import Report, environment
+    from visynth.tabular.base import Synthesizer
+    from visynth.tabular.evaluate import LEAD, add_sections, triad
+    from visynth.tabular.frames import read_table
+
+    loaded = Synthesizer.load(generator)
+    real, held = read_table(train), read_table(holdout)
+    measured = triad(loaded, real, held, seed=seed, progress=printer(quiet))
+    report = Report("tabular evaluation", Path(holdout).stem, lead=LEAD)
+    add_sections(report, measured, loaded, real, held, seed)
+    report.conditions |= {"generator": loaded.digest, "rows": len(real), "figures": measured.to_json(), **environment()}
+    report.write(out)
+    if json:
+        print(dumps(measured.to_json()))
+    else:
+        for name, figures in measured.to_json()["fidelity"].items():
+            print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in figures.items()))
+        leaks = measured.privacy.leaks
+        print(f"attacks that found more than chance: {', '.join(leaks) or 'none of those that were tried'}")
+        print(f"report: {Path(out) / 'report.html'}", file=sys.stderr)
+    return 0
+
+
+def _without(frame: Any, drop: list[str]) -> Any:
+    lost = [name for name in drop if name not in frame.columns]
+    if lost:
+        raise UsageError(f"--drop names {lost}, but the columns are {list(frame.columns)}.")
+    return frame.drop(columns=drop)

@@ -1,0 +1,108 @@
+"""Small charts of a report as inline SVG: histograms of two sides, matrices as heat maps, points of two sides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+REAL, FAKE, SOFT, LINE = "#5b6573", "#2458b3", "#5b6573", "#dfe3e8"
+WIDTH, HEIGHT = 250, 120
+LABELS = 6  # along an axis
+SHOWN = 14  # characters of a label
+
+
+def histograms(block: Mapping[str, Any]) -> str:
+    """One small chart for each column: shares of real (grey) and synthetic (blue) rows."""
+    return f'<div class="charts">{"".join(_histogram(item) for item in block["items"])}</div>{_note(block)}'
+
+
+def _histogram(item: Mapping[str, Any]) -> str:
+    real, fake, labels = item["real"], item["fake"], item["labels"]
+    top = max([*real, *fake, 1e-9])
+    step = WIDTH / max(len(real), 1)
+    bars = []
+    for place, (r, f) in enumerate(zip(real, fake, strict=True)):
+        for value, colour, shift in ((r, REAL, 0.1), (f, FAKE, 0.5)):
+            height = HEIGHT * value / top
+            bars.append(
+                f'<rect x="{(place + shift) * step:.1f}" y="{HEIGHT - height:.1f}" width="{max(step * 0.38, 0.6):.1f}" '
+                f'height="{height:.1f}" fill="{colour}"/>'
+            )
+    every = max(1, -(-len(labels) // LABELS))
+    ticks = "".join(
+        f'<text x="{(place + 0.5) * step:.1f}" y="{HEIGHT + 13}" font-size="9" text-anchor="middle" fill="{SOFT}">'
+        f"{escape(_short(label, int(SHOWN * 1.0) if len(labels) <= 3 else 8))}</text>"
+        for place, label in enumerate(labels)
+        if place % every == 0
+    )
+    title = escape(item["title"])
+    return (
+        f'<figure><figcaption>{title}</figcaption><svg viewBox="-14 0 {WIDTH + 28} {HEIGHT + 18}" role="img" '
+        f'aria-label="{title}, real and synthetic"><line x1="0" x2="{WIDTH}" y1="{HEIGHT}" y2="{HEIGHT}" stroke="{LINE}"/>'
+        f"{''.join(bars)}{ticks}</svg></figure>"
+    )
+
+
+def heatmaps(block: Mapping[str, Any]) -> str:
+    """Square matrices with values in [0, 1] side by side, with one list of names."""
+    names, parts = block["names"], []
+    for title, matrix in block["matrices"].items():
+        parts.append(_heatmap(title, names, matrix))
+    return f'<div class="charts wide">{"".join(parts)}</div>{_note(block)}'
+
+
+def _heatmap(title: str, names: Sequence[str], matrix: Sequence[Sequence[float]]) -> str:
+    count, side, margin = len(names), 320, 96
+    step = side / max(count, 1)
+    cells = "".join(
+        f'<rect x="{margin + j * step:.1f}" y="{i * step:.1f}" width="{step:.2f}" height="{step:.2f}" '
+        f'fill="{_shade(value)}"><title>{escape(names[i])}, {escape(names[j])}: {value:.2f}</title></rect>'
+        for i, row in enumerate(matrix)
+        for j, value in enumerate(row)
+    )
+    size = max(6.0, min(10.0, step * 0.8))
+    labels = "".join(
+        f'<text x="{margin - 5}" y="{(i + 0.5) * step + size / 3:.1f}" font-size="{size:.1f}" text-anchor="end" '
+        f'fill="{SOFT}">{escape(_short(name, 18))}</text>'
+        for i, name in enumerate(names)
+    )
+    return (
+        f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {side + margin} {side}" role="img" '
+        f'aria-label="{escape(title)}">{cells}{labels}</svg></figure>'
+    )
+
+
+def _shade(value: float) -> str:
+    """White at 0, the mark's blue at 1."""
+    share = min(max(value, 0.0), 1.0)
+    channels = [round(255 + share * (end - 255)) for end in (0x24, 0x58, 0xB3)]
+    return "#" + "".join(f"{channel:02x}" for channel in channels)
+
+
+def scatter(block: Mapping[str, Any]) -> str:
+    """Points of real (grey) and synthetic (blue) rows, side by side on one scale."""
+    sides = {"real": block["real"], "synthetic": block["fake"]}
+    points = [point for side in sides.values() for point in side]
+    low = [min(p[axis] for p in points) for axis in (0, 1)]
+    span = [max(p[axis] for p in points) - low[axis] or 1.0 for axis in (0, 1)]
+    parts = []
+    for (name, side), colour in zip(sides.items(), (REAL, FAKE), strict=True):
+        dots = "".join(
+            f'<circle cx="{300 * (x - low[0]) / span[0]:.1f}" cy="{220 - 220 * (y - low[1]) / span[1]:.1f}" r="1.8" '
+            f'fill="{colour}" fill-opacity="0.45"/>'
+            for x, y in side
+        )
+        parts.append(
+            f'<figure><figcaption>{escape(name)}</figcaption><svg viewBox="-6 -6 312 232" role="img" '
+            f'aria-label="{escape(block["title"])}, {escape(name)}">{dots}</svg></figure>'
+        )
+    return f'<h3>{escape(block["title"])}</h3><div class="charts wide">{"".join(parts)}</div>{_note(block)}'
+
+
+def _short(label: str, length: int) -> str:
+    return label if len(label) <= length else label[: length - 1] + "…"
+
+
+def _note(block: Mapping[str, Any]) -> str:
+    return f'<p class="note">{escape(block["note"])}</p>' if block.get("note") else ""
