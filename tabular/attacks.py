@@ -26,6 +26,7 @@ MOST_ROWS = 3000  # members and controls that are attacked
 MOST_OTHERS = 20_000  # synthetic rows and real ones that are looked at
 RATES = (0.01, 0.001)  # false-positive rates at which hits are told
 LEVEL = 0.95
+SURE = 3.0  # standard errors from which a leak is said: of twenty attacks that find nothing, hardly one passes
 COMPONENTS = 8  # of the densities' projection
 TOLERANCE = 0.05  # share of a number's range within which a guess is right
 SECRETS = 6  # columns that are attacked
@@ -45,6 +46,7 @@ class Membership:
             one in the number of controls is not claimed.
         members: rows attacked.
         controls: rows held against them.
+        leaks: whether more than chance was shown: the area by three standard errors, or hits by as much.
     """
 
     attack: str
@@ -54,11 +56,7 @@ class Membership:
     hits: dict[str, tuple[float, float, float]]
     members: int
     controls: int
-
-    @property
-    def leaks(self) -> bool:
-        """Whether more than chance was shown: of the area, or of hits at one of the rates."""
-        return self.low > 0.5 or any(low > float(rate) for rate, (_, low, _) in self.hits.items())
+    leaks: bool
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,7 @@ class Guess:
         risk: ``(members - controls) / (1 - controls)``: what membership adds.
         low: lower end of the risk's 95 % interval.
         high: upper end.
+        leaks: whether the risk is more than three standard errors above nothing.
     """
 
     column: str
@@ -82,10 +81,7 @@ class Guess:
     risk: float
     low: float
     high: float
-
-    @property
-    def leaks(self) -> bool:
-        return self.low > 0
+    leaks: bool
 
 
 @dataclass(frozen=True)
@@ -112,7 +108,8 @@ class Privacy:
         """Attacks that found more than chance, in words."""
         found = [m.attack for m in self.memberships if m.leaks]
         found += [f"{g.attack} of {g.column!r}" for g in self.guesses if g.leaks]
-        if self.closer[1] > 0.5:
+        share, low, _ = self.closer
+        if share - 0.5 > SURE * (share - low) / 1.96:
             found.insert(0, "distance to closest record")
         return found
 
@@ -197,8 +194,13 @@ def membership(name: str, members: Floats, controls: Floats, seed: int = 0) -> M
         _auc(generator.choice(members, len(members)), generator.choice(controls, len(controls))) for _ in range(200)
     ]
     low, high = np.percentile(draws, [2.5, 97.5])
+    sure = area - 0.5 > SURE * float(np.std(draws))
     hits = {f"{rate:g}": _hits(members, controls, rate) for rate in RATES if rate * len(controls) >= 1}
-    return Membership(name, area, float(low), float(high), hits, len(members), len(controls))
+    sure |= any(
+        clopper_pearson(round(h * len(members)), len(members), 0.9973)[0] > 2 * float(r)
+        for r, (h, _, _) in hits.items()
+    )
+    return Membership(name, area, float(low), float(high), hits, len(members), len(controls), sure)
 
 
 def _auc(members: Floats, controls: Floats) -> float:
@@ -307,7 +309,8 @@ def _guess(
     a, b = (float(right.mean()) for right in rights)
     spread = np.sqrt(sum(right.var() / len(right) for right in rights))
     room = max(1 - b, 1e-9)
-    return Guess(name, how, a, b, (a - b) / room, (a - b - 1.96 * spread) / room, (a - b + 1.96 * spread) / room)
+    low, high = (a - b - 1.96 * spread) / room, (a - b + 1.96 * spread) / room
+    return Guess(name, how, a, b, (a - b) / room, low, high, bool(a - b > SURE * spread))
 
 
 def _right(guessed: Values, truth: Values, schema: Schema, space: Space, name: str) -> NDArray[np.bool_]:

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visynth.core import seeds as seeding
-from visynth.core.artifact import Artifact, load_artifact
+from visynth.core.artifact import Artifact
 from visynth.core.errors import DataError, IntegrityError, UsageError, choices
+from visynth.core.loading import load_generator
 from visynth.core.members import Member
 from visynth.core.progress import Progress, no_progress
 from visynth.tabular.columns import Category, Floats, Kind, Values
@@ -201,12 +202,29 @@ class Synthesizer(ABC):
         schema = infer(frame, kinds, target) if schema is None else schema
         if target is not None and not isinstance(schema[target], Category):
             raise UsageError(f"target {target!r} is {schema[target].kind}: a class column has categories.")
-        table = schema.table(rows)
+        return self.fit_table(schema, schema.table(rows), target, constraints, members, progress, **training)
+
+    def fit_table(
+        self,
+        schema: Schema,
+        table: Table,
+        target: str | None = None,
+        constraints: Sequence[Constraint | Mapping[str, Any]] = (),
+        members: Literal["rows", "none"] = "rows",
+        progress: Progress = no_progress,
+        **training: Any,
+    ) -> Self:
+        """Fit to model values; see :meth:`fit`."""
         rules = Rules.of(constraints, schema, table)
         if target in rules.computed:
             raise UsageError(f"target {target!r} is computed by a constraint: drop the constraint.")
-        prints = fingerprints(schema, table, target) if members == "rows" and len(rows) <= MOST_MEMBERS else ()
-        self._fitted = Fitted(schema, rules, target, len(rows), prints, schema.notes)
+        count = rows_of(table)
+        kept = members == "rows" and count <= MOST_MEMBERS
+        prints = fingerprints(schema, table, target) if kept else ()
+        notes = list(schema.notes)
+        if members == "rows" and not kept:
+            notes.append(f"no fingerprints of rows are kept: there are more than {MOST_MEMBERS}")
+        self._fitted = Fitted(schema, rules, target, count, prints, tuple(notes))
         self._digest = None
         if not self.fitted.model_schema.columns:
             raise DataError("the table has no column to model: all are identifiers, text or constant.")
@@ -285,19 +303,22 @@ class Synthesizer(ABC):
         self, numbers: Rows, attempts: Rows, seed: int, conditions: Conditions, ruled: bool = True
     ) -> tuple[Table, NDArray[np.bool_]]:
         """The first good one of several attempts at each row, and which rows have one."""
-        places = np.repeat(np.arange(len(numbers)), len(attempts))
-        keys = numbers[places] + np.tile(attempts, len(numbers)) * FAR
-        own = conditions.take(places)
-        starts = range(0, len(keys), BLOCK)
-        blocks = [
-            self._block(Draw(keys[s : s + BLOCK], seed, -1), own.take(np.arange(s, min(s + BLOCK, len(keys)))))
-            for s in starts
-        ]
-        table = self._complete(blocks)
-        good = ~self._bad(table, own, ruled).reshape(len(numbers), len(attempts))
+        table, good = self._tries(numbers, attempts, seed, conditions, ruled)
         first = np.arange(len(numbers)) * len(attempts) + good.argmax(axis=1)
         done = np.asarray(good.any(axis=1))
         return taken(table, first[done]), done
+
+    def _tries(
+        self, numbers: Rows, attempts: Rows, seed: int, conditions: Conditions, ruled: bool = True
+    ) -> tuple[Table, NDArray[np.bool_]]:
+        """All attempts at all rows, one row's after another, and which are good ``[rows, attempts]``."""
+        places = np.repeat(np.arange(len(numbers)), len(attempts))
+        keys = numbers[places] + np.tile(attempts, len(numbers)) * FAR
+        own = conditions.take(places)
+        ends = [(start, min(start + BLOCK, len(keys))) for start in range(0, len(keys), BLOCK)]
+        blocks = [self._block(Draw(keys[a:b], seed, -1), own.take(np.arange(a, b))) for a, b in ends]
+        table = self._complete(blocks)
+        return table, ~self._bad(table, own, ruled).reshape(len(numbers), len(attempts))
 
     def _block(self, draw: Draw, conditions: Conditions) -> Table:
         """Rows of a block, computed at its full size."""
@@ -329,23 +350,30 @@ class Synthesizer(ABC):
         rules = self.fitted.rules
         keys = [list(c.keys(table)) for c in rules.unique]
         for place in range(len(numbers)):
-            attempt, here = ATTEMPTS, np.array([place])
-            while any(column[place] in before for column, before in zip(keys, seen, strict=True)):
-                if attempt == 2 * ATTEMPTS:
-                    names = choices([name for c in rules.unique for name in c.of])
-                    raise DataError(
-                        f"row {int(numbers[place])}: no new combination of {names} in {ATTEMPTS} draws, so that it could not be "
-                        "unique. Ask for fewer rows, or declare the key column as id: ids are regenerated, each another."
-                    )
-                drawn, good = self._redraw(numbers[here], np.array([attempt]), seed, conditions.take(here))
-                attempt += 1
-                if good.all():
-                    table = _replaced(table, here, drawn)
-                    for column, constraint in zip(keys, rules.unique, strict=True):
-                        column[place] = constraint.keys(drawn)[0]
+            if any(column[place] in before for column, before in zip(keys, seen, strict=True)):
+                here = np.array([place])
+                drawn = self._unseen(numbers[here], seed, conditions.take(here), seen)
+                table = _replaced(table, here, drawn)
+                for column, constraint in zip(keys, rules.unique, strict=True):
+                    column[place] = constraint.keys(drawn)[0]
             for column, before in zip(keys, seen, strict=True):
                 before.add(column[place])
         return table
+
+    def _unseen(self, number: Rows, seed: int, conditions: Conditions, seen: Sequence[set[bytes]]) -> Table:
+        """The first attempt at a row whose unique columns are new."""
+        unique = self.fitted.rules.unique
+        for start in range(ATTEMPTS, 2 * ATTEMPTS, BLOCK):
+            table, good = self._tries(number, np.arange(start, start + BLOCK), seed, conditions)
+            keys = [c.keys(table) for c in unique]
+            for place in np.flatnonzero(good[0]):
+                if not any(column[place] in before for column, before in zip(keys, seen, strict=True)):
+                    return taken(table, np.array([place]))
+        names = choices([name for c in unique for name in c.of])
+        raise DataError(
+            f"row {int(number[0])}: no new combination of {names} in {ATTEMPTS} draws, so that it could not be unique. Ask for "
+            "fewer rows, or declare the key column as id: ids are regenerated, each another."
+        )
 
     def impute(self, frame: Any, *, seed: int = 0) -> Any:
         """The frame with its missing cells drawn given the others; identifiers and text stay as they are.
@@ -436,27 +464,21 @@ class Synthesizer(ABC):
         Raises:
             IntegrityError: altered, cut short, or of another class.
         """
-        stored = load_artifact(folder, (SCHEMA,))
-        if cls is not Synthesizer and getattr(cls, "network", None) != stored.identity["network"]:
-            raise IntegrityError(f"{folder} holds a {stored.identity['network']!r} generator, not {cls.network!r}.")
-        loaded = from_artifact(stored, device)
-        if loaded.digest != stored.digest:
-            raise IntegrityError(f"{folder} was altered: generator.json does not match its own digest.")
-        return loaded  # type: ignore[return-value]
+        loaded = load_generator(folder, device)
+        if not isinstance(loaded, cls):
+            raise IntegrityError(f"{folder} holds a {type(loaded).__name__} generator, not a {cls.__name__}.")
+        return loaded
 
+    @classmethod
+    def from_artifact(cls, stored: Artifact, device: str = "cpu") -> Self:
+        """The generator that an artifact of schema ``visynth.table/1`` holds."""
+        from safetensors.torch import load
 
-def from_artifact(stored: Artifact, device: str = "cpu") -> Synthesizer:
-    """The generator that an artifact of schema ``visynth.table/1`` holds."""
-    from safetensors.torch import load
-
-    from visynth.core import plugins
-
-    said = stored.identity
-    kind: type[Synthesizer] = plugins.load("synthesizers", said["network"])
-    rules = Rules(tuple(read_constraint(c) for c in said["constraints"]))
-    rows, notes = int(stored.card.get("rows fitted", 0)), tuple(stored.card.get("notes", ()))
-    fitted = Fitted(Schema.from_json(said["table"]), rules, said["target"], rows, stored.members, notes)
-    return kind._restore(fitted, said["arguments"], load(stored.weights), device)
+        said = stored.identity
+        rules = Rules(tuple(read_constraint(c) for c in said["constraints"]))
+        rows, notes = int(stored.card.get("rows fitted", 0)), tuple(stored.card.get("notes", ()))
+        fitted = Fitted(Schema.from_json(said["table"]), rules, said["target"], rows, stored.members, notes)
+        return cls._restore(fitted, said["arguments"], load(stored.weights), str(device))
 
 
 def fingerprints(schema: Schema, table: Table, target: str | None, split: str = "train") -> tuple[Member, ...]:

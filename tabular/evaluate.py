@@ -281,7 +281,7 @@ def _privacy_blocks(found: Privacy) -> list[dict[str, Any]]:
     share, low, high = found.closer
     leaks = found.leaks
     verdict = (
-        f"These attacks found more than chance: {', '.join(leaks)}."
+        f"These attacks found more than chance, by three standard errors: {', '.join(leaks)}."
         if leaks
         else "None of these attacks found more than chance. That is no proof: others may, and no noise was added by design."
     )

@@ -134,7 +134,7 @@ class Oversampler(Synthesizer):
             own = np.flatnonzero(labels == label)
             if draw.group >= 0:
                 block = self._resampled(int(label), BLOCK, seeding.derive("smote", draw.seed, draw.group, int(label)))
-                rows[own] = block[own]
+                rows[own] = block[draw.keys[own] % BLOCK]
                 continue
             for place in own:  # a redraw: the row's own call, whatever other rows are redrawn
                 seed = seeding.derive("smote", draw.seed, int(draw.keys[place]), int(label))
@@ -177,7 +177,7 @@ class Oversampler(Synthesizer):
         elif words.all():
             sampler = library.SMOTEN(**common)
         else:
-            sampler = library.SMOTENC(np.flatnonzero(words), **common)
+            sampler = library.SMOTENC(np.flatnonzero(words).tolist(), **common)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # one class has more rows than the majority: that is what was asked for
             try:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
+    from visynth.core.loading import load_generator
     from visynth.core.manifest import read_renders
     from visynth.core.report import Report
     from visynth.data.reading import read_images
-    from visynth.generators.base import Generator, Samples, Spec, load_generator
+    from visynth.generators.base import Generator, Samples, Spec
     from visynth.jobs.evaluate import evaluate_renders
     from visynth.jobs.trial.flow import run_trial
     from visynth.jobs.trial.options import TrialOptions
@@ -53,7 +54,7 @@ _HOMES = {
     "TrialOptions": "visynth.jobs.trial.options",
     "WithSynthetic": "visynth.mixing.wrapper",
     "evaluate_renders": "visynth.jobs.evaluate",
-    "load_generator": "visynth.generators.base",
+    "load_generator": "visynth.core.loading",
     "read_images": "visynth.data.reading",
     "read_renders": "visynth.core.manifest",
     "render_set": "visynth.render.run",

@@ -26,7 +26,7 @@ def render(
     json: bool = False,
     quiet: bool = False,
 ) -> int:
-    """Render a class-balanced set. Interrupted, the same command goes on and ends with the same bytes.
+    """Render a class-balanced set of images, or of rows as Parquet shards. Interrupted, the same command goes on and ends with the same bytes.
 
     Args:
         generator: generator folder, or a hub id.
@@ -38,18 +38,24 @@ def render(
         seed: of the whole set.
         batch_size: images sampled ahead of the encoders; it does not change a byte.
         workers: encoding threads; they do not change a byte.
-        encoding: png or tiff; png where it can hold the channels.
+        encoding: png or tiff; png where it can hold the channels. Of images alone, like batch_size and options.
         options: sampler options of the generator.
         device: where the generator runs.
         json: print the result as JSON.
         quiet: no progress.
     """
-    from visynth.generators.base import load_generator
+    from visynth.core.loading import load_generator
+    from visynth.generators.base import Generator
     from visynth.render.run import make_plan, render_set
 
     if batch_size < 1 or workers < 0:
         raise UsageError(f"batch_size must be at least 1 and workers at least 0, but got {batch_size} and {workers}.")
     made = load_generator(generator, device=device)
+    if not isinstance(made, Generator):
+        if encoding or options:
+            raise UsageError("encoding and options are of images; this generator makes rows of a table.")
+        wanted = {"balance": balance, "to": to, "per_class": per_class, "classes": classes, "seed": seed}
+        return _render_table(made, generator, out, wanted, workers, json, quiet)
     plan = make_plan(
         made,
         balance=balance,
@@ -64,6 +70,19 @@ def render(
     renders = render_set(made, plan, out, workers=workers, queue=queue, progress=None if quiet else render_progress)
     summary = {"out": out, "counts": renders.counts(), "root": renders.root(), "plan": plan.hash}
     print(dumps(summary) if json else f"{out}: {renders.counts()}; root {summary['root']}")
+    return 0
+
+
+def _render_table(
+    made: Any, folder: str, out: str, wanted: dict[str, Any], workers: int, json: bool, quiet: bool
+) -> int:
+    from visynth.tabular.render import make_table_plan, render_table
+
+    plan = make_table_plan(made, **wanted)
+    render_table(made, plan, out, folder=folder, workers=workers, progress=printer(quiet))
+    counts = {name: count for name, count in plan.targets.items() if count}
+    summary = {"out": out, "counts": counts, "shards": plan.shards}
+    print(dumps(summary) if json else f"{out}: {counts} rows in {plan.shards} Parquet shards")
     return 0
 
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from visynth.core import loading
 from visynth.core import members as members_file
-from visynth.core import plugins
-from visynth.core.artifact import Artifact, load_artifact
-from visynth.core.errors import DataError, IntegrityError, UsageError, choices
+from visynth.core.artifact import Artifact
+from visynth.core.errors import DataError, UsageError, choices
 from visynth.core.members import Member
 
 if TYPE_CHECKING:
@@ -183,6 +183,15 @@ class Generator(ABC):
     def build(cls, spec: Spec, weights: dict[str, Tensor], device: str | torch.device) -> Generator:
         """The generator again, from its spec and weights."""
 
+    @classmethod
+    def from_artifact(cls, stored: Artifact, device: str | torch.device) -> Generator:
+        """The generator that an artifact holds."""
+        from safetensors.torch import load
+
+        generator = cls.build(Spec.from_identity(stored.identity), load(stored.weights), device)
+        generator.members, generator.card = stored.members, dict(stored.card)
+        return generator
+
     # -- final ---------------------------------------------------------------------------------------------------
 
     @property
@@ -306,24 +315,16 @@ class Generator(ABC):
 
 
 def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Generator:
-    """Load a generator folder, after checking that not one bit of it was changed.
-
-    Args:
-        path: a generator folder, or the id of a Hugging Face hub repository that holds one.
-        device: where its network runs.
+    """A generator of images from its folder or hub id; see :func:`visynth.core.loading.load_generator`.
 
     Raises:
         IntegrityError: a file is missing, altered, or of another schema.
+        UsageError: it makes tables.
     """
-    from safetensors.torch import load
-
-    stored = load_artifact(path, (SCHEMA,))
-    spec = Spec.from_identity(stored.identity)
-    generator: Generator = plugins.load("generators", spec.network).build(spec, load(stored.weights), device)
-    generator.members, generator.card = stored.members, dict(stored.card)
-    if generator.digest != stored.digest:  # what was built would not be stored as what was read
-        raise IntegrityError(f"{path} was altered: generator.json does not match its own digest.")
-    return generator
+    loaded = loading.load_generator(path, device)
+    if not isinstance(loaded, Generator):
+        raise UsageError(f"{path} makes rows of tables, not images: use 'visynth tabular' or visynth.load_generator.")
+    return loaded
 
 
 def _integers(name: str, values: Tensor | Sequence[int]) -> list[int]:

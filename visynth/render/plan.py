@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
+
 from visynth.core import seeds as seeding
 from visynth.core.errors import UsageError
 from visynth.core.files import hash_json
@@ -114,5 +116,6 @@ def balanced_order(counts: Sequence[int]) -> list[int]:
         >>> balanced_order([4, 2])
         [0, 1, 0, 0, 1, 0]
     """
-    places = [((k + 0.5) / count, label) for label, count in enumerate(counts) for k in range(count)]
-    return [label for _, label in sorted(places)]
+    labels = np.repeat(np.arange(len(counts)), counts)
+    places = np.concatenate([(np.arange(count) + 0.5) / max(count, 1) for count in counts]) if counts else np.zeros(0)
+    return [int(label) for label in labels[np.lexsort((labels, places))]]

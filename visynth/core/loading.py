@@ -1,0 +1,34 @@
+"""Load any generator folder, of images or of tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from visynth.core import plugins
+from visynth.core.artifact import load_artifact
+from visynth.core.errors import IntegrityError
+
+# By schema, the plugin group whose classes read it.
+GROUPS = {"visynth.generator/2": "generators", "visynth.table/1": "synthesizers"}
+
+
+def load_generator(path: str | Path, device: Any = "cpu") -> Any:
+    """Load a generator folder, after checking that not one bit of it was changed.
+
+    Args:
+        path: a generator folder, or the id of a Hugging Face hub repository that holds one.
+        device: where its network runs.
+
+    Returns:
+        A :class:`visynth.Generator` of images, or a :class:`visynth.tabular.Synthesizer` of tables.
+
+    Raises:
+        IntegrityError: a file is missing, altered, or of another schema.
+    """
+    stored = load_artifact(path, tuple(GROUPS))
+    kind = plugins.load(GROUPS[stored.identity["schema"]], stored.identity["network"])
+    loaded = kind.from_artifact(stored, device)
+    if loaded.digest != stored.digest:  # what was built would not be stored as what was read
+        raise IntegrityError(f"{path} was altered: generator.json does not match its own digest.")
+    return loaded
