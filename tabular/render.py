@@ -245,13 +245,13 @@ def _same_plan(stored: Mapping[str, Any], plan: TablePlan, out: Path) -> None:
 
 def _finish(generator: Synthesizer, plan: TablePlan, out: Path, work: Path) -> None:
     """The folder appears whole; the work goes."""
-    parts = []
+    parts: list[dict[str, Any]] = []
     with new_folder(out) as folder:
         for shard in range(plan.shards):
             source = _part(work, shard)
             _linked(source, folder / source.name)  # not moved: a kill before the end loses nothing
             parts.append({"file": source.name, "rows": len(plan.rows(shard)), "sha256": hash_file(source)})
-        root = sha256("".join(part["sha256"] for part in parts).encode()).hexdigest()
+        root = sha256("".join(str(part["sha256"]) for part in parts).encode()).hexdigest()
         write_json(folder / PLAN, plan.to_json())
         members_file.write(folder / MEMBERS, generator.fitted.members)
         write_json(folder / MANIFEST, {"schema": SCHEMA, "rows": plan.total, "parts": parts, "root": root})

@@ -62,13 +62,13 @@ def adult(seeds: int = 3) -> dict[str, Any]:
     for seed in range(seeds):
         train, held = halves(frame, seed)
         schema = infer(frame, target="income")
+        steps = steps or {name: steps_for(name, train, schema, "income") for name in TRAINED}
+        print(steps, flush=True)
         real, test = schema.table(train), schema.table(held)
         floor = {"seed": seed, **summary(fidelity(test, real, schema, seed))}
         floor["TSTR AUC"] = train_on_synthetic({"real": real}, test, schema, "income")["real"][0]
         rows.setdefault("real rows (noise floor)", []).append(floor)
         for name in (*BASELINES, *TRAINED):
-            if name in TRAINED and name not in steps:
-                steps[name] = steps_for(name, train, schema, "income")
             options = {"seed": seed, **({"steps": steps[name]} if name in TRAINED else {})}
             begun = time.monotonic()
             model = plugins.load("synthesizers", name)(**options).fit(

@@ -131,7 +131,7 @@ def test_stored_generators_are_the_same_ones(name: str, fitted: Get, tmp_path: P
         place = data.index(b"female") if b"female" in data else len(data) // 2
         data[place] ^= 1
         (copied / file).write_bytes(bytes(data))
-        with pytest.raises(IntegrityError, match="was altered|is not|not JSON"):
+        with pytest.raises(IntegrityError, match=r"was altered|is not|not JSON"):
             visynth.load_generator(copied)
 
 
@@ -195,7 +195,7 @@ def test_tables_of_one_kind_of_column(name: str, kind: str) -> None:
     arguments = {**TINY[name], **({"steps": 2} if "steps" in TINY[name] else {})}
     model = plugins.load("synthesizers", name)(**arguments)
     if name == "oversampler" and kind != "words":
-        with pytest.raises((UsageError, DataError), match="name the class column|no modelled column"):
+        with pytest.raises((UsageError, DataError), match=r"name the class column|no modelled column"):
             model.fit(tables[kind], target="y" if kind == "one" else None)
         return
     target = "y" if kind != "numbers" else None

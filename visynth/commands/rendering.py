@@ -26,7 +26,8 @@ def render(
     json: bool = False,
     quiet: bool = False,
 ) -> int:
-    """Render a class-balanced set of images, or of rows as Parquet shards. Interrupted, the same command goes on and ends with the same bytes.
+    """Render a class-balanced set of images, or of rows as Parquet shards. Interrupted, the same command goes on and ends
+    with the same bytes.
 
     Args:
         generator: generator folder, or a hub id.
