@@ -11,12 +11,15 @@ if TYPE_CHECKING:
     from visynth.tabular.conditions import Between
     from visynth.tabular.constraints import Combinations, Inequality, Product, Range, Sum, Unique
     from visynth.tabular.counting import GaussianCopula, IndependentMarginals
+    from visynth.tabular.data import TableData
     from visynth.tabular.diffusion import Diffusion
     from visynth.tabular.frames import read_table, write_table
     from visynth.tabular.gan import CTGAN
     from visynth.tabular.inference import infer
     from visynth.tabular.masked import Masked
     from visynth.tabular.oversampler import Oversampler
+    from visynth.tabular.relational import ForeignKey, Relational
+    from visynth.tabular.sampler import SyntheticSampler
     from visynth.tabular.schema import Schema
     from visynth.tabular.trial import TableTrial, run_trial
     from visynth.tabular.vae import TVAE
@@ -29,7 +32,10 @@ _HOMES = {
     "Diffusion": "diffusion",
     "Masked": "masked",
     "Oversampler": "oversampler",
+    **dict.fromkeys(("ForeignKey", "Relational"), "relational"),
+    "SyntheticSampler": "sampler",
     "TVAE": "vae",
+    "TableData": "data",
     **dict.fromkeys(("TableTrial", "run_trial"), "trial"),
     "oversample": "balance",
     "Schema": "schema",
@@ -43,6 +49,7 @@ __all__ = [
     "Between",
     "Combinations",
     "Diffusion",
+    "ForeignKey",
     "GaussianCopula",
     "IndependentMarginals",
     "Inequality",
@@ -50,9 +57,12 @@ __all__ = [
     "Oversampler",
     "Product",
     "Range",
+    "Relational",
     "Schema",
     "Sum",
     "Synthesizer",
+    "SyntheticSampler",
+    "TableData",
     "TableTrial",
     "Unique",
     "infer",

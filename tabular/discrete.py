@@ -110,6 +110,7 @@ class CategoryCodec(Codec):
         order: modelled categories, from the most frequent to the rarest; others are the code "rare".
         categories: number of all categories.
         rare: whether there is a code for categories that are too rare to be modelled.
+        floor: rows that a modelled category has at least.
     """
 
     name: str
@@ -117,6 +118,11 @@ class CategoryCodec(Codec):
     order: tuple[int, ...]
     categories: int
     rare: bool
+    floor: int = 1
+
+    def rare_share(self, values: Values) -> float:
+        """Share of rows whose category is too rare."""
+        return float((~np.isin(values, [*self.order, -1])).mean()) if self.rare else 0.0
 
     @property
     def first(self) -> int:
@@ -257,18 +263,12 @@ class Discretizer:
         codecs: list[Codec] = []
         for column in schema.modelled:
             values = table[column.name]
-            least_here = 1 if column.name in keep else least
             if isinstance(column, Category):
-                codec = _category_codec(column, values, least_here)
-                share = (
-                    float(np.mean((codec.encode(values)[:, 0] == int(codec.nullable)) & (values >= 0)))
-                    if codec.rare
-                    else 0
-                )
-                if share > MOST_RARE:
+                codec = _category_codec(column, values, 1 if column.name in keep else least)
+                if codec.rare_share(values) > MOST_RARE:
                     problems.append(
-                        f"column {column.name!r}: {share:.0%} of the rows have a category of fewer than {least_here} rows; "
-                        "declare it id or text (not modelled), or lower rare_below"
+                        f"column {column.name!r}: {codec.rare_share(values):.0%} of the rows have a category of fewer than "
+                        f"{codec.floor} rows; declare it id or text (not modelled), or lower rare_below"
                     )
                 codecs.append(codec)
             elif isinstance(column, Date):
@@ -317,10 +317,10 @@ class Discretizer:
         notes = []
         for codec in self.codecs:
             if isinstance(codec, CategoryCodec) and codec.rare:
-                kept = np.isin(table[codec.name], [*codec.order, -1])
+                count = round(codec.rare_share(table[codec.name]) * len(table[codec.name]))
                 notes.append(
-                    f"{codec.name}: {codec.categories - len(codec.order)} categories of {int((~kept).sum())} rows are too rare to be "
-                    "modelled and do not appear in samples"
+                    f"{codec.name}: {codec.categories - len(codec.order)} categories of {count} rows, with fewer than {codec.floor} "
+                    "each, are too rare to be modelled and do not appear in samples"
                 )
         return notes
 
@@ -345,10 +345,19 @@ def _number_codec(column: Column, values: Values, most: int, least: int) -> Numb
 
 
 def _category_codec(column: Category, values: Values, least: int) -> CategoryCodec:
+    """Of the categories with ``least`` rows; in a small table with fewer, down to two, where too many rows would be lost."""
+    for floor in range(max(least, 1), 1, -1):
+        codec = _with_floor(column, values, floor)
+        if codec.rare_share(values) <= MOST_RARE:
+            return codec
+    return _with_floor(column, values, min(max(least, 1), 2))
+
+
+def _with_floor(column: Category, values: Values, least: int) -> CategoryCodec:
     counts = np.bincount(values[values >= 0], minlength=len(column.categories))
     order = [int(code) for code in np.argsort(-counts, kind="stable") if counts[code] >= max(least, 1)]
     rare = bool((counts[[c for c in range(len(counts)) if c not in set(order)]] > 0).any())
-    return CategoryCodec(column.name, column.nullable, tuple(order), len(column.categories), rare)
+    return CategoryCodec(column.name, column.nullable, tuple(order), len(column.categories), rare, least)
 
 
 def _date_codec(column: Date, values: Values, most: int, least: int) -> DateCodec:
@@ -365,7 +374,7 @@ def _codec_json(codec: Codec) -> dict[str, Any]:
     if isinstance(codec, NumberCodec):
         return {"kind": "number", "name": codec.name, "nullable": codec.nullable, "bins": codec.bins.to_json()}
     if isinstance(codec, CategoryCodec):
-        own = {name: getattr(codec, name) for name in ("name", "nullable", "categories", "rare")}
+        own = {name: getattr(codec, name) for name in ("name", "nullable", "categories", "rare", "floor")}
         return {"kind": "category", **own, "order": list(codec.order)}
     assert isinstance(codec, DateCodec)
     own = {name: getattr(codec, name) for name in ("name", "nullable", "weekly")}

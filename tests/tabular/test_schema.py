@@ -209,10 +209,12 @@ def test_twenty_thousand_categories_need_no_wide_field() -> None:
 def test_rare_categories_are_left_out_and_counted_and_too_many_are_refused() -> None:
     frame = pd.DataFrame({"c": ["a"] * 60 + ["b"] * 38 + ["odd", "odder"], "x": np.arange(100) % 7})
     model = Masked(steps=3).fit(frame)
-    assert "c: 2 categories of 2 rows are too rare" in " ".join(model.fitted.notes)
+    assert "c: 2 categories of 2 rows, with fewer than 5 each, are too rare" in " ".join(model.fitted.notes)
     assert set(model.sample(500)["c"]) == {"a", "b"}
     kept = Masked(steps=3).fit(frame, target="c")  # of a class column all values are modelled
     assert set(kept.sample(50, conditions={"c": "odd"})["c"]) == {"odd"}
-    many = frame.assign(c=["a"] * 40 + [f"v{k // 2}" for k in range(60)])
-    with pytest.raises(DataError, match=r"column 'c': 60% of the rows have a category of fewer than 5 rows"):
+    many = frame.assign(c=["a"] * 40 + [f"v{k}" for k in range(60)])
+    pairs = frame.assign(c=["a"] * 40 + [f"v{k // 2}" for k in range(60)])  # a small table may keep what two rows have
+    assert Masked(steps=2).fit(pairs).sample(200)["c"].nunique() > 5
+    with pytest.raises(DataError, match=r"column 'c': 60% of the rows have a category of fewer than 2 rows"):
         Masked(steps=3).fit(many)

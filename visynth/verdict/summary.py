@@ -235,7 +235,11 @@ def arms_block(results: Results, summary: Summary, learner: str, macro_f1: Mappi
         for row in summary.rows
     ]
     title = f"{_cells_in_words(results)} ({learner} learner)"
+    recipes = {
+        name.replace("_", " "): words for name, words in results.wording.recipes.items() if name in results.tested
+    }
     note = f"Compared with {summary.verdict.baseline}, the baseline that leaves synthesis least. "
+    note += f"Arms: {', '.join(f'{name}: {words}' for name, words in recipes.items())}. "
     if summary.headroom is not None:
         note += (
             f"Headroom: with all real groups AP changes by {summary.headroom.mean:+.3f} "
