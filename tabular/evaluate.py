@@ -223,8 +223,9 @@ def _bars_of_words(column: Category, real: Any, fake: Any) -> tuple[list[str], l
     place = np.full(len(column.categories) + 1, len(shown))
     place[shown] = np.arange(len(shown))
     names = ["missing", *map(str, column.categories)]
-    labels = [names[code] for code in shown] + (["others"] if len(shown) < (counts > 0).sum() else [])
-    return [*labels, ""] if len(labels) == len(shown) else labels, [place[side + 1] for side in (real, fake)]
+    codes = [place[side + 1] for side in (real, fake)]
+    more = ["others"] if max(int(side.max(initial=0)) for side in codes) == len(shown) else []
+    return [names[code] for code in shown] + more, codes
 
 
 def _bars_of_numbers(real: Floats, fake: Floats) -> tuple[list[str], list[Any]]:

@@ -32,13 +32,14 @@ def _histogram(item: Mapping[str, Any]) -> str:
     every = max(1, -(-len(labels) // LABELS))
     ticks = "".join(
         f'<text x="{(place + 0.5) * step:.1f}" y="{HEIGHT + 13}" font-size="9" text-anchor="middle" fill="{SOFT}">'
-        f"{escape(_short(label, int(SHOWN * 1.0) if len(labels) <= 3 else 8))}</text>"
+        f"{escape(_short(label, SHOWN if len(labels) <= 3 else 8))}</text>"
         for place, label in enumerate(labels)
         if place % every == 0
     )
     title = escape(item["title"])
     return (
-        f'<figure><figcaption>{title}</figcaption><svg viewBox="-14 0 {WIDTH + 28} {HEIGHT + 18}" role="img" '
+        f'<figure><figcaption>{title}</figcaption><svg width="{WIDTH}" height="{HEIGHT}" '
+        f'viewBox="-14 0 {WIDTH + 28} {HEIGHT + 18}" role="img" '
         f'aria-label="{title}, real and synthetic"><line x1="0" x2="{WIDTH}" y1="{HEIGHT}" y2="{HEIGHT}" stroke="{LINE}"/>'
         f"{''.join(bars)}{ticks}</svg></figure>"
     )
@@ -68,7 +69,8 @@ def _heatmap(title: str, names: Sequence[str], matrix: Sequence[Sequence[float]]
         for i, name in enumerate(names)
     )
     return (
-        f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {side + margin} {side}" role="img" '
+        f'<figure><figcaption>{escape(title)}</figcaption><svg width="{side + margin}" height="{side}" '
+        f'viewBox="0 0 {side + margin} {side}" role="img" '
         f'aria-label="{escape(title)}">{cells}{labels}</svg></figure>'
     )
 
@@ -94,7 +96,7 @@ def scatter(block: Mapping[str, Any]) -> str:
             for x, y in side
         )
         parts.append(
-            f'<figure><figcaption>{escape(name)}</figcaption><svg viewBox="-6 -6 312 232" role="img" '
+            f'<figure><figcaption>{escape(name)}</figcaption><svg width="312" height="232" viewBox="-6 -6 312 232" role="img" '
             f'aria-label="{escape(block["title"])}, {escape(name)}">{dots}</svg></figure>'
         )
     return f'<h3>{escape(block["title"])}</h3><div class="charts wide">{"".join(parts)}</div>{_note(block)}'

@@ -184,8 +184,8 @@ td{border-bottom:1px solid var(--line);padding:5px 12px 5px 0;vertical-align:top
 color:var(--mark)}.arms td,.arms th{white-space:nowrap;padding-right:14px}td.wide{width:240px;padding:0}
 .note{color:var(--soft);font-size:13px;margin-top:8px}.gallery{display:grid;gap:10px}figure{margin:0}
 figure img{width:100%;height:auto;border:1px solid var(--line);border-radius:4px;display:block;image-rendering:auto}
-.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:14px;margin-top:8px}
-.charts.wide{grid-template-columns:repeat(auto-fill,minmax(360px,1fr))}.charts svg{width:100%;height:auto}
+.charts{display:flex;flex-wrap:wrap;gap:16px;margin-top:8px}.charts figure{width:250px}.charts.wide figure{width:420px}
+.charts svg{width:100%;height:auto}.charts figcaption{font-weight:600}
 figcaption{font-size:12px;color:var(--soft);overflow-wrap:break-word;line-height:1.35;margin-top:3px}svg{display:block}
 ul{margin:6px 0;padding-left:20px}
 details summary{cursor:pointer;color:var(--soft)}

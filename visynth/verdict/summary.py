@@ -229,7 +229,7 @@ def arms_block(results: Results, summary: Summary, learner: str, macro_f1: Mappi
             **row,
             "more": {
                 **row["more"],
-                "macro-F1": round(macro_f1[arm], 3) if (arm := row["name"].replace(" ", "_")) in macro_f1 else "-",
+                **_macro_f1_of(row["name"], macro_f1),
             },
         }
         for row in summary.rows
@@ -262,6 +262,13 @@ def arms_block(results: Results, summary: Summary, learner: str, macro_f1: Mappi
             )
         )
     return blocks
+
+
+def _macro_f1_of(name: str, macro_f1: Mapping[str, float]) -> dict[str, Any]:
+    if not macro_f1:
+        return {}
+    arm = name.replace(" ", "_")
+    return {"macro-F1": round(macro_f1[arm], 3) if arm in macro_f1 else "-"}
 
 
 def macro_f1_table(
