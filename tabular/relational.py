@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SPEC, SCHEMA = "relational.json", "visynth.tables/1"
+PARTS = ("table-*",)  # folders that are part of a folder of generators
 PARENT, BEFORE, COUNT = "parent.", "before.", "number of "
 PLACE, START, GAP = "place", "start", "since the row before"
 STEP = 2**32  # between the numbers of rows at two places of one parent
@@ -317,7 +318,7 @@ class Relational:
             "tables": {name: self.schemas[name].to_json() for name in self.order},
             "generators": {name: self.generators[name].digest for name in self.order},
         }
-        with new_folder(folder, parts=("table-*",)) as new:
+        with new_folder(folder, parts=PARTS) as new:
             for number, name in enumerate(self.order):
                 self.generators[name].save(new / f"table-{number}")
             write_json(new / SPEC, {**said, "digest": hash_json(said)})

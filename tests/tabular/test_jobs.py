@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -286,3 +287,27 @@ def test_the_triad_refuses_rows_that_were_fitted() -> None:
     model = IndependentMarginals().fit(frame, target="sex")
     with pytest.raises(DataError, match="60 of 60 rows to test on are rows that the generator was fitted to"):
         triad(model, frame, frame)
+
+
+def test_the_readmes_table_section_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = (CONFIGS.parent / "README.md").read_text().split("## Tables")[1].split("\n## ")[0]
+    command = re.search(r"```bash\nvisynth (.*?)\n```", section)
+    code = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    assert command is not None
+    assert code is not None
+    monkeypatch.chdir(tmp_path)
+    g = np.random.default_rng(0)
+    opened = pd.Timestamp("2024-01-01") + pd.to_timedelta(g.integers(0, 90, 200), unit="D")
+    frame = pd.DataFrame({"amount": g.gamma(2, 60, 200).round(2), "opened": opened, "shop": g.choice(list("abc"), 200)})
+    frame["closed"] = frame["opened"] + pd.to_timedelta(g.integers(1, 9, 200), unit="D")
+    frame["fraud"] = np.where(g.random(200) < 0.2, "yes", "no")
+    frame.to_csv("transactions.csv", index=False)
+    assert main([*command.group(1).split(), *SMALL]) == 0
+    names: dict[str, object] = {}
+    exec(code.group(1).replace("Masked()", "Masked(steps=5, width=32, depth=1)"), names)
+    more = names["more"]
+    assert isinstance(more, pd.DataFrame)
+    assert len(more) == 500
+    assert (more["fraud"] == "yes").all()
+    assert (more["amount"] >= 100).all()
+    assert (pd.to_datetime(more["opened"]) <= pd.to_datetime(more["closed"])).all()

@@ -73,6 +73,25 @@ def test_children_belong_to_parents_and_come_in_order(tmp_path: Path) -> None:
         Relational.load(tmp_path / "shop")
 
 
+def test_several_tables_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from visynth.cli import main
+
+    for name, frame in shop().items():
+        frame.to_csv(tmp_path / f"{name}.csv", index=False)
+    files = "{" + ", ".join(f"{name}: {tmp_path / name}.csv" for name in shop()) + "}"
+    keys = "[{table: orders, column: customer, parent: customers, parent_key: cid, order: time}, "
+    keys += "{table: items, column: order, parent: orders, parent_key: oid}]"
+    out, rows = str(tmp_path / "generators"), tmp_path / "rows"
+    arguments = ["--arguments", "{steps: 5, width: 16, depth: 1}", "--quiet"]
+    assert main(["tabular", "fit-tables", "--tables", files, "--keys", keys, "--out", out, *arguments]) == 0
+    assert main(["tabular", "sample", out, "--out", str(rows), "--n", "20"]) == 0
+    assert "customers.parquet (20 rows)" in capsys.readouterr().out
+    orders, customers = (pd.read_parquet(rows / f"{name}.parquet") for name in ("orders", "customers"))
+    assert set(orders["customer"]) <= set(customers["cid"])
+    assert main(["tabular", "sample", out, "--out", str(rows), "--per-class", "2"]) == 64
+    assert main(["tabular", "fit-tables", "--tables", files, "--keys", "[]", "--out", out]) == 64
+
+
 def test_tables_that_do_not_belong_together_are_refused() -> None:
     real = shop()
     orders = real["orders"].copy()

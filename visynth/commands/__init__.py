@@ -26,6 +26,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "import-stylegan2": generators.import_stylegan2,
     "tabular.trial": tables.tabular_trial,
     "tabular.fit": tables.tabular_fit,
+    "tabular.fit-tables": tables.tabular_fit_tables,
     "tabular.sample": tables.tabular_sample,
     "tabular.impute": tables.tabular_impute,
     "tabular.evaluate": tables.tabular_evaluate,
@@ -34,5 +35,5 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
 NESTED = {
     "fit": ("compose", "pipeline", "export", "sweep"),
     "renders": ("verify", "export", "score", "review"),
-    "tabular": ("trial", "fit", "sample", "impute", "evaluate"),
+    "tabular": ("trial", "fit", "fit-tables", "sample", "impute", "evaluate"),
 }

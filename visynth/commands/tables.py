@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from contextlib import suppress
 from json import dumps
 from pathlib import Path
 from typing import Any, Literal
@@ -93,6 +94,7 @@ def tabular_fit(
     """
     from visynth.core import plugins
     from visynth.core.distributed import on_main
+    from visynth.core.files import hash_json
     from visynth.core.folders import claim
     from visynth.tabular.frames import read_table
 
@@ -106,41 +108,89 @@ def tabular_fit(
         "drop": drop,
     }
     given |= {"kinds": kinds, "target": target, "constraints": constraints, "rows": len(frame)}
-    training = _training(generator, Path(out), given, trainer or {})
+    run = Path(out).with_name(Path(out).name + ".work") / f"run-{hash_json(given)[:16]}"
+    training = _training(generator, run, trainer or {})
     generator.fit(
         frame, target=target, kinds=kinds, constraints=constraints or (), members=members, progress=printer(quiet), **training
     )  # fmt: skip
-    on_main(lambda: _saved(generator, Path(out), quiet))
+    on_main(lambda: _saved(generator, Path(out), run, quiet))
     return 0
 
 
-def _saved(generator: Any, out: Path, quiet: bool) -> None:
+def _saved(generator: Any, out: Path, run: Path, quiet: bool) -> None:
     generator.save(out)
-    work = out.with_name(out.name + ".work")
-    for run in work.glob("run-*"):
-        shutil.rmtree(run, ignore_errors=True)
-    if work.is_dir() and not any(work.iterdir()):
-        work.rmdir()
+    shutil.rmtree(run, ignore_errors=True)  # this fit's checkpoint, and nothing else
+    with suppress(OSError):  # none was made, or another fit's lies there
+        run.parent.rmdir()
     for note in generator.fitted.notes:
         printer(quiet)(f"  {note}")
     print(f"{out}: {generator.network} of {generator.fitted.rows} rows; digest {generator.digest[:16]}")
 
 
-def _training(generator: Any, out: Path, given: dict[str, Any], trainer: dict[str, Any]) -> dict[str, Any]:
+def _training(generator: Any, run: Path, trainer: dict[str, Any]) -> dict[str, Any]:
     """A trainer that keeps a checkpoint, and the one to go on from."""
     if not hasattr(generator, "training_step"):
         if trainer:
             raise UsageError(f"{generator.network} is not trained: it takes no trainer options.")
         return {}
     from visynth.callbacks.checkpoint import AtomicCheckpointIO, KeepLast
-    from visynth.core.files import hash_json
     from visynth.tabular.training import default_trainer
 
-    run = out.with_name(out.name + ".work") / f"run-{hash_json(given)[:16]}"
     last = KeepLast.path(run)
     plugin = {"plugins": [AtomicCheckpointIO()], "callbacks": [KeepLast(minutes=1.0)], "enable_checkpointing": True}
     own = default_trainer(default_root_dir=str(run), **{**plugin, **trainer})
     return {"trainer": own, "checkpoint": str(last) if last.is_file() else None}
+
+
+def tabular_fit_tables(
+    tables: dict[str, str],
+    keys: list[dict[str, Any]],
+    out: str,
+    synthesizer: Literal["masked", "copula"] = "masked",
+    arguments: dict[str, Any] | None = None,
+    kinds: dict[str, dict[str, str]] | None = None,
+    seed: int = 0,
+    quiet: bool = False,
+) -> int:
+    """Fit generators of several tables that belong together by foreign keys, such as customers and their transactions.
+
+    Args:
+        tables: files by name, e.g. '{customers: c.csv, orders: o.parquet}'.
+        keys: e.g. '[{table: orders, column: customer, parent: customers, parent_key: id, order: time}]'; order is the
+            column by which a parent's rows follow one another, if there is one.
+        out: folder of the generators; 'visynth tabular sample' draws from it.
+        synthesizer: masked or copula.
+        arguments: of the synthesizer, e.g. '{steps: 3000}'.
+        kinds: by table, of columns where the data mislead.
+        seed: of the fits.
+        quiet: no progress.
+    """
+    from visynth.core.folders import claim
+    from visynth.tabular.frames import read_table
+    from visynth.tabular.relational import PARTS, Relational
+
+    claim(out, PARTS)
+    model = Relational(keys, synthesizer, arguments, seed)
+    frames = {name: read_table(path) for name, path in tables.items()}
+    model.fit(frames, kinds=kinds, progress=printer(quiet)).save(out)  # type: ignore[arg-type]
+    print(f"{out}: {synthesizer} of {', '.join(f'{name} ({len(frames[name])} rows)' for name in model.order)}")
+    return 0
+
+
+def _sample_tables(generator: str, out: str, n: int | None, seed: int, device: str) -> int:
+    """As many rows of the first table as asked for, and their descendants, as Parquet files in a folder."""
+    from visynth.core.folders import new_folder
+    from visynth.tabular.frames import write_parquet
+    from visynth.tabular.relational import Relational
+
+    if n is None:
+        raise UsageError("several tables are drawn by --n, the number of rows of the first one.")
+    frames = Relational.load(generator, device).sample(n, seed=seed)
+    with new_folder(out) as folder:
+        for name, frame in frames.items():
+            write_parquet(frame, folder / f"{name}.parquet")
+    print(f"{out}: {', '.join(f'{name}.parquet ({len(frame)} rows)' for name, frame in frames.items())}")
+    return 0
 
 
 def tabular_sample(
@@ -156,8 +206,8 @@ def tabular_sample(
     """Write synthetic rows as a CSV or Parquet file, with flat memory.
 
     Args:
-        generator: folder that 'visynth tabular fit' wrote.
-        out: a .csv or .parquet file.
+        generator: folder that 'visynth tabular fit' or 'fit-tables' wrote.
+        out: a .csv or .parquet file; of several tables a folder.
         n: number of rows.
         per_class: instead, so many rows of each value of the target.
         conditions: e.g. '{sex: Female, age: {low: 30, high: 40}, state: [NY, CA]}'; every row satisfies them.
@@ -169,7 +219,12 @@ def tabular_sample(
 
     from visynth.tabular.base import Synthesizer
     from visynth.tabular.frames import write_table
+    from visynth.tabular.relational import SPEC
 
+    if (Path(generator) / SPEC).is_file():
+        if per_class is not None or conditions:
+            raise UsageError("several tables take neither --per-class nor --conditions.")
+        return _sample_tables(generator, out, n, seed, device)
     if (n is None) == (per_class is None):
         raise UsageError("give either --n or --per-class.")
     loaded = Synthesizer.load(generator, device)
