@@ -9,104 +9,35 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from hashlib import blake2b
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth.core import seeds as seeding
 from visynth.core.artifact import Artifact
 from visynth.core.errors import DataError, IntegrityError, UsageError, choices
 from visynth.core.loading import load_generator
-from visynth.core.members import Member
 from visynth.core.progress import Progress, no_progress
-from visynth.tabular.columns import Category, Floats, Kind, Values
+from visynth.tabular.columns import Category, Floats, Kind
 from visynth.tabular.conditions import NO_CONDITIONS, Conditions, present, read_conditions
 from visynth.tabular.constraints import Constraint, Rules, read_constraint
+from visynth.tabular.draws import BLOCK, FAR, Draw, Rows, check_count
+from visynth.tabular.fitted import Fitted, card, fingerprints, holes, readme
 from visynth.tabular.frames import check_frame, in_library, to_pandas
 from visynth.tabular.inference import infer
-from visynth.tabular.schema import Schema, Table, missing_in, rows_of, stacked, taken
+from visynth.tabular.schema import Schema, Table, replaced, rows_of, stacked, taken
 
 if TYPE_CHECKING:
     import torch
 
 SCHEMA = "visynth.table/1"
-BLOCK = 1024  # rows computed together
 CHUNK = 64 * BLOCK  # rows held together while streaming
 ATTEMPTS = 5000  # draws of a row before it is said that it cannot be had
 ROUND = 8 * BLOCK  # redraws computed at a time
-FAR = 2**42  # more than any row's number: keeps the attempts of a row apart
 LEAST_ROWS = 10
 MOST_MEMBERS = 200_000  # rows whose fingerprints are kept
-
-Rows = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What a generator knows of its table.
-
-    Attributes:
-        schema: of the frame.
-        rules: between its columns.
-        target: the class column, or None.
-        rows: number of rows that were fitted.
-        members: fingerprints of them.
-        notes: what people should know.
-    """
-
-    schema: Schema
-    rules: Rules = field(default_factory=Rules)
-    target: str | None = None
-    rows: int = 0
-    members: tuple[Member, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def model_schema(self) -> Schema:
-        """Columns that the model sees: computed ones are left out."""
-        own = [c.name for c in self.schema.modelled if c.name not in self.rules.computed]
-        return self.schema.only(own)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the target's categories."""
-        if self.target is None:
-            return ()
-        column = self.schema[self.target]
-        return tuple(map(str, column.categories)) if isinstance(column, Category) else ()
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Random numbers of one block of rows.
-
-    Attributes:
-        keys: one number for each row and attempt, int64 ``[N]``.
-        seed: of the sample.
-        group: number of the block, -1 for redraws: what rows of a block share follows from it.
-    """
-
-    keys: Rows
-    seed: int
-    group: int
-
-    def uniforms(self, count: int, stream: str) -> Floats:
-        """Uniform numbers ``[N, count]`` in (0, 1)."""
-        return seeding.uniforms(self.seed, self.keys, count, stream)
-
-    def normals(self, count: int, stream: str) -> Floats:
-        """Standard normal numbers ``[N, count]``."""
-        from scipy.special import ndtri
-
-        return np.asarray(ndtri(self.uniforms(count, stream)), np.float64)
-
-    def shared(self, stream: str) -> np.random.Generator:
-        """A generator that all rows of the block share."""
-        return seeding.rng(self.seed, f"{stream}/{self.group}")
 
 
 class Synthesizer(ABC):
@@ -249,13 +180,13 @@ class Synthesizer(ABC):
             UsageError: conditions that no data can satisfy.
             DataError: too few rows that satisfy the conditions or constraints can be drawn.
         """
-        _check_count(n)
+        check_count(n)
         table, rows = self.rows(np.arange(n), seed, read_conditions(self.schema, conditions, n))
         return self.schema.frame(table, rows, seed)
 
     def stream(self, n: int, *, conditions: Any = None, seed: int = 0, chunk: int = CHUNK) -> Iterator[Any]:
         """The frame of :meth:`sample` in pieces of at most ``chunk`` rows, so that memory stays flat."""
-        _check_count(n)
+        check_count(n)
         given = read_conditions(self.schema, conditions, n)
         seen: list[set[bytes]] = [set() for _ in self.fitted.rules.unique]
         for start in range(0, n, chunk):
@@ -291,7 +222,7 @@ class Synthesizer(ABC):
             drawn, good = self._redraw(
                 numbers[left], np.arange(attempt, attempt + tries), seed, conditions.take(left), ruled
             )
-            table = _replaced(table, left[good], drawn)
+            table = replaced(table, left[good], drawn)
             left, attempt = left[~good], attempt + tries
         if len(left):
             raise DataError(self._refusal(conditions, len(left), len(numbers)))
@@ -353,7 +284,7 @@ class Synthesizer(ABC):
             if any(column[place] in before for column, before in zip(keys, seen, strict=True)):
                 here = np.array([place])
                 drawn = self._unseen(numbers[here], seed, conditions.take(here), seen)
-                table = _replaced(table, here, drawn)
+                table = replaced(table, here, drawn)
                 for column, constraint in zip(keys, rules.unique, strict=True):
                     column[place] = constraint.keys(drawn)[0]
             for column, before in zip(keys, seen, strict=True):
@@ -420,18 +351,7 @@ class Synthesizer(ABC):
     @property
     def card(self) -> dict[str, Any]:
         """What people are told of it."""
-        fitted = self.fitted
-        return {
-            "task": "synthetic rows of a table",
-            "fitted by": self.fits_by,
-            "rows fitted": fitted.rows,
-            "columns": len(fitted.schema.columns),
-            "target": fitted.target or "none",
-            "notes": list(fitted.notes),
-            "privacy": "trained without differential privacy: see the attacks in the report of 'visynth tabular trial'",
-            "licence": "as the table that it was fitted to",
-            "made by": "visynth tabular",
-        }
+        return card(self.fits_by, self.fitted)
 
     def artifact(self) -> Artifact:
         """The generator as it is stored."""
@@ -449,13 +369,12 @@ class Synthesizer(ABC):
             "block": BLOCK,
         }
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(self.weights().items())}
-        card = {**self.card, "notes": list(fitted.notes)}
-        return Artifact(identity, save(weights), fitted.members, card)
+        return Artifact(identity, save(weights), fitted.members, self.card)
 
     def save(self, folder: str | Path) -> Path:
         """Write the generator folder; it appears complete or not at all. There is no pickle in it."""
         stored = self.artifact()
-        return stored.save(folder, _readme(self, stored.digest))
+        return stored.save(folder, readme(self.network, self.fitted, stored.digest))
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu") -> Self:
@@ -479,53 +398,3 @@ class Synthesizer(ABC):
         rows, notes = int(stored.card.get("rows fitted", 0)), tuple(stored.card.get("notes", ()))
         fitted = Fitted(Schema.from_json(said["table"]), rules, said["target"], rows, stored.members, notes)
         return cls._restore(fitted, said["arguments"], load(stored.weights), str(device))
-
-
-def fingerprints(schema: Schema, table: Table, target: str | None, split: str = "train") -> tuple[Member, ...]:
-    """One member a row: a hash of its modelled values, and its class."""
-    labels = schema[target].format(table[target]).astype(str).tolist() if target is not None else [""] * rows_of(table)
-    return tuple(
-        Member(f"row/{number:09d}", label, "", split, mark, "", "")
-        for number, (mark, label) in enumerate(zip(row_hashes(schema, table), labels, strict=True))
-    )
-
-
-def row_hashes(schema: Schema, table: Mapping[str, Values]) -> list[str]:
-    """Hex hash of each row's modelled values as text, the same for equal rows of any frame."""
-    columns = [list(map(str, c.format(table[c.name]).tolist())) for c in schema.modelled]
-    return [blake2b("\x1f".join(row).encode(), digest_size=16).hexdigest() for row in zip(*columns, strict=True)]
-
-
-def holes(schema: Schema, frame: Any) -> tuple[Table, dict[str, NDArray[np.bool_]]]:
-    """Values of a frame that may have missing cells anywhere, and where each column has a value."""
-    rows, _ = to_pandas(frame)
-    lenient = replace(schema, columns=tuple(replace(c, nullable=True) if c.modelled else c for c in schema.columns))
-    table = lenient.table(rows)
-    return table, {name: ~missing_in(values) for name, values in table.items()}
-
-
-def _replaced(table: Table, places: Rows, new: Table) -> Table:
-    for name, values in new.items():
-        table[name][places] = values
-    return table
-
-
-def _check_count(n: int) -> None:
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
-        raise UsageError(f"n must be a whole number of at least 1, but got {n!r}.")
-
-
-def _readme(generator: Synthesizer, digest: str) -> str:
-    fitted = generator.fitted
-    rows = "".join(
-        f"| {c.name} | {c.kind} | {c.dtype} | {'yes' if c.nullable else 'no'} |\n" for c in fitted.schema.columns
-    )
-    notes = "".join(f"- {note}\n" for note in fitted.notes) or "- none\n"
-    members = "`members.jsonl` has a fingerprint of each" if fitted.members else "no fingerprints of them are kept"
-    return (
-        f"# {generator.network} table generator\n\nFitted to {fitted.rows} rows ({members}). Digest: `{digest}`\n\n"
-        f"| column | kind | data type | missing values |\n|---|---|---|---|\n{rows}\n"
-        f"Notes:\n\n{notes}\n"
-        "Intended use: training data for the table above. Not for evaluation, not as evidence about real people or things. "
-        "It was fitted without differential privacy.\n"
-    )

@@ -18,10 +18,12 @@ from scipy.special import ndtr, ndtri
 
 from visynth.core.errors import UsageError
 from visynth.core.progress import Progress
-from visynth.tabular.base import Draw, Fitted, Synthesizer
+from visynth.tabular.base import Synthesizer
 from visynth.tabular.columns import Floats
 from visynth.tabular.conditions import Conditions
 from visynth.tabular.discrete import Discretizer, Field, NumberCodec
+from visynth.tabular.draws import Draw
+from visynth.tabular.fitted import Fitted
 from visynth.tabular.schema import Table
 
 EPSILON = 1e-9

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 
 from visynth.core import seeds as seeding
 from visynth.core.errors import DataError, UsageError
-from visynth.tabular.base import row_hashes
 from visynth.tabular.columns import Category, Floats, Kind
+from visynth.tabular.fitted import row_hashes
 from visynth.tabular.frames import read_table, to_pandas
 from visynth.tabular.inference import infer
 from visynth.tabular.schema import Schema, Table, rows_of, stacked, taken

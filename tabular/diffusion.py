@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from visynth.core import seeds as seeding
-from visynth.tabular.base import Draw
 from visynth.tabular.columns import Floats
 from visynth.tabular.conditions import Conditions
+from visynth.tabular.draws import Draw
 from visynth.tabular.layers import CodeEmbedding, ResidualBlocks, cross_entropies, parted, pick
 from visynth.tabular.schema import Table
 from visynth.tabular.spans import OnMixed

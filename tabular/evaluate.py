@@ -18,10 +18,11 @@ from visynth.core.progress import Progress, no_progress
 from visynth.core.report import Report, table, text
 from visynth.tabular import fidelity as fidelities
 from visynth.tabular.attacks import Privacy, attack
-from visynth.tabular.base import Synthesizer, row_hashes
+from visynth.tabular.base import Synthesizer
 from visynth.tabular.columns import Category, Floats
 from visynth.tabular.counting import GaussianCopula, IndependentMarginals
 from visynth.tabular.diversity import diversity
+from visynth.tabular.fitted import row_hashes
 from visynth.tabular.learners import scaled
 from visynth.tabular.schema import Schema, Table, as_frame, rows_of, stacked, taken
 from visynth.tabular.utility import train_on_synthetic

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from visynth.core import distributed
-from visynth.tabular.base import Draw
 from visynth.tabular.columns import Floats
 from visynth.tabular.conditions import Conditions
+from visynth.tabular.draws import Draw
 from visynth.tabular.layers import one_hot, parted
 from visynth.tabular.schema import Table
 from visynth.tabular.spans import OnMixed

@@ -20,10 +20,10 @@ from torch.nn import functional
 
 from visynth.core import seeds as seeding
 from visynth.core.errors import UsageError
-from visynth.tabular.base import BLOCK, Draw
 from visynth.tabular.columns import Floats, Values
 from visynth.tabular.conditions import Conditions
 from visynth.tabular.discrete import Discretizer
+from visynth.tabular.draws import BLOCK, Draw
 from visynth.tabular.layers import CodeEmbedding, ResidualBlocks, cross_entropies, parted, pick
 from visynth.tabular.schema import Table
 from visynth.tabular.training import Arrays, Batch, Trained

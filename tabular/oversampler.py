@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from visynth.core import seeds as seeding
 from visynth.core.errors import DataError, MissingExtra, UsageError, choices
 from visynth.core.progress import Progress
-from visynth.tabular.base import BLOCK, Draw, Fitted, Synthesizer
+from visynth.tabular.base import Synthesizer
 from visynth.tabular.columns import Category, Floats
 from visynth.tabular.conditions import Conditions
 from visynth.tabular.discrete import unit_of
+from visynth.tabular.draws import BLOCK, Draw
+from visynth.tabular.fitted import Fitted
 from visynth.tabular.schema import Table, missing_in
 
 Method = Literal["smote", "borderline", "adasyn"]

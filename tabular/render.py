@@ -31,9 +31,10 @@ from visynth.core.folders import claim, new_folder
 from visynth.core.processes import end_with_parent
 from visynth.core.progress import Progress, no_progress, time_left
 from visynth.render.plan import balanced_order
-from visynth.tabular.base import BLOCK, Synthesizer
+from visynth.tabular.base import Synthesizer
 from visynth.tabular.columns import Category
 from visynth.tabular.conditions import Conditions
+from visynth.tabular.draws import BLOCK
 from visynth.tabular.frames import write_parquet
 
 SCHEMA = "visynth.rows/1"

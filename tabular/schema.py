@@ -127,6 +127,13 @@ def taken(table: Mapping[str, Values], rows: NDArray[Any]) -> Table:
     return {name: values[rows] for name, values in table.items()}
 
 
+def replaced(table: Table, places: NDArray[Any], new: Mapping[str, Values]) -> Table:
+    """The table with other values in some rows; its arrays are changed."""
+    for name, values in new.items():
+        table[name][places] = values
+    return table
+
+
 def rows_of(table: Mapping[str, Values]) -> int:
     """Number of rows."""
     return len(next(iter(table.values()))) if table else 0

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from visynth.core.errors import UsageError
-from visynth.tabular.base import Draw
 from visynth.tabular.columns import Floats
 from visynth.tabular.conditions import Conditions
 from visynth.tabular.discrete import CategoryCodec
+from visynth.tabular.draws import Draw
 from visynth.tabular.layers import parted, pick
 from visynth.tabular.mixed import Mixed, Scaling
 from visynth.tabular.schema import Table

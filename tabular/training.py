@@ -25,7 +25,8 @@ from visynth.core import seeds as seeding
 from visynth.core.errors import Diverged, UsageError
 from visynth.core.progress import Progress, no_progress, time_left
 from visynth.core.quiet import quiet_lightning
-from visynth.tabular.base import Fitted, Synthesizer
+from visynth.tabular.base import Synthesizer
+from visynth.tabular.fitted import Fitted
 from visynth.tabular.schema import Table, rows_of
 
 Batch = dict[str, Tensor]

@@ -24,9 +24,10 @@ from visynth.core.progress import Progress, no_progress
 from visynth.core.report import Report, environment, text
 from visynth.core.stage import Stage
 from visynth.tabular.balance import oversample
-from visynth.tabular.base import LEAST_ROWS, Synthesizer, fingerprints
+from visynth.tabular.base import LEAST_ROWS, Synthesizer
 from visynth.tabular.columns import Category, Kind
 from visynth.tabular.evaluate import LEAD, Triad, add_sections, triad
+from visynth.tabular.fitted import fingerprints
 from visynth.tabular.frames import ENDINGS, check_frame, parquet_bytes, read_table
 from visynth.tabular.inference import infer
 from visynth.tabular.schema import Schema

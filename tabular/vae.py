@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from visynth.tabular.base import Draw
 from visynth.tabular.columns import Floats
 from visynth.tabular.conditions import Conditions
+from visynth.tabular.draws import Draw
 from visynth.tabular.layers import cross_entropies, one_hot
 from visynth.tabular.schema import Table
 from visynth.tabular.spans import OnMixed

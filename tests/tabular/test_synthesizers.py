@@ -19,8 +19,8 @@ from tests.tabular.tables import dependent
 from visynth.core import plugins
 from visynth.core.errors import DataError, IntegrityError, UsageError
 from visynth.tabular import CTGAN, Between, Diffusion, GaussianCopula, IndependentMarginals, Masked, Synthesizer, infer
-from visynth.tabular.base import BLOCK, Draw
 from visynth.tabular.conditions import NO_CONDITIONS
+from visynth.tabular.draws import BLOCK, Draw
 from visynth.tabular.fidelity import fidelity, summary
 
 Get = Callable[[str], Synthesizer]
