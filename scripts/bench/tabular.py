@@ -31,7 +31,7 @@ from visynth.tabular.utility import rare_class, train_on_synthetic
 from visynth.verdict.summary import arms_block, summarise
 
 DATA = Path(os.environ.get("VISYNTH_DATA", "../shared/data")) / "tabular"
-SECONDS = 150.0  # of training, for each generator
+SECONDS = 110.0  # of training, for each generator
 PILOT = 60
 BASELINES = ("marginals", "copula")
 TRAINED = ("masked", "diffusion", "tvae", "ctgan")
