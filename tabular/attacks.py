@@ -27,6 +27,7 @@ MOST_OTHERS = 20_000  # synthetic rows and real ones that are looked at
 RATES = (0.01, 0.001)  # false-positive rates at which hits are told
 LEVEL = 0.95
 SURE = 3.0  # standard errors from which a leak is said: of twenty attacks that find nothing, hardly one passes
+SURE_CONTROLS = 10  # controls above a threshold, below which the threshold itself is too uncertain to say a leak
 COMPONENTS = 8  # of the densities' projection
 TOLERANCE = 0.05  # share of a number's range within which a guess is right
 SECRETS = 6  # columns that are attacked
@@ -166,12 +167,17 @@ def attack(
 def _closest(
     space: Space, members: Table, controls: Table, fake: Table
 ) -> tuple[tuple[float, float, float], tuple[float, float], tuple[float, float]]:
-    distances = [space.nearest(fake, side, 2)[0] for side in (members, controls)]
-    first, second = distances[0][:, 0], distances[1][:, 0]
-    share = float(np.mean(first < second) + np.mean(first == second) / 2)
-    low, high = wilson(share, len(first))
-    ratios = [float(np.median(d[:, 0] / np.maximum(d[:, -1], 1e-12))) for d in distances]
-    return (share, low, high), (ratios[0], ratios[1]), (float(np.mean(first <= SAME)), float(np.mean(second <= SAME)))
+    found = [space.nearest(fake, side, 2) for side in (members, controls)]
+    first, second = (distances[:, 0] for distances, _ in found)
+    count = len(first)
+    ours = (first < second) + (first == second) / 2
+    share = float(ours.mean())
+    # Who is nearest to several synthetic rows counts several times: its side is one coin, not many.
+    weights = [np.bincount(rows[:, 0], own) for (_, rows), own in zip(found, (ours, 1 - ours), strict=True)]
+    spread = float(np.sqrt(sum((w**2).sum() for w in weights))) / (2 * count)
+    ratios = [float(np.median(d[:, 0] / np.maximum(d[:, -1], 1e-12))) for d, _ in found]
+    exact = float(np.mean(first <= SAME)), float(np.mean(second <= SAME))
+    return (share, share - 1.96 * spread, share + 1.96 * spread), (ratios[0], ratios[1]), exact
 
 
 def membership(name: str, members: Floats, controls: Floats, seed: int = 0) -> Membership:
@@ -196,9 +202,10 @@ def membership(name: str, members: Floats, controls: Floats, seed: int = 0) -> M
     low, high = np.percentile(draws, [2.5, 97.5])
     sure = area - 0.5 > SURE * float(np.std(draws))
     hits = {f"{rate:g}": _hits(members, controls, rate) for rate in RATES if rate * len(controls) >= 1}
+    certain = {rate: own for rate, own in hits.items() if float(rate) * len(controls) >= SURE_CONTROLS}
     sure |= any(
         clopper_pearson(round(h * len(members)), len(members), 0.9973)[0] > 2 * float(r)
-        for r, (h, _, _) in hits.items()
+        for r, (h, _, _) in certain.items()
     )
     return Membership(name, area, float(low), float(high), hits, len(members), len(controls), sure)
 
@@ -231,18 +238,6 @@ def clopper_pearson(found: int, of: int, level: float = LEVEL) -> tuple[float, f
     low = 0.0 if found == 0 else float(beta.ppf(tail, found, of - found + 1))
     high = 1.0 if found == of else float(beta.ppf(1 - tail, found + 1, of - found))
     return low, high
-
-
-def wilson(share: float, of: int, z: float = 1.96) -> tuple[float, float]:
-    """Interval of a share (Wilson, JASA 1927).
-
-    Example:
-        >>> tuple(round(v, 3) for v in wilson(0.5, 100))
-        (0.404, 0.596)
-    """
-    middle = (share + z**2 / (2 * of)) / (1 + z**2 / of)
-    half = z / (1 + z**2 / of) * np.sqrt(share * (1 - share) / of + z**2 / (4 * of**2))
-    return float(middle - half), float(middle + half)
 
 
 def _domias(attacked: tuple[Table, Table], fake: Table, schema: Schema, seed: int) -> Membership:

@@ -9,7 +9,7 @@ import numpy as np
 
 from visynth.core import balance as balancing
 from visynth.core import seeds as seeding
-from visynth.core.errors import UsageError
+from visynth.core.errors import DataError, UsageError
 from visynth.tabular.base import Synthesizer
 from visynth.tabular.columns import Category
 from visynth.tabular.frames import in_library, pandas, to_pandas
@@ -58,12 +58,19 @@ def oversample(
         raise UsageError(f"the generator was fitted with target {generator.fitted.target!r}, not {target!r}.")
     column = generator.schema[target]
     assert isinstance(column, Category)
-    counts = np.bincount(column.parse(rows[target]), minlength=len(column.categories))
+    codes = column.parse(rows[target])
+    if (codes < 0).any():
+        raise DataError(f"target {target!r} has {int((codes < 0).sum())} missing values: leave these rows out.")
+    counts = np.bincount(codes, minlength=len(column.categories))
     by_name = {str(value): int(n) for value, n in zip(column.categories, counts, strict=True)}
     wanted = balancing.targets(balance, by_name, to=to)
+    own = {
+        v: n
+        for v, (name, n) in zip(column.categories, wanted.items(), strict=True)
+        if n and (only is None or name in only)
+    }
     pieces = [rows.assign(synthetic=False)]
-    for number, (value, (name, count)) in enumerate(zip(column.categories, wanted.items(), strict=True)):
-        if count and (only is None or name in only):
-            own = generator.sample(count, conditions={target: value}, seed=seeding.derive("oversample", seed, number))
-            pieces.append(to_pandas(own)[0].assign(synthetic=True))
+    if own:
+        drawn = generator.stream_classes(own, seed=seeding.derive("oversample", seed), real=rows)
+        pieces += [to_pandas(piece)[0].assign(synthetic=True) for piece in drawn]
     return in_library(pd.concat(pieces, ignore_index=True), library)

@@ -22,9 +22,9 @@ from visynth.core.loading import load_generator
 from visynth.core.progress import Progress, no_progress
 from visynth.tabular.columns import Category, Floats, Kind
 from visynth.tabular.conditions import NO_CONDITIONS, Conditions, present, read_conditions
-from visynth.tabular.constraints import Constraint, Rules, read_constraint
+from visynth.tabular.constraints import NO_KEY, Constraint, Rules, read_constraint
 from visynth.tabular.draws import BLOCK, FAR, Draw, Rows, check_count
-from visynth.tabular.fitted import Fitted, card, fingerprints, holes, readme
+from visynth.tabular.fitted import Fitted, card, fingerprints, holes, readme, unseen_codes
 from visynth.tabular.frames import check_frame, in_library, to_pandas
 from visynth.tabular.inference import infer
 from visynth.tabular.schema import Schema, Table, replaced, rows_of, stacked, taken
@@ -155,7 +155,7 @@ class Synthesizer(ABC):
         notes = list(schema.notes)
         if members == "rows" and not kept:
             notes.append(f"no fingerprints of rows are kept: there are more than {MOST_MEMBERS}")
-        self._fitted = Fitted(schema, rules, target, count, prints, tuple(notes))
+        self._fitted = Fitted(schema, rules, target, count, prints, tuple(notes), unseen_codes(schema, table))
         self._digest = None
         if not self.fitted.model_schema.columns:
             raise DataError("the table has no column to model: all are identifiers, text or constant.")
@@ -181,14 +181,49 @@ class Synthesizer(ABC):
             DataError: too few rows that satisfy the conditions or constraints can be drawn.
         """
         check_count(n)
-        table, rows = self.rows(np.arange(n), seed, read_conditions(self.schema, conditions, n))
-        return self.schema.frame(table, rows, seed)
+        return next(self._stream(n, read_conditions(self.schema, conditions, n), seed, n, None))
 
     def stream(self, n: int, *, conditions: Any = None, seed: int = 0, chunk: int = CHUNK) -> Iterator[Any]:
         """The frame of :meth:`sample` in pieces of at most ``chunk`` rows, so that memory stays flat."""
         check_count(n)
-        given = read_conditions(self.schema, conditions, n)
-        seen: list[set[bytes]] = [set() for _ in self.fitted.rules.unique]
+        yield from self._stream(n, read_conditions(self.schema, conditions, n), seed, chunk, None)
+
+    def stream_classes(
+        self, counts: Mapping[Any, int], *, seed: int = 0, chunk: int = CHUNK, real: Any = None
+    ) -> Iterator[Any]:
+        """So many rows of each class, one class after the other, in pieces; rows are numbered through, so that identifiers
+        and unique columns are unique over all classes.
+
+        Args:
+            counts: rows by value of the target.
+            seed: in [0, 2**63).
+            chunk: rows of a piece at most.
+            real: a frame whose unique columns must not be repeated either.
+
+        Raises:
+            UsageError: fitted without a target, or a value that it does not have.
+        """
+        target = self.fitted.target
+        if target is None:
+            raise UsageError("the generator was fitted without a target: there are no classes.")
+        column = self.schema[target]
+        assert isinstance(column, Category)
+        codes = {value: column.code(value) for value in counts}
+        unknown = [value for value, code in codes.items() if code is None]
+        if unknown:
+            raise UsageError(f"column {target!r} has no value {choices(unknown)}; it has {choices(column.categories)}.")
+        wanted = np.repeat(np.array(list(codes.values()), np.int64), list(counts.values()))
+        check_count(len(wanted))
+        given = Conditions({target: (wanted, np.ones(len(wanted), bool))}, {})
+        seen = None
+        if real is not None and self.fitted.rules.unique:
+            table = self.schema.table(real)
+            seen = [{key for key in c.keys(table) if key} for c in self.fitted.rules.unique]
+        yield from self._stream(len(wanted), given, seed, chunk, seen)
+
+    def _stream(self, n: int, given: Conditions, seed: int, chunk: int, seen: list[set[bytes]] | None) -> Iterator[Any]:
+        self.fitted.check_seen(given)
+        seen = [set() for _ in self.fitted.rules.unique] if seen is None else seen
         for start in range(0, n, chunk):
             numbers = np.arange(start, min(start + chunk, n))
             table, rows = self.rows(numbers, seed, given.take(numbers), seen)
@@ -200,7 +235,7 @@ class Synthesizer(ABC):
         seed: int,
         conditions: Conditions = NO_CONDITIONS,
         seen: list[set[bytes]] | None = None,
-        ruled: bool = True,
+        insist: bool = True,
     ) -> tuple[Table, Rows]:
         """Rows by their numbers, as model values with computed columns, and the numbers.
 
@@ -209,38 +244,37 @@ class Synthesizer(ABC):
             seed: of the sample.
             conditions: of these rows.
             seen: keys that unique columns had before these rows; new ones are added.
-            ruled: whether rows must keep the constraints.
+            insist: False lets rows break constraints that they cannot keep, for filling given rows.
         """
         seen = [set() for _ in self.fitted.rules.unique] if seen is None else seen
         groups = np.split(np.arange(len(numbers)), np.flatnonzero(np.diff(numbers // BLOCK)) + 1)
         blocks = [(int(numbers[places[0]]) // BLOCK, numbers[places], conditions.take(places)) for places in groups]
         table = self._complete([self._block(Draw(keys, seed, group), own) for group, keys, own in blocks])
-        left = np.flatnonzero(self._bad(table, conditions, ruled))
-        attempt = 1
-        while len(left) and attempt < ATTEMPTS:
+        left = np.flatnonzero(self._bad(table, conditions))
+        attempt, most = 1, ATTEMPTS if insist else ATTEMPTS // 50
+        while len(left) and attempt < most:
             tries = max(ROUND // len(left), 1)
-            drawn, good = self._redraw(
-                numbers[left], np.arange(attempt, attempt + tries), seed, conditions.take(left), ruled
-            )
+            drawn, good = self._redraw(numbers[left], np.arange(attempt, attempt + tries), seed, conditions.take(left))
             table = replaced(table, left[good], drawn)
             left, attempt = left[~good], attempt + tries
-        if len(left):
-            raise DataError(self._refusal(conditions, len(left), len(numbers)))
-        if self.fitted.rules.unique and ruled:
+        lost = left if insist else left[conditions.take(left).broken(taken(table, left), len(left))]
+        if len(lost):
+            raise DataError(self._refusal(conditions, len(lost), len(numbers)))
+        if self.fitted.rules.unique and insist:
             table = self._made_unique(table, numbers, seed, conditions, seen)
         return table, numbers
 
     def _redraw(
-        self, numbers: Rows, attempts: Rows, seed: int, conditions: Conditions, ruled: bool = True
+        self, numbers: Rows, attempts: Rows, seed: int, conditions: Conditions
     ) -> tuple[Table, NDArray[np.bool_]]:
         """The first good one of several attempts at each row, and which rows have one."""
-        table, good = self._tries(numbers, attempts, seed, conditions, ruled)
+        table, good = self._tries(numbers, attempts, seed, conditions)
         first = np.arange(len(numbers)) * len(attempts) + good.argmax(axis=1)
         done = np.asarray(good.any(axis=1))
         return taken(table, first[done]), done
 
     def _tries(
-        self, numbers: Rows, attempts: Rows, seed: int, conditions: Conditions, ruled: bool = True
+        self, numbers: Rows, attempts: Rows, seed: int, conditions: Conditions
     ) -> tuple[Table, NDArray[np.bool_]]:
         """All attempts at all rows, one row's after another, and which are good ``[rows, attempts]``."""
         places = np.repeat(np.arange(len(numbers)), len(attempts))
@@ -249,7 +283,7 @@ class Synthesizer(ABC):
         ends = [(start, min(start + BLOCK, len(keys))) for start in range(0, len(keys), BLOCK)]
         blocks = [self._block(Draw(keys[a:b], seed, -1), own.take(np.arange(a, b))) for a, b in ends]
         table = self._complete(blocks)
-        return table, ~self._bad(table, own, ruled).reshape(len(numbers), len(attempts))
+        return table, ~self._bad(table, own).reshape(len(numbers), len(attempts))
 
     def _block(self, draw: Draw, conditions: Conditions) -> Table:
         """Rows of a block, computed at its full size."""
@@ -260,10 +294,9 @@ class Synthesizer(ABC):
     def _complete(self, blocks: Sequence[Table]) -> Table:
         return self.fitted.rules.complete(stacked(blocks), self.schema)
 
-    def _bad(self, table: Table, conditions: Conditions, ruled: bool) -> NDArray[np.bool_]:
+    def _bad(self, table: Table, conditions: Conditions) -> NDArray[np.bool_]:
         """Rows that break a condition or a rule."""
-        bad = conditions.broken(table, rows_of(table))
-        return bad | self.fitted.rules.broken(table, self.schema) if ruled else bad
+        return conditions.broken(table, rows_of(table)) | self.fitted.rules.broken(table, self.schema)
 
     def _refusal(self, conditions: Conditions, failed: int, count: int) -> str:
         asked = f" with conditions on {choices(conditions.columns)}" if conditions.any else ""
@@ -288,7 +321,7 @@ class Synthesizer(ABC):
                 for column, constraint in zip(keys, rules.unique, strict=True):
                     column[place] = constraint.keys(drawn)[0]
             for column, before in zip(keys, seen, strict=True):
-                before.add(column[place])
+                before |= {column[place]} - {NO_KEY}
         return table
 
     def _unseen(self, number: Rows, seed: int, conditions: Conditions, seen: Sequence[set[bytes]]) -> Table:
@@ -309,6 +342,8 @@ class Synthesizer(ABC):
     def impute(self, frame: Any, *, seed: int = 0) -> Any:
         """The frame with its missing cells drawn given the others; identifiers and text stay as they are.
 
+        Constraints are kept where the given cells and some draws allow it.
+
         Args:
             frame: rows with the fitted table's columns; any cell may be missing.
             seed: equal seeds fill equally.
@@ -325,9 +360,9 @@ class Synthesizer(ABC):
         conditions = Conditions(
             {c.name: (table[c.name], given[c.name]) for c in own}, {c.name: present(c) for c in own}
         )
-        filled, _ = self.rows(np.arange(rows_of(table)), seed, conditions, ruled=False)
+        filled, _ = self.rows(np.arange(rows_of(table)), seed, conditions, insist=False)
         result, library = to_pandas(frame)
-        result = result.copy()
+        result = frame.copy() if library == "pandas" else result
         for column in schema.modelled:
             gaps = ~given[column.name]
             if gaps.any():
@@ -367,6 +402,7 @@ class Synthesizer(ABC):
             "constraints": fitted.rules.to_json(),
             "target": fitted.target,
             "block": BLOCK,
+            "unseen": {name: list(codes) for name, codes in fitted.unseen.items()},
         }
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(self.weights().items())}
         return Artifact(identity, save(weights), fitted.members, self.card)
@@ -396,5 +432,6 @@ class Synthesizer(ABC):
         said = stored.identity
         rules = Rules(tuple(read_constraint(c) for c in said["constraints"]))
         rows, notes = int(stored.card.get("rows fitted", 0)), tuple(stored.card.get("notes", ()))
-        fitted = Fitted(Schema.from_json(said["table"]), rules, said["target"], rows, stored.members, notes)
+        unseen = {name: tuple(codes) for name, codes in said["unseen"].items()}
+        fitted = Fitted(Schema.from_json(said["table"]), rules, said["target"], rows, stored.members, notes, unseen)
         return cls._restore(fitted, said["arguments"], load(stored.weights), str(device))

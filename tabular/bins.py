@@ -62,7 +62,9 @@ class Bins:
         spikes = distinct[frequent][:most]
         rest = np.sort(values[~np.isin(values, spikes)])
         count = min(max(most - len(spikes), 1), len(rest) // max(least, 1)) if len(rest) else 0
-        parts = _equal_parts(rest, max(count, 1)) if len(rest) else []
+        if len(rest) < least and len(spikes):
+            rest = rest[:0]  # too few for a bin: they go to the nearest spike
+        parts = _merged(_equal_parts(rest, max(count, 1)), least) if len(rest) else []
         knots = [_knots(part) for part in parts]
         if knots and len(values) >= 20 * least:
             ordered = np.sort(values)
@@ -131,6 +133,19 @@ def _equal_parts(ordered: Floats, count: int) -> list[Floats]:
     """Sorted values in ``count`` parts of about equal size; equal values stay together."""
     cuts = np.searchsorted(ordered, ordered[(np.arange(1, count) * len(ordered)) // count])
     return [part for part in np.split(ordered, np.unique(cuts)) if len(part)]
+
+
+def _merged(parts: list[Floats], least: int) -> list[Floats]:
+    """Parts that are too small joined with their neighbours."""
+    joined: list[Floats] = []
+    for part in parts:
+        if joined and len(joined[-1]) < least:
+            joined[-1] = np.concatenate([joined[-1], part])
+        else:
+            joined.append(part)
+    if len(joined) > 1 and len(joined[-1]) < least:
+        joined[-2:] = [np.concatenate(joined[-2:])]
+    return joined
 
 
 def _knots(part: NDArray[np.float64]) -> tuple[float, ...]:

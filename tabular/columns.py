@@ -96,12 +96,14 @@ class Number(Column):
         decimals: digits after the point; None: as many as a float has.
         style: in a text column, how 20 is written where others have fractions: ``"fixed"`` (20.00), ``"point"`` (20.0)
             or ``"plain"`` (20).
+        written: whether the values are text.
     """
 
     kinds: ClassVar[tuple[Kind, ...]] = ("numeric", "integer")
 
     decimals: int | None = None
     style: Literal["fixed", "point", "plain"] = "point"
+    written: bool = False
 
     def parse(self, series: pd.Series) -> Floats:
         pd, gone = pandas(), self.is_missing(series)
@@ -126,7 +128,7 @@ class Number(Column):
     def format(self, values: Values) -> pd.Series:
         values = self.rounded(values)
         gone = np.isnan(values)
-        if self.is_text:
+        if self.written:
             words = [None if empty else self.text(v) for v, empty in zip(values.tolist(), gone.tolist(), strict=True)]
             return as_dtype([self.missing if w is None else w for w in words], self.dtype, self.name)
         pd = pandas()
@@ -140,10 +142,6 @@ class Number(Column):
             whole = filled.astype(np.int64) if self.kind == "integer" else filled
             return pd.Series(whole, name=self.name).astype(self.dtype).mask(pd.Series(gone))
         return pd.Series(values, name=self.name).astype(self.dtype)
-
-    @property
-    def is_text(self) -> bool:
-        return self.dtype in ("str", "string")
 
     def rounded(self, values: Values) -> Floats:
         """Values with the digits that the column has."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visynth.core.errors import UsageError, choices, raise_all
-from visynth.tabular.columns import Category, Column, Values, as_dtype
+from visynth.tabular.columns import Category, Column, Date, Number, Values, as_dtype
 from visynth.tabular.frames import to_pandas
 from visynth.tabular.schema import Schema, missing_in
 
@@ -169,25 +169,40 @@ def _value(column: Column, value: Any) -> Values:
     return _numbers(column, value)
 
 
-def _numbers(column: Column, value: Any) -> Values:
+def _numbers(column: Column, value: Any, exact: bool = True) -> Values:
     if value is None or value is column.missing:
         if not column.nullable:
             raise UsageError(f"column {column.name!r} has no missing values in the data that were fitted")
         return np.array([np.nan])
     kind = column.dtype if isinstance(value, str) or column.kind == "datetime" else "object"
     try:
-        return column.parse(as_dtype([value], kind, column.name))
+        values = column.parse(as_dtype([value], kind, column.name))
+        return _with_digits(column, values, value) if exact else values
+    except UsageError:
+        raise
     except (ValueError, TypeError) as error:
         raise UsageError(
             f"column {column.name!r} is {column.kind} ({column.dtype}), but got {value!r} ({error})"
         ) from None
 
 
+def _with_digits(column: Column, values: Values, shown: Any) -> Values:
+    """Values, refused where the column could not hold them: a row would come with another one."""
+    rounded = column.rounded(values) if isinstance(column, (Number, Date)) else values
+    close = np.isclose(rounded, values, rtol=1e-12, atol=1e-9, equal_nan=True)
+    if not close.all():
+        other = rounded[~close][0]
+        raise UsageError(
+            f"column {column.name!r} has values like {other:g}, not {shown!r}: give as many digits as it has"
+        )
+    return np.asarray(rounded)
+
+
 def _range(column: Column, wanted: Between) -> Allowed:
     if isinstance(column, Category):
         raise UsageError(f"column {column.name!r} is {column.kind}: it has no ranges; give a list of values")
-    low = -np.inf if wanted.low is None else float(_numbers(column, wanted.low)[0])
-    high = np.inf if wanted.high is None else float(_numbers(column, wanted.high)[0])
+    low = -np.inf if wanted.low is None else float(_numbers(column, wanted.low, exact=False)[0])
+    high = np.inf if wanted.high is None else float(_numbers(column, wanted.high, exact=False)[0])
     if not low <= high:
         raise UsageError(f"column {column.name!r}: no value is between {wanted.low!r} and {wanted.high!r}")
     return Allowed(None, low, high)
@@ -203,7 +218,7 @@ def _of_frame(schema: Schema, frame: Any, count: int) -> Conditions:
             gone = column.is_missing(rows[name])
             values = np.full(len(rows), -1, np.int64) if isinstance(column, Category) else np.full(len(rows), np.nan)
             if not gone.all():
-                values[~gone] = column.parse(rows[name][~gone])
+                values[~gone] = _with_digits(column, column.parse(rows[name][~gone]), "in the frame")
             fixed[name] = values, ~gone
         except ValueError as error:
             problems.append(str(error).rstrip("."))

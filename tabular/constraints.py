@@ -19,6 +19,7 @@ from visynth.tabular.frames import in_rows
 from visynth.tabular.schema import Schema, Table, missing_in, rows_of
 
 Bool = NDArray[np.bool_]
+NO_KEY = b""  # of a row without a whole key
 TOLERANCE = 1e-6  # of a formula, relative to its value, beside half a digit of the column
 
 
@@ -222,16 +223,17 @@ class Unique(Constraint):
         return list(self.of)
 
     def keys(self, table: Mapping[str, Values]) -> list[bytes]:
-        """One key a row."""
+        """One key a row; ``NO_KEY`` where a value is missing."""
         matrix = np.stack([np.asarray(table[name], np.float64) + 0.0 for name in self.of], axis=1)
-        return [row.tobytes() for row in matrix]
+        gone = np.any([missing_in(table[name]) for name in self.of], axis=0)
+        return [NO_KEY if empty else row.tobytes() for row, empty in zip(matrix, gone, strict=True)]
 
     def broken(self, table: Mapping[str, Values], schema: Schema) -> Bool:
         keys, seen = self.keys(table), set[bytes]()
         again = np.zeros(len(keys), bool)
         for place, key in enumerate(keys):
             again[place] = key in seen
-            seen.add(key)
+            seen |= {key} - {NO_KEY}
         return again
 
 

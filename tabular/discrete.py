@@ -356,7 +356,7 @@ def _category_codec(column: Category, values: Values, least: int) -> CategoryCod
 def _with_floor(column: Category, values: Values, least: int) -> CategoryCodec:
     counts = np.bincount(values[values >= 0], minlength=len(column.categories))
     order = [int(code) for code in np.argsort(-counts, kind="stable") if counts[code] >= max(least, 1)]
-    rare = bool((counts[[c for c in range(len(counts)) if c not in set(order)]] > 0).any())
+    rare = len(order) < len(column.categories)  # one code for all that is not modelled, without rows too
     return CategoryCodec(column.name, column.nullable, tuple(order), len(column.categories), rare, least)
 
 

@@ -145,8 +145,16 @@ def duplicates(table: Table) -> float:
     return 1 - len(np.unique(matrix, axis=0)) / len(matrix)
 
 
-def diversity(real: Table, fake: Table, schema: Schema, seed: int = 0) -> dict[str, Any]:
-    """All of it, by name; coverage of each column under ``columns``."""
+def diversity(real: Table, fake: Table, schema: Schema, seed: int = 0, fitted: Table | None = None) -> dict[str, Any]:
+    """All of it, by name; coverage of each column under ``columns``.
+
+    Args:
+        real: rows to compare with.
+        fake: synthetic rows.
+        schema: of both.
+        seed: of the choice of rows.
+        fitted: rows that the generator was fitted to, of which authentic rows are no copies; by default ``real``.
+    """
     by_column = {}
     for column in schema.modelled:
         measure = category_coverage if isinstance(column, Category) else range_coverage
@@ -155,8 +163,8 @@ def diversity(real: Table, fake: Table, schema: Schema, seed: int = 0) -> dict[s
         taken(side, seeding.rng(seed, f"diversity/{n}").permutation(rows_of(side))[:MOST_ROWS])
         for n, side in enumerate((real, fake))
     ]
-    both = scaled(stacked(sides), schema)
-    x, y = both[: rows_of(sides[0])], both[rows_of(sides[0]) :]
+    sides.append(sides[0] if fitted is None else fitted)
+    x, y, own = np.split(scaled(stacked(sides), schema), np.cumsum([rows_of(side) for side in sides])[:-1])
     words = [by_column[c.name] for c in schema.modelled if isinstance(c, Category)]
     numbers = [by_column[c.name] for c in schema.modelled if not isinstance(c, Category)]
     found = modes(x, y, seed)
@@ -168,7 +176,7 @@ def diversity(real: Table, fake: Table, schema: Schema, seed: int = 0) -> dict[s
         "cluster difference": found["difference"],
         "alpha-precision": alpha_precision(x, y),
         "beta-recall": beta_recall(x, y),
-        "authenticity": authenticity(x, y),
+        "authenticity": authenticity(own, y),
         "repeated rows": duplicates(fake),
         "repeated real rows": duplicates(real),
         "columns": by_column,

@@ -13,7 +13,7 @@ from visynth.tabular.columns import Floats
 
 Rows = NDArray[np.int64]
 BLOCK = 1024  # rows computed together
-FAR = 2**42  # more than any row's number: keeps the attempts of a row apart
+FAR = 2**48  # more than any row's number: keeps the attempts of a row apart
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from visynth.core.errors import UsageError, choices, raise_all
 from visynth.core.members import Member
 from visynth.tabular.columns import Category, Values
+from visynth.tabular.conditions import Conditions
 from visynth.tabular.constraints import Rules
 from visynth.tabular.frames import to_pandas
 from visynth.tabular.schema import Schema, Table, missing_in, rows_of
@@ -28,6 +30,7 @@ class Fitted:
         rows: number of rows that were fitted.
         members: fingerprints of them.
         notes: what people should know.
+        unseen: by column, codes of categories that no fitted row has.
     """
 
     schema: Schema
@@ -36,6 +39,28 @@ class Fitted:
     rows: int = 0
     members: tuple[Member, ...] = ()
     notes: tuple[str, ...] = ()
+    unseen: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def check_seen(self, conditions: Conditions) -> None:
+        """Refuse conditions on categories without a fitted row.
+
+        Raises:
+            UsageError: nothing is known of rows that have them.
+        """
+        problems = []
+        for name, codes in self.unseen.items():
+            if name in conditions.fixed:
+                values, given = conditions.fixed[name]
+                asked = sorted(set(np.unique(values[given]).tolist()) & set(codes))
+            elif name in conditions.allowed and conditions.allowed[name].values is not None:
+                wanted = set(np.asarray(conditions.allowed[name].values).tolist())
+                asked = sorted(wanted) if wanted <= set(codes) else []
+            else:
+                continue
+            if asked:
+                known = getattr(self.schema[name], "categories", ())
+                problems.append(f"column {name!r}: no fitted row has {choices(known[code] for code in asked)}")
+        raise_all("conditions", problems, UsageError)
 
     @property
     def model_schema(self) -> Schema:
@@ -50,6 +75,16 @@ class Fitted:
             return ()
         column = self.schema[self.target]
         return tuple(map(str, column.categories)) if isinstance(column, Category) else ()
+
+
+def unseen_codes(schema: Schema, table: Mapping[str, Values]) -> dict[str, tuple[int, ...]]:
+    """By column, codes of categories that no row has."""
+    unseen: dict[str, tuple[int, ...]] = {}
+    for column in schema.modelled:
+        if isinstance(column, Category):
+            lost = sorted(set(range(len(column.categories))) - set(np.unique(table[column.name]).tolist()))
+            unseen |= {column.name: tuple(lost)} if lost else {}
+    return unseen
 
 
 def fingerprints(schema: Schema, table: Table, target: str | None, split: str = "train") -> tuple[Member, ...]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Library = Literal["pandas", "polars"]
 ENDINGS = (".csv", ".parquet")
+PLAIN = r"-?(0|[1-9]\d*)(\.\d+)?(e[+-]\d\d+)?"  # numbers as programs write them
 SHOWN = 5  # rows that a problem names
 
 
@@ -104,24 +105,21 @@ def _csv_header(file: Path) -> list[Hashable]:
 
 
 def _typed(column: pd.Series) -> pd.Series:
-    """Text as numbers or booleans, where these would be written just so."""
+    """Text as numbers or booleans, where all of it is plain numbers or truth values."""
     pd = pandas()
     present = column.dropna()
     if present.empty:
         return column
+    full = len(present) == len(column)
     if set(present.unique()) <= {"True", "False"}:
-        return column.map({"True": True, "False": False}).astype("bool" if len(present) == len(column) else "boolean")
-    if present.str.match(r"[+-]?0\d|\+").any():
+        return column.map({"True": True, "False": False}).astype("bool" if full else "boolean")
+    if not present.str.fullmatch(PLAIN).all():
         return column
-    try:
-        numbers = pd.to_numeric(present)
-    except (ValueError, TypeError):
-        return column
-    if pd.api.types.is_integer_dtype(numbers):
-        return pd.to_numeric(column).astype("int64" if len(present) == len(column) else "Int64")
-    if not pd.api.types.is_float_dtype(numbers):
-        return column
-    return pd.to_numeric(column).astype("float64" if len(present) == len(column) else "Float64")
+    if present.str.fullmatch(r"-?\d{1,18}").all():
+        return pd.to_numeric(column).astype("Int64").astype("int64" if full else "Int64")
+    if present.str.fullmatch(r"-?\d+").any() and present.str.fullmatch(r"-?\d{16,}").any():
+        return column  # as floats they would change
+    return pd.to_numeric(column).astype("float64" if full else "Float64")
 
 
 def write_table(frames: Iterable[Any], path: str | Path) -> int:
@@ -240,7 +238,7 @@ def _object_problems(column: pd.Series) -> Iterator[str]:
     counts = kinds.value_counts()
     for kind in counts.index:
         if kind not in ("text", "number", "boolean", "date"):
-            yield f"values of type {kind} in {in_rows(kinds.index[kinds == kind])} cannot be modelled"
+            yield f"values of type {kind} in {in_rows(kinds.index[kinds == kind])} cannot be modelled: convert the column"
     known = [kind for kind in counts.index if kind in ("text", "number", "boolean", "date")]
     if len(known) > 1:
         few = [f"{kind} in {in_rows(kinds.index[kinds == kind])}" for kind in known[1:]]
@@ -253,13 +251,12 @@ def _object_problems(column: pd.Series) -> Iterator[str]:
 
 def _kind_of(value: Any) -> str:
     import datetime
-    from decimal import Decimal
 
     if isinstance(value, str):
         return "text"
     if isinstance(value, (bool, np.bool_)):
         return "boolean"
-    if isinstance(value, (int, float, Decimal, np.number)):
+    if isinstance(value, (int, float, np.number)):
         return "number"
     if isinstance(value, (datetime.date, np.datetime64)):
         return "date"

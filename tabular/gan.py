@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from visynth.core import distributed
+from visynth.core import seeds as seeding
 from visynth.tabular.columns import Floats
 from visynth.tabular.conditions import Conditions
 from visynth.tabular.draws import Draw
@@ -67,13 +68,26 @@ class GeneratorNet(nn.Module):
         return torch.tanh(out[:, : self.places]), out[:, self.places :]
 
 
-def discriminator(inputs: int, width: int, pac: int) -> nn.Module:
-    """``pac`` rows with their conditions -> one score."""
-    sizes = [inputs * pac, width, width]
-    layers: list[nn.Module] = []
-    for before, after in pairwise(sizes):
-        layers += [nn.Linear(before, after), nn.LeakyReLU(0.2), nn.Dropout(0.5)]
-    return nn.Sequential(*layers, nn.Linear(width, 1))
+class DiscriminatorNet(nn.Module):
+    """``pac`` rows with their conditions -> one score.
+
+    Args:
+        inputs: numbers of a row and its condition.
+        width: of the hidden layers.
+        pac: rows that are judged together.
+    """
+
+    def __init__(self, inputs: int, width: int, pac: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise([inputs * pac, width, width]))
+        self.last = nn.Linear(width, 1)
+
+    def forward(self, x: Tensor, chance: torch.Generator) -> Tensor:
+        """Scores ``[packs, 1]``; half of the hidden numbers are dropped by a generator of the step's own."""
+        for layer in self.layers:
+            x = functional.leaky_relu(layer(x), 0.2)
+            x = x * 2 * (torch.rand(x.shape, generator=chance, device=x.device) < 0.5)
+        return cast(Tensor, self.last(x))
 
 
 class CTGAN(OnMixed):
@@ -141,7 +155,7 @@ class CTGAN(OnMixed):
 
     def build(self) -> nn.Module:
         args, codes, places = self.args, sum(self.sizes), len(self.mixed.numbers)
-        self.discriminator = discriminator(codes + places + self.condition_dims, args.width, args.pac)
+        self.discriminator = DiscriminatorNet(codes + places + self.condition_dims, args.width, args.pac)
         return GeneratorNet(args.noise_dim + self.condition_dims, places, codes, args.width)
 
     def configure_optimizers(self) -> Any:
@@ -178,6 +192,8 @@ class CTGAN(OnMixed):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
         critic_optimizer, optimizer = cast(Any, self.optimizers())
+        chance = torch.Generator(self.device)
+        chance.manual_seed(seeding.derive("ctgan/dropout", self.args.seed, int(self.steps_done), distributed.rank()))
         count = len(batch["z"]) // self.args.pac * self.args.pac  # a rank's share may not be a multiple
         batch = {name: values[:count] for name, values in batch.items()}
         real = torch.cat([batch["places"], one_hot(batch["codes"].long(), self.sizes)], dim=1)
@@ -185,15 +201,15 @@ class CTGAN(OnMixed):
 
         with torch.no_grad():
             fake, _ = self._generate(batch["z_d"], condition, batch["gumbel_d"])
-        critic = self._judge(fake, condition).mean() - self._judge(real, real_condition).mean()
+        critic = self._judge(fake, condition, chance).mean() - self._judge(real, real_condition, chance).mean()
         mixed = batch["mix"] * torch.cat([real, real_condition], 1) + (1 - batch["mix"]) * torch.cat(
             [fake, condition], 1
         )
-        loss_d = critic + PENALTY * self._penalty(mixed)
+        loss_d = critic + PENALTY * self._penalty(mixed, chance)
         self._step(critic_optimizer, loss_d, self.discriminator)
 
         fake, logits = self._generate(batch["z"], condition, batch["gumbel"])
-        loss_g = self._condition_loss(logits, batch) - self._judge(fake, condition).mean()
+        loss_g = self._condition_loss(logits, batch) - self._judge(fake, condition, chance).mean()
         self._step(optimizer, loss_g, self.net)
         self.after_step()
         self.log_dict({"loss_d": loss_d.detach(), "loss_g": loss_g.detach()}, prog_bar=True, batch_size=count)
@@ -222,14 +238,14 @@ class CTGAN(OnMixed):
         soft = [torch.softmax((part + noise) / TAU, dim=1) for part, noise in parts]
         return torch.cat([places, *soft], dim=1), logits
 
-    def _judge(self, rows: Tensor, condition: Tensor) -> Tensor:
+    def _judge(self, rows: Tensor, condition: Tensor, chance: torch.Generator) -> Tensor:
         both = torch.cat([rows, condition], dim=1)
-        return cast(Tensor, self.discriminator(both.view(len(both) // self.args.pac, -1)))
+        return cast(Tensor, self.discriminator(both.view(len(both) // self.args.pac, -1), chance))
 
-    def _penalty(self, mixed: Tensor) -> Tensor:
+    def _penalty(self, mixed: Tensor, chance: torch.Generator) -> Tensor:
         """Squared deviation of the gradient's norm from 1, over packs of rows (Gulrajani et al., NeurIPS 2017, eq. 3)."""
         packs = mixed.detach().view(len(mixed) // self.args.pac, -1).requires_grad_()
-        (gradient,) = torch.autograd.grad(self.discriminator(packs).sum(), packs, create_graph=True)
+        (gradient,) = torch.autograd.grad(self.discriminator(packs, chance).sum(), packs, create_graph=True)
         return cast(Tensor, ((gradient.norm(dim=1) - 1) ** 2).mean())
 
     def _condition_loss(self, logits: Tensor, batch: Batch) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -100,18 +101,22 @@ def _column(series: pd.Series, kind: Kind | None) -> tuple[Column, str]:
     nullable = len(present) < len(series)
     if present.empty:
         return Constant(name, "constant", dtype, nullable=True), "no value in any row"
+    if isinstance(series.dtype, pd.CategoricalDtype):
+        return _category(series, "categorical"), ""
     if present.nunique() == 1 and not nullable and len(series) > 1:
         return Constant(name, "constant", dtype, value=_plain(present.iloc[0])), f"always {present.iloc[0]!r}"
     if pd.api.types.is_bool_dtype(series.dtype) or present.map(lambda v: isinstance(v, (bool, np.bool_))).all():
         return _category(series, "boolean"), ""
-    if isinstance(series.dtype, pd.CategoricalDtype):
-        return _category(series, "categorical"), ""
     if pd.api.types.is_datetime64_any_dtype(series.dtype):
         return _date(series, None), ""
     if pd.api.types.is_numeric_dtype(series.dtype):
         return _of_numbers(series, present)
     if not isinstance(present.iloc[0], str):
         numeric = isinstance(present.iloc[0], (int, float, np.number))
+        if not numeric and not present.map(lambda v: type(v) is datetime.date).all():
+            raise ValueError(
+                f"column {series.name!r} holds points in time as objects: convert it with pandas.to_datetime"
+            )
         return (_number(series), "") if numeric else (_date(series, None), "")
     return _of_text(series, present)
 
@@ -125,7 +130,7 @@ def _declared(series: pd.Series, kind: Kind) -> Column:
         "datetime": lambda s: _date(s, _date_format(s)[0]),
         "id": _identifier,
         "text": lambda s: Text(str(s.name), "text", str(s.dtype), bool(s.isna().any())),
-        "constant": lambda s: Constant(str(s.name), "constant", str(s.dtype), value=_plain(s.dropna().iloc[0])),
+        "constant": _constant,
     }
     column = makers[kind](series)
     if kind == "boolean" and len(getattr(column, "categories", ())) > 2:
@@ -135,16 +140,27 @@ def _declared(series: pd.Series, kind: Kind) -> Column:
     return column
 
 
+def _constant(series: pd.Series) -> Constant:
+    present = series.dropna()
+    value = _plain(present.iloc[0]) if len(present) else None
+    if present.nunique() > 1 or 0 < len(present) < len(series):
+        raise ValueError(f"column {series.name!r} was declared constant, but has more than one value")
+    return Constant(str(series.name), "constant", str(series.dtype), nullable=value is None, value=value)
+
+
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
 def _of_numbers(series: pd.Series, present: pd.Series) -> tuple[Column, str]:
+    values = present.to_numpy(dtype=np.float64)
+    if not _is_float(series) and present.is_unique and len(present) > 1 and np.abs(values).max() > EXACT:
+        return _identifier(series), "whole numbers that are all different and beyond 2**53: regenerated"
     column = _number(series)
     if column.kind == "integer":
         values = present.to_numpy(dtype=np.float64)
         counts_rows = _is_sequence(values) and not _is_float(series) and (np.diff(values) > 0).all()
-        if counts_rows or (present.is_unique and len(present) > 1 and np.abs(values).max() > EXACT):
+        if counts_rows:
             return _identifier(series), "a running number: regenerated"
         if (
             present.is_unique
@@ -225,14 +241,14 @@ def _text_number(series: pd.Series, present: pd.Series) -> Number | None:
     values, texts = numbers.dropna().astype(float), present[numbers.notna()]
     nullable = len(texts) < len(series)
     if (values == np.round(values)).all() and values.abs().max() <= EXACT:
-        number = Number(str(series.name), "integer", dtype, nullable, missing, 0)
+        number = Number(str(series.name), "integer", dtype, nullable, missing, 0, written=True)
         if texts.tolist() == [number.text(v) for v in values]:
             return number
     lengths = {len(text.partition(".")[2]) for text in texts}
     decimals = _decimals(values.to_numpy())
     for style in STYLES:
         digits = max(lengths) if style == "fixed" else decimals
-        number = Number(str(series.name), "numeric", dtype, nullable, missing, digits, style)
+        number = Number(str(series.name), "numeric", dtype, nullable, missing, digits, style, True)
         if texts.tolist() == [number.text(v) for v in number.rounded(values.to_numpy())]:
             return number
     return None
@@ -240,7 +256,8 @@ def _text_number(series: pd.Series, present: pd.Series) -> Number | None:
 
 def _number(series: pd.Series) -> Number:
     pd, name, dtype = pandas(), str(series.name), str(series.dtype)
-    if pd.api.types.is_string_dtype(series.dtype):
+    present = series.dropna()
+    if len(present) and isinstance(present.iloc[0], str):
         number = _text_number(series, series.dropna())
         if number is None:
             raise ValueError(f"column {name!r} was declared a number, but its text is not that of numbers")
@@ -249,6 +266,10 @@ def _number(series: pd.Series) -> Number:
     nullable = len(values) < len(series)
     if (values == np.round(values)).all() and (not len(values) or np.abs(values).max() <= EXACT):
         return Number(name, "integer", dtype, nullable, None, 0)
+    if pd.api.types.is_integer_dtype(series.dtype):
+        raise ValueError(
+            f"column {name!r} has whole numbers beyond 2**53, which are not exact: declare it id or categorical"
+        )
     return Number(name, "numeric", dtype, nullable, None, _decimals(values))
 
 
@@ -264,11 +285,20 @@ def _category(series: pd.Series, kind: Kind) -> Category:
     pd, dtype = pandas(), str(series.dtype)
     if isinstance(series.dtype, pd.CategoricalDtype):
         values = [_plain(v) for v in series.cat.categories]
+        _check_plain(series, values)
         return Category(
             str(series.name), kind, "category", bool(series.isna().any()), None, tuple(values), bool(series.cat.ordered)
         )
     found = {_plain(value) for value in series.dropna().unique()}
+    _check_plain(series, found)
     return Category(str(series.name), kind, dtype, bool(series.isna().any()), None, tuple(sorted(found, key=_order)))
+
+
+def _check_plain(series: pd.Series, values: Iterable[Any]) -> None:
+    strange = next((value for value in values if not isinstance(value, (str, int, float, bool))), None)
+    if strange is not None:
+        kind = type(strange).__name__
+        raise ValueError(f"column {series.name!r} has categories of type {kind}: convert it with astype(str)")
 
 
 def _order(value: Any) -> tuple[str, Any]:
@@ -308,7 +338,11 @@ def _written_in(words: pd.Series, form: str) -> bool:
 
 def _identifier(series: pd.Series) -> Identifier:
     name, dtype, present = str(series.name), str(series.dtype), series.dropna()
+    if present.empty:
+        raise ValueError(f"column {name!r} was declared id, but is empty: declare it constant")
     if not isinstance(present.iloc[0], str):
+        if not pandas().api.types.is_numeric_dtype(series.dtype):
+            raise ValueError(f"column {name!r} was declared id, but holds {dtype}: ids are text or whole numbers")
         return Identifier(name, "id", dtype, style="sequence", start=int(present.max()) + 1)
     words = present.tolist()
     if all(UUID_TEXT.fullmatch(word) for word in words):

@@ -13,6 +13,7 @@ from visynth.tabular.schema import Schema, Table, rows_of
 
 MOST_CATEGORIES = 250  # of a column that trees take as categories; beyond, the frequency order stands for it
 ITERATIONS = 200
+LEAST_TO_STOP = 20  # rows of a class from which a tenth of them can say when to stop
 SMALL = 2_000_000  # numbers of a matrix up to which one thread is faster than two
 
 
@@ -53,6 +54,8 @@ class Boosted:
         )
 
     def fit(self, x: Floats, y: NDArray[Any], weights: Floats | None = None) -> Self:
+        if np.unique(y, return_counts=True)[1].min() < LEAST_TO_STOP:  # no rows of each class to stop by
+            self.model.set_params(early_stopping=False)
         with self._threads(x):
             self.model.fit(x, y, sample_weight=weights)
         return self

@@ -118,11 +118,14 @@ class MixedNumber:
         """Fitted to a column's values."""
         present = np.sort(values[~np.isnan(values)])
         distinct, counts = np.unique(present, return_counts=True)
-        spikes = distinct if len(distinct) <= FEW else distinct[counts >= max(SPIKE * len(present), least)]
+        enough = counts >= (least if len(distinct) <= FEW else max(SPIKE * len(present), least))
+        spikes = distinct[enough]
         rest = present[~np.isin(present, spikes)]
         own = cls(column.name, column.nullable, tuple(map(float, spikes)), (), (), (0.0, 0.0), unit_of(column))
+        if len(rest) < least and len(spikes):  # too few for a mode: they go to the nearest spike
+            return own
         if not len(rest):
-            return own if len(spikes) else replace(own, spikes=(0.0,))
+            return replace(own, spikes=(0.0,))
         drawn_in = least if len(rest) >= 20 * least else 1
         span = float(rest[drawn_in - 1]), float(rest[-drawn_in])
         if scaling == "quantiles":

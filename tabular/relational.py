@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 
 SPEC, SCHEMA = "relational.json", "visynth.tables/1"
 PARTS = ("table-*",)  # folders that are part of a folder of generators
-PARENT, BEFORE, COUNT = "parent.", "before.", "number of "
-PLACE, START, GAP = "place", "start", "since the row before"
-STEP = 2**32  # between the numbers of rows at two places of one parent
+OURS = "visynth:"  # begins the names of helping columns, and of no user's
+PARENT, BEFORE, COUNT = f"{OURS}parent.", f"{OURS}before.", f"{OURS}number of "
+PLACE, START, GAP = f"{OURS}place", f"{OURS}start", f"{OURS}since the row before"
+STEP = 2**28  # between the numbers of rows at two places of one parent
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,12 @@ class Relational:
         problems: list[str] = []
         for name in self.order:
             check_frame(frames[name], name, least=2)
+            ours = [column for column in frames[name].columns if str(column).startswith(OURS)]
+            problems += (
+                [f"{name}: columns {choices(ours)} begin with {OURS!r}, as helping columns do: rename them"]
+                if ours
+                else []
+            )
         for key in self.keys:
             child, parent = frames[key.table], frames[key.parent]
             for name, frame, column in ((key.table, child, key.column), (key.parent, parent, key.parent_key)):
@@ -271,7 +278,8 @@ class Relational:
             piece = {c.name: table[c.name] for c in own}
             if key.order is not None:
                 last = before[key.order][rows] if place else 0.0
-                piece[key.order] = table[START] if not place else last + np.maximum(table[GAP], 0)
+                times = table[START] if not place else last + np.maximum(table[GAP], 0)
+                piece[key.order] = self.schemas[name][key.order].rounded(times)  # type: ignore[attr-defined]
             before = _spread(piece, rows, len(counts))
             pieces.append(piece)
             owners.append(rows)

@@ -130,15 +130,20 @@ class Trained(Synthesizer, pytorch_lightning.LightningModule):
                 f"fit has no argument {next(iter(training))!r}; a training takes trainer= and checkpoint=."
             )
         self.arrays = self.encode(table)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):  # Lightning's loaders draw from the global state too
             torch.manual_seed(int(self.args.seed))
             self.set_network(self.build())
-        self.steps_done.zero_()
-        trainer = default_trainer() if trainer is None else trainer
-        trainer.callbacks.append(Lines(progress, min(int(self.args.batch_size), rows_of(table))))
-        trainer.fit(self, DataLoader(Stream(self.arrays, self), batch_size=None), ckpt_path=checkpoint)
+            self._train(trainer, checkpoint, rows_of(table), progress)
         self.arrays = None
         self.eval()
+
+    def _train(self, trainer: Any, checkpoint: str | None, rows: int, progress: Progress) -> None:
+        if self.arrays is None:
+            raise UsageError("there is no encoded table: call fit(frame).")
+        self.steps_done.zero_()
+        trainer = default_trainer() if trainer is None else trainer
+        trainer.callbacks.append(Lines(progress, min(int(self.args.batch_size), rows)))
+        trainer.fit(self, DataLoader(Stream(self.arrays, self), batch_size=None), ckpt_path=checkpoint)
 
     def set_network(self, net: nn.Module) -> None:
         """The network, and its average of now on."""

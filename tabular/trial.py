@@ -28,7 +28,7 @@ from visynth.tabular.base import LEAST_ROWS, Synthesizer
 from visynth.tabular.columns import Category, Kind
 from visynth.tabular.evaluate import LEAD, Triad, add_sections, triad
 from visynth.tabular.fitted import fingerprints
-from visynth.tabular.frames import ENDINGS, check_frame, parquet_bytes, read_table
+from visynth.tabular.frames import ENDINGS, check_frame, parquet_bytes, read_table, to_pandas
 from visynth.tabular.inference import infer
 from visynth.tabular.schema import Schema
 from visynth.tabular.utility import rare_class
@@ -125,7 +125,7 @@ def run_trial(
         check_apart(out, [Path(data).parent] if Path(data).parent == Path(out) else [])
         subject, ending = subject or Path(data).stem, Path(data).suffix.lower()
     frame = read_table(data) if isinstance(data, (str, Path)) else data
-    frame, groups = _columns(frame, target, options)
+    frame, groups = _columns(to_pandas(frame)[0], target, options)
     out = claim(out, PARTS)
     schema = infer(frame, options.kinds, target)
     labels = _rare_labels(frame, schema, target, rare)
@@ -167,6 +167,10 @@ def _columns(frame: Any, target: str, options: TableTrial) -> tuple[Any, list[st
     unknown = [name for name in named if name not in frame.columns]
     if unknown:
         raise UsageError(f"there are no columns {choices(unknown)}; the columns are {choices(frame.columns)}.")
+    if "synthetic" in frame.columns and "synthetic" not in options.drop:
+        raise UsageError(
+            "the table has a column 'synthetic', which marks synthetic rows in the balanced file: rename or drop it."
+        )
     if target in options.drop or target == options.groups:
         raise UsageError(f"target {target!r} cannot be dropped, nor be the groups.")
     groups = None if options.groups is None else frame[options.groups].astype(str).tolist()

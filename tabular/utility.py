@@ -9,7 +9,7 @@ get, nothing among the choices, is decided on inner validation rows by a generat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ from visynth.core.errors import DataError, MissingExtra
 from visynth.core.progress import Progress, no_progress
 from visynth.core.stage import Stage
 from visynth.tabular.base import Synthesizer
-from visynth.tabular.columns import Floats
+from visynth.tabular.columns import Category, Floats
+from visynth.tabular.conditions import Conditions
 from visynth.tabular.learners import Boosted, features
 from visynth.tabular.oversampler import Oversampler
 from visynth.tabular.schema import Schema, Table, as_frame
@@ -30,7 +31,7 @@ from visynth.verdict.comparison import Results, Wording
 from visynth.verdict.ranking import average_precision
 
 SHARES = (0.0, 0.25, 0.5, 0.8)  # of the class's weight that synthetic rows may get
-INNER = 0.25  # of the training rows, for the choice
+INNER_FOLDS = 4  # one of which serves the choice
 BUCKETS = 1000  # of rows that are resampled together, where there are more rows than that
 LEAST = 4  # rows of the class in a cell
 TREES = {
@@ -166,6 +167,9 @@ def rare_class(
     positive = table[target] == code
     if positive.sum() < LEAST * folds:
         raise DataError(f"class {label!r} has {int(positive.sum())} rows: {folds} folds need {LEAST * folds} at least.")
+    of_class = len({groups[int(row)] for row in np.flatnonzero(positive)}) if groups is not None else folds
+    if of_class < folds:
+        raise DataError(f"class {label!r} has rows of {of_class} groups: {folds} folds need as many at least.")
     results = Results(label, wording=ROWS)
     cells = list(splits(positive.astype(np.int64), draws, folds, groups, seed))
     made = []
@@ -173,7 +177,9 @@ def rare_class(
         key = {"label": label, "draw": cell.draw, "fold": cell.fold}
         outcome = None if stage is None else stage.get(**key)
         if outcome is None:
-            outcome = _cell(rows, schema, target, code, cell, make, seeding.derive("cell", seed, cell.draw, cell.fold))
+            outcome = _cell(
+                rows, schema, target, code, cell, make, groups, seeding.derive("cell", seed, cell.draw, cell.fold)
+            )
             if stage is not None:
                 stage.put(outcome, **key)
         truth = positive[cell.test]
@@ -209,12 +215,18 @@ def resampled_together(rows: NDArray[np.int64], truth: NDArray[np.bool_], groups
 
 
 def _cell(
-    rows: Any, schema: Schema, target: str, code: int, cell: Split, make: Callable[[int], Synthesizer], seed: int
+    rows: Any,
+    schema: Schema,
+    target: str,
+    code: int,
+    cell: Split,
+    make: Callable[[int], Synthesizer],
+    groups: Sequence[str] | None,
+    seed: int,
 ) -> dict[str, Any]:
     """Scores of every arm on the cell's test rows, its inner score, and what was chosen."""
-    order = seeding.rng(seed, "tabular/inner").permutation(cell.train)
     positive = schema.table(rows)[target] == code
-    inner_test = np.concatenate([_part(order[positive[order] == side], INNER) for side in (True, False)])
+    inner_test = _inner_test(cell.train, positive, groups, seed)
     inner_train = np.setdiff1d(cell.train, inner_test)
     judged: dict[str, dict[float, float]] = {}
     if positive[inner_train].sum() >= 2 and positive[inner_test].any():
@@ -233,8 +245,16 @@ def _cell(
     return {"arms": arms, "synthetic": outer.count}
 
 
-def _part(rows: NDArray[np.int64], share: float) -> NDArray[np.int64]:
-    return rows[: max(1, round(share * len(rows)))]
+def _inner_test(
+    train: NDArray[np.int64], positive: NDArray[np.bool_], groups: Sequence[str] | None, seed: int
+) -> NDArray[np.int64]:
+    """About a quarter of the training rows, of each class; whole groups where there are some."""
+    own = None if groups is None else [groups[row] for row in train]
+    folds = min(INNER_FOLDS, int(positive[train].sum()))
+    if folds < 2:
+        return train[:0]
+    first = next(splits(positive[train].astype(np.int64), 1, folds, own, seed))
+    return train[first.test]
 
 
 class _Arms:
@@ -263,12 +283,20 @@ class _Arms:
             .fit(frame, schema=schema, target=target, members="none")
             .sample(self.count, conditions=asked, seed=seed)
         )
-        self.smote: Table | None = None
+        self.smote = self._by_smote(max(len(frame) - 2 * positives, 1), seed)
+
+    def _by_smote(self, count: int, seed: int) -> Table | None:
+        """Rows of the class by SMOTE, of the class against the rest: other classes may be too small for it."""
+        own = self.schema[self.target]
+        binary = Category(own.name, "categorical", "str", categories=("rest", "class"))
+        schema = replace(self.schema, columns=tuple(binary if c.name == own.name else c for c in self.schema.columns))
+        table = {**self.train, own.name: (self.train[own.name] == self.code).astype(np.int64)}
         try:
-            smote = Oversampler().fit(frame, schema=schema, target=target, members="none")
-            self.smote = schema.table(smote.sample(max(len(frame) - 2 * positives, 1), conditions=asked, seed=seed))
+            smote = Oversampler().fit_table(schema, table, own.name, members="none")
         except MissingExtra:
-            pass
+            return None
+        asked = Conditions({own.name: (np.ones(count, np.int64), np.ones(count, bool))}, {})
+        return smote.rows(np.arange(count), seed, asked)[0]
 
     @property
     def choices(self) -> list[tuple[str, float]]:

@@ -250,8 +250,12 @@ def _streams(loaded: Any, n: int | None, per_class: int | None, conditions: dict
     target = loaded.fitted.target
     if target is None:
         raise UsageError("the generator was fitted without a target: there are no classes; use --n.")
-    for number, value in enumerate(loaded.schema[target].categories):
-        yield from loaded.stream(per_class, conditions={**conditions, target: value}, seed=seed + number)
+    if conditions:
+        raise UsageError("--per-class takes no --conditions: name the class among the conditions, and use --n.")
+    values = [
+        v for code, v in enumerate(loaded.schema[target].categories) if code not in loaded.fitted.unseen.get(target, ())
+    ]
+    yield from loaded.stream_classes(dict.fromkeys(values, per_class), seed=seed)
 
 
 def tabular_impute(generator: str, data: str, out: str, seed: int = 0, device: str = "cpu") -> int:

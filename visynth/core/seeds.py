@@ -101,7 +101,7 @@ def uniforms(seed: int, rows: NDArray[np.int64], count: int, stream: str = "unif
         stream: keeps independent uses of one seed apart.
 
     Returns:
-        float64 ``[N, count]`` in the open interval (0, 1), multiples of 2**-53 plus 2**-54.
+        float64 ``[N, count]`` in the open interval (0, 1): multiples of 2**-52 plus 2**-53.
 
     Example:
         >>> both = uniforms(7, np.array([3, 2**40]), 2)
@@ -113,8 +113,8 @@ def uniforms(seed: int, rows: NDArray[np.int64], count: int, stream: str = "unif
     key = np.uint64(derive(stream, int(seed)))
     row_keys = _mixed(_mixed(np.asarray(rows, np.uint64) + GOLDEN) ^ key)
     steps = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN
-    bits = _mixed(row_keys[:, None] + steps[None, :]) >> np.uint64(11)
-    return np.asarray((bits.astype(np.float64) + 0.5) * 2.0**-53)
+    bits = _mixed(row_keys[:, None] + steps[None, :]) >> np.uint64(12)
+    return np.asarray((bits.astype(np.float64) + 0.5) * 2.0**-52)
 
 
 def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
