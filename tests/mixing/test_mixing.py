@@ -573,7 +573,7 @@ def test_the_readmes_drop_in_example_runs(train, renders, tmp_path, monkeypatch)
     import shutil
 
     readme = Path(__file__).resolve().parents[2] / "README.md"
-    example, _ = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+    example, *_ = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
     shutil.copytree(renders.folder, tmp_path / "trial" / "renders")
     monkeypatch.chdir(tmp_path)
     import pytorch_lightning
