@@ -141,7 +141,7 @@ def scale(seeds: Sequence[int]) -> dict[str, Any]:
     g = np.random.default_rng(0)
     n = 200_000
     frame = pd.DataFrame({f"n{k}": g.gamma(2, 10 + k, n).round(2) for k in range(12)})
-    frame |= {f"c{k}": g.choice([f"v{j}" for j in range(10 + 5 * k)], n) for k in range(11)}
+    frame = frame.assign(**{f"c{k}": g.choice([f"v{j}" for j in range(10 + 5 * k)], n) for k in range(11)})
     frame["shop"] = [f"shop {k}" for k in np.minimum(g.zipf(1.3, n) % 20_000, 19_999)]
     frame["shop"] = np.where(g.random(n) < 0.9, [f"shop {k}" for k in g.integers(0, 20_000, n)], frame["shop"])
     first: list[float] = []
