@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,16 @@ from visynth.tabular.base import Synthesizer
 from visynth.tabular.columns import Category
 from visynth.tabular.frames import in_library, pandas, to_pandas
 from visynth.tabular.masked import Masked
+
+
+def check_unmarked(columns: Iterable[str]) -> None:
+    """Refuse a table that has a column 'synthetic' of its own.
+
+    Raises:
+        UsageError: it has one.
+    """
+    if "synthetic" in columns:
+        raise UsageError("the table has a column 'synthetic', which would mark the synthetic rows: rename or drop it.")
 
 
 def oversample(
@@ -50,8 +60,7 @@ def oversample(
     """
     pd = pandas()
     rows, library = to_pandas(frame)
-    if "synthetic" in rows.columns:
-        raise UsageError("the frame has a column 'synthetic', which would mark the synthetic rows: rename it.")
+    check_unmarked(rows.columns)
     if generator is None:
         generator = Masked(**{"seed": seed, **arguments}).fit(rows, target=target)
     elif generator.fitted.target != target:

@@ -66,6 +66,10 @@ class Column(ABC):
     def modelled(self) -> bool:
         return True
 
+    def rounded(self, values: Values) -> Values:
+        """Model values with the digits that the column has."""
+        return values
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visynth.core.errors import UsageError, choices, raise_all
-from visynth.tabular.columns import Category, Column, Date, Number, Values, as_dtype
+from visynth.tabular.columns import Category, Column, Values, as_dtype
 from visynth.tabular.frames import to_pandas
-from visynth.tabular.schema import Schema, missing_in
+from visynth.tabular.schema import Schema, Table, missing_in
 
 Bool = NDArray[np.bool_]
 SHOWN = 12
@@ -86,6 +86,13 @@ class Conditions:
         for name, allowed in self.allowed.items():
             bad |= ~allowed.holds(table[name])
         return bad
+
+    def written_over(self, table: Table) -> Table:
+        """The table with the fixed values in place of those that were drawn."""
+        for name, (values, given) in self.fixed.items():
+            if name in table:
+                table[name] = np.where(given, values, table[name])
+        return table
 
     @property
     def columns(self) -> list[str]:
@@ -188,7 +195,7 @@ def _numbers(column: Column, value: Any, exact: bool = True) -> Values:
 
 def _with_digits(column: Column, values: Values, shown: Any) -> Values:
     """Values, refused where the column could not hold them: a row would come with another one."""
-    rounded = column.rounded(values) if isinstance(column, (Number, Date)) else values
+    rounded = column.rounded(values)
     close = np.isclose(rounded, values, rtol=1e-12, atol=1e-9, equal_nan=True)
     if not close.all():
         other = rounded[~close][0]

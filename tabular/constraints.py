@@ -121,8 +121,7 @@ class _Formula(_OfNumbers):
 
     def value(self, table: Mapping[str, Values], schema: Schema) -> Floats:
         """The column's values with its digits."""
-        rounded: Floats = schema[self.column].rounded(self.compute(table))  # type: ignore[attr-defined]
-        return rounded
+        return schema[self.column].rounded(self.compute(table))
 
     def broken(self, table: Mapping[str, Values], schema: Schema) -> Bool:
         own, right = table[self.column], self.compute(table)

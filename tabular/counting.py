@@ -8,6 +8,7 @@ has learned nothing that counting does not give.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -57,17 +58,16 @@ class _Counting(Synthesizer):
     def _fit(self, table: Table, progress: Progress, **training: Any) -> None:
         if training:
             raise UsageError(f"{self.network} is not trained: fit takes no {next(iter(training))!r}.")
-        keep = () if self.fitted.target is None else (self.fitted.target,)
-        options = self.options
+        options, fitted = self.options, self.fitted
         self._discretizer = Discretizer.of(
-            self.fitted.model_schema, table, most=options["most_bins"], least=options["rare_below"], keep=keep
+            fitted.model_schema, table, most=options["most_bins"], least=options["rare_below"], keep=fitted.kept_whole
         )
         self.add_notes(self._discretizer.notes(table))
         self._tensors = self._count(self._discretizer.encode(table))
 
+    @abstractmethod
     def _count(self, codes: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
         """What is kept of the encoded table."""
-        raise NotImplementedError
 
     def arguments(self) -> dict[str, Any]:
         return {"hparams": dict(self.options), "encoding": {"codecs": self.discretizer.to_json()}}
@@ -85,11 +85,7 @@ class _Counting(Synthesizer):
         return own
 
     def _decoded(self, codes: NDArray[np.int64], u: Floats, conditions: Conditions) -> Table:
-        table = self.discretizer.decode(codes.astype(np.int32), u)
-        for name, (values, given) in conditions.fixed.items():
-            if name in table:
-                table[name] = np.where(given, values, table[name])
-        return table
+        return conditions.written_over(self.discretizer.decode(codes.astype(np.int32), u))
 
 
 class IndependentMarginals(_Counting):

@@ -19,7 +19,7 @@ from visynth.core import seeds as seeding
 from visynth.tabular.columns import Floats
 from visynth.tabular.conditions import Conditions
 from visynth.tabular.draws import Draw
-from visynth.tabular.layers import CodeEmbedding, ResidualBlocks, cross_entropies, parted, pick
+from visynth.tabular.layers import CodeEmbedding, ResidualBlocks, cross_entropies, illegal_codes, parted, pick
 from visynth.tabular.schema import Table
 from visynth.tabular.spans import OnMixed
 from visynth.tabular.training import Arrays, Batch
@@ -211,8 +211,7 @@ class Diffusion(OnMixed):
         for field, part in enumerate(parted(logits, self.sizes)):
             rows = (codes[:, field] < 0) & shown[:, field]
             if bool(rows.any()):
-                part = part.clone()
-                part[:, list(self.mixed.fields[field].never)] = -torch.inf
+                part = part.masked_fill(illegal_codes(self.mixed.fields[field], None, part.device), -torch.inf)
                 new[:, field] = torch.where(rows, pick(part, u[:, field]), codes[:, field])
         return new
 

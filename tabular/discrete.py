@@ -52,7 +52,11 @@ class Codec(ABC):
     """A column's values as codes of its fields, and back."""
 
     name: str
-    fields: tuple[Field, ...]
+
+    @property
+    @abstractmethod
+    def fields(self) -> tuple[Field, ...]:
+        """The column's fields, a parent before its own."""
 
     @abstractmethod
     def encode(self, values: Values) -> Codes:
@@ -82,7 +86,7 @@ class NumberCodec(Codec):
     bins: Bins
 
     @cached_property
-    def fields(self) -> tuple[Field, ...]:  # type: ignore[override]
+    def fields(self) -> tuple[Field, ...]:
         return (Field(self.name, self.bins.size + self.nullable),)
 
     def encode(self, values: Values) -> Codes:
@@ -135,7 +139,7 @@ class CategoryCodec(Codec):
         return 0 if len(self.order) <= WIDE else int(np.ceil(np.sqrt(len(self.order))))
 
     @cached_property
-    def fields(self) -> tuple[Field, ...]:  # type: ignore[override]
+    def fields(self) -> tuple[Field, ...]:
         never = (int(self.nullable),) if self.rare else ()
         if not self.width:
             return (Field(self.name, len(self.order) + self.first, never),)
@@ -192,7 +196,7 @@ class DateCodec(Codec):
     seconds: Bins | None
 
     @cached_property
-    def fields(self) -> tuple[Field, ...]:  # type: ignore[override]
+    def fields(self) -> tuple[Field, ...]:
         first = Field(self.name, self.days.size + self.nullable)
         parts = [7] if self.weekly else []
         parts += [] if self.seconds is None else [self.seconds.size]
@@ -226,8 +230,32 @@ class DateCodec(Codec):
         return [first, *(np.ones(field.size, bool) for field in self.fields[1:])]
 
 
+class OfFields:
+    """Columns as fields, numbered through."""
+
+    codecs: Any  # one a column, each with ``name`` and ``fields``
+
+    @cached_property
+    def fields(self) -> tuple[Field, ...]:
+        return tuple(field for codec in self.codecs for field in codec.fields)
+
+    @cached_property
+    def places(self) -> dict[str, range]:
+        """Numbers of each column's fields."""
+        places, start = {}, 0
+        for codec in self.codecs:
+            places[codec.name] = range(start, start + len(codec.fields))
+            start += len(codec.fields)
+        return places
+
+    def parent(self, field: int) -> int | None:
+        """Number of the field that is sampled before another, and says which of its codes are legal."""
+        own = self.fields[field]
+        return None if own.parent is None else self.places[own.column][own.parent]
+
+
 @dataclass(frozen=True)
-class Discretizer:
+class Discretizer(OfFields):
     """All modelled columns of a table as codes.
 
     Example:
@@ -278,27 +306,9 @@ class Discretizer:
         raise_all("the table", problems)
         return cls(tuple(codecs))
 
-    @cached_property
-    def fields(self) -> tuple[Field, ...]:
-        return tuple(field for codec in self.codecs for field in codec.fields)
-
-    @cached_property
-    def places(self) -> dict[str, range]:
-        """Numbers of each column's fields."""
-        places, start = {}, 0
-        for codec in self.codecs:
-            places[codec.name] = range(start, start + len(codec.fields))
-            start += len(codec.fields)
-        return places
-
     @property
     def by_column(self) -> dict[str, Codec]:
         return {codec.name: codec for codec in self.codecs}
-
-    def parent(self, field: int) -> int | None:
-        """Number of the field that is sampled before another."""
-        own = self.fields[field]
-        return None if own.parent is None else self.places[own.column][own.parent]
 
     def encode(self, table: Mapping[str, Values]) -> NDArray[np.int32]:
         """Codes int32 ``[N, fields]`` of a table."""

@@ -63,6 +63,11 @@ class Fitted:
         raise_all("conditions", problems, UsageError)
 
     @property
+    def kept_whole(self) -> tuple[str, ...]:
+        """Columns of which every category is modelled, however rare: the target."""
+        return () if self.target is None else (self.target,)
+
+    @property
     def model_schema(self) -> Schema:
         """Columns that the model sees: computed ones are left out."""
         own = [c.name for c in self.schema.modelled if c.name not in self.rules.computed]

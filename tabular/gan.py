@@ -191,7 +191,7 @@ class CTGAN(OnMixed):
         return picked
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
-        critic_optimizer, optimizer = cast(Any, self.optimizers())
+        discriminator_optimizer, optimizer = cast(Any, self.optimizers())
         chance = torch.Generator(self.device)
         chance.manual_seed(seeding.derive("ctgan/dropout", self.args.seed, int(self.steps_done), distributed.rank()))
         count = len(batch["z"]) // self.args.pac * self.args.pac  # a rank's share may not be a multiple
@@ -201,12 +201,12 @@ class CTGAN(OnMixed):
 
         with torch.no_grad():
             fake, _ = self._generate(batch["z_d"], condition, batch["gumbel_d"])
-        critic = self._judge(fake, condition, chance).mean() - self._judge(real, real_condition, chance).mean()
+        distance = self._judge(fake, condition, chance).mean() - self._judge(real, real_condition, chance).mean()
         mixed = batch["mix"] * torch.cat([real, real_condition], 1) + (1 - batch["mix"]) * torch.cat(
             [fake, condition], 1
         )
-        loss_d = critic + PENALTY * self._penalty(mixed, chance)
-        self._step(critic_optimizer, loss_d, self.discriminator)
+        loss_d = distance + PENALTY * self._penalty(mixed, chance)
+        self._step(discriminator_optimizer, loss_d, self.discriminator)
 
         fake, logits = self._generate(batch["z"], condition, batch["gumbel"])
         loss_g = self._condition_loss(logits, batch) - self._judge(fake, condition, chance).mean()

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from visynth.tabular.discrete import Field
+
 
 class CodeEmbedding(nn.Module):
     """Codes of several fields, some hidden, as one vector.
@@ -63,6 +65,22 @@ class ResidualBlocks(nn.Module):
         for block in self.blocks:
             x = x + block(x)
         return functional.silu(self.norm(x))
+
+
+def illegal_codes(field: Field, parent: Tensor | None, device: torch.device) -> Tensor:
+    """Codes of a field that must not be drawn, bool ``[B or 1, size]``.
+
+    Args:
+        field: the field.
+        parent: codes int64 ``[B]`` of the field that limits it, or None.
+        device: of the result.
+    """
+    illegal = torch.zeros((1, field.size), dtype=torch.bool, device=device)
+    illegal[:, list(field.never)] = True
+    if parent is None:
+        return illegal
+    limits = torch.tensor(field.limits, device=device)[parent]
+    return illegal | (torch.arange(field.size, device=device)[None] >= limits[:, None])
 
 
 def parted(x: Tensor, sizes: Sequence[int]) -> list[Tensor]:

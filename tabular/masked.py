@@ -24,7 +24,7 @@ from visynth.tabular.columns import Floats, Values
 from visynth.tabular.conditions import Conditions
 from visynth.tabular.discrete import Discretizer
 from visynth.tabular.draws import BLOCK, Draw
-from visynth.tabular.layers import CodeEmbedding, ResidualBlocks, cross_entropies, parted, pick
+from visynth.tabular.layers import CodeEmbedding, ResidualBlocks, cross_entropies, illegal_codes, parted, pick
 from visynth.tabular.schema import Table
 from visynth.tabular.training import Arrays, Batch, Trained
 
@@ -118,9 +118,8 @@ class Masked(Trained):
 
     def encode(self, table: Table) -> Arrays:
         fitted, args = self.fitted, self.args
-        keep = () if fitted.target is None else (fitted.target,)
         self._discretizer = Discretizer.of(
-            fitted.model_schema, table, most=args.most_bins, least=args.rare_below, keep=keep
+            fitted.model_schema, table, most=args.most_bins, least=args.rare_below, keep=fitted.kept_whole
         )
         self.add_notes(self.discretizer.notes(table))
         return {"codes": self.discretizer.encode(table)}
@@ -145,9 +144,8 @@ class Masked(Trained):
         codes, hidden = batch["codes"].long(), batch["hidden"]
         logits = self.net(codes.masked_fill(hidden, UNKNOWN))
         weight = hidden.float() * (hidden.shape[1] / hidden.sum(1, keepdim=True))
-        return (cross_entropies(logits, codes, cast(MaskedNet, self.net).sizes) * weight).sum(1).mean() / hidden.shape[
-            1
-        ]
+        losses = cross_entropies(logits, codes, cast(MaskedNet, self.net).sizes)
+        return (losses * weight).sum(1).mean() / hidden.shape[1]
 
     # -- sampling ----------------------------------------------------------------------------------------------------
 
@@ -155,19 +153,16 @@ class Masked(Trained):
         fields, places = self.discretizer.fields, self.discretizer.places
         codes = np.full((len(draw.keys), len(fields)), UNKNOWN, np.int64)
         legal: dict[int, NDArray[np.bool_]] = {}
-        own = {n: c for n, c in conditions.fixed.items() if n in places}
-        for name, (values, given) in own.items():
-            codes[:, list(places[name])] = self._given(name, values, given)
+        for name, (values, given) in conditions.fixed.items():
+            if name in places:
+                codes[:, list(places[name])] = self._given(name, values, given)
         for name, allowed in conditions.allowed.items():
             if name in places:
                 masks = self.discretizer.by_column[name].within(allowed.holds, *allowed.ends)
                 legal |= {place: mask for place, mask in zip(places[name], masks, strict=True) if not mask.all()}
         u = draw.uniforms(2 * len(fields), "masked")
         drawn = self._fill(codes, legal, u[:, : len(fields)], self._order(draw.shared("masked/order"), list(legal)))
-        table = self.discretizer.decode(drawn.astype(np.int32), u[:, len(fields) :])
-        for name, (values, given) in own.items():
-            table[name] = np.where(given, values, table[name])
-        return table
+        return conditions.written_over(self.discretizer.decode(drawn.astype(np.int32), u[:, len(fields) :]))
 
     def _given(self, name: str, values: Values, given: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Codes of a column where it is given, ``UNKNOWN`` elsewhere ``[N, fields of the column]``."""
@@ -221,13 +216,8 @@ class Masked(Trained):
         self, number: int, known: Tensor, legal: Mapping[int, NDArray[np.bool_]], device: torch.device
     ) -> Tensor:
         """Codes of a field that must not be drawn, bool ``[B or 1, size]``."""
-        own = self.discretizer.fields[number]
-        illegal = torch.zeros((1, own.size), dtype=torch.bool, device=device)
-        illegal[:, list(own.never)] = True
         parent = self.discretizer.parent(number)
-        if parent is not None:
-            limits = torch.tensor(own.limits, device=device)[known[:, parent]]
-            illegal = illegal | (torch.arange(own.size, device=device)[None] >= limits[:, None])
+        illegal = illegal_codes(self.discretizer.fields[number], None if parent is None else known[:, parent], device)
         if number in legal:
             asked = illegal | torch.from_numpy(~legal[number]).to(device)[None]
             illegal = torch.where(asked.all(1, keepdim=True), illegal, asked)  # nothing left: the redraw decides
@@ -249,12 +239,14 @@ class Masked(Trained):
         net = cast(MaskedNet, self.average)
         device = net.head.weight.device
         total = np.zeros(len(codes))
+        drawn = [self._order(seeding.rng(seed, f"masked/likelihood/{number}"), []) for number in range(orders)]
         for start in range(0, len(codes), BLOCK):
             block = codes[start : start + BLOCK].to(device)
-            for number in range(orders):
+            for order in drawn:
                 known = torch.full_like(block, UNKNOWN)
-                for place in self._order(seeding.rng(seed, f"masked/likelihood/{number}"), []):
-                    own = cross_entropies(net(known), block, net.sizes)[:, place]
+                for place in order:
+                    logits = parted(net(known), net.sizes)[place]
+                    own = functional.cross_entropy(logits, block[:, place], reduction="none")
                     total[start : start + BLOCK] -= own.double().cpu().numpy() / orders
                     known[:, place] = block[:, place]
         return total

@@ -20,7 +20,7 @@ from scipy.special import ndtr, ndtri
 
 from visynth.core import seeds as seeding
 from visynth.tabular.columns import Category, Codes, Column, Floats, Values
-from visynth.tabular.discrete import CategoryCodec, Discretizer, Field, unit_of
+from visynth.tabular.discrete import CategoryCodec, Discretizer, Field, OfFields, unit_of
 from visynth.tabular.schema import Schema, Table
 
 Scaling = Literal["modes", "quantiles"]
@@ -56,8 +56,8 @@ class MixedNumber:
     unit: float
 
     @property
-    def field(self) -> Field:
-        return Field(self.name, self.nullable + len(self.spikes) + len(self.modes))
+    def fields(self) -> tuple[Field, ...]:
+        return (Field(self.name, self.nullable + len(self.spikes) + len(self.modes)),)
 
     @property
     def first(self) -> int:
@@ -78,10 +78,8 @@ class MixedNumber:
         if not self.modes:  # a value that is none of the spikes: the nearest
             states[rest] = np.abs(values[rest][:, None] - spikes[None]).argmin(1) + self.nullable
         elif self.quantiles:
-            states[rest], places[rest] = (
-                self.first,
-                ndtri(np.clip(self._share(values[rest]), NORMAL_EDGE, 1 - NORMAL_EDGE)),
-            )
+            states[rest] = self.first
+            places[rest] = ndtri(np.clip(self._share(values[rest]), NORMAL_EDGE, 1 - NORMAL_EDGE))
         elif rest.any():
             mean, spread = np.array(self.modes).T
             scores = -0.5 * ((values[rest][:, None] - mean) / spread) ** 2 - np.log(spread)
@@ -159,7 +157,7 @@ def _mixture(values: Floats, seed: int) -> tuple[tuple[float, float], ...]:
 
 
 @dataclass(frozen=True)
-class Mixed:
+class Mixed(OfFields):
     """All modelled columns of a table as codes and places.
 
     Example:
@@ -192,20 +190,6 @@ class Mixed:
                 else MixedNumber.of(column, table[column.name], scaling, least, seed)
             )
         return cls(tuple(codecs))
-
-    @cached_property
-    def fields(self) -> tuple[Field, ...]:
-        return tuple(f for c in self.codecs for f in (c.fields if isinstance(c, CategoryCodec) else (c.field,)))
-
-    @cached_property
-    def places(self) -> dict[str, range]:
-        """Numbers of each column's fields."""
-        places, start = {}, 0
-        for codec in self.codecs:
-            count = len(codec.fields) if isinstance(codec, CategoryCodec) else 1
-            places[codec.name] = range(start, start + count)
-            start += count
-        return places
 
     @cached_property
     def numbers(self) -> list[int]:
@@ -244,11 +228,6 @@ class Mixed:
                 inside = np.zeros(len(own)) if column is None else places[:, column]
                 table[codec.name] = codec.decode(own[:, 0], inside)
         return table
-
-    def parent(self, field: int) -> int | None:
-        """Number of the field that another's legal codes depend on."""
-        own = self.fields[field]
-        return None if own.parent is None else self.places[own.column][own.parent]
 
     def legal(self, codes: NDArray[np.int64], field: int) -> NDArray[np.int64]:
         """A field's codes, with those beyond what its parent's code allows drawn in."""

@@ -279,7 +279,7 @@ class Relational:
             if key.order is not None:
                 last = before[key.order][rows] if place else 0.0
                 times = table[START] if not place else last + np.maximum(table[GAP], 0)
-                piece[key.order] = self.schemas[name][key.order].rounded(times)  # type: ignore[attr-defined]
+                piece[key.order] = self.schemas[name][key.order].rounded(times)
             before = _spread(piece, rows, len(counts))
             pieces.append(piece)
             owners.append(rows)

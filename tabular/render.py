@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ from visynth.core.processes import end_with_parent
 from visynth.core.progress import Progress, no_progress, time_left
 from visynth.render.plan import balanced_order
 from visynth.tabular.base import Synthesizer
-from visynth.tabular.columns import Category
 from visynth.tabular.conditions import Conditions
 from visynth.tabular.draws import BLOCK
 from visynth.tabular.frames import write_parquet
@@ -60,8 +59,7 @@ class TablePlan:
     shard_size: int = SHARD
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < seeding.LIMIT:
-            raise UsageError(f"seed must be in [0, 2**63), but got {self.seed}.")
+        seeding.checked(self.seed)
         if self.total < 1:
             raise UsageError(
                 f"there is nothing to render: {dict(self.targets)}. Ask for more with --to N or --per-class N."
@@ -76,6 +74,11 @@ class TablePlan:
     @property
     def shards(self) -> int:
         return -(-self.total // self.shard_size)
+
+    @cached_property
+    def order(self) -> NDArray[np.int64]:
+        """Class of every row, spread evenly; worked out once for all shards."""
+        return np.array(balanced_order(list(self.targets.values())), np.int64)
 
     def rows(self, shard: int) -> NDArray[np.int64]:
         """Numbers of a shard's rows."""
@@ -139,10 +142,8 @@ def shard_rows(generator: Synthesizer, plan: TablePlan, shard: int) -> Any:
     conditions = Conditions({}, {})
     target = generator.fitted.target
     if list(plan.targets) != [ANY] and target is not None:
-        column = generator.schema[target]
-        assert isinstance(column, Category)
-        order = np.array(balanced_order(list(plan.targets.values())), np.int64)[numbers]
-        conditions = Conditions({target: (order, np.ones(len(numbers), bool))}, {})
+        conditions = Conditions({target: (plan.order[numbers], np.ones(len(numbers), bool))}, {})
+        generator.fitted.check_seen(conditions)
     table, _ = generator.rows(numbers, plan.seed, conditions)
     return generator.schema.frame(table, numbers, plan.seed)
 

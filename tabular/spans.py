@@ -15,7 +15,7 @@ from visynth.tabular.columns import Floats
 from visynth.tabular.conditions import Conditions
 from visynth.tabular.discrete import CategoryCodec
 from visynth.tabular.draws import Draw
-from visynth.tabular.layers import parted, pick
+from visynth.tabular.layers import illegal_codes, parted, pick
 from visynth.tabular.mixed import Mixed, Scaling
 from visynth.tabular.schema import Table
 from visynth.tabular.training import Arrays, Trained
@@ -43,9 +43,10 @@ class OnMixed(Trained):
         return [field.size for field in self.mixed.fields]
 
     def encode(self, table: Table) -> Arrays:
-        keep = () if self.fitted.target is None else (self.fitted.target,)
         least, seed = int(self.args.rare_below), int(self.args.seed)
-        self._mixed = Mixed.of(self.fitted.model_schema, table, self.scaling, least=least, keep=keep, seed=seed)
+        self._mixed = Mixed.of(
+            self.fitted.model_schema, table, self.scaling, least=least, keep=self.fitted.kept_whole, seed=seed
+        )
         self.add_notes(self._mixed.notes(table))
         codes, places = self._mixed.encode(table, seed)
         return {"codes": codes, "places": places}
@@ -61,20 +62,14 @@ class OnMixed(Trained):
         drawn = np.empty(u.shape, np.int64)
         chances = torch.from_numpy(u).to(logits.device)
         for number, part in enumerate(parted(logits, self.sizes)):
-            field = self.mixed.fields[number]
-            part = part.clone()
-            part[:, list(field.never)] = -torch.inf
             parent = self.mixed.parent(number)
-            if parent is not None:
-                limits = torch.from_numpy(np.array(field.limits)[drawn[:, parent]]).to(part.device)
-                part = part.masked_fill(
-                    torch.arange(field.size, device=part.device)[None] >= limits[:, None], -torch.inf
-                )
-            drawn[:, number] = pick(part, chances[:, number]).cpu().numpy()
+            before = None if parent is None else torch.from_numpy(drawn[:, parent]).to(part.device)
+            illegal = illegal_codes(self.mixed.fields[number], before, part.device)
+            drawn[:, number] = pick(part.masked_fill(illegal, -torch.inf), chances[:, number]).cpu().numpy()
         return drawn
 
     def given_codes(self, conditions: Conditions, draw: Draw) -> NDArray[np.int64]:
-        """Codes of category columns that conditions fix, or narrow to some values of which one is drawn, -1 elsewhere."""
+        """Codes of category columns that conditions fix, -1 elsewhere."""
         codes = np.full((len(draw.keys), len(self.mixed.fields)), -1, np.int64)
         for codec in self.mixed.codecs:
             if not isinstance(codec, CategoryCodec):

@@ -83,7 +83,6 @@ class Trained(Synthesizer, pytorch_lightning.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.int64))
-        self.arrays: Arrays | None = None
 
     # -- for authors -------------------------------------------------------------------------------------------------
 
@@ -129,21 +128,15 @@ class Trained(Synthesizer, pytorch_lightning.LightningModule):
             raise UsageError(
                 f"fit has no argument {next(iter(training))!r}; a training takes trainer= and checkpoint=."
             )
-        self.arrays = self.encode(table)
+        arrays = self.encode(table)
         with torch.random.fork_rng(devices=[]):  # Lightning's loaders draw from the global state too
             torch.manual_seed(int(self.args.seed))
             self.set_network(self.build())
-            self._train(trainer, checkpoint, rows_of(table), progress)
-        self.arrays = None
+            self.steps_done.zero_()
+            trainer = default_trainer() if trainer is None else trainer
+            trainer.callbacks.append(Lines(progress, min(int(self.args.batch_size), rows_of(table))))
+            trainer.fit(self, DataLoader(Stream(arrays, self), batch_size=None), ckpt_path=checkpoint)
         self.eval()
-
-    def _train(self, trainer: Any, checkpoint: str | None, rows: int, progress: Progress) -> None:
-        if self.arrays is None:
-            raise UsageError("there is no encoded table: call fit(frame).")
-        self.steps_done.zero_()
-        trainer = default_trainer() if trainer is None else trainer
-        trainer.callbacks.append(Lines(progress, min(int(self.args.batch_size), rows)))
-        trainer.fit(self, DataLoader(Stream(self.arrays, self), batch_size=None), ckpt_path=checkpoint)
 
     def set_network(self, net: nn.Module) -> None:
         """The network, and its average of now on."""
@@ -242,17 +235,17 @@ class Lines(pytorch_lightning.Callback):
 
     def __init__(self, progress: Progress, rows: int) -> None:
         self.progress, self.rows = progress, rows
-        self._started, self._told, self._first = 0.0, 0.0, 0
+        self._started, self._last_line, self._first = 0.0, 0.0, 0
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._started = self._told = time.monotonic()
+        self._started = self._last_line = time.monotonic()
         self._first = int(pl_module.steps_done)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         now = time.monotonic()
-        if now - self._told < TELL or self.progress is no_progress or not distributed.is_main():
+        if now - self._last_line < TELL or self.progress is no_progress or not distributed.is_main():
             return
-        self._told, done, steps = now, int(pl_module.steps_done), int(pl_module.args.steps)
+        self._last_line, done, steps = now, int(pl_module.steps_done), int(pl_module.args.steps)
         rate = (done - self._first) / (now - self._started)
         left = time_left((steps - done) / rate)
         self.progress(f"    {pl_module.network}: step {done} of {steps}, {rate * self.rows:.0f} rows/s, {left}")

@@ -19,15 +19,15 @@ from visynth.core import plugins
 from visynth.core import seeds as seeding
 from visynth.core.errors import DataError, UsageError, choices, raise_all
 from visynth.core.files import hash_json
-from visynth.core.folders import check_apart, claim, put_files
+from visynth.core.folders import claim, put_files
 from visynth.core.progress import Progress, no_progress
 from visynth.core.report import Report, environment, text
 from visynth.core.stage import Stage
-from visynth.tabular.balance import oversample
+from visynth.tabular.balance import check_unmarked, oversample
 from visynth.tabular.base import LEAST_ROWS, Synthesizer
 from visynth.tabular.columns import Category, Kind
 from visynth.tabular.evaluate import LEAD, Triad, add_sections, triad
-from visynth.tabular.fitted import fingerprints
+from visynth.tabular.fitted import row_hashes
 from visynth.tabular.frames import ENDINGS, check_frame, parquet_bytes, read_table, to_pandas
 from visynth.tabular.inference import infer
 from visynth.tabular.schema import Schema
@@ -122,7 +122,6 @@ def run_trial(
     options, started = options or TableTrial(), time.monotonic()
     ending = ".parquet"
     if isinstance(data, (str, Path)):
-        check_apart(out, [Path(data).parent] if Path(data).parent == Path(out) else [])
         subject, ending = subject or Path(data).stem, Path(data).suffix.lower()
     frame = read_table(data) if isinstance(data, (str, Path)) else data
     frame, groups = _columns(to_pandas(frame)[0], target, options)
@@ -167,10 +166,7 @@ def _columns(frame: Any, target: str, options: TableTrial) -> tuple[Any, list[st
     unknown = [name for name in named if name not in frame.columns]
     if unknown:
         raise UsageError(f"there are no columns {choices(unknown)}; the columns are {choices(frame.columns)}.")
-    if "synthetic" in frame.columns and "synthetic" not in options.drop:
-        raise UsageError(
-            "the table has a column 'synthetic', which marks synthetic rows in the balanced file: rename or drop it."
-        )
+    check_unmarked([name for name in frame.columns if name not in options.drop])
     if target in options.drop or target == options.groups:
         raise UsageError(f"target {target!r} cannot be dropped, nor be the groups.")
     groups = None if options.groups is None else frame[options.groups].astype(str).tolist()
@@ -288,10 +284,9 @@ def halves(count: int, groups: Sequence[str] | None = None, seed: int = 0) -> tu
 
 
 def _inputs(frame: Any, schema: Schema, target: str, options: TableTrial, plan: Plan) -> dict[str, Any]:
-    marks = [m.sha256 for m in fingerprints(schema, schema.table(frame), target)]
     own = {name: value for name, value in asdict(options).items() if name not in ("minutes", "write")}
     return {
-        "rows": hash_json(marks), "schema": schema.to_json(), "target": target, "options": own,
+        "rows": hash_json(row_hashes(schema, schema.table(frame))), "schema": schema.to_json(), "target": target, "options": own,
         "steps": plan.cell_steps, "draws": plan.draws, "versions": environment(),
     }  # fmt: skip
 

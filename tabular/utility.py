@@ -25,7 +25,7 @@ from visynth.tabular.columns import Category, Floats
 from visynth.tabular.conditions import Conditions
 from visynth.tabular.learners import Boosted, features
 from visynth.tabular.oversampler import Oversampler
-from visynth.tabular.schema import Schema, Table, as_frame
+from visynth.tabular.schema import Schema, Table, taken
 from visynth.verdict.bootstrap import Scored
 from visynth.verdict.comparison import Results, Wording
 from visynth.verdict.ranking import average_precision
@@ -161,8 +161,7 @@ def rare_class(
     Raises:
         DataError: too few rows of the class for the folds.
     """
-    rows = as_frame(frame)
-    table = schema.table(rows)
+    table = schema.table(frame)
     code = list(map(str, getattr(schema[target], "categories", ()))).index(label)
     positive = table[target] == code
     if positive.sum() < LEAST * folds:
@@ -177,9 +176,8 @@ def rare_class(
         key = {"label": label, "draw": cell.draw, "fold": cell.fold}
         outcome = None if stage is None else stage.get(**key)
         if outcome is None:
-            outcome = _cell(
-                rows, schema, target, code, cell, make, groups, seeding.derive("cell", seed, cell.draw, cell.fold)
-            )
+            own_seed = seeding.derive("cell", seed, cell.draw, cell.fold)
+            outcome = _cell(table, schema, target, code, cell, make, groups, own_seed)
             if stage is not None:
                 stage.put(outcome, **key)
         truth = positive[cell.test]
@@ -215,7 +213,7 @@ def resampled_together(rows: NDArray[np.int64], truth: NDArray[np.bool_], groups
 
 
 def _cell(
-    rows: Any,
+    table: Table,
     schema: Schema,
     target: str,
     code: int,
@@ -225,16 +223,16 @@ def _cell(
     seed: int,
 ) -> dict[str, Any]:
     """Scores of every arm on the cell's test rows, its inner score, and what was chosen."""
-    positive = schema.table(rows)[target] == code
+    positive = table[target] == code
     inner_test = _inner_test(cell.train, positive, groups, seed)
     inner_train = np.setdiff1d(cell.train, inner_test)
     judged: dict[str, dict[float, float]] = {}
     if positive[inner_train].sum() >= 2 and positive[inner_test].any():
-        inner = _Arms(rows, schema, target, code, inner_train, make, seed)
+        inner = _Arms(table, schema, target, code, inner_train, make, seed)
         for name, share in inner.choices:
             scores = inner.scores(name, share, inner_test)
             judged.setdefault(name, {})[share] = average_precision(positive[inner_test], scores)
-    outer = _Arms(rows, schema, target, code, cell.train, make, seed)
+    outer = _Arms(table, schema, target, code, cell.train, make, seed)
     arms: dict[str, Any] = {}
     for name in dict.fromkeys(name for name, _ in outer.choices):
         by_share = judged.get(name, {})
@@ -262,7 +260,7 @@ class _Arms:
 
     def __init__(
         self,
-        rows: Any,
+        table: Table,
         schema: Schema,
         target: str,
         code: int,
@@ -270,33 +268,33 @@ class _Arms:
         make: Callable[[int], Synthesizer],
         seed: int,
     ) -> None:
-        frame = rows.iloc[train].reset_index(drop=True)
         self.schema, self.target, self.code, self.seed = schema, target, code, seed
-        self.all = schema.table(rows)
-        self.train = schema.table(frame)
-        value = getattr(schema[target], "categories", ())[code]
-        positives = int((self.train[target] == code).sum())
-        self.count = _wanted(positives, len(frame) - positives)
-        asked = {target: value}
-        self.synthetic = schema.table(
-            make(seed % 2**31)
-            .fit(frame, schema=schema, target=target, members="none")
-            .sample(self.count, conditions=asked, seed=seed)
-        )
-        self.smote = self._by_smote(max(len(frame) - 2 * positives, 1), seed)
+        self.train = taken(table, train)
+        matrix, self.categorical = features(table, schema, [target])
+        self.all, self.x, self.y = matrix, matrix[train], self.train[target] == code
+        positives = int(self.y.sum())
+        self.count = max(min(len(train) - 2 * positives, balancing.CAP * positives), 1)
+        generator = make(seed % 2**31).fit_table(schema, self.train, target, members="none")
+        self.synthetic = self._of_class(generator, code, self.count)
+        self.smote = self._by_smote(max(len(train) - 2 * positives, 1))
 
-    def _by_smote(self, count: int, seed: int) -> Table | None:
-        """Rows of the class by SMOTE, of the class against the rest: other classes may be too small for it."""
-        own = self.schema[self.target]
-        binary = Category(own.name, "categorical", "str", categories=("rest", "class"))
-        schema = replace(self.schema, columns=tuple(binary if c.name == own.name else c for c in self.schema.columns))
-        table = {**self.train, own.name: (self.train[own.name] == self.code).astype(np.int64)}
+    def _of_class(self, generator: Synthesizer, code: int, count: int) -> Floats:
+        """Features of so many rows of a generator's class."""
+        asked = Conditions({self.target: (np.full(count, code), np.ones(count, bool))}, {})
+        generator.fitted.check_seen(asked)
+        table, _ = generator.rows(np.arange(count), self.seed, asked)
+        return features(table, generator.schema, [self.target])[0]
+
+    def _by_smote(self, count: int) -> Floats | None:
+        """Features of rows by SMOTE, of the class against the rest: other classes may be too small for it."""
+        binary = Category(self.target, "categorical", "str", categories=("rest", "class"))
+        columns = tuple(binary if c.name == self.target else c for c in self.schema.columns)
+        table = {**self.train, self.target: self.y.astype(np.int64)}
         try:
-            smote = Oversampler().fit_table(schema, table, own.name, members="none")
+            smote = Oversampler().fit_table(replace(self.schema, columns=columns), table, self.target, members="none")
         except MissingExtra:
             return None
-        asked = Conditions({own.name: (np.ones(count, np.int64), np.ones(count, bool))}, {})
-        return smote.rows(np.arange(count), seed, asked)[0]
+        return self._of_class(smote, 1, count)
 
     @property
     def choices(self) -> list[tuple[str, float]]:
@@ -306,30 +304,20 @@ class _Arms:
 
     def scores(self, name: str, share: float, test: NDArray[np.int64]) -> Floats:
         """Scores of test rows by the arm's classifier."""
-        x, categorical = features(self.train, self.schema, [self.target])
-        y = self.train[self.target] == self.code
-        weights = np.ones(len(y))
+        x, y, weights = self.x, self.y, np.ones(len(self.y))
         if name in ("balanced", "synthetic"):
             weights = np.where(y, len(y) / 2 / max(y.sum(), 1), len(y) / 2 / max((~y).sum(), 1))
-        added = self.smote if name == "smote" else self.synthetic if name == "synthetic" and share else None
         if name == "duplicate":
-            drawn = seeding.rng(self.seed, "tabular/duplicate").choice(
-                np.flatnonzero(y), max(int((~y).sum() - y.sum()), 0)
-            )
-            x, weights, y = np.concatenate([x, x[drawn]]), np.ones(len(y) + len(drawn)), np.concatenate([y, y[drawn]])
-        if added is not None:
-            more, _ = features(added, self.schema, [self.target])
-            own = np.ones(len(more))
-            if name == "synthetic":
-                own *= share * len(y) / 2 / len(more)
-                weights = np.where(y, weights * (1 - share), weights)
-            x, weights = np.concatenate([x, more]), np.concatenate([weights, own])
-            y = np.concatenate([y, np.ones(len(more), bool)])
-        model = Boosted(categorical, self.seed, **TREES).fit(x, y, weights)
-        tested = {column: values[test] for column, values in self.all.items()}
-        return model.probabilities(features(tested, self.schema, [self.target])[0])[:, 1]
-
-
-def _wanted(positives: int, others: int) -> int:
-    """Synthetic rows that fill the class up to the others, at most ten for each real one."""
-    return max(min(others - positives, balancing.CAP * positives), 1)
+            missing = max(int((~y).sum() - y.sum()), 0)
+            more = x[seeding.rng(self.seed, "tabular/duplicate").choice(np.flatnonzero(y), missing)]
+        elif name == "smote" and self.smote is not None:
+            more = self.smote
+        else:
+            more = self.synthetic if share else x[:0]
+        own = np.ones(len(more))
+        if name == "synthetic" and share:
+            own *= share * len(y) / 2 / len(more)
+            weights = np.where(y, weights * (1 - share), weights)
+        rows, truth = np.concatenate([x, more]), np.concatenate([y, np.ones(len(more), bool)])
+        model = Boosted(self.categorical, self.seed, **TREES).fit(rows, truth, np.concatenate([weights, own]))
+        return model.probabilities(self.all[test])[:, 1]

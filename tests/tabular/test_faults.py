@@ -74,9 +74,9 @@ def test_cells_keep_groups_apart_inside_too() -> None:
     groups = [f"g{k // 4}" for k in range(240)]
 
     class Spy(IndependentMarginals):
-        def fit(self, frame: Any, **arguments: Any) -> Any:
-            seen.append(set(frame["group"]))
-            return super().fit(frame, **arguments)
+        def fit_table(self, schema: Any, table: Any, *arguments: Any, **more: Any) -> Any:
+            seen.append(set(table["group"].tolist()))
+            return super().fit_table(schema, table, *arguments, **more)
 
     named = frame.assign(group=groups)
     schema = infer(named, {"group": "categorical"}, "kind")

@@ -221,10 +221,17 @@ def test_a_killed_fit_goes_on_to_the_same_generator(
     monkeypatch.undo()
     assert not (tmp_path / "killed").exists()
     assert len(list((tmp_path / "killed.work").rglob("last.ckpt"))) == 1
+    before = file.read_bytes()
+    file.write_bytes(before.replace(b"\na,", b"\nb,"))  # other rows, as many: not this fit's
+    monkeypatch.setattr("visynth.callbacks.checkpoint.KeepLast", Killed)
+    main(words)
+    monkeypatch.undo()
+    assert len(list((tmp_path / "killed.work").rglob("last.ckpt"))) == 2
+    file.write_bytes(before)
     assert main(words) == 0
     straight = Masked(steps=20, width=32, depth=1, batch_size=64).fit(read_table(file))
     assert Synthesizer.load(tmp_path / "killed").digest == straight.digest
-    assert not (tmp_path / "killed.work").exists()
+    assert len(list((tmp_path / "killed.work").rglob("last.ckpt"))) == 1  # the other fit's is left
 
 
 def test_shards_are_the_same_rows_whoever_makes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

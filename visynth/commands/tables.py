@@ -94,7 +94,7 @@ def tabular_fit(
     """
     from visynth.core import plugins
     from visynth.core.distributed import on_main
-    from visynth.core.files import hash_json
+    from visynth.core.files import hash_file, hash_json
     from visynth.core.folders import claim
     from visynth.tabular.frames import read_table
 
@@ -102,12 +102,12 @@ def tabular_fit(
     frame = _without(read_table(data), drop or [])
     generator = plugins.load("synthesizers", synthesizer)(**(arguments or {}))
     given: dict[str, Any] = {
-        "data": str(Path(data).resolve()),
+        "data": hash_file(data),
         "synthesizer": synthesizer,
         "arguments": arguments,
         "drop": drop,
     }
-    given |= {"kinds": kinds, "target": target, "constraints": constraints, "rows": len(frame)}
+    given |= {"kinds": kinds, "target": target, "constraints": constraints}
     run = Path(out).with_name(Path(out).name + ".work") / f"run-{hash_json(given)[:16]}"
     training = _training(generator, run, trainer or {})
     generator.fit(

@@ -45,6 +45,17 @@ def derive(*parts: object) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def checked(seed: int) -> int:
+    """A seed, if it is in [0, 2**63).
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not 0 <= int(seed) < LIMIT:
+        raise UsageError(f"seed must be in [0, 2**63), but got {seed}.")
+    return int(seed)
+
+
 def rng(seed: int, stream: str = "") -> np.random.Generator:
     """The numpy generator of one sample; global random state is neither read nor changed.
 
@@ -56,9 +67,7 @@ def rng(seed: int, stream: str = "") -> np.random.Generator:
         >>> float(rng(1).random()) == float(rng(1 + 2**32).random())
         False
     """
-    if not 0 <= int(seed) < LIMIT:
-        raise UsageError(f"seed must be in [0, 2**63), but got {seed}.")
-    key = np.array([int(seed), derive("stream", stream)], dtype=np.uint64)
+    key = np.array([checked(seed), derive("stream", stream)], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
 
 
@@ -108,9 +117,7 @@ def uniforms(seed: int, rows: NDArray[np.int64], count: int, stream: str = "unif
         >>> bool((both[1] == uniforms(7, np.array([2**40]), 2)[0]).all()), both.shape
         (True, (2, 2))
     """
-    if not 0 <= int(seed) < LIMIT:
-        raise UsageError(f"seed must be in [0, 2**63), but got {seed}.")
-    key = np.uint64(derive(stream, int(seed)))
+    key = np.uint64(derive(stream, checked(seed)))
     row_keys = _mixed(_mixed(np.asarray(rows, np.uint64) + GOLDEN) ^ key)
     steps = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN
     bits = _mixed(row_keys[:, None] + steps[None, :]) >> np.uint64(12)

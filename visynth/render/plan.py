@@ -57,8 +57,7 @@ class RenderPlan:
     purpose: Literal["training", "looking"] = "training"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < seeding.LIMIT:
-            raise UsageError(f"seed must be in [0, 2**63), but got {self.seed}.")
+        seeding.checked(self.seed)
         if not sum(self.targets.values()):
             raise UsageError(
                 f"there is nothing to render: every class of {dict(self.targets)} has 0 images to add. Ask for more "
