@@ -158,7 +158,8 @@ def scale(seeds: Sequence[int]) -> dict[str, Any]:
         del chunk
     seconds = time.monotonic() - begun
     return {
-        "categories": int(frame["shop"].nunique()), "seconds to the first step told": round(first[0], 1), "200 steps, seconds": round(fitted, 1), "peak GB of the fit": round(peak, 2),
+        "categories": int(frame["shop"].nunique()), "seconds to the first step told": round(first[0], 1),
+        "200 steps, seconds": round(fitted, 1), "peak GB of the fit": round(peak, 2),
         "rows/s": round(1_000_000 / seconds), "GB at the first and the last chunk": [round(sizes[0], 2), round(sizes[-1], 2)],
         "peak GB": round(_peak(), 2),
     }  # fmt: skip
