@@ -1,44 +1,37 @@
-"""Rendering tables: Parquet shards by a plan. A shard's rows follow from the plan and its number alone, whoever makes it.
-
-Finished shards lie in ``OUT.work`` until all are there; then the folder appears whole. Interrupted, the same call goes on;
-any number of processes may work at once.
-"""
+"""Rendering tables: Parquet shards by a plan, through the same loop as images (:mod:`visynth.render.run`)."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
+import re
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 from numpy.typing import NDArray
 
 from visynth.core import balance as balancing
-from visynth.core import members as members_file
 from visynth.core import seeds as seeding
-from visynth.core.errors import ConflictError, UsageError, choices
-from visynth.core.files import ensure_writable, hash_file, write_json
-from visynth.core.folders import claim, new_folder
-from visynth.core.processes import end_with_parent
-from visynth.core.progress import Progress, no_progress, time_left
-from visynth.render.plan import balanced_order
+from visynth.core.errors import UsageError, choices
+from visynth.core.files import canonical_json, hash_json
+from visynth.core.folders import ROWS
+from visynth.render.finish import State
+from visynth.render.images import plan_threads
+from visynth.render.plan import balanced_order, residue, shard_places
+from visynth.render.run import Engine, RenderProgress, render
+from visynth.render.shards import Shard
+from visynth.render.stages import open_stage
 from visynth.tabular.base import Synthesizer
 from visynth.tabular.conditions import Conditions
 from visynth.tabular.draws import BLOCK
-from visynth.tabular.frames import write_parquet
+from visynth.tabular.frames import parquet_bytes
 
-SCHEMA = "visynth.rows/1"
 SHARD = 64 * BLOCK
-PLAN, MANIFEST, MEMBERS = "plan.json", "manifest.json", "members.jsonl"
 ANY = "rows"  # the one class of a generator without a target
 
 
@@ -50,7 +43,7 @@ class TablePlan:
         generator: digest.
         targets: rows of each class; ``{"rows": n}`` without a target.
         seed: of the whole table.
-        shard_size: rows of a shard, a multiple of the block in which rows are computed.
+        shard_size: most rows of a shard, a multiple of the block in which rows are computed.
     """
 
     generator: str
@@ -75,17 +68,38 @@ class TablePlan:
     def shards(self) -> int:
         return -(-self.total // self.shard_size)
 
-    @cached_property
-    def order(self) -> NDArray[np.int64]:
-        """Class of every row, spread evenly; worked out once for all shards."""
-        return np.array(balanced_order(list(self.targets.values())), np.int64)
+    @property
+    def hash(self) -> str:
+        return hash_json(self.to_json())
 
-    def rows(self, shard: int) -> NDArray[np.int64]:
-        """Numbers of a shard's rows."""
-        return np.arange(shard * self.shard_size, min((shard + 1) * self.shard_size, self.total))
+    def count(self, number: int) -> int:
+        """Rows of a shard."""
+        return len(range(residue(number, self.shards), self.total, self.shards))
+
+    def counts(self, number: int) -> dict[str, int]:
+        """Rows of each class in a shard: its share to within one."""
+        places = shard_places(list(self.targets.values()), self.shards, number)
+        return {name: len(own) for name, own in zip(self.targets, places, strict=True)}
+
+    def labels(self, number: int) -> NDArray[np.int64]:
+        """Class of every row of a shard, spread evenly."""
+        return np.array(balanced_order(list(self.counts(number).values())), np.int64)
+
+    def rows(self, number: int) -> NDArray[np.int64]:
+        """Numbers of a shard's rows; those of one shard begin with a block of their own."""
+        return np.arange(self.count(number)) + number * self.shard_size
+
+    def shard_of(self, name: str) -> int:
+        """Shard that made a file."""
+        return int(re.findall(r"\d+", name)[0])
 
     def to_json(self) -> dict[str, Any]:
-        return {"schema": SCHEMA, **asdict(self), "targets": dict(self.targets)}
+        return {"schema": ROWS, **asdict(self), "targets": dict(self.targets)}
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> TablePlan:
+        """The plan again."""
+        return cls(**{name: said[name] for name in cls.__dataclass_fields__})
 
 
 def make_table_plan(
@@ -142,10 +156,47 @@ def shard_rows(generator: Synthesizer, plan: TablePlan, shard: int) -> Any:
     conditions = Conditions({}, {})
     target = generator.fitted.target
     if list(plan.targets) != [ANY] and target is not None:
-        conditions = Conditions({target: (plan.order[numbers], np.ones(len(numbers), bool))}, {})
+        conditions = Conditions({target: (plan.labels(shard), np.ones(len(numbers), bool))}, {})
         generator.fitted.check_seen(conditions)
     table, _ = generator.rows(numbers, plan.seed, conditions)
     return generator.schema.frame(table, numbers, plan.seed)
+
+
+class TableMaker:
+    """Makes shards of rows.
+
+    Args:
+        generator: the plan's.
+        said: the plan, or the plan as stored.
+
+    Raises:
+        UsageError: the generator has unique columns, which a shard alone cannot keep.
+    """
+
+    def __init__(self, generator: Synthesizer, said: Mapping[str, Any] | TablePlan) -> None:
+        self.plan = said if isinstance(said, TablePlan) else TablePlan.from_json(said)
+        self.generator, self.members, self.card = generator, generator.fitted.members, generator.card
+        if generator.fitted.rules.unique and self.plan.shards > 1:
+            raise UsageError(
+                "the generator has unique columns, which shards that do not know one another cannot keep: render one "
+                f"shard (at most {self.plan.shard_size} rows), or use 'visynth tabular sample'."
+            )
+
+    def make(self, number: int, round_: int, pool: Executor | None) -> Callable[[], Shard]:
+        """The rows of a shard; they are written as Parquet by the function that comes back."""
+        started = time.monotonic()
+        with plan_threads(1):
+            frame = shard_rows(self.generator, self.plan, number)
+        seconds = time.monotonic() - started
+
+        def whole() -> Shard:
+            name = f"part-{number:06d}.parquet"
+            data = parquet_bytes(frame)
+            line = {"file_name": name, "rows": len(frame), "sha256": sha256(data).hexdigest()}
+            counts = Counter({name: n for name, n in self.plan.counts(number).items() if n})
+            return Shard(number, round_, {name: data}, [canonical_json(line)], counts, (), seconds)
+
+        return whole
 
 
 def render_table(
@@ -153,124 +204,24 @@ def render_table(
     plan: TablePlan,
     out: str | Path,
     *,
-    folder: str | Path | None = None,
-    workers: int = 0,
-    progress: Progress = no_progress,
-) -> Path:
+    engine: Engine | None = None,
+    progress: RenderProgress | None = None,
+) -> State:
     """Render a plan into ``out``, or finish it there.
 
     Args:
         generator: the plan's.
         plan: from :func:`make_table_plan`.
-        out: the folder of Parquet shards, ``plan.json``, ``manifest.json`` and ``members.jsonl``.
-        folder: the generator's folder, from which worker processes load it; needed for ``workers`` above 1.
-        workers: processes. They do not change a row.
-        progress: receives lines.
+        out: the folder of Parquet shards, with ``plan.json``, the manifest and ``summary.json``; or an object store's
+            address.
+        engine: see :func:`visynth.render.run.render_set`.
+        progress: called after each shard.
 
     Raises:
         ConflictError: the folder holds another plan's work.
         UsageError: the plan is another generator's, or has unique columns, which a shard alone cannot keep.
         OutputError: it cannot be written.
     """
-    out = Path(out)
-    work = out.with_name(out.name + ".work")
     if plan.generator != generator.digest:
         raise UsageError("the plan belongs to another generator: make a plan with this one.")
-    if generator.fitted.rules.unique and plan.shards > 1:
-        raise UsageError(
-            "the generator has unique columns, which shards that do not know one another cannot keep: render one shard "
-            f"(at most {plan.shard_size} rows), or use 'visynth tabular sample'."
-        )
-    if (out / MANIFEST).is_file():
-        _same_plan(json.loads((out / PLAN).read_text(encoding="utf-8")), plan, out)
-        _clear(plan, work)
-        return out
-    claim(out)
-    ensure_writable(work)
-    if (work / PLAN).is_file():
-        _same_plan(json.loads((work / PLAN).read_text(encoding="utf-8")), plan, out)
-    else:
-        write_json(work / PLAN, plan.to_json())
-    left = [shard for shard in range(plan.shards) if not _part(work, shard).is_file()]
-    begun, done = time.monotonic(), 0
-    if workers > 1 and len(left) > 1 and folder is not None:
-        job = joblib.delayed(_render_for)
-        jobs = (job(os.getpid(), str(folder), plan, work, shard) for shard in left)
-        rows = joblib.Parallel(workers, return_as="generator_unordered")(jobs)
-    else:
-        rows = (_render_shard(generator, plan, work, shard) for shard in left)
-    for count in rows:
-        done += count
-        rate = done / (time.monotonic() - begun)
-        remaining = sum(len(plan.rows(shard)) for shard in left) - done
-        progress(f"{plan.total - remaining}/{plan.total} rows, {rate:.0f} rows/s, {time_left(remaining / rate)}")
-    _finish(generator, plan, out, work)
-    return out
-
-
-def _render_for(parent: int, folder: str, plan: TablePlan, work: Path, shard: int) -> int:
-    end_with_parent(parent)
-    return _render_shard(_loaded(folder), plan, work, shard)
-
-
-@lru_cache(maxsize=1)
-def _loaded(folder: str) -> Synthesizer:
-    """A worker process's generator, loaded once."""
-    return Synthesizer.load(folder)
-
-
-def _render_shard(generator: Synthesizer, plan: TablePlan, work: Path, shard: int) -> int:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums are rounded differently on more: every worker takes one
-    try:
-        frame = shard_rows(generator, plan, shard)
-    finally:
-        torch.set_num_threads(before)
-    write_parquet(frame, _part(work, shard))  # atomic: a shard of that name is complete
-    return len(frame)
-
-
-def _part(folder: Path, shard: int) -> Path:
-    return folder / f"part-{shard:06d}.parquet"
-
-
-def _same_plan(stored: Mapping[str, Any], plan: TablePlan, out: Path) -> None:
-    ours = plan.to_json()
-    differ = [f"{k}: {stored.get(k)!r} there, {v!r} here" for k, v in ours.items() if stored.get(k) != v]
-    if differ:
-        raise ConflictError(
-            f"{out} holds another plan's rows ({'; '.join(differ)}). Choose another folder, or delete this one."
-        )
-
-
-def _finish(generator: Synthesizer, plan: TablePlan, out: Path, work: Path) -> None:
-    """The folder appears whole; the work goes."""
-    parts: list[dict[str, Any]] = []
-    with new_folder(out) as folder:
-        for shard in range(plan.shards):
-            source = _part(work, shard)
-            _linked(source, folder / source.name)  # not moved: a kill before the end loses nothing
-            parts.append({"file": source.name, "rows": len(plan.rows(shard)), "sha256": hash_file(source)})
-        root = sha256("".join(str(part["sha256"]) for part in parts).encode()).hexdigest()
-        write_json(folder / PLAN, plan.to_json())
-        members_file.write(folder / MEMBERS, generator.fitted.members)
-        write_json(folder / MANIFEST, {"schema": SCHEMA, "rows": plan.total, "parts": parts, "root": root})
-    _clear(plan, work)
-
-
-def _linked(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a filesystem without hard links
-        shutil.copyfile(source, target)
-
-
-def _clear(plan: TablePlan, work: Path) -> None:
-    """Remove what is ours of the work in progress."""
-    for shard in range(plan.shards):
-        _part(work, shard).unlink(missing_ok=True)
-    (work / PLAN).unlink(missing_ok=True)
-    with suppress(OSError):  # not there, or something else lies in it
-        work.rmdir()
+    return render(TableMaker(generator, plan), open_stage(out), engine=engine, progress=progress)

@@ -74,9 +74,7 @@ def renders(composition, tmp_path_factory: pytest.TempPathFactory):
     from visynth.render.run import make_plan, render_set
 
     generator, _ = composition
-    return render_set(
-        generator, make_plan(generator, per_class=12), tmp_path_factory.mktemp("renders") / "set", workers=0
-    )
+    return render_set(generator, make_plan(generator, per_class=12), tmp_path_factory.mktemp("renders") / "set")
 
 
 @pytest.fixture(scope="session")

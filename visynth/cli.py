@@ -17,7 +17,7 @@ VERBS = {
     "preflight": "look at a set: files, groups, leakage, which synthesizer suits",
     "fit": "make a generator: 'fit -c config.yaml' trains one, 'fit compose' needs no training",
     "render": "render a class-balanced image set from a generator, resumable",
-    "renders": "verify, export (COCO, YOLO, VOC), score or review a rendered set",
+    "renders": "status, verify, sweep, retry-failed, finalize, export (COCO, YOLO, VOC), score or review a rendered set",
     "evaluate": "measure a rendered set on real test images, per class, against honest baselines",
     "gate": "turn a report into promote, reject or insufficient evidence",
     "explore": "look at what a generator makes: sheets, interpolations, an animation",

@@ -60,7 +60,7 @@ class TestCommandLine:
             (["fit", "dream"], 64, ""),
             (["preflight", "--data", "nothing", "--rare", "a"], 65, "there is no folder nothing"),
             (["gate", "--report", "nothing"], 65, "cannot be read as a report"),
-            (["render", "--generator", "x", "--out", "y", "--workers", "-1"], 64, "workers at least 0"),
+            (["render", "--generator", "x", "--out", "y", "--workers", "-1"], 64, "workers and encoders at least 0"),
         ],
     )
     def test_exit_codes(self, words, code: int, told: str, capsys, tmp_path, monkeypatch) -> None:

@@ -297,7 +297,7 @@ def test_reviewers_decisions_are_not_ours_to_remove(samples, tmp_path) -> None:
     generator = fit_compose(images, tmp_path / "generator").generator
     with new_folder(tmp_path / "trial") as folder:
         (folder / "report.json").write_text("{}")
-    render_set(generator, make_plan(generator, per_class=2), tmp_path / "trial/renders", workers=0)
+    render_set(generator, make_plan(generator, per_class=2), tmp_path / "trial/renders")
     assert strangers(tmp_path / "trial", ("renders*",)) == []
     assert len(strangers(tmp_path / "trial")) > 3, "another command's results are not part of it"
     (tmp_path / "trial/renders/review.jsonl").write_text("")
@@ -329,7 +329,7 @@ def test_a_trial_replaces_its_own_results_and_no_other_commands(samples, tmp_pat
     (out / "mydir").mkdir()
     assert strangers(out, PARTS) == ["mydir/"]
     (out / "mydir").rmdir()
-    render_set(generator, make_plan(generator, per_class=1), out / "more", workers=0)
+    render_set(generator, make_plan(generator, per_class=1), out / "more")
     with pytest.raises(OutputError, match=r"more/good/"):
         claim(out, PARTS)
 
@@ -346,7 +346,7 @@ def test_what_killed_processes_left_half_written_is_ours(tmp_path) -> None:
 
 
 def test_images_that_moved_before_a_kill_are_known(composition, tmp_path, monkeypatch) -> None:
-    from visynth.render import run
+    from visynth.render import stage
 
     generator, _ = composition
     moved = []
@@ -359,16 +359,13 @@ def test_images_that_moved_before_a_kill_are_known(composition, tmp_path, monkey
                 raise KeyboardInterrupt
         replace(source, target)
 
-    monkeypatch.setattr(run.os, "replace", die)
+    monkeypatch.setattr(stage.os, "replace", die)
     with pytest.raises(KeyboardInterrupt):
-        render_set(generator, make_plan(generator, per_class=3), tmp_path / "trial/renders", workers=0)
+        render_set(generator, make_plan(generator, per_class=3), tmp_path / "trial/renders")
     monkeypatch.undo()
     assert len(list((tmp_path / "trial/renders").rglob("*.png"))) == 3
     assert strangers(tmp_path / "trial/renders") == []
-    assert (
-        len(render_set(generator, make_plan(generator, per_class=3), tmp_path / "trial/renders", workers=0).records)
-        == 12
-    )
+    assert len(render_set(generator, make_plan(generator, per_class=3), tmp_path / "trial/renders").records) == 12
 
 
 def test_scores_are_not_written_over_something_else(composition, sample_set, renders, tmp_path) -> None:

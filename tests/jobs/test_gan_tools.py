@@ -244,7 +244,7 @@ def test_gans_mix_into_a_training_rendered_or_at_work(name: str, composition, tm
     }
     generator = make_gan(name, **arguments.get(name, {"width": 8, "z_dim": 8}))(composition)
     folder = generator.save(tmp_path / "generator")
-    renders = render_set(generator, make_plan(generator, per_class=4), tmp_path / "renders", workers=0).folder
+    renders = render_set(generator, make_plan(generator, per_class=4), tmp_path / "renders").folder
     images, labels = torch.rand(24, 3, 16, 16) * 0.5, torch.tensor([0] * 20 + [1] * 4)
 
     class Data(pytorch_lightning.LightningDataModule):

@@ -279,9 +279,7 @@ class TestEvaluate:
         folder = tmp_path_factory.mktemp("evaluate")
         fitted = fit_compose(images, folder / "generator")
         assert {m.split for m in fitted.generator.members} == {"train", "test"}
-        return images, render_set(
-            fitted.generator, make_plan(fitted.generator, per_class=10), folder / "renders", workers=0
-        )
+        return images, render_set(fitted.generator, make_plan(fitted.generator, per_class=10), folder / "renders")
 
     def test_a_report_with_verdicts(self, rendered, tmp_path) -> None:
         images, renders = rendered

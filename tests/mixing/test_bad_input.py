@@ -70,12 +70,12 @@ class TestFolders:
         folder = white_set(tmp_path / "set", {"spot": 30}).folder
         plan = json.loads((folder / "plan.json").read_text())
         (folder / "plan.json").write_text(json.dumps({**plan, "schema": "visynth.renders/0"}))
-        with pytest.raises(IntegrityError, match=r"has schema 'visynth.renders/0'; this version reads"):
+        with pytest.raises(IntegrityError, match=r"has schemas 'visynth.renders/0' and .*; this version reads"):
             train(folder, backend)
 
     def test_unfinished(self, backend: str, tmp_path) -> None:
         folder = white_set(tmp_path / "set", {"spot": 30}).folder
-        (folder / "metadata.jsonl").unlink()
+        (folder / "summary.json").unlink()
         with pytest.raises(IntegrityError, match="its rendering did not finish"):
             train(folder, backend)
 

@@ -465,7 +465,7 @@ class TestRefusals:
         from visynth.render.run import make_plan, render_set
 
         generator, _ = composition
-        made = render_set(generator, make_plan(generator, per_class=2, purpose="looking"), tmp_path / "r", workers=0)
+        made = render_set(generator, make_plan(generator, per_class=2, purpose="looking"), tmp_path / "r")
         with pytest.raises(UsageError, match="is for looking at: no class of it was shown to help"):
             self.wrap(train, made.folder, leak_guard=False)
 

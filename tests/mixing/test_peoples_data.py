@@ -23,10 +23,10 @@ from torchvision.transforms import v2
 import visynth
 from tests.mixing import boring
 from tests.mixing.kinds import CLASSES, COUNT, SIDE, Rows, pictures
-from tests.mixing.white import White, white_set
+from tests.mixing.white import White, white_set, write_finished
 from tests.ranks import TRAINER
 from visynth.core.errors import UsageError
-from visynth.core.manifest import Record, write_records
+from visynth.core.manifest import Record
 from visynth.data.labels import find_labels
 from visynth.mixing.adapter import Adapter
 from visynth.mixing.fields import same
@@ -110,7 +110,7 @@ def test_controls_without_a_number_are_not_class_zero(backend: str, tmp_path) ->
     """A composed set with seam controls, of which the user names the defect alone."""
     folder = tmp_path / "set"
     renders = white_set(folder, {"crack": 9, "good": 9})
-    write_records(
+    write_finished(
         folder, [Record(**{**vars(r), "boxes": (), "mask": None}) if r.label == "good" else r for r in renders.records]
     )
     options = {"balance": {"crack": 5}, "spread": 0.5, "classes": {"crack": 1}}

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 from visynth.core.codec import decode
-from visynth.core.errors import ConflictError, DataError, IntegrityError, OutputError, UsageError
+from visynth.core.errors import ConflictError, IntegrityError, OutputError, UsageError
 from visynth.core.files import host
 from visynth.core.manifest import Record, decode_mask, encode_mask, read_renders, read_reviews, write_reviews
 from visynth.data.reading import read_images
-from visynth.render.exports import export, flat
-from visynth.render.plan import RenderPlan, balanced_order
-from visynth.render.run import _sweep, make_plan, render_set
+from visynth.render.images import file_name
+from visynth.render.plan import balanced_order
+from visynth.render.run import Here, make_plan, render_set
+from visynth.render.stage import DiskStage
+from visynth.render.workers import Workers
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -58,7 +54,7 @@ class TestPlan:
     def test_shards_count_what_they_hold(self, composition) -> None:
         plan = make_plan(composition[0], per_class=5, shard_size=7)
         assert (
-            [plan.count(s) for s in range(plan.shards)] == [len(plan.shard(s)) for s in range(plan.shards)] == [7, 7, 6]
+            [plan.count(s) for s in range(plan.shards)] == [len(plan.shard(s)) for s in range(plan.shards)] == [7, 6, 7]
         )
 
     def test_a_plan_of_a_million_images_is_quick(self, composition) -> None:
@@ -92,17 +88,12 @@ class TestPlan:
 
 
 class TestRender:
-    @pytest.mark.parametrize(("workers", "queue", "shard"), [(0, 1, 64), (2, 1, 64), (2, 8, 64)])
-    def test_workers_and_queue_do_not_change_a_byte(
-        self, composition, renders, tmp_path, workers: int, queue: int, shard: int
-    ) -> None:
-        generator, _ = composition
+    @pytest.mark.parametrize(("engine", "ahead"), [("none", 1), ("threads", 1), ("threads", 8), ("processes", 4)])
+    def test_engines_and_queues_do_not_change_a_byte(self, composition, renders, tmp_path, engine, ahead) -> None:
+        generator, folder = composition
+        engines = {"none": Here(0), "threads": Here(2), "processes": Workers(folder, 2)}
         made = render_set(
-            generator,
-            make_plan(generator, per_class=12, shard_size=shard),
-            tmp_path / "r",
-            workers=workers,
-            queue=queue,
+            generator, make_plan(generator, per_class=12), tmp_path / "r", engine=engines[engine], ahead=ahead
         )
         assert snapshot(tmp_path / "r") == snapshot(renders.folder)
         assert made.root() == renders.root()
@@ -118,10 +109,11 @@ import visynth
 from visynth.verdict.comparison import run_cells
 from visynth.verdict.cells import Cell
 from visynth.render.run import make_plan, render_set
+from visynth.render.workers import Workers
 
 print("once")
 generator = visynth.load_generator("generator")
-print(len(render_set(generator, make_plan(generator, per_class=3), "renders", workers=2).records))
+print(len(render_set(generator, make_plan(generator, per_class=3), "renders", engine=Workers("generator", 2)).records))
 positive = np.arange(60) < 20
 table = {(0, "max"): np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)}
 rows = np.arange(0, 60, 2), np.zeros(0, int), np.arange(1, 60, 2)
@@ -163,9 +155,9 @@ print(len(run_cells("c", cells, table, workers=2).rows))
     def test_running_it_again_changes_nothing(self, composition, tmp_path) -> None:
         generator, _ = composition
         plan = make_plan(generator, per_class=3)
-        render_set(generator, plan, tmp_path / "r", workers=0)
+        render_set(generator, plan, tmp_path / "r")
         before = {p: p.stat().st_mtime_ns for p in (tmp_path / "r").rglob("*")}
-        render_set(generator, plan, tmp_path / "r", workers=0)
+        render_set(generator, plan, tmp_path / "r")
         assert {p: p.stat().st_mtime_ns for p in (tmp_path / "r").rglob("*")} == before
         assert not (tmp_path / "r.work").exists()
 
@@ -173,42 +165,31 @@ print(len(run_cells("c", cells, table, workers=2).rows))
         generator, _ = composition
         told: list[dict] = []
         plan = make_plan(generator, per_class=5, shard_size=7)
-        render_set(generator, plan, tmp_path / "r", workers=0, progress=lambda state: told.append(dict(state)))
-        assert [state["done"] for state in told] == [7, 14, 20]
+        render_set(generator, plan, tmp_path / "r", progress=lambda state: told.append(dict(state)))
+        assert [state["done"] for state in told] == [7, 13, 20]
         assert told[-1]["counts"] == {"scratch": 5, "spot": 5, "stain": 5, "good": 5}
         assert sum(told[0]["counts"].values()) == 7
         assert told[-1]["seconds left"] == 0
 
-    def test_sigterm_ends_with_143_and_the_work_goes_on(self, composition, tmp_path) -> None:
-        _, folder = composition
-        out = tmp_path / "stopped"
-        process = subprocess.Popen(command(folder, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not list(out.with_name("stopped.work").glob("shard.*")) and process.poll() is None:
-            time.sleep(0.01)
-        process.terminate()
-        assert process.wait(30) in (143, 0)  # 0: it had finished before the signal came
-        subprocess.run(command(folder, out), check=True, capture_output=True)
-        assert len(read_renders(out, verify=True).records) == 240
-
     def test_another_plan_in_the_same_folder_is_refused(self, composition, tmp_path) -> None:
         generator, _ = composition
-        render_set(generator, make_plan(generator, per_class=3), tmp_path / "r", workers=0)
+        render_set(generator, make_plan(generator, per_class=3), tmp_path / "r")
         with pytest.raises(ConflictError, match=r"another plan's images .*targets"):
-            render_set(generator, make_plan(generator, per_class=4), tmp_path / "r", workers=0)
+            render_set(generator, make_plan(generator, per_class=4), tmp_path / "r")
 
     def test_a_folder_with_strangers_is_refused(self, composition, tmp_path) -> None:
         (tmp_path / "r").mkdir()
         (tmp_path / "r" / "thesis.tex").write_text("")
         with pytest.raises(OutputError, match=r"holds 1 files that visynth did not write(.|\n)*thesis\.tex"):
-            render_set(composition[0], make_plan(composition[0], per_class=3), tmp_path / "r", workers=0)
+            render_set(composition[0], make_plan(composition[0], per_class=3), tmp_path / "r")
 
     def test_unwritable_output(self, composition, tmp_path) -> None:
         (tmp_path / "file").write_text("")
         with pytest.raises(OutputError):
-            render_set(composition[0], make_plan(composition[0], per_class=3), tmp_path / "file" / "r", workers=0)
+            render_set(composition[0], make_plan(composition[0], per_class=3), tmp_path / "file" / "r")
 
     def test_a_full_disk_tears_nothing_and_goes_on(self, composition, tmp_path, monkeypatch) -> None:
-        from visynth.render import run
+        from visynth.render import stage
 
         generator, _ = composition
         plan = make_plan(generator, per_class=6, shard_size=5)
@@ -216,18 +197,18 @@ print(len(run_cells("c", cells, table, workers=2).rows))
 
         def full(*args):
             calls.append(1)
-            if len(calls) > 12:
+            if len(calls) > 16:  # five images and two records a shard
                 raise OSError(28, "No space left on device")
             return real(*args)
 
-        real = run.write_image
-        monkeypatch.setattr(run, "write_image", full)
+        real = stage._write
+        monkeypatch.setattr(stage, "_write", full)
         with pytest.raises(OutputError, match="run the same command again"):
-            render_set(generator, plan, tmp_path / "r", workers=0)
+            render_set(generator, plan, tmp_path / "r")
         assert len(list((tmp_path / "r.work").glob("shard.*"))) == 2
-        monkeypatch.setattr(run, "write_image", real)
-        done = render_set(generator, plan, tmp_path / "r", workers=0)
-        reference = render_set(generator, plan, tmp_path / "q", workers=0)
+        monkeypatch.setattr(stage, "_write", real)
+        done = render_set(generator, plan, tmp_path / "r")
+        reference = render_set(generator, plan, tmp_path / "q")
         assert done.root() == reference.root()
 
     def test_sixteen_bits_and_many_channels_go_to_tiff(self, tmp_path) -> None:
@@ -235,7 +216,7 @@ print(len(run_cells("c", cells, table, workers=2).rows))
         from visynth.generators.compose_fit import fit_composition
 
         generator = fit_composition(sources(5, "uint16"), good="good").generator
-        made = render_set(generator, make_plan(generator, per_class=2), tmp_path / "r", workers=0)
+        made = render_set(generator, make_plan(generator, per_class=2), tmp_path / "r")
         image = decode(made.folder / made.records[0].file_name)
         assert made.records[0].file_name.endswith(".tif")
         assert image.dtype == np.uint16
@@ -260,7 +241,7 @@ class TestManifest:
         (folder / "plan.json").write_text(json.dumps({**plan, "schema": "visynth.renders/0"}))
         with pytest.raises(IntegrityError, match="this version reads"):
             read_renders(folder)
-        (folder / "metadata.jsonl").unlink()
+        (folder / "summary.json").unlink()
         with pytest.raises(IntegrityError, match="did not finish"):
             read_renders(folder)
 
@@ -281,112 +262,10 @@ class TestManifest:
             assert sum(runs["counts"]) == 35
         assert encode_mask(np.zeros((2, 3), bool))["counts"] == [6]
 
-    def test_records_are_sorted_and_round_trip(self, renders) -> None:
-        names = [r.file_name for r in renders.records]
-        assert names == sorted(names)
+    def test_records_stand_in_the_plans_order_and_round_trip(self, renders, composition) -> None:
+        plan = make_plan(composition[0], per_class=12)
+        assert [r.file_name for r in renders.records] == [file_name(plan, image) for image in plan.shard(0)]
         assert Record.from_json(json.loads(renders.records[3].to_line())) == renders.records[3]
-
-
-class TestExports:
-    def test_coco_reads_back(self, renders, tmp_path) -> None:
-        folder = export(renders, "coco", tmp_path / "coco")
-        images = read_images(folder / "annotations.json", max_bad_fraction=0)
-        by_name = {flat(r): r for r in renders.records}
-        assert len(images) == 48
-        for item in images.items:
-            record = by_name[item.name]
-            assert [box[1:] for box in item.boxes] == [tuple(b) for b in record.boxes]
-        data = json.loads((folder / "annotations.json").read_text())
-        for note in data["annotations"]:
-            mask = decode_mask(note["segmentation"])
-            assert note["area"] == mask.sum()
-            x, y, w, h = note["bbox"]
-            assert mask[int(y) : int(y + h), int(x) : int(x + w)].sum() == mask.sum()
-
-    def test_yolo_reads_back(self, renders, tmp_path) -> None:
-        folder = export(renders, "yolo", tmp_path / "yolo")
-        names = yaml.safe_load((folder / "data.yaml").read_text())["names"]
-        for record in renders.records:
-            lines = (folder / "labels" / f"{Path(flat(record)).stem}.txt").read_text().splitlines()
-            assert len(lines) == len(record.boxes)
-            for line, box in zip(lines, record.boxes, strict=True):
-                label, cx, cy, w, h = map(float, line.split())
-                back = [
-                    (cx - w / 2) * record.width,
-                    (cy - h / 2) * record.height,
-                    (cx + w / 2) * record.width,
-                    (cy + h / 2) * record.height,
-                ]
-                assert names[int(label)] == record.label
-                np.testing.assert_allclose(back, box, atol=1e-3)
-
-    def test_voc_reads_back(self, renders, tmp_path) -> None:
-        folder = export(renders, "voc", tmp_path / "voc", copy=True)
-        for record in renders.records:
-            root = ElementTree.parse(folder / "Annotations" / f"{Path(flat(record)).stem}.xml").getroot()
-            assert (folder / "images" / root.findtext("filename")).is_file()
-            for thing, box in zip(root.findall("object"), record.boxes, strict=True):
-                corners = [int(thing.findtext(f"bndbox/{tag}")) for tag in ("xmin", "ymin", "xmax", "ymax")]
-                assert [corners[0] - 1, corners[1] - 1, *corners[2:]] == list(box)
-
-    @pytest.mark.parametrize("form", ["coco", "yolo", "voc"])
-    def test_images_without_boxes_are_no_background(self, renders, form, tmp_path) -> None:
-        """A diffusion model's or a GAN's set: it shows its class, but does not say where."""
-        bare = replace(
-            renders,
-            plan={**renders.plan, "kind": "trained"},
-            records=tuple(replace(r, boxes=(), mask=None) for r in renders.records),
-        )
-        with pytest.raises(DataError, match="12 of 'good', 12 of 'scratch', 12 of 'spot', 12 of 'stain' have no box"):
-            export(bare, form, tmp_path / "x")
-        assert not (tmp_path / "x").exists()
-        folder = export(bare, form, tmp_path / "y", whole_image=True)
-        if form == "yolo":
-            assert {p.read_text().split(" ", 1)[1] for p in (folder / "labels").iterdir()} == {
-                "0.500000 0.500000 1.000000 1.000000\n"
-            }
-        elif form == "coco":
-            notes = json.loads((folder / "annotations.json").read_text())["annotations"]
-            assert [note["bbox"] for note in notes] == [[0, 0, r.width, r.height] for r in bare.records]
-
-    def test_seam_controls_stay_background_when_asked_for_whole_images(self, renders, tmp_path) -> None:
-        folder = export(renders, "yolo", tmp_path / "x", whole_image=True)
-        empty = {p.stem.rsplit("_", 1)[0] for p in (folder / "labels").iterdir() if not p.read_text()}
-        assert empty == {"good"}
-
-    def test_class_names_stay_names(self, renders, tmp_path) -> None:
-        names = ["no", "007", "crack #2", "[x]"]
-        new = dict(zip(renders.classes, names, strict=True))
-        odd = replace(
-            renders,
-            plan={**renders.plan, "classes": names},
-            records=tuple(replace(r, label=new[r.label]) for r in renders.records),
-        )
-        folder = export(odd, "yolo", tmp_path / "yolo")
-        assert yaml.safe_load((folder / "data.yaml").read_text())["names"] == dict(enumerate(names))
-
-    def test_the_depth_is_that_of_the_images(self, renders, tmp_path) -> None:
-        folder = export(renders, "voc", tmp_path / "voc")
-        depths = {ElementTree.parse(p).getroot().findtext("size/depth") for p in (folder / "Annotations").iterdir()}
-        assert depths == {"1"}
-
-    @pytest.mark.parametrize("form", ["coco", "yolo", "voc"])
-    def test_what_was_rejected_is_not_exported(self, renders, form, tmp_path) -> None:
-        shutil.copytree(renders.folder, tmp_path / "set")
-        own = read_renders(tmp_path / "set")
-        rejected = [r.file_name for r in own.records if r.label == "spot"][:5]
-        write_reviews(own, dict.fromkeys(rejected, "reject"), "anna")
-        folder = export(own, form, tmp_path / form)
-        assert len(list((folder / "images").iterdir())) == 43
-        assert not {name.replace("/", "_") for name in rejected} & {p.name for p in (folder / "images").iterdir()}
-        whole = export(own, form, tmp_path / "all", keep={"review": "any"})
-        assert len(list((whole / "images").iterdir())) == 48
-
-    def test_wrong_export(self, renders, tmp_path) -> None:
-        with pytest.raises(UsageError, match="must be one of 'coco', 'yolo', 'voc'"):
-            export(renders, "pascal", tmp_path / "x")
-        with pytest.raises(ConflictError, match="exists already"):
-            export(renders, "coco", tmp_path)
 
 
 class TestOthersFiles:
@@ -396,11 +275,11 @@ class TestOthersFiles:
         (tmp_path / "set.work" / "sub").mkdir(parents=True)
         (tmp_path / "set.work/sub/x.txt").write_text("precious")
         with pytest.raises(OutputError, match=r"sub/x\.txt"):
-            render_set(generator, plan, tmp_path / "set", workers=0)
+            render_set(generator, plan, tmp_path / "set")
         shutil.move(tmp_path / "set.work", tmp_path / "aside")
-        render_set(generator, plan, tmp_path / "set", workers=0)
+        render_set(generator, plan, tmp_path / "set")
         shutil.move(tmp_path / "aside", tmp_path / "set.work")
-        render_set(generator, plan, tmp_path / "set", workers=0)
+        render_set(generator, plan, tmp_path / "set")
         assert (tmp_path / "set.work/sub/x.txt").read_text() == "precious"
 
     def test_what_was_set_aside_stays_when_more_is(self, composition, renders, tmp_path) -> None:
@@ -410,7 +289,7 @@ class TestOthersFiles:
         for text in ("one", "two"):
             (tmp_path / "set" / name).write_text(text)
             with pytest.warns(UserWarning, match="1 files were missing or altered"):
-                render_set(generator, make_plan(generator, per_class=12), tmp_path / "set", workers=0)
+                render_set(generator, make_plan(generator, per_class=12), tmp_path / "set")
         assert sorted(p.read_text() for p in (tmp_path / "set.damaged").rglob("*") if p.is_file()) == ["one", "two"]
 
 
@@ -426,7 +305,7 @@ class TestRepair:
         (copy / names[40]).write_bytes(b"altered by hand")
         generator, _ = composition
         with pytest.warns(UserWarning, match="2 files were missing or altered and are rendered again"):
-            found = render_set(generator, make_plan(generator, per_class=12), copy, workers=0)
+            found = render_set(generator, make_plan(generator, per_class=12), copy)
         assert found.root() == renders.root()
         assert snapshot(copy) == snapshot(renders.folder)
         aside = copy.with_name("set.damaged")
@@ -437,7 +316,7 @@ class TestRepair:
     def test_a_whole_set_is_left_as_it_is(self, composition, copy) -> None:
         generator, _ = composition
         before = {p: p.stat().st_mtime_ns for p in copy.rglob("*.png")}
-        render_set(generator, make_plan(generator, per_class=12), copy, workers=0)
+        render_set(generator, make_plan(generator, per_class=12), copy)
         assert before == {p: p.stat().st_mtime_ns for p in copy.rglob("*.png")}
 
     def test_options_that_are_tuples_survive_the_plan(self, composition, tmp_path) -> None:
@@ -451,7 +330,7 @@ class TestRepair:
         theirs, ours = work / "tmp.000000.0123abcd.999999999", work / f"tmp.000000.{host()}.999999999"
         theirs.mkdir(parents=True)
         ours.mkdir()
-        _sweep(work)
+        DiskStage(tmp_path / "set").sweep()
         assert theirs.is_dir()
         assert not ours.exists()
 
@@ -475,95 +354,3 @@ def test_reviewers_at_one_time_keep_each_others_decisions(renders, tmp_path) -> 
         person.join()
         assert person.exitcode == 0
     assert len(read_reviews(tmp_path / "set")) == 24
-
-
-# -- kills -----------------------------------------------------------------------------------------------------------
-
-
-def command(generator: Path, out: Path) -> list[str]:
-    words = ["render", str(generator), "--out", str(out), "--per-class", "60", "--workers", "2", "--quiet"]
-    return [
-        sys.executable,
-        "-c",
-        "from visynth.cli import main; raise SystemExit(main())",
-        *words[:1],
-        "--generator",
-        *words[1:],
-    ]
-
-
-def kill_at_random(folder: Path, out: Path, rng: random.Random, longest: float) -> bool:
-    """Start the command and SIGKILL it (the parent alone: its workers must notice) after a random time."""
-    process = subprocess.Popen(command(folder, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        process.wait(timeout=rng.uniform(0.3, 1.0) * longest)
-    except subprocess.TimeoutExpired:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        return True
-    return False
-
-
-def survive(composition, tmp_path: Path, kills: int, seed: int) -> None:
-    _, folder = composition
-    started = time.monotonic()
-    subprocess.run(command(folder, tmp_path / "whole"), check=True, capture_output=True)
-    undisturbed = time.monotonic() - started
-    rng, killed = random.Random(seed), 0
-    for attempt in range(20 * kills):
-        if killed == kills:
-            break
-        out = tmp_path / f"killed{attempt}"
-        killed += kill_at_random(folder, out, rng, undisturbed)
-        for name in ("metadata.jsonl",):  # a finished manifest is only there with every file that it names
-            if (out / name).is_file():
-                read_renders(out, verify=True)
-        subprocess.run(command(folder, out), check=True, capture_output=True)
-        assert snapshot(out) == snapshot(tmp_path / "whole")
-        assert not out.with_name(out.name + ".work").exists()
-        shutil.rmtree(out)
-    assert killed == kills
-
-
-def test_three_random_kills_lose_and_tear_nothing(composition, tmp_path) -> None:
-    survive(composition, tmp_path, kills=3, seed=int(time.time()))
-
-
-@pytest.mark.slow
-def test_twenty_random_kills_lose_and_tear_nothing(composition, tmp_path) -> None:
-    survive(composition, tmp_path, kills=20, seed=int(time.time()))
-
-
-def test_a_finish_cut_short_is_finished(composition, tmp_path, monkeypatch) -> None:
-    from visynth.render import run
-
-    generator, _ = composition
-    plan = make_plan(generator, per_class=5, shard_size=7)
-    whole = render_set(generator, plan, tmp_path / "whole", workers=0)
-
-    class Stop(Exception):
-        pass
-
-    moved = []
-
-    def stop_after_nine(source, target):
-        if len(moved) == 9:
-            raise Stop
-        moved.append(target)
-        return real(source, target)
-
-    real = os.replace
-    monkeypatch.setattr(run.os, "replace", stop_after_nine)
-    with pytest.raises(Stop):
-        run._finish(generator, plan, tmp_path / "cut", _committed(generator, plan, tmp_path / "cut"))
-    monkeypatch.setattr(run.os, "replace", real)
-    assert render_set(generator, plan, tmp_path / "cut", workers=0).root() == whole.root()
-
-
-def _committed(generator, plan: RenderPlan, out: Path) -> Path:
-    from visynth.render import run
-
-    work = out.with_name(out.name + ".work")
-    run._claim(out, work, plan)
-    run._render_shards(generator, plan, work, 0, 1, None)
-    return work

@@ -16,10 +16,12 @@ from tests.tabular.tables import dependent, every_kind
 from visynth.cli import main
 from visynth.core.errors import ConflictError, DataError, UsageError
 from visynth.core.report import read_report
+from visynth.render.stage import DiskStage
+from visynth.render.workers import Workers
 from visynth.tabular import IndependentMarginals, Masked, Synthesizer, TableTrial, oversample, read_table
 from visynth.tabular.balance import Masked as Default
 from visynth.tabular.evaluate import triad
-from visynth.tabular.render import make_table_plan, render_table
+from visynth.tabular.render import TableMaker, make_table_plan, render_table
 from visynth.tabular.trial import halves
 from visynth.tabular.utility import splits
 
@@ -239,28 +241,37 @@ def test_shards_are_the_same_rows_whoever_makes_them(tmp_path: Path, capsys: pyt
     folder = model.save(tmp_path / "generator")
     plan = make_table_plan(model, per_class=1500, seed=4, shard_size=1024)
     assert plan.shards == 5
-    one = render_table(model, plan, tmp_path / "one", workers=0)
-    two = render_table(model, plan, tmp_path / "two", folder=folder, workers=2)
+    assert render_table(model, plan, tmp_path / "one").finished
+    assert render_table(model, plan, tmp_path / "two", engine=Workers(folder, 2)).finished
+    one, two = tmp_path / "one", tmp_path / "two"
     for shard in sorted(one.glob("*.parquet")):
         assert shard.read_bytes() == (two / shard.name).read_bytes()
         counts = read_table(shard)["kind"].value_counts()
         assert counts.max() - counts.min() <= 1
-    assert json.loads((one / "manifest.json").read_text())["rows"] == 4500
+    summary = json.loads((one / "summary.json").read_text())
+    assert summary["total"] == 4500
+    assert summary["counts"] == {"a": 1500, "b": 1500, "c": 1500}
+    assert summary == json.loads((two / "summary.json").read_text())
     assert not (tmp_path / "one.work").exists()
-    # What is there is kept; the rest is made.
-    work = tmp_path / "three.work"
-    work.mkdir()
-    (work / "plan.json").write_bytes((one / "plan.json").read_bytes())
-    (work / "part-000003.parquet").write_bytes((one / "part-000003.parquet").read_bytes())
-    stamp = (work / "part-000003.parquet").stat().st_mtime_ns
-    three = render_table(model, plan, tmp_path / "three")
+    # What is there is kept; the rest is made; what was altered in a finished set is made again.
+    stage, maker = DiskStage(tmp_path / "three"), TableMaker(model, plan)
+    stage.claim(maker)
+    shard = maker.make(3, 0, None)()
+    stage.commit(shard, shard.record(plan))
+    stamp = next(tmp_path.glob("three.work/shard.000003/*.parquet")).stat().st_mtime_ns
+    render_table(model, plan, tmp_path / "three")
+    three = tmp_path / "three"
     assert (three / "part-000003.parquet").stat().st_mtime_ns == stamp
+    (three / "part-000001.parquet").write_bytes(b"torn")
+    with pytest.warns(UserWarning, match="1 files were missing or altered"):
+        render_table(model, plan, three)
+    assert (three / "part-000001.parquet").read_bytes() == (one / "part-000001.parquet").read_bytes()
     with pytest.raises(ConflictError, match="holds another plan's rows"):
-        render_table(model, make_table_plan(model, per_class=9), tmp_path / "three")
+        render_table(model, make_table_plan(model, per_class=9), three)
     assert (
         main(["render", str(folder), "--out", str(tmp_path / "cli"), "--balance", "all", "--to", "200", "--quiet"]) == 0
     )
-    assert "rows in 1 Parquet shards" in capsys.readouterr().out
+    assert "in 1 shards; root" in capsys.readouterr().out
     got = pd.concat([dependent(300), read_table(tmp_path / "cli" / "part-000000.parquet")])["kind"].value_counts()
     assert got.to_dict() == {"a": 200, "b": 200, "c": 200} or got["c"] < 200  # a word adds ten times the reals at most
     with pytest.raises(UsageError, match="without a target"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from visynth.commands import generators, machine, rendering, tables, trials
+from visynth.commands import generators, machine, rendering, sets, tables, trials
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
     "trial": trials.trial,
@@ -15,10 +15,14 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "fit.pipeline": generators.fit_pipeline,
     "fit.sweep": generators.fit_sweep,
     "render": rendering.render,
-    "renders.verify": rendering.renders_verify,
-    "renders.export": rendering.renders_export,
-    "renders.score": rendering.renders_score,
-    "renders.review": rendering.renders_review,
+    "renders.status": sets.renders_status,
+    "renders.verify": sets.renders_verify,
+    "renders.sweep": sets.renders_sweep,
+    "renders.retry-failed": sets.renders_retry_failed,
+    "renders.finalize": sets.renders_finalize,
+    "renders.export": sets.renders_export,
+    "renders.score": sets.renders_score,
+    "renders.review": sets.renders_review,
     "evaluate": trials.evaluate,
     "gate": trials.gate,
     "explore": rendering.explore,
@@ -34,6 +38,6 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
 }
 NESTED = {
     "fit": ("compose", "pipeline", "export", "sweep"),
-    "renders": ("verify", "export", "score", "review"),
+    "renders": ("status", "verify", "sweep", "retry-failed", "finalize", "export", "score", "review"),
     "tabular": ("trial", "fit", "fit-tables", "sample", "impute", "evaluate"),
 }

@@ -23,7 +23,7 @@ def render_progress(state: Mapping[str, Any]) -> None:
     counts = ", ".join(f"{name} {count}" for name, count in state["counts"].items() if count)
     end = "\n" if state["done"] == state["total"] else "\r" if sys.stderr.isatty() else "\n"
     print(
-        f"{state['done']}/{state['total']} images, {state['images/s']:.0f} images/s, {state['seconds left']:.0f} s "
+        f"{state['done']}/{state['total']} {state['what']}, {state['rate']:.0f} {state['what']}/s, {state['seconds left']:.0f} s "
         f"left ({counts})",
         end=end,
         file=sys.stderr,

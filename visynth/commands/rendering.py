@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from json import dumps
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from visynth.commands.options import DataOptions
-from visynth.commands.printing import printer, render_progress
+from visynth.commands.printing import render_progress
 from visynth.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from visynth.render.run import Slice
 
 
 def render(
@@ -18,172 +20,130 @@ def render(
     per_class: int | None = None,
     classes: list[str] | None = None,
     seed: int = 0,
-    batch_size: int = 64,
-    workers: int = 2,
+    format: Literal["folders", "webdataset", "parquet"] = "folders",
     encoding: Literal["png", "tiff"] | None = None,
+    filters: list[str] | None = None,
+    attempts: int = 4,
+    shard_size: int | None = None,
     options: dict[str, Any] | None = None,
+    workers: int = 0,
+    encoders: int = 2,
+    batch_size: int = 64,
+    engine: Literal["local", "ray"] = "local",
+    shard_index: int | None = None,
+    shard_count: int | None = None,
     device: str = "cpu",
     json: bool = False,
     quiet: bool = False,
 ) -> int:
     """Render a class-balanced set of images, or of rows as Parquet shards. Interrupted, the same command goes on and ends
-    with the same bytes.
+    with the same bytes; any number of workers may run it at once.
 
     Args:
-        generator: generator folder, or a hub id.
-        out: folder for the images; work in progress lies in OUT.work.
+        generator: generator folder, hub id, or an object store's address (s3://bucket/generator).
+        out: folder for the images (work in progress lies in OUT.work), or an object store's address.
         balance: minority, not majority or all: which classes to fill up to the majority (counting their real images).
         to: fill up to this many images instead of up to the majority.
         per_class: exactly this many of each class, instead of balance.
         classes: only these classes.
         seed: of the whole set.
-        batch_size: images sampled ahead of the encoders; it does not change a byte.
-        workers: encoding threads; they do not change a byte.
-        encoding: png or tiff; png where it can hold the channels. Of images alone, like batch_size and options.
+        format: class folders, WebDataset tar shards, or Parquet shards with image bytes. Of images alone.
+        encoding: png or tiff; png where it can hold the channels. Of images alone, like options and filters.
+        filters: refuse images and draw them again, e.g. near_duplicates (of training images).
+        attempts: draws of an image that cannot be used, until it counts as failed.
+        shard_size: images or rows committed together.
         options: sampler options of the generator.
-        device: where the generator runs.
+        workers: processes that render; 0 renders in this one. They do not change a byte.
+        encoders: encoding threads of each; they do not change a byte.
+        batch_size: images sampled ahead of the encoders; it does not change a byte.
+        engine: local, or ray for actors on a Ray cluster (OUT must be seen from all of its nodes).
+        shard_index: render the shards of this worker alone, of SHARD_COUNT; under torchrun its rank.
+        shard_count: workers that share the set without knowing one another.
+        device: where the generator runs; cuda is dealt out over workers and local ranks.
         json: print the result as JSON.
         quiet: no progress.
     """
     from visynth.core.loading import load_generator
     from visynth.generators.base import Generator
-    from visynth.render.run import make_plan, render_set
+    from visynth.render.images import ImageMaker
+    from visynth.render.run import make_plan
+    from visynth.render.run import render as run
+    from visynth.render.stages import open_stage
 
-    if batch_size < 1 or workers < 0:
-        raise UsageError(f"batch_size must be at least 1 and workers at least 0, but got {batch_size} and {workers}.")
-    made = load_generator(generator, device=device)
-    if not isinstance(made, Generator):
-        if encoding or options:
-            raise UsageError("encoding and options are of images; this generator makes rows of a table.")
-        wanted = {"balance": balance, "to": to, "per_class": per_class, "classes": classes, "seed": seed}
-        return _render_table(made, generator, out, wanted, workers, json, quiet)
-    plan = make_plan(
-        made,
-        balance=balance,
-        to=to,
-        per_class=per_class,
-        classes=classes,
-        seed=seed,
-        options=options,
-        encoding=encoding,
-    )
-    queue = -(-batch_size // plan.micro_batch)
-    renders = render_set(made, plan, out, workers=workers, queue=queue, progress=None if quiet else render_progress)
-    summary = {"out": out, "counts": renders.counts(), "root": renders.root(), "plan": plan.hash}
-    print(dumps(summary) if json else f"{out}: {renders.counts()}; root {summary['root']}")
-    return 0
-
-
-def _render_table(
-    made: Any, folder: str, out: str, wanted: dict[str, Any], workers: int, json: bool, quiet: bool
-) -> int:
-    from visynth.tabular.render import make_table_plan, render_table
-
-    plan = make_table_plan(made, **wanted)
-    render_table(made, plan, out, folder=folder, workers=workers, progress=printer(quiet))
-    counts = {name: count for name, count in plan.targets.items() if count}
-    summary = {"out": out, "counts": counts, "shards": plan.shards}
-    print(dumps(summary) if json else f"{out}: {counts} rows in {plan.shards} Parquet shards")
-    return 0
-
-
-def renders_verify(folder: str) -> int:
-    """Check every file of a rendered set against its manifest.
-
-    Args:
-        folder: what 'visynth render' wrote.
-    """
-    from visynth.core.manifest import read_renders
-
-    renders = read_renders(folder, verify=True)
-    print(f"{folder}: {len(renders.records)} images as rendered; root {renders.root()}")
-    return 0
-
-
-def renders_score(
-    folder: str,
-    data: DataOptions,
-    cache: bool = True,
-    json: bool = False,
-    quiet: bool = False,
-) -> int:
-    """Score every rendered image (does it look like its class, is it a copy), for WithSynthetic's keep=.
-
-    Args:
-        folder: what 'visynth render' wrote; scores.jsonl is written into it.
-        data: the real images, and how to read them.
-        cache: keep features of real images on disk.
-        json: print the summary as JSON.
-        quiet: no progress.
-    """
-    from visynth.core.manifest import read_renders
-    from visynth.jobs.scores import score_renders
-
-    renders = read_renders(folder)
-    images = data.read()
-    scores = score_renders(images, renders, cache=cache, progress=printer(quiet))
-    summary = {}
-    for name, count in renders.counts().items():
-        own = [scores.images[record.file_name] for record in renders.records if record.label == name]
-        if own:
-            agreement = sum(score["agreement"] for score in own) / count
-            summary[name] = {
-                "images": count,
-                "agreement": round(agreement, 3),
-                "near_duplicates": sum(s["copy"] for s in own),
-            }
-            summary[name] |= {"real_agreement": round(scores.real[name], 3)} if name in scores.real else {}
-    if json:
-        print(dumps(summary))
-    for name, row in {} if json else summary.items():
-        real = f" (real images: {row['real_agreement']:.2f})" if "real_agreement" in row else ""
-        print(
-            f"{name}: {row['images']} images, mean agreement {row['agreement']:.2f}{real}, {row['near_duplicates']} near-duplicates"
+    if batch_size < 1 or workers < 0 or encoders < 0:
+        raise UsageError(
+            "batch_size must be at least 1, workers and encoders at least 0, but got "
+            f"{batch_size}, {workers} and {encoders}."
         )
-    return 0
+    part = _slice(shard_index, shard_count)
+    made = load_generator(generator, device=device_here(device))
+    wanted: dict[str, Any] = {"balance": balance, "to": to, "per_class": per_class, "classes": classes, "seed": seed}
+    wanted |= {} if shard_size is None else {"shard_size": shard_size}
+    if isinstance(made, Generator):
+        more = {"options": options, "encoding": encoding, "format": format, "attempts": attempts}
+        plan = make_plan(made, **wanted, **more, filters=filters or ())  # type: ignore[arg-type]
+        maker: Any = ImageMaker(made, plan, ahead=-(-batch_size // plan.micro_batch))
+    else:
+        if encoding or options or filters or format != "folders":
+            raise UsageError(
+                "format, encoding, options and filters are of images; this generator makes rows of a table."
+            )
+        maker = _table_maker(made, wanted)
+    runner = engine_of(engine, generator, workers, encoders, device)
+    state = run(maker, open_stage(out), engine=runner, part=part, progress=None if quiet else render_progress)
+    return print_state(out, state, maker.plan, json)
 
 
-def renders_review(
-    folder: str, accept: list[str] | None = None, reject: list[str] | None = None, reviewer: str = ""
-) -> int:
-    """Note a reviewer's decisions on rendered images; what is rejected is not mixed in.
+def _slice(index: int | None, count: int | None) -> Slice:
+    """The shards of this worker: as told, else by torchrun's rank."""
+    from visynth.core import distributed
+    from visynth.render.run import Slice
 
-    Args:
-        folder: what 'visynth render' wrote; the decisions are added to review.jsonl in it.
-        accept: files to accept, as the manifest names them (crack/000001.png).
-        reject: files to reject.
-        reviewer: who decides.
-    """
-    from visynth.core.manifest import read_renders, write_reviews
-
-    decisions = {**dict.fromkeys(accept or [], "accept"), **dict.fromkeys(reject or [], "reject")}
-    counts = write_reviews(read_renders(folder), decisions, reviewer)
-    print(f"{folder}: {counts['accept']} accepted, {counts['reject']} rejected, {counts['open']} without a decision")
-    return 0
+    if (index is None) != (count is None):
+        raise UsageError("give shard_index and shard_count together.")
+    if index is None or count is None:
+        return Slice(distributed.rank(), distributed.world_size())
+    return Slice(index, count)
 
 
-def renders_export(
-    folder: str,
-    format: Literal["coco", "yolo", "voc"],
-    out: str,
-    copy: bool = False,
-    whole_image: bool = False,
-    keep: dict[str, Any] | None = None,
-) -> int:
-    """Write boxes and masks of a rendered set for a detector.
+def device_here(device: str) -> str:
+    import os
 
-    Args:
-        folder: what 'visynth render' wrote.
-        format: coco, yolo or voc.
-        out: a new folder.
-        copy: copy the images instead of linking them.
-        whole_image: for sets without boxes: one box around each whole image.
-        keep: which images count, e.g. '{review: accepted}'; by default all but those that a reviewer rejected.
-    """
-    from visynth.core.manifest import read_renders
-    from visynth.render.exports import export
+    from visynth.render.workers import device_of
 
-    print(export(read_renders(folder), format, out, copy=copy, whole_image=whole_image, keep=keep))
+    return device_of(device, int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def _table_maker(made: Any, wanted: dict[str, Any]) -> Any:
+    from visynth.tabular.render import TableMaker, make_table_plan
+
+    return TableMaker(made, make_table_plan(made, **wanted))
+
+
+def engine_of(engine: str, generator: str, workers: int, encoders: int, device: str) -> Any:
+    from visynth.render.run import Here
+    from visynth.render.workers import Workers
+
+    if engine == "ray":
+        from visynth.render.ray_actors import Ray
+
+        return Ray(generator, max(workers, 1), device, encoders)
+    return Here(encoders) if workers == 0 else Workers(generator, workers, device, encoders)
+
+
+def print_state(out: str, state: Any, plan: Any, json: bool) -> int:
+    from visynth.render.stages import open_stage
+
+    summary = {"out": out, **state.to_json(), "plan": plan.hash}
+    if state.finished:
+        summary["root"] = (open_stage(out).finished() or {})["root"]
+        text = f"{out}: {dict(state.counts)} in {state.planned} shards; root {summary['root']}"
+    else:
+        text = (
+            f"{out}: {len(state.committed)} of {state.planned} shards are there, {state.missing} are other workers' or "
+            "not rendered yet; whoever commits the last one finishes the set"
+        )
+    print(dumps(summary) if json else text)
     return 0
 
 

@@ -22,6 +22,7 @@ from visynth.core.errors import IntegrityError
 from visynth.core.files import hash_json, write_bytes, write_json, write_text
 from visynth.core.folders import new_folder, restore
 from visynth.core.members import Member
+from visynth.core.store import fetched, is_url
 
 WEIGHTS, SPEC, MEMBERS, README = "model.safetensors", "generator.json", "members.jsonl", "README.md"
 VERSIONS = ("torch", "numpy", "opencv-python-headless")
@@ -89,7 +90,7 @@ def load_artifact(path: str | Path, schemas: tuple[str, ...]) -> Artifact:
     """A folder's content, after checking that not one bit of it was changed.
 
     Args:
-        path: a folder, or the id of a Hugging Face hub repository that holds one.
+        path: a folder, an object store's address, or the id of a Hugging Face hub repository that holds one.
         schemas: that the caller reads.
 
     Raises:
@@ -136,11 +137,13 @@ def read_spec(folder: Path, schemas: tuple[str, ...]) -> dict[str, Any]:
 
 
 def local_folder(path: str | Path) -> Path:
-    """The folder at a path, or a hub repository's files in the hub's cache.
+    """The folder at a path, or the files of a hub repository or an object store's folder in the cache.
 
     Raises:
         IntegrityError: neither is there.
     """
+    if is_url(path):
+        return fetched(str(path), (SPEC, WEIGHTS, MEMBERS))
     folder = Path(path)
     restore(folder)
     if folder.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/")):

@@ -73,6 +73,49 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def write_new(path: str | Path, data: bytes) -> bool:
+    """Write a file that is not there yet; of several processes that try at once one wins.
+
+    Returns:
+        Whether this one did; the file is whole either way.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a"
+        >>> write_new(path, b"first"), write_new(path, b"second"), path.read_bytes()
+        (True, False, b'first')
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{host()}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        _link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}. Free space or choose another folder."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return True
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, if that is free."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a filesystem without hard links
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL))  # whoever makes it
+        os.replace(source, target)
+
+
 def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode())
 

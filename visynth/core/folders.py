@@ -25,7 +25,7 @@ from visynth.core.files import alive, ensure_writable, hash_file, host, sync_fol
 
 RECORD = ".visynth.json"
 SCHEMA = "visynth.folder/1"
-RENDERS = "visynth.renders/1"  # schema of a rendered set's plan
+RENDERS, ROWS = "visynth.renders/2", "visynth.rows/2"  # schemas of the plans of rendered images and rows
 SHOWN = 8
 TEMPORARY = re.compile(r"^\..*\.([0-9a-f]{8})\.([0-9]+)\.tmp$")  # of write_bytes and new_folder: host and process
 
@@ -322,21 +322,32 @@ def _write_record(folder: Path, files: Mapping[str, Sequence[str]]) -> None:
 def _rendered(folder: Path) -> dict[str, tuple[str, ...]]:
     """Files that belong to a rendered set, or of one that is not finished yet (``<folder>.work``)."""
     plan = _json(folder / "plan.json")
-    if not isinstance(plan, dict) or plan.get("schema") != RENDERS:
+    if not isinstance(plan, dict) or plan.get("schema") not in (RENDERS, ROWS):
         return {}
     if folder.name.endswith(".work"):
         return {path.relative_to(folder).as_posix(): () for path in _files(folder)}
     files: dict[str, tuple[str, ...]] = dict.fromkeys(
-        ("plan.json", "members.jsonl", "metadata.jsonl", "scores.jsonl"), ()
+        ("plan.json", "members.jsonl", "summary.json", "shards.jsonl", "scores.jsonl"), ()
     )
+    parts = list(folder.glob("metadata*.jsonl"))
+    files |= {path.name: () for path in parts}
     work = folder.with_name(folder.name + ".work")  # where it is not finished, its shards say what moved already
-    for file in [folder / "metadata.jsonl", *work.glob("shard.*/records.jsonl")]:
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-            files |= {(row := json.loads(line))["file_name"]: (row["sha256"],) for line in lines}
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # then its images are no one's, and stay
+    for file in [*parts, folder / "shards.jsonl"]:
+        for row in _rows(file):
+            files[str(row.get("file_name", row.get("name")))] = (str(row.get("sha256")),)
+    for record in map(_json, work.glob("shard.*/record.json")):
+        listed = record.get("files") if isinstance(record, dict) else None
+        files |= {str(own["name"]): (str(own["sha256"]),) for own in listed or []}
     return files
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Lines of a file of ours; none where one is torn: then its files are no one's, and stay."""
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return []
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def _json(path: Path) -> Any:

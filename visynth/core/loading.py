@@ -17,7 +17,7 @@ def load_generator(path: str | Path, device: Any = "cpu") -> Any:
     """Load a generator folder, after checking that not one bit of it was changed.
 
     Args:
-        path: a generator folder, or the id of a Hugging Face hub repository that holds one.
+        path: a generator folder, the id of a Hugging Face hub repository that holds one, or an object store's address.
         device: where its network runs.
 
     Returns:

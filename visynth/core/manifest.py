@@ -1,19 +1,20 @@
-"""The renders folder: class folders of images, and ``metadata.jsonl`` with one line an image, sorted by file name.
+"""The renders folder: images in class folders (or in tar or Parquet shards), and ``metadata.jsonl`` with one line an
+image, in the order of the plan's shards.
 
-``metadata.jsonl`` is written last, so a folder without it is unfinished and is refused. Beside it lie ``plan.json``
-(what was to be rendered), ``members.jsonl`` (the real images behind the generator) and nothing else, so that
-torchvision's ``ImageFolder`` and Hugging Face's ``imagefolder`` read the folder as it is.
+``summary.json`` is written last, so a folder without it is unfinished and is refused. Beside it lie ``plan.json`` (what
+was to be rendered), ``members.jsonl`` (the real images behind the generator), ``README.md`` and ``croissant.json``, and no
+other folders than the images', so that torchvision's ``ImageFolder`` and Hugging Face's ``imagefolder`` read class folders
+as they are. Above 100,000 images the manifest is in parts, ``metadata-00000-of-00002.jsonl`` and so on.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +22,13 @@ from numpy.typing import NDArray
 from visynth.core import members as members_file
 from visynth.core.errors import IntegrityError, UsageError, choices, listing
 from visynth.core.files import canonical_json, hash_file, locked, write_text
-from visynth.core.folders import RENDERS
+from visynth.core.folders import RENDERS, ROWS
 from visynth.core.members import Member
 
 SCHEMA = RENDERS
-METADATA, PLAN, MEMBERS = "metadata.jsonl", "plan.json", "members.jsonl"
+METADATA, PLAN, MEMBERS, SUMMARY = "metadata.jsonl", "plan.json", "members.jsonl", "summary.json"
+SHARDS = "shards.jsonl"  # files of sets that are stored in archives
+SUMMARY_SCHEMA = "visynth.summary/1"
 SCORES, REVIEW = "scores.jsonl", "review.jsonl"  # made later, by the scorer and by reviewers
 DECISIONS = ("accept", "reject")
 
@@ -35,7 +38,7 @@ class Record:
     """One rendered image.
 
     Attributes:
-        file_name: path below the folder, with forward slashes.
+        file_name: path below the folder, with forward slashes; in an archive, its name there.
         label: class name.
         seed: what ``sample`` was called with.
         generator: the generator's digest.
@@ -45,7 +48,8 @@ class Record:
         boxes: (x1, y1, x2, y2) in pixels, ends exclusive.
         height: in pixels.
         width: in pixels.
-        sha256: of the file.
+        sha256: of the image's file.
+        shard: the archive that holds it, or nothing.
     """
 
     file_name: str
@@ -59,16 +63,56 @@ class Record:
     height: int
     width: int
     sha256: str
+    shard: str = ""
 
     def to_line(self) -> str:
-        return canonical_json(asdict(self))
+        return canonical_json({name: value for name, value in asdict(self).items() if name != "shard" or value})
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Record:
-        known = {name: values[name] for name in cls.__dataclass_fields__}
+        known = {name: values[name] for name in cls.__dataclass_fields__ if name != "shard"}
+        known["shard"] = values.get("shard", "")
         known["parents"] = tuple(known["parents"])
         known["boxes"] = tuple(tuple(box) for box in known["boxes"])
         return cls(**known)
+
+
+class Records(Sequence[Record]):
+    """The lines of a manifest, read when they are asked for: a million of them take 8 MB.
+
+    Args:
+        files: the manifest's parts, in order.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = tuple(files)
+        self._starts = [_line_starts(path) for path in self._files]
+        self._ends = np.cumsum([len(own) for own in self._starts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Record, ...]: ...
+    def __getitem__(self, index: int | slice) -> Record | tuple[Record, ...]:
+        if isinstance(index, slice):
+            return tuple(self[place] for place in range(*index.indices(len(self))))
+        place = index + len(self) if index < 0 else index
+        if not 0 <= place < len(self):
+            raise IndexError(f"there are {len(self)} records")
+        part = int(np.searchsorted(self._ends, place, side="right"))
+        line = place - (int(self._ends[part - 1]) if part else 0)
+        with self._files[part].open("rb") as stream:  # opened anew: threads and forked workers read at once
+            stream.seek(int(self._starts[part][line]))
+            return _parsed(self._files[part], line + 1, stream.readline())
+
+    def __iter__(self) -> Iterator[Record]:
+        for path in self._files:
+            with path.open("rb") as stream:
+                for number, text in enumerate(stream, 1):
+                    yield _parsed(path, number, text)
 
 
 @dataclass(frozen=True)
@@ -77,8 +121,9 @@ class Renders:
 
     folder: Path
     plan: Mapping[str, Any]
-    records: tuple[Record, ...]
+    records: Sequence[Record]
     members: tuple[Member, ...]
+    summary: Mapping[str, Any]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -90,8 +135,9 @@ class Renders:
         return {name: counter[name] for name in self.classes}
 
     def root(self) -> str:
-        """Hex sha256 over every file's name and content: equal roots are equal sets, byte for byte."""
-        return root_hash(self.records)
+        """Hex sha256 over every image file's (or archive's) name and content, in the plan's order: equal roots are equal
+        sets, byte for byte."""
+        return str(self.summary["root"])
 
 
 def control_class(renders: Renders) -> str | None:
@@ -102,17 +148,9 @@ def control_class(renders: Renders) -> str | None:
     return empty[0] if len(empty) == 1 and renders.plan["kind"] in ("composite", "inpainted") else None
 
 
-def root_hash(records: Iterable[Record]) -> str:
-    digest = sha256()
-    for record in sorted(records, key=lambda r: r.file_name):
-        digest.update(f"{record.file_name} {record.sha256}\n".encode())
-    return digest.hexdigest()
-
-
-def write_records(folder: Path, records: Iterable[Record]) -> None:
-    """Write ``metadata.jsonl``: with it the folder is finished."""
-    ordered = sorted(records, key=lambda r: r.file_name)
-    write_text(folder / METADATA, "".join(record.to_line() + "\n" for record in ordered))
+def is_finished(folder: Path) -> bool:
+    """Whether a rendered set is whole."""
+    return (folder / SUMMARY).is_file()
 
 
 def read_renders(folder: str | Path, *, verify: bool = False) -> Renders:
@@ -124,45 +162,96 @@ def read_renders(folder: str | Path, *, verify: bool = False) -> Renders:
 
     Raises:
         IntegrityError: unfinished, of another schema, a torn line, missing or altered files (all listed).
+        UsageError: a set of table rows.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise IntegrityError(f"there is no renders folder {folder}. Make one with 'visynth render'.")
-    if not (folder / METADATA).is_file():
+    if not is_finished(folder):
         raise IntegrityError(
-            f"{folder} has no {METADATA}: it is not a renders folder, or its rendering did not finish. "
+            f"{folder} has no {SUMMARY}: it is not a renders folder, or its rendering did not finish. "
             "Run the same 'visynth render' command again to finish it."
         )
-    plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-    if plan.get("schema") != SCHEMA:
+    plan, summary = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (PLAN, SUMMARY))
+    if plan.get("schema") == ROWS:
+        raise UsageError(f"{folder} holds rows of a table, not images.")
+    if plan.get("schema") != SCHEMA or summary.get("schema") != SUMMARY_SCHEMA:
         raise IntegrityError(
-            f"{folder / PLAN} has schema {plan.get('schema')!r}; this version reads {SCHEMA!r}: render the set again."
+            f"{folder} has schemas {plan.get('schema')!r} and {summary.get('schema')!r}; this version reads {SCHEMA!r} "
+            f"and {SUMMARY_SCHEMA!r}: render the set again."
         )
-    records = read_records(folder)
-    problems = [f"{r.file_name} is missing" for r in records if not (folder / r.file_name).is_file()]
+    records = read_records(folder, summary)
+    files = listed_files(folder, plan, records)
+    problems = [f"{name} is missing" for name, _ in files if not (folder / name).is_file()]
+    if len(records) != summary["total"]:
+        problems.append(f"the manifest has {len(records)} lines for {summary['total']} images")
     if verify and not problems:
-        problems = [f"{r.file_name} was altered" for r in records if hash_file(folder / r.file_name) != r.sha256]
+        problems = altered_files(folder, plan, records)
     if problems:
         raise IntegrityError(
             f"{folder} does not hold what its manifest says ({len(problems)} files):\n{listing(problems)}"
         )
     members = members_file.read(folder / MEMBERS) if (folder / MEMBERS).is_file() else []
-    return Renders(folder, plan, tuple(records), tuple(members))
+    return Renders(folder, plan, records, tuple(members), summary)
 
 
-def read_records(folder: Path) -> list[Record]:
-    """The lines of ``metadata.jsonl``; files are not looked at.
+def read_records(folder: Path, summary: Mapping[str, Any]) -> Records:
+    """The manifest's lines; images are not looked at.
 
     Raises:
-        IntegrityError: a line that is no record.
+        IntegrityError: a part is missing.
     """
-    records = []
-    for number, line in enumerate((folder / METADATA).read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            records.append(Record.from_json(json.loads(line)))
-        except (ValueError, KeyError, TypeError) as error:
-            raise IntegrityError(f"{folder / METADATA} line {number} is not an image record ({error!r}).") from error
-    return records
+    parts = [folder / part["name"] for part in summary["manifest"]]
+    missing = [path.name for path in parts if not path.is_file()]
+    if missing:
+        raise IntegrityError(f"{folder} has no {choices(missing)}: its manifest is not whole. Render the set again.")
+    return Records(parts)
+
+
+def listed_files(folder: Path, plan: Mapping[str, Any], records: Iterable[Record]) -> Iterator[tuple[str, str]]:
+    """Names and sha256 of the files that hold the images: each image's own, or the archives."""
+    if plan.get("format", "folders") == "folders":
+        return ((record.file_name, record.sha256) for record in records)
+    lines = (folder / SHARDS).read_text(encoding="utf-8").splitlines()
+    return ((line["name"], line["sha256"]) for line in map(json.loads, lines))
+
+
+def altered_files(folder: Path, plan: Mapping[str, Any], records: Iterable[Record]) -> list[str]:
+    """Problems of files whose content is not what the manifest says."""
+    files = listed_files(folder, plan, records)
+    return [f"{name} was altered" for name, digest in files if hash_file(folder / name) != digest]
+
+
+def need_folders(renders: Renders) -> Renders:
+    """The set, if its images lie in class folders.
+
+    Raises:
+        UsageError: they lie in archives.
+    """
+    form = renders.plan.get("format", "folders")
+    if form != "folders":
+        raise UsageError(
+            f"{renders.folder} holds its images in {form} shards, for other tools; visynth reads class folders: render "
+            "the same plan with --format folders."
+        )
+    return renders
+
+
+def _line_starts(path: Path) -> NDArray[np.int64]:
+    """Offset of each line of a file."""
+    starts, place = [], 0
+    with path.open("rb") as stream:
+        for line in stream:
+            starts.append(place)
+            place += len(line)
+    return np.array(starts, np.int64)
+
+
+def _parsed(path: Path, number: int, text: bytes) -> Record:
+    try:
+        return Record.from_json(json.loads(text))
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{path} line {number} is not an image record ({error!r}).") from error
 
 
 def read_scores(folder: str | Path) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 A name comes from the built-in table or from another package's entry point in the groups
 ``visynth.generators``, ``visynth.synthesizers`` (of tables), ``visynth.features``, ``visynth.learners``,
-``visynth.trainers`` and ``visynth.commands``.
+``visynth.trainers``, ``visynth.renderers``, ``visynth.filters`` (of rendered images) and ``visynth.commands``.
 Folders of ours store the *name*, never an import path, so loading a generator runs only code that was installed on
 purpose.
 """
@@ -49,6 +49,15 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "inpaint": "visynth.lightning_modules.trainers:train_inpainting",
         "projection": "visynth.lightning_modules.trainers:train_projection",
     },
+    "renderers": {
+        "visynth.renders/2": "visynth.render.images:ImageMaker",
+        "visynth.rows/2": "visynth.tabular.render:TableMaker",
+    },
+    "plans": {
+        "visynth.renders/2": "visynth.render.plan:RenderPlan",
+        "visynth.rows/2": "visynth.tabular.render:TablePlan",
+    },
+    "filters": {"near_duplicates": "visynth.render.filters:NearDuplicates"},
     "commands": {},
 }
 

@@ -115,6 +115,8 @@ class Samples:
         parents: per image the paths of the real images that it was made from, or None.
         sizes: int64 ``[N, 2]`` of (height, width): the part of each image, from the top left, that is the image;
             the rest is zero padding. None: all of it.
+        valid: bool ``[N]``, False where the network left the finite numbers or a safety checker blanked the image; None:
+            all are. Rendering draws such images again.
     """
 
     images: Tensor
@@ -122,6 +124,7 @@ class Samples:
     boxes: Sequence[Tensor] | None = None
     parents: Sequence[tuple[str, ...]] | None = None
     sizes: Tensor | None = None
+    valid: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -136,7 +139,7 @@ class Samples:
         return self.images[index, :, :height, :width]
 
     def _parts(self) -> tuple[Any, ...]:
-        return (self.images, self.masks, self.boxes, self.parents, self.sizes)
+        return (self.images, self.masks, self.boxes, self.parents, self.sizes, self.valid)
 
     @staticmethod
     def cat(pieces: Sequence[Samples]) -> Samples:

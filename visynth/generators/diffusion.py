@@ -43,7 +43,7 @@ class Diffusion(Generator):
         device = self.network.of_class.weight.device
         noise = seeding.noise(seeds, (self.spec.channels, *self.spec.size), "diffusion").to(device)
         images = run_sampler(self.network, noise, torch.tensor(labels, device=device), None, **options)
-        return Samples(to_integers(images + self.network.mean, self.spec.dtype).cpu())
+        return Samples(to_integers(images + self.network.mean, self.spec.dtype).cpu(), valid=finite(images))
 
     def weights(self) -> dict[str, Tensor]:
         return {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
@@ -104,6 +104,16 @@ def check_options(options: Mapping[str, Any]) -> None:
         )
     if problems:
         raise UsageError("sampler options: " + "; ".join(problems) + ".")
+
+
+def finite(values: Tensor) -> Tensor:
+    """Whether every value of each image ``[N, ...]`` is a finite number, bool ``[N]`` on the CPU.
+
+    Example:
+        >>> finite(torch.tensor([[0.0, 1.0], [0.0, float("nan")]])).tolist()
+        [True, False]
+    """
+    return torch.isfinite(values).flatten(1).all(1).cpu()
 
 
 def to_integers(values: Tensor, dtype: str) -> Tensor:

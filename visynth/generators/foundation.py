@@ -90,19 +90,21 @@ class Foundation(Generator):
     def _sample(self, seeds: Sequence[int], labels: Sequence[int], **options: Any) -> Samples:
         _check_options(options)
         samples = [self._one(seed, label, options) for seed, label in zip(seeds, labels, strict=True)]
-        images = torch.from_numpy(np.stack([image.transpose(2, 0, 1) for image, _, _ in samples]))
-        parents = [parents for _, _, parents in samples]
+        images = torch.from_numpy(np.stack([image.transpose(2, 0, 1) for image, _, _, _ in samples]))
+        parents = [parents for _, _, parents, _ in samples]
+        valid = torch.tensor([valid for _, _, _, valid in samples])
         if self.spec.arguments["mode"] != "inpaint":
-            return Samples(images, parents=parents)
-        masks = np.stack([mask for _, mask, _ in samples])
+            return Samples(images, parents=parents, valid=valid)
+        masks = np.stack([mask for _, mask, _, _ in samples])
         return Samples(
             images,
             torch.from_numpy(masks),
             [torch.tensor(box(mask), dtype=torch.float32).reshape(-1, 4) for mask in masks],
             parents,
+            valid=valid,
         )
 
-    def _one(self, seed: int, label: int, options: Mapping[str, Any]) -> tuple[Array, Array, tuple[str, ...]]:
+    def _one(self, seed: int, label: int, options: Mapping[str, Any]) -> tuple[Array, Array, tuple[str, ...], bool]:
         mode = self.spec.arguments["mode"]
         height, width = self.spec.size
         given: dict[str, Any] = {
@@ -126,15 +128,18 @@ class Foundation(Generator):
         if mode == "inpaint" and start_image is not None and start_image.mask is not None:
             given |= {"mask_image": _pil(start_image.mask.astype(np.uint8) * 255), "height": height, "width": width}
         with _noise_of(self.pipeline, seed):
-            values = self.pipeline(**given).images[0]
-        image = np.clip(np.rint(values * 255), 0, 255).astype(np.uint8)
+            output = self.pipeline(**given)
+        values = output.images[0]
+        blanked = bool((getattr(output, "nsfw_content_detected", None) or [False])[0])  # by a safety checker
+        valid = bool(np.isfinite(values).all()) and not blanked
+        image = np.clip(np.rint(np.nan_to_num(values) * 255), 0, 255).astype(np.uint8)
         mask = np.zeros((height, width), bool)
         if mode == "inpaint" and start_image is not None and start_image.mask is not None:
             mask = start_image.mask
             image = np.where(mask[:, :, None], image, start_image.image)
         if self.spec.channels == 1:
             image = np.rint(image @ np.array(GREY)).astype(np.uint8)[:, :, None]
-        return image, mask, () if start_image is None else (start_image.name,)
+        return image, mask, () if start_image is None else (start_image.name,), valid
 
     def _draw(self, label: int, generator: np.random.Generator) -> StartImage:
         own = [a for a in self.start_images if a.label == label]

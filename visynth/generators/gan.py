@@ -13,7 +13,7 @@ from torch import Tensor
 from visynth.core import seeds as seeding
 from visynth.core.errors import DataError, UsageError, choices, listing
 from visynth.generators.base import Generator, Samples, Spec
-from visynth.generators.diffusion import to_integers
+from visynth.generators.diffusion import finite, to_integers
 from visynth.networks import cgan
 from visynth.networks.biggan import BigGAN as BigGANNetwork
 from visynth.networks.stylegan2 import StyleGAN2 as StyleGAN2Network
@@ -41,7 +41,7 @@ class _GAN(Generator):
     def _sample(self, seeds: Sequence[int], labels: Sequence[int], **options: Any) -> Samples:
         self.check_options(options)
         images = self.values(seeds, torch.tensor(labels, device=self.device), **options)
-        return Samples(self.integers(images))
+        return Samples(self.integers(images), valid=finite(images))
 
     def integers(self, images: Tensor) -> Tensor:
         """Images as they are given out: brought to the spec's size where the network's own is another, see

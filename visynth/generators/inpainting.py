@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from visynth.generators.base import Samples, Spec
 from visynth.generators.blend import grow
 from visynth.generators.compose import Array, Background, Composition, Defect, Mask, parts
 from visynth.generators.compose_settings import Settings
-from visynth.generators.diffusion import OPTIONS, check_options, run_sampler, to_integers, to_values
+from visynth.generators.diffusion import OPTIONS, check_options, finite, run_sampler, to_integers, to_values
 from visynth.networks.unet import Denoiser
 
 GROW = 2  # pixels painted around the mask, because outlines drawn by hand cut through a defect's soft edge
@@ -55,13 +56,14 @@ class Inpainting(Composition):
         ]
         todo = [windows(region, side) for region in regions]
         # The batch keeps its size in every round, so that pixels do not depend on the other images' masks.
+        valid = torch.ones(len(seeds), dtype=torch.bool)
         for turn in range(max(map(len, todo))):
-            self._paint(seeds, labels, canvases, regions, todo, turn, side, options)
+            valid &= self._paint(seeds, labels, canvases, regions, todo, turn, side, options)
         painted = []
         for plan, canvas in zip(plans, canvases, strict=True):
             height, width = plan.ground.image.shape[:2]
             painted.append((canvas[:height, :width], plan.labelled(), plan.parents))
-        return self._gather(painted)
+        return replace(self._gather(painted), valid=valid)
 
     def _paint(
         self,
@@ -73,8 +75,8 @@ class Inpainting(Composition):
         turn: int,
         side: int,
         options: dict[str, Any],
-    ) -> None:
-        """Fill window number ``turn`` of every image, in place."""
+    ) -> Tensor:
+        """Fill window number ``turn`` of every image, in place; gives whether each came out finite, bool ``[N]``."""
         channels, device = self.spec.channels, self.network.of_class.weight.device
         crops = np.zeros((len(seeds), channels, side, side), self.spec.dtype)
         holes = np.zeros((len(seeds), 1, side, side), bool)
@@ -94,6 +96,7 @@ class Inpainting(Composition):
                 hole = holes[row, 0]
                 canvases[row][part][hole] = filled[row].transpose(1, 2, 0)[hole]
                 regions[row][part] = False  # known from now on
+        return finite(painted)
 
     def weights(self) -> dict[str, Tensor]:
         network = {f"network.{name}": t.detach().cpu() for name, t in self.network.state_dict().items()}

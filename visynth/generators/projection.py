@@ -23,6 +23,7 @@ from visynth.core.errors import DataError, UsageError
 from visynth.core.members import NEAR, distances, perceptual_hash
 from visynth.core.progress import Progress, no_progress
 from visynth.generators.base import Generator, Samples, Spec
+from visynth.generators.diffusion import finite
 from visynth.generators.gan import StyleGAN2
 from visynth.networks.stylegan2 import truncate
 
@@ -139,7 +140,8 @@ class ProjectedStyleGAN2(StyleGAN2):
         chosen = self._chosen(seeds, labels)
         ws = self._near(chosen, seeds, torch.tensor(labels, device=self.device), **options)
         parents = [(row.path,) for row in chosen]
-        return Samples(self.integers(self.synthesize(ws, seeds, options["noise"])), parents=parents)
+        images = self.synthesize(ws, seeds, options["noise"])
+        return Samples(self.integers(images), parents=parents, valid=finite(images))
 
     def styles(self, seeds: Sequence[int], labels: Tensor, **options: Any) -> Tensor:
         """``[N, styles, w_dim]``, each near the real image that its seed draws."""

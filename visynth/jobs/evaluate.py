@@ -16,7 +16,7 @@ from visynth.core.codec import decode
 from visynth.core.errors import DataError, UsageError, choices, listing
 from visynth.core.filters import selected
 from visynth.core.folders import check_apart, claim_files
-from visynth.core.manifest import Renders, control_class, read_renders
+from visynth.core.manifest import Renders, control_class, need_folders, read_renders
 from visynth.core.members import Member
 from visynth.core.progress import Progress, no_progress
 from visynth.core.report import FILES, ClassVerdict, Report, bullets, environment, table, text
@@ -72,7 +72,7 @@ def evaluate_renders(
         DataError: test images that the generator was fitted on, or nothing held out to test on.
     """
     started = time.monotonic()
-    whole = renders if isinstance(renders, Renders) else read_renders(renders)
+    whole = need_folders(renders if isinstance(renders, Renders) else read_renders(renders))
     check_apart(out, {*images.folders(), whole.folder})
     out = claim_files(out, FILES)
     renders = selected(whole, keep)

@@ -18,7 +18,7 @@ from visynth.core import seeds as seeding
 from visynth.core.codec import decode
 from visynth.core.errors import DataError, IntegrityError, OutputError
 from visynth.core.files import cache_folder, canonical_json, write_text
-from visynth.core.manifest import SCORES, Renders, read_renders, read_scores
+from visynth.core.manifest import SCORES, Renders, need_folders, read_renders, read_scores
 from visynth.core.progress import Progress, no_progress
 from visynth.data.imageset import ImageSet, Lazy
 from visynth.jobs.evaluate import assign_splits
@@ -69,7 +69,7 @@ def score_renders(
     Raises:
         DataError: fewer than two classes with three real training images each.
     """
-    renders = renders if isinstance(renders, Renders) else read_renders(renders)
+    renders = need_folders(renders if isinstance(renders, Renders) else read_renders(renders))
     try:
         read_scores(renders.folder)
     except IntegrityError as error:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from visynth.core.codec import Array, read
 from visynth.core.errors import UsageError, choices
-from visynth.core.manifest import Record, Renders, read_renders
+from visynth.core.manifest import Record, Renders, need_folders, read_renders
 
 
 class SyntheticDataset(Dataset[tuple[Any, int]]):
@@ -39,7 +39,7 @@ class SyntheticDataset(Dataset[tuple[Any, int]]):
         transform: Callable[[Any], Any] | None = None,
         classes: Mapping[str, int] | None = None,
     ) -> None:
-        self.renders = source if isinstance(source, Renders) else read_renders(source)
+        self.renders = need_folders(source if isinstance(source, Renders) else read_renders(source))
         self.transform = transform
         names = self.renders.classes
         self.classes = dict(classes) if classes is not None else {name: place for place, name in enumerate(names)}

@@ -16,7 +16,7 @@ from visynth.core.artifact import SPEC, read_spec
 from visynth.core.codec import Array, read
 from visynth.core.errors import DataError, IntegrityError, UsageError, choices
 from visynth.core.filters import selected
-from visynth.core.manifest import MEMBERS, METADATA, Record, Renders, decode_mask, read_renders
+from visynth.core.manifest import MEMBERS, Record, Renders, decode_mask, is_finished, need_folders, read_renders
 from visynth.generators.base import SCHEMA, Generator, Samples, load_generator
 from visynth.mixing.dataset import by_label
 from visynth.mixing.plan import rendered_place
@@ -40,7 +40,7 @@ def is_generator(source: Any) -> bool:
             f"there is no folder {folder}: give a rendered set ('visynth render' makes one) or a generator's folder "
             "('visynth fit')."
         )
-    return (folder / SPEC).is_file() and not (folder / METADATA).is_file()
+    return (folder / SPEC).is_file() and not is_finished(folder)
 
 
 def open_renders(source: Any, keep: Mapping[str, Any]) -> Renders:
@@ -52,7 +52,7 @@ def open_renders(source: Any, keep: Mapping[str, Any]) -> Renders:
         IntegrityError: see :func:`visynth.core.manifest.read_renders`.
         DataError: no images.
     """
-    renders = source if isinstance(source, Renders) else read_renders(source)
+    renders = need_folders(source if isinstance(source, Renders) else read_renders(source))
     if renders.plan.get("purpose", "training") != "training":
         raise UsageError(
             f"{renders.folder} is for looking at: no class of it was shown to help. Render a set of your own with "

@@ -18,7 +18,7 @@ from visynth.core.errors import ConflictError, DataError, UsageError, choices
 from visynth.core.files import write_json, write_text
 from visynth.core.filters import selected
 from visynth.core.folders import check_apart, new_folder
-from visynth.core.manifest import Record, Renders, control_class, decode_mask
+from visynth.core.manifest import Record, Renders, control_class, decode_mask, need_folders
 
 FORMATS = ("coco", "yolo", "voc")
 
@@ -57,7 +57,7 @@ def export(
     """
     if form not in FORMATS:
         raise UsageError(f"export format must be one of {choices(FORMATS)}, but got {form!r}.")
-    renders = _boxed(selected(renders, keep), whole_image)
+    renders = _boxed(selected(need_folders(renders), keep), whole_image)
     out = Path(out)
     check_apart(out, [renders.folder])
     if out.exists():

@@ -1,28 +1,49 @@
-"""The plan: which image gets which class and which seed, fixed before the first one is made."""
+"""The plan: which image gets which class and which seed, and which shard makes it, fixed before the first one is made."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from math import gcd
+from typing import Any, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from visynth.core import seeds as seeding
-from visynth.core.errors import UsageError
+from visynth.core.errors import UsageError, choices
 from visynth.core.files import hash_json
 from visynth.core.manifest import SCHEMA
 
 SHARD = 64
+ATTEMPTS = 4  # draws of an image until it counts as failed
+FORMATS = ("folders", "webdataset", "parquet")
+GOLDEN = 0.6180339887498949
+
+
+class ShardPlan(Protocol):
+    """What the loop over shards needs to know of a plan, whatever it renders."""
+
+    @property
+    def hash(self) -> str: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def shards(self) -> int: ...
+    def count(self, number: int) -> int: ...
+    def counts(self, number: int) -> dict[str, int]: ...
+    def shard_of(self, name: str) -> int: ...
+    def to_json(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One image to make."""
+    """One image to make: the ``number``-th of its class."""
 
-    index: int
     label: int
+    number: int
     seed: int
 
 
@@ -40,8 +61,11 @@ class RenderPlan:
         encoding: ``"png"`` or ``"tiff"``.
         micro_batch: images computed together.
         threads: torch threads while sampling.
-        shard_size: images per shard; shards never share a micro-batch.
+        shard_size: most images of a shard; shards never share a micro-batch.
         purpose: ``"training"``, or ``"looking"`` for sets that WithSynthetic refuses.
+        format: ``"folders"`` (class folders), ``"webdataset"`` (tar shards) or ``"parquet"``.
+        attempts: draws of an image until it counts as failed.
+        filters: digests of the filters that refuse images, by registered name.
     """
 
     generator: str
@@ -55,6 +79,9 @@ class RenderPlan:
     threads: int = 1
     shard_size: int = SHARD
     purpose: Literal["training", "looking"] = "training"
+    format: Literal["folders", "webdataset", "parquet"] = "folders"
+    attempts: int = ATTEMPTS
+    filters: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         seeding.checked(self.seed)
@@ -62,6 +89,12 @@ class RenderPlan:
             raise UsageError(
                 f"there is nothing to render: every class of {dict(self.targets)} has 0 images to add. Ask for more "
                 "with --to N or --per-class N."
+            )
+        if self.format not in FORMATS:
+            raise UsageError(f"format must be one of {choices(FORMATS)}, but got {self.format!r}.")
+        if self.shard_size < 1 or self.attempts < 1:
+            raise UsageError(
+                f"shard_size and attempts must be at least 1, but got {self.shard_size} and {self.attempts}."
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -72,9 +105,15 @@ class RenderPlan:
             "classes": list(self.classes),
             "targets": dict(self.targets),
             "options": dict(self.options),
+            "filters": dict(self.filters),
         }
 
-    @property
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> RenderPlan:
+        """The plan again."""
+        return cls(**{name: said[name] for name in cls.__dataclass_fields__} | {"classes": tuple(said["classes"])})
+
+    @cached_property
     def hash(self) -> str:
         return hash_json(self.to_json())
 
@@ -87,23 +126,100 @@ class RenderPlan:
         return -(-self.total // self.shard_size)
 
     def shard(self, number: int) -> list[Planned]:
-        """The images of one shard.
+        """The images of one shard, each class spread evenly over it.
 
         Example:
             >>> plan = RenderPlan("d", "trained", ("a", "b"), {"a": 3, "b": 3}, 0, {}, "png", 16, shard_size=2)
             >>> [sorted(image.label for image in plan.shard(s)) for s in range(plan.shards)]
             [[0, 1], [0, 1], [0, 1]]
         """
-        span = range(number * self.shard_size, number * self.shard_size + self.count(number))
-        return [Planned(i, self._order[i], seeding.derive(self.generator, self.seed, i)) for i in span]
+        places = shard_places(self._sizes, self.shards, number)
+        numbers = [iter(own) for own in places]
+        order = balanced_order([len(own) for own in places])
+        return [self.planned(label, next(numbers[label])) for label in order]
+
+    def planned(self, label: int, number: int, attempt: int = 0) -> Planned:
+        """The ``number``-th image of a class; another attempt is another draw."""
+        parts = (attempt,) if attempt else ()
+        return Planned(label, number, seeding.derive(self.generator, self.seed, self.classes[label], number, *parts))
 
     def count(self, number: int) -> int:
         """Number of images in a shard."""
-        return min(self.shard_size, self.total - number * self.shard_size)
+        return len(range(residue(number, self.shards), self.total, self.shards))
 
-    @cached_property
-    def _order(self) -> list[int]:
-        return balanced_order([self.targets.get(name, 0) for name in self.classes])
+    def counts(self, number: int) -> dict[str, int]:
+        """Images of each class in a shard."""
+        places = shard_places(self._sizes, self.shards, number)
+        return {name: len(own) for name, own in zip(self.classes, places, strict=True)}
+
+    def shard_of(self, name: str) -> int:
+        """Shard that made a file.
+
+        Example:
+            >>> plan = RenderPlan("d", "trained", ("a", "b"), {"a": 3, "b": 3}, 0, {}, "png", 16, shard_size=2)
+            >>> [i.number for i in plan.shard(plan.shard_of("b/00000002.png")) if i.label == 1]
+            [2]
+        """
+        if self.format != "folders":
+            return int(re.findall(r"\d+", name)[0])
+        folder, _, file = name.partition("/")
+        label = self.classes.index(folder)
+        return shard_of(sum(self._sizes[:label]) + int(file.partition(".")[0]), self.shards)
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [self.targets.get(name, 0) for name in self.classes]
+
+
+def shard_places(sizes: Sequence[int], shards: int, number: int) -> list[range]:
+    """Numbers, within each class, of the images that one shard holds.
+
+    All images, sorted by class, are dealt out like cards: shard s takes every S-th, from a place of its own. So every
+    shard holds each class to within one image of its share, and nothing larger than a shard is ever in memory.
+
+    Args:
+        sizes: images of each class.
+        shards: S.
+        number: of the shard.
+
+    Example:
+        >>> [[list(own) for own in shard_places([5, 2], 3, s)] for s in range(3)]
+        [[[0, 3], [1]], [[2], [0]], [[1, 4], []]]
+    """
+    first = residue(number, shards)
+    places, begin = [], 0
+    for size in sizes:
+        offset = (first - begin) % shards
+        places.append(range(offset, size, shards))
+        begin += size
+    return places
+
+
+def residue(number: int, shards: int) -> int:
+    """Place from which a shard is dealt. Consecutive shards lie about a golden section apart, so that the shards of a
+    run that was stopped hold a fair share of every class together.
+
+    Example:
+        >>> [residue(s, 8) for s in range(8)]
+        [0, 5, 2, 7, 4, 1, 6, 3]
+    """
+    step = max(round(GOLDEN * shards), 1)
+    while gcd(step, shards) != 1:
+        step += 1
+    return number * step % shards
+
+
+def shard_of(place: int, shards: int) -> int:
+    """Shard that holds an image, by its place among all images sorted by class.
+
+    Example:
+        >>> [shard_of(residue(s, 8), 8) for s in range(8)]
+        [0, 1, 2, 3, 4, 5, 6, 7]
+    """
+    if shards == 1:
+        return 0
+    step = residue(1, shards)
+    return place * pow(step, -1, shards) % shards
 
 
 def balanced_order(counts: Sequence[int]) -> list[int]:
@@ -115,6 +231,6 @@ def balanced_order(counts: Sequence[int]) -> list[int]:
         >>> balanced_order([4, 2])
         [0, 1, 0, 0, 1, 0]
     """
-    labels = np.repeat(np.arange(len(counts)), counts)
+    labels: NDArray[np.int64] = np.repeat(np.arange(len(counts)), counts)
     places = np.concatenate([(np.arange(count) + 0.5) / max(count, 1) for count in counts]) if counts else np.zeros(0)
     return [int(label) for label in labels[np.lexsort((labels, places))]]

@@ -1,50 +1,299 @@
-"""The render loop: planned shards minus committed shards, each made apart and committed by one rename.
+"""Render a plan: what is planned and not yet committed is the work; every shard is made apart and committed once.
 
-All work in progress lies in ``DIR.work/``, on the same filesystem: ``plan.json`` and one folder a shard. A shard is
-made in ``tmp.<shard>.<host>.<pid>`` and renamed to ``shard.<number>`` with its records inside, so that a shard either
-is there whole or is not there. When all are, their images move to ``DIR/<class>/`` and ``metadata.jsonl`` is written
-last. Killed at any moment, the same command goes on where it stopped and ends with the same bytes.
+Killed at any moment, the same command goes on where it stopped and ends with the same bytes, whoever made which shard:
+this process, worker processes, other machines, or Ray.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
-import shutil
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from visynth.core import balance as balancing
-from visynth.core import members as members_file
 from visynth.core.balance import Balance
-from visynth.core.errors import ConflictError, IntegrityError, OutputError, UsageError, VisynthError, choices, listing
-from visynth.core.files import alive, canonical_json, ensure_writable, hash_file, host, sync_folder, write_json
-from visynth.core.folders import RENDERS, strangers
-from visynth.core.manifest import (
-    MEMBERS,
-    METADATA,
-    PLAN,
-    Record,
-    Renders,
-    encode_mask,
-    read_records,
-    read_renders,
-    write_records,
-)
-from visynth.render.plan import SHARD, Planned, RenderPlan
-from visynth.render.writers import write_image
+from visynth.core.errors import IntegrityError, OutputError, UsageError, VisynthError, choices
+from visynth.core.files import canonical_json
+from visynth.core.folders import ROWS
+from visynth.core.manifest import Renders, read_renders
+from visynth.render.finish import State, check_failed, finish, state_of
+from visynth.render.images import AHEAD, ImageMaker, make_filters
+from visynth.render.plan import ATTEMPTS, SHARD, RenderPlan, ShardPlan
+from visynth.render.shards import Maker, Shard
+from visynth.render.stage import DiskStage, Stage, check_plan
 
 if TYPE_CHECKING:
     from visynth.generators.base import Generator
 
 RenderProgress = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A shard that is committed, by this process or by another that was first."""
+
+    number: int
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The shards of one of several workers that know nothing of one another.
+
+    Attributes:
+        index: of this worker, from 0.
+        count: of workers.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise UsageError(f"shard_index must be in [0, shard_count), but got {self.index} of {self.count}.")
+
+    def of(self, numbers: Iterable[int]) -> list[int]:
+        """Those of the numbers that are this worker's."""
+        return [number for number in numbers if number % self.count == self.index]
+
+
+class Engine(Protocol):
+    """Makes and commits shards somewhere; yields each when it is committed."""
+
+    def run(self, maker: Maker, stage: Stage, pending: Sequence[tuple[int, int]]) -> Iterator[Done]:
+        """``pending`` are shards with the round of each."""
+
+
+@dataclass(frozen=True)
+class Here:
+    """Renders in this process.
+
+    Attributes:
+        encoders: threads that encode beside the sampling; 0 encodes in this one. They do not change a byte.
+    """
+
+    encoders: int = 2
+
+    def run(self, maker: Maker, stage: Stage, pending: Sequence[tuple[int, int]]) -> Iterator[Done]:
+        yield from render_shards(maker, stage, _free_first(stage, pending), self.encoders)
+
+
+def render_shards(maker: Maker, stage: Stage, wanted: Iterable[tuple[int, int]], encoders: int = 2) -> Iterator[Done]:
+    """Make and commit shards one after the other; while one is written the next is already sampled.
+
+    Args:
+        maker: makes them.
+        stage: where they are committed.
+        wanted: shards with their rounds, asked for one by one.
+        encoders: threads; OpenCV, zlib and fsync let the others run.
+    """
+    # Threads: processes would cost a copy of every image, and OpenCV holds no lock while it encodes.
+    pool = ThreadPoolExecutor(encoders, "visynth-encoder") if encoders else None
+    committer = ThreadPoolExecutor(1, "visynth-commit")
+    waiting: deque[Any] = deque()
+    try:
+        for number, round_ in wanted:
+            whole = maker.make(number, round_, pool)
+            waiting.append(committer.submit(_commit, maker.plan, stage, whole))
+            while len(waiting) > 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        committer.shutdown(cancel_futures=True)
+        if pool:
+            pool.shutdown(cancel_futures=True)
+
+
+def _commit(plan: ShardPlan, stage: Stage, whole: Callable[[], Shard]) -> Done:
+    shard = whole()
+    stage.commit(shard, shard.record(plan))
+    return Done(shard.number, shard.counts)
+
+
+def _free_first(stage: Stage, pending: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Shards that nobody else seems to be making, then the others, where they are still missing."""
+    later = []
+    for number, round_ in pending:
+        if stage.busy(number):
+            later.append((number, round_))
+        elif not stage.has(number, round_):
+            yield number, round_
+    yield from (own for own in later if not stage.has(*own))
+
+
+def render(
+    maker: Maker,
+    stage: Stage,
+    *,
+    engine: Engine | None = None,
+    part: Slice | None = None,
+    progress: RenderProgress | None = None,
+) -> State:
+    """Render what is missing of a plan, and finish the set when nothing is.
+
+    Args:
+        maker: of the plan.
+        stage: where the set lies.
+        engine: does the work; by default this process.
+        part: the shards of this worker; by default all.
+        progress: called after each shard with done, total, images per second, seconds left and counts.
+
+    Returns:
+        How far the set is: finished, unless other workers have shards left.
+
+    Raises:
+        ConflictError: another plan's work lies there.
+        DataError: images could not be made.
+        OutputError: it cannot be written.
+    """
+    plan = maker.plan
+    try:
+        if stage.finished() is not None:
+            check_plan(stage.plan(), plan.to_json(), stage.where)
+            _repair(maker, stage, engine or Here())
+            stage.clear()
+            return state_of(stage, plan)
+        stage.claim(maker)
+        stage.sweep()
+        _discard_torn(stage)
+        there = stage.rounds()
+        own = (part or Slice()).of(number for number in range(plan.shards) if number not in there)
+        _run(maker, stage, engine or Here(), [(number, 0) for number in own], there, progress)
+        return conclude(stage, plan)
+    except OSError as error:
+        if stage.finished() is not None:  # another process was first, and cleared the work away
+            return state_of(stage, plan)
+        if isinstance(error, VisynthError):
+            raise
+        raise OutputError(
+            f"cannot write {stage.where}: {error.strerror or error}. What is committed is kept: run the same command "
+            "again."
+        ) from error
+
+
+def _discard_torn(stage: Stage) -> None:
+    """Commits whose files were altered or cut short since are taken back, and told."""
+    torn = stage.torn()
+    for number in torn:
+        stage.discard(number)
+    if torn:
+        first = [problem for problems in torn.values() for problem in problems]
+        warnings.warn(
+            f"{stage.where}: {len(torn)} committed shards had missing or altered files and are rendered again "
+            f"({choices(first[:3])})",
+            stacklevel=4,
+        )
+
+
+def conclude(stage: Stage, plan: ShardPlan, allow_failed: bool = False) -> State:
+    """Finish a set if no shard is missing; else say how far it is."""
+    state = state_of(stage, plan)
+    if state.finished:
+        return state
+    if not allow_failed:
+        check_failed(state, stage.where)
+    if not state.missing:
+        finish(stage, plan, allow_failed)
+        return state_of(stage, plan)
+    return state
+
+
+def retry_failed(
+    maker: Maker, stage: Stage, *, engine: Engine | None = None, progress: RenderProgress | None = None
+) -> State:
+    """Draw the failed images of an unfinished set again: each round adds ``plan.attempts`` draws.
+
+    Raises:
+        UsageError: the set is finished, or nothing failed.
+        DataError: images failed again.
+    """
+    state = state_of(stage, maker.plan)
+    if state.finished or not state.failed:
+        raise UsageError(f"{stage.where} has no failed images to draw again.")
+    stage.claim(maker)
+    stage.sweep()
+    numbers = sorted({int(own["shard"]) for own in state.failed})
+    pending = [(number, state.committed[number] + 1) for number in numbers]
+    there = {number: round_ for number, round_ in state.committed.items() if number not in numbers}
+    _run(maker, stage, engine or Here(), pending, there, progress)
+    return conclude(stage, maker.plan)
+
+
+def _run(
+    maker: Maker,
+    stage: Stage,
+    engine: Engine,
+    pending: Sequence[tuple[int, int]],
+    there: Iterable[int],
+    progress: RenderProgress | None,
+) -> None:
+    """Run an engine and tell how it goes."""
+    plan, started, made = maker.plan, time.monotonic(), 0
+    if not pending:
+        return
+    waiting = sum(plan.count(number) for number, _ in pending)
+    counts: Counter[str] = Counter()
+    done = 0
+    for number in there:
+        done += plan.count(number)
+        counts.update(plan.counts(number))
+    for shard in engine.run(maker, stage, pending):
+        made += plan.count(shard.number)
+        counts.update(shard.counts)
+        if progress:
+            rate = made / max(time.monotonic() - started, 1e-9)
+            progress(
+                {
+                    "done": done + made,
+                    "total": plan.total,
+                    "what": "rows" if plan.to_json()["schema"] == ROWS else "images",
+                    "rate": rate,
+                    "seconds left": (waiting - made) / rate,
+                    "counts": {name: n for name, n in counts.items() if n},
+                }
+            )
+
+
+def _repair(maker: Maker, stage: Stage, engine: Engine) -> None:
+    """Render again the files of a finished set that are missing or were altered; what was altered is set aside.
+
+    Raises:
+        IntegrityError: they do not come out as they were: another machine or other versions.
+    """
+    summary = stage.finished() or {}
+    files = dict(stage.files())
+    wrong = stage.damaged(files)
+    if not wrong:
+        return
+    warnings.warn(
+        f"{stage.where}: {len(wrong)} files were missing or altered and are rendered again ({choices(wrong[:3])})",
+        stacklevel=4,
+    )
+    rounds = {maker.plan.shard_of(name): 0 for name in wrong}
+    rounds = {number: int(summary["rounds"].get(str(number), 0)) for number in sorted(rounds)}
+    stage.reopen(maker)
+    list(engine.run(maker, stage, [(n, r) for n, r in rounds.items() if not stage.has(n, r)]))
+    came = {
+        own["name"]: own["sha256"] for number, round_ in rounds.items() for own in stage.record(number, round_)["files"]
+    }
+    unlike = [name for name in wrong if came.get(name) != files[name]]
+    if unlike:
+        raise IntegrityError(
+            f"{stage.where}: {len(unlike)} damaged files do not come out as they were ({choices(unlike[:3])}): this "
+            "machine or its versions differ from those that rendered the set. Repair it there, or render a new one."
+        )
+    for name in wrong:
+        number = maker.plan.shard_of(name)
+        stage.set_aside(name)
+        stage.place(number, rounds[number], [name])
+    stage.sync()
 
 
 def make_plan(
@@ -61,6 +310,9 @@ def make_plan(
     threads: int = 1,
     shard_size: int = SHARD,
     purpose: Literal["training", "looking"] = "training",
+    format: Literal["folders", "webdataset", "parquet"] = "folders",
+    attempts: int = ATTEMPTS,
+    filters: Sequence[str] = (),
 ) -> RenderPlan:
     """Plan a rendered set.
 
@@ -77,6 +329,11 @@ def make_plan(
         threads: torch threads while sampling; part of what the bytes depend on.
         shard_size: images committed together.
         purpose: ``"looking"`` for a set that WithSynthetic is to refuse.
+        format: ``"folders"`` (what visynth, torchvision and Hugging Face's ``imagefolder`` read), ``"webdataset"`` or
+            ``"parquet"`` (Hugging Face's own layout).
+        attempts: draws of an image that cannot be used (not finite, of one colour, refused by a filter) until it counts
+            as failed.
+        filters: registered names of filters that refuse images, for instance ``"near_duplicates"``.
 
     Raises:
         UsageError: unknown classes or encoding, or nothing to render.
@@ -108,6 +365,9 @@ def make_plan(
         threads=threads,
         shard_size=shard_size,
         purpose=purpose,
+        format=format,
+        attempts=attempts,
+        filters={name: own.digest for name, own in make_filters(generator, filters).items()},
     )
 
 
@@ -122,9 +382,9 @@ def render_set(
     plan: RenderPlan,
     out: str | Path,
     *,
-    workers: int = 2,
-    queue: int = 4,
+    engine: Engine | None = None,
     progress: RenderProgress | None = None,
+    ahead: int = AHEAD,
 ) -> Renders:
     """Render a plan into ``out``, or finish it there.
 
@@ -132,264 +392,17 @@ def render_set(
         generator: must be the plan's.
         plan: from :func:`make_plan`.
         out: the folder; it must not hold anything else.
-        workers: encoding threads; 0 encodes in this one. They do not change a byte.
-        queue: micro-batches sampled ahead of the encoders. It does not change a byte.
+        engine: :class:`Here` (the default), or :class:`visynth.render.workers.Workers` for several processes. It does not
+            change a byte.
         progress: called after each shard with done, total, images per second, seconds left and counts.
+        ahead: micro-batches sampled ahead of the encoders. It does not change a byte.
 
     Raises:
         ConflictError: the folder holds another plan's work, or files that are not ours.
+        DataError: images could not be made in ``plan.attempts`` draws.
         OutputError: it cannot be written.
     """
-    out = Path(out)
-    work = out.with_name(out.name + ".work")
     if plan.generator != generator.digest:
         raise UsageError("the plan belongs to another generator: make a plan with this one.")
-    if (out / METADATA).is_file():
-        _same_plan(json.loads((out / PLAN).read_text(encoding="utf-8")), plan, out)
-        _repair(generator, plan, out, work, workers, queue)
-        _remove_work(work)
-        return read_renders(out)
-    _claim(out, work, plan)
-    _sweep(work)
-    try:
-        _render_shards(generator, plan, work, workers, queue, progress)
-        return _finish(generator, plan, out, work)
-    except OSError as error:
-        if isinstance(error, VisynthError):
-            raise
-        raise OutputError(
-            f"cannot write {out}: {error.strerror or error}. What is committed is kept: run the same command again."
-        ) from error
-
-
-def _repair(generator: Generator, plan: RenderPlan, out: Path, work: Path, workers: int, queue: int) -> None:
-    """Render again the files of a finished set that are missing or were altered; what was altered is set aside in
-    ``DIR.damaged``.
-
-    Raises:
-        IntegrityError: they do not come out as they were: another machine or other versions.
-    """
-    records = {r.file_name: r for r in read_records(out)}
-    wrong = [name for name, r in records.items() if not (out / name).is_file() or hash_file(out / name) != r.sha256]
-    if not wrong:
-        return
-    warnings.warn(
-        f"{out}: {len(wrong)} files were missing or altered and are rendered again ({choices(wrong[:3])})", stacklevel=3
-    )
-    ensure_writable(work)
-    write_json(work / PLAN, plan.to_json())
-    numbers = sorted({int(Path(name).stem) // plan.shard_size for name in wrong})
-    for number in numbers:
-        if not _shard(work, number).is_dir():
-            _render_shard(generator, plan, work, number, None, queue)
-    unlike = [
-        name
-        for name in wrong
-        if hash_file(_shard(work, int(Path(name).stem) // plan.shard_size) / name) != records[name].sha256
-    ]
-    if unlike:
-        raise IntegrityError(
-            f"{out}: {len(unlike)} damaged files do not come out as they were ({choices(unlike[:3])}): this machine or "
-            "its versions differ from those that "
-            "rendered the set. Repair it there, or render a new one."
-        )
-    for name in wrong:
-        if (out / name).is_file():
-            aside = out.with_name(out.name + ".damaged") / name
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            names = (aside.with_name(aside.name + (f".{k}" if k else "")) for k in itertools.count())
-            aside = next(path for path in names if not path.exists())
-            os.replace(out / name, aside)
-        (out / name).parent.mkdir(exist_ok=True)
-        os.replace(_shard(work, int(Path(name).stem) // plan.shard_size) / name, out / name)
-    for folder in {(out / name).parent for name in wrong}:
-        sync_folder(folder)
-
-
-def _claim(out: Path, work: Path, plan: RenderPlan) -> None:
-    """Both folders exist and belong to this plan."""
-    ensure_writable(out.parent)
-    ours = _is_work(work)
-    lost = [] if ours or not work.exists() else strangers(work)
-    if not (ours and (out / PLAN).is_file()):
-        lost += strangers(out)
-    if lost:
-        raise OutputError(
-            f"{out} (or {work.name} beside it, where work in progress lies) holds {len(lost)} files that visynth did "
-            "not write: choose an empty "
-            f"folder. Nothing was changed.\n{listing(lost)}"
-        )
-    ensure_writable(work)
-    ensure_writable(out)
-    if (work / PLAN).is_file():
-        _same_plan(json.loads((work / PLAN).read_text(encoding="utf-8")), plan, out)
-    else:
-        write_json(work / PLAN, plan.to_json())
-
-
-def _is_work(work: Path) -> bool:
-    """Whether a folder is work in progress of ours."""
-    try:
-        return bool(json.loads((work / PLAN).read_text(encoding="utf-8")).get("schema") == RENDERS)
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def _remove_work(work: Path) -> None:
-    """Remove what is ours of the work in progress; the folder stays where anything else lies in it."""
-    if not _is_work(work):
-        return
-    for path in [*work.glob("shard.*"), *work.glob("tmp.*")]:
-        shutil.rmtree(path, ignore_errors=True)
-    (work / PLAN).unlink(missing_ok=True)
-    with suppress(OSError):
-        work.rmdir()
-
-
-def _same_plan(stored: Mapping[str, Any], plan: RenderPlan, out: Path) -> None:
-    ours = plan.to_json()
-    if stored == ours:
-        return
-    differ = [
-        f"{key}: {stored.get(key)!r} there, {ours.get(key)!r} here"
-        for key in sorted({*stored, *ours})
-        if stored.get(key) != ours.get(key)
-    ]
-    raise ConflictError(
-        f"{out} holds another plan's images ({'; '.join(differ)}). Choose another folder, or delete this one."
-    )
-
-
-def _sweep(work: Path) -> None:
-    """Remove unfinished shards of processes of this machine that are no more; another machine's may still be at
-    work."""
-    for folder in work.glob(f"tmp.*.{host()}.*"):
-        pid = int(folder.name.rsplit(".", 1)[1])
-        if pid == os.getpid() or not alive(pid):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _render_shards(
-    generator: Generator, plan: RenderPlan, work: Path, workers: int, queue: int, progress: RenderProgress | None
-) -> None:
-    import torch
-
-    pending = [s for s in range(plan.shards) if not _shard(work, s).is_dir()]
-    if not pending:
-        return
-    before, started, made = torch.get_num_threads(), time.monotonic(), 0
-    waiting = sum(plan.count(s) for s in pending)
-    left = set(pending)
-    done = Counter(plan.classes[i.label] for s in range(plan.shards) if s not in left for i in plan.shard(s))
-    torch.set_num_threads(plan.threads)
-    # OpenCV, zlib and fsync let other threads run; processes would run a script without a __main__ guard again.
-    pool = ThreadPoolExecutor(workers, "visynth-encoder") if workers else None
-    try:
-        for shard in pending:
-            _render_shard(generator, plan, work, shard, pool, queue)
-            made += plan.count(shard)
-            done.update(plan.classes[image.label] for image in plan.shard(shard))
-            if progress:
-                rate = made / max(time.monotonic() - started, 1e-9)
-                progress(
-                    {
-                        "done": sum(done.values()),
-                        "total": plan.total,
-                        "images/s": rate,
-                        "seconds left": (waiting - made) / rate,
-                        "counts": {name: done[name] for name in plan.classes if plan.targets[name]},
-                    }
-                )
-    finally:
-        torch.set_num_threads(before)
-        if pool:
-            pool.shutdown(cancel_futures=True)
-
-
-def _render_shard(
-    generator: Generator, plan: RenderPlan, work: Path, number: int, pool: ThreadPoolExecutor | None, queue: int
-) -> None:
-    images = plan.shard(number)
-    folder = work / f"tmp.{number:06d}.{host()}.{os.getpid()}"
-    folder.mkdir()
-    hashes: dict[int, Any] = {}
-    rows: list[dict[str, Any]] = []
-    for start in range(0, len(images), plan.micro_batch):
-        batch = images[start : start + plan.micro_batch]
-        samples = generator.sample([i.seed for i in batch], [i.label for i in batch], **plan.options)
-        for place, image in enumerate(batch):
-            pixels = samples.crop(place).permute(1, 2, 0).numpy()
-            target = str(folder / file_name(plan, image))
-            if pool is None:
-                hashes[image.index] = write_image(target, pixels, plan.encoding, plan.kind)
-            else:
-                hashes[image.index] = pool.submit(write_image, target, pixels.copy(), plan.encoding, plan.kind)
-            rows.append(_row(plan, image, samples, place, pixels.shape))
-        if pool is not None and start >= queue * plan.micro_batch:
-            earlier = images[start - queue * plan.micro_batch]
-            hashes[earlier.index].result()  # keeps at most ``queue`` micro-batches in memory
-    lines = [
-        Record(**row, sha256=h if isinstance(h := hashes[image.index], str) else h.result()).to_line()
-        for row, image in zip(rows, images, strict=True)
-    ]
-    with open(folder / "records.jsonl", "w", encoding="utf-8") as stream:
-        stream.write("\n".join(lines) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    for inner in [*(p for p in folder.iterdir() if p.is_dir()), folder]:
-        sync_folder(inner)
-    try:
-        os.rename(folder, _shard(work, number))  # the commit: it fails if another process was first
-    except OSError:
-        if not _shard(work, number).is_dir():
-            raise
-        shutil.rmtree(folder, ignore_errors=True)
-    sync_folder(work)
-
-
-def file_name(plan: RenderPlan, image: Planned) -> str:
-    """``<class>/<index>.<ending>``; the index counts over the whole set."""
-    return f"{plan.classes[image.label]}/{image.index:08d}.{'png' if plan.encoding == 'png' else 'tif'}"
-
-
-def _row(plan: RenderPlan, image: Planned, samples: Any, place: int, shape: tuple[int, ...]) -> dict[str, Any]:
-    height, width = shape[:2]
-    mask = None if samples.masks is None else samples.masks[place, :height, :width].numpy()
-    boxes = [] if samples.boxes is None else samples.boxes[place].tolist()
-    return {
-        "file_name": file_name(plan, image),
-        "label": plan.classes[image.label],
-        "seed": image.seed,
-        "generator": plan.generator,
-        "options": dict(plan.options),
-        "parents": () if samples.parents is None else tuple(samples.parents[place]),
-        "mask": None if mask is None or not mask.any() else encode_mask(mask),
-        "boxes": tuple(tuple(box) for box in boxes),
-        "height": height,
-        "width": width,
-    }
-
-
-def _finish(generator: Generator, plan: RenderPlan, out: Path, work: Path) -> Renders:
-    """Move the shards' images to their class folders, then write the manifest, then clear the work away."""
-    records = []
-    write_json(out / PLAN, plan.to_json())  # before the first image: it says whose they are
-    for number in range(plan.shards):
-        shard = _shard(work, number)
-        for line in (shard / "records.jsonl").read_text(encoding="utf-8").splitlines():
-            record = Record.from_json(json.loads(line))
-            source, target = shard / record.file_name, out / record.file_name
-            if source.is_file():  # else an earlier run moved it and was stopped after that
-                target.parent.mkdir(exist_ok=True)
-                os.replace(source, target)
-            records.append(record)
-    for folder in [p for p in out.iterdir() if p.is_dir()]:
-        sync_folder(folder)
-    members_file.write(out / MEMBERS, generator.members)
-    write_records(out, records)
-    _remove_work(work)
+    render(ImageMaker(generator, plan, ahead), DiskStage(out), engine=engine, progress=progress)
     return read_renders(out)
-
-
-def _shard(work: Path, number: int) -> Path:
-    return work / f"shard.{number:06d}"

@@ -1,10 +1,6 @@
-"""Encoding and writing images, in threads beside the generator."""
+"""Encode images and mark them as synthetic."""
 
 from __future__ import annotations
-
-import os
-from hashlib import sha256
-from pathlib import Path
 
 from visynth.core.codec import Array, encode_png, encode_tiff
 
@@ -28,14 +24,3 @@ def xmp_packet(kind: str) -> bytes:
 def encode(image: Array, encoding: str, kind: str) -> bytes:
     """A marked image file: ``[H, W, C]`` uint8 or uint16 as PNG or TIFF."""
     return {"png": encode_png, "tiff": encode_tiff}[encoding](image, xmp_packet(kind))
-
-
-def write_image(path: str, image: Array, encoding: str, kind: str) -> str:
-    """Encode, write and sync one file; returns its sha256. The folder is private until its shard is committed."""
-    data = encode(image, encoding, kind)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    return sha256(data).hexdigest()

@@ -16,7 +16,7 @@ from visynth.generators.base import Generator
 from visynth.jobs.trial.data import TrialData
 from visynth.jobs.trial.synthesis import Synthesizer
 from visynth.jobs.trial.training import Undertrained
-from visynth.render.run import make_plan, render_set
+from visynth.render.run import Here, make_plan, render_set
 
 SHOWN = 3  # images of each class
 EXPLAINED = (
@@ -80,7 +80,7 @@ def _render(
     progress(f"rendering {count} images of each of {', '.join(classes)}")
     both = [*classes, *(str(name) for name in controls)]
     plan = make_plan(generator, per_class=count, classes=both, seed=seed, purpose="training" if help_ else "looking")
-    render_set(generator, plan, out, workers=0)
+    render_set(generator, plan, out, engine=Here(encoders=0))
     use = (
         "It holds only classes that help, and defect-free controls: it can be mixed into a training as it is."
         if help_

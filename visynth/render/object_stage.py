@@ -1,0 +1,214 @@
+"""Where shards are committed on an object store: files first, then the record by a conditional put.
+
+``<set>.work/plan.json`` says whose the place is, ``<set>.work/shard.000003.json`` is a commit record with its lines. A
+file without a record does not exist. Files get their final names at once, because a store cannot rename: where a name is
+taken by other content (left by a killed worker on another machine), the file's hash becomes part of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from hashlib import sha256
+from pathlib import PurePosixPath
+from typing import Any
+
+from visynth.core.errors import IntegrityError, OutputError, UsageError, listing
+from visynth.core.files import canonical_json, readable_json
+from visynth.core.folders import ROWS
+from visynth.core.manifest import MEMBERS, METADATA, PLAN, SHARDS, SUMMARY
+from visynth.core.members import Member
+from visynth.core.store import Store
+from visynth.render.shards import Maker, Shard
+from visynth.render.stage import CARD, check_plan
+
+SHOWN = 8
+
+
+class ObjectStage:
+    """A set below an address; see :class:`visynth.render.stage.Stage`.
+
+    Args:
+        url: of the set, for instance ``s3://bucket/renders``.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        parent, _, self.name = self.url.rpartition("/")
+        if not self.name or parent.endswith("/"):
+            raise UsageError(f"{url} must name a prefix in a bucket, like s3://bucket/renders.")
+        self.store = Store(parent)
+
+    @property
+    def where(self) -> str:
+        return self.url
+
+    def finished(self) -> dict[str, Any] | None:
+        data = self.store.get(f"{self.name}/{SUMMARY}")
+        return None if data is None else dict(json.loads(data))
+
+    def claim(self, maker: Maker) -> None:
+        plan = readable_json(maker.plan.to_json())
+        work = f"{self.name}.work"
+        if not self.store.has(f"{work}/{PLAN}"):
+            lost = [name for prefix in (self.name, work) for name in self.store.names(prefix + "/")]
+            lost = [name for name in lost if name != f"{work}/{PLAN}"]  # another worker begins just now
+            if lost and not self.store.has(f"{work}/{PLAN}"):
+                raise OutputError(
+                    f"{self.url} (or {work} beside it) holds {len(lost)} objects that visynth did not write: choose an "
+                    f"empty prefix. Nothing was changed.\n{listing(lost, SHOWN)}"
+                )
+        if not self.store.put_new(f"{work}/{PLAN}", plan):
+            check_plan(self.plan(), maker.plan.to_json(), self.where)
+        self.store.put_new(f"{work}/{CARD}", readable_json(dict(maker.card)))
+        self.store.put_new(f"{work}/{MEMBERS}", _members(maker.members))
+
+    def plan(self) -> dict[str, Any]:
+        data = self.store.get(f"{self.name}.work/{PLAN}") or self.store.get(f"{self.name}/{PLAN}")
+        if data is None:
+            raise IntegrityError(f"{self.url} holds no rendered set and no work on one.")
+        return dict(json.loads(data))
+
+    def card(self) -> dict[str, Any]:
+        return dict(json.loads(self.store.get(f"{self.name}.work/{CARD}") or b"{}"))
+
+    def rounds(self) -> dict[int, int]:
+        found: dict[int, int] = {}
+        for path in self.store.names(f"{self.name}.work/"):
+            parts = PurePosixPath(path).name.split(".")
+            if parts[0] == "shard" and parts[-1] == "json":
+                number, round_ = int(parts[1]), int(parts[2]) if len(parts) > 3 else 0
+                found[number] = max(found.get(number, 0), round_)
+        return found
+
+    def has(self, number: int, round_: int) -> bool:
+        return self.store.has(self._record(number, round_))
+
+    def files(self) -> Iterable[tuple[str, str]]:
+        plan, summary = self.plan(), self.finished() or {}
+        archives = plan.get("format", "folders") != "folders" and plan["schema"] != ROWS
+        names = [SHARDS] if archives else [part["name"] for part in summary["manifest"]]
+        for name in names:
+            for line in (self.store.get(f"{self.name}/{name}") or b"").decode().splitlines():
+                own = json.loads(line)
+                yield own.get("name", own.get("file_name")), own["sha256"]
+
+    def reopen(self, maker: Maker) -> None:
+        raise IntegrityError(f"{self.url} is damaged: render it anew under another prefix.")
+
+    def busy(self, number: int) -> bool:
+        return False
+
+    def commit(self, shard: Shard, record: Mapping[str, Any]) -> bool:
+        names = {own["name"]: self._put_file(own["name"], shard.files[own["name"]]) for own in record["files"]}
+        files = [{**own, "name": names[own["name"]]} for own in record["files"]]
+        lines = [_renamed(line, names) for line in shard.lines]
+        whole = {**record, "files": files, "manifest": lines}
+        return self.store.put_new(self._record(shard.number, shard.round), canonical_json(whole).encode())
+
+    def record(self, number: int, round_: int) -> dict[str, Any]:
+        data = self.store.get(self._record(number, round_))
+        if data is None:
+            raise IntegrityError(f"{self.url} has no record of shard {number}.")
+        return dict(json.loads(data))
+
+    def lines(self, number: int, round_: int) -> list[str]:
+        return list(self.record(number, round_)["manifest"])
+
+    def place(self, number: int, round_: int, names: list[str]) -> None:
+        """They are there."""
+
+    def put(self, name: str, data: bytes) -> None:
+        self.store.put(f"{self.name}/{name}", data)
+
+    def note(self, files: Mapping[str, bytes]) -> None:
+        for name, data in files.items():
+            self.put(name, data)
+
+    def bring_members(self) -> None:
+        self.put(MEMBERS, self.store.get(f"{self.name}.work/{MEMBERS}") or b"")
+
+    def sweep(self) -> list[str]:
+        """Nothing is half made here; what a record does not name goes when the set is whole."""
+        return []
+
+    def clear(self) -> None:
+        if self.finished() is not None:
+            self.store.delete(list(self.store.names(f"{self.name}.work/")))
+
+    def finishing(self) -> AbstractContextManager[None]:
+        return nullcontext()  # of two that finish at once both write the same
+
+    def sync(self) -> None:
+        """A put that returned is there."""
+        told = {name for name, _ in self._committed()}
+        keep = {PLAN, MEMBERS, SUMMARY, SHARDS, METADATA, "README.md", "croissant.json"}
+        here = (path.removeprefix(f"{self.name}/") for path in self.store.names(f"{self.name}/"))
+        self.store.delete([f"{self.name}/{n}" for n in here if n not in told and n not in keep and _is_ours(n)])
+
+    def damaged(self, files: Mapping[str, str]) -> list[str]:
+        wrong = []
+        for name, digest in files.items():
+            data = self.store.get(f"{self.name}/{name}")
+            if data is None or sha256(data).hexdigest() != digest:
+                wrong.append(name)
+        return wrong
+
+    def torn(self) -> dict[int, list[str]]:
+        wrong = {}
+        for number, round_ in sorted(self.rounds().items()):
+            try:
+                files = {own["name"]: own["sha256"] for own in self.record(number, round_)["files"]}
+                problems = self.damaged(files)
+            except (ValueError, KeyError, TypeError):
+                problems = [self._record(number, round_)]
+            if problems:
+                wrong[number] = problems
+        return wrong
+
+    def discard(self, number: int) -> None:
+        names = list(self.store.names(f"{self.name}.work/"))
+        self.store.delete([name for name in names if PurePosixPath(name).name.startswith(f"shard.{number:06d}.")])
+
+    def set_aside(self, name: str) -> None:
+        raise IntegrityError(f"{self.url}/{name} was altered.")
+
+    def _committed(self) -> Iterable[tuple[str, str]]:
+        for number, round_ in self.rounds().items():
+            yield from ((own["name"], own["sha256"]) for own in self.record(number, round_)["files"])
+
+    def _put_file(self, name: str, data: bytes) -> str:
+        """Put a file under its name, or under one with its hash where other content has that name."""
+        if self.store.put_new(f"{self.name}/{name}", data):
+            return name
+        path = PurePosixPath(name)
+        other = str(path.with_name(f"{path.stem}-{sha256(data).hexdigest()[:8]}{path.suffix}"))
+        self.store.put(f"{self.name}/{other}", data)
+        return other
+
+    def _record(self, number: int, round_: int) -> str:
+        return f"{self.name}.work/shard.{number:06d}" + (f".{round_}" if round_ else "") + ".json"
+
+
+def _members(members: Iterable[Member]) -> bytes:
+    from dataclasses import asdict
+
+    ordered = sorted(members, key=lambda m: m.path)
+    return "".join(canonical_json(asdict(m)) + "\n" for m in ordered).encode()
+
+
+def _renamed(line: str, names: Mapping[str, str]) -> str:
+    """A line of the manifest whose file, or whose archive, got another name."""
+    if all(old == new for old, new in names.items()):
+        return line
+    own = json.loads(line)
+    key = "shard" if own.get("shard") else "file_name"
+    own[key] = names.get(own[key], own[key])
+    return canonical_json(own)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether an object is one that a shard's commit may have left: an image or an archive, with a hash in its name."""
+    stem = PurePosixPath(name).stem
+    return len(stem) > 9 and stem[-9] == "-" and all(c in "0123456789abcdef" for c in stem[-8:])

@@ -1,0 +1,349 @@
+"""Where shards are committed while a set is rendered, on a disk.
+
+All work in progress lies in ``DIR.work/``, on the same filesystem: ``plan.json`` and one folder a shard. A shard is
+written to ``tmp.<shard>.<host>.<pid>`` and renamed to ``shard.<number>`` with its record inside, so that it is there
+whole or not at all, and of two that make the same one the first wins. When all are there their files move to ``DIR``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from visynth.core import members as members_file
+from visynth.core.errors import ConflictError, IntegrityError, OutputError, listing
+from visynth.core.files import (
+    alive,
+    canonical_json,
+    ensure_writable,
+    hash_file,
+    host,
+    locked,
+    readable_json,
+    sync_folder,
+    write_bytes,
+    write_json,
+    write_new,
+)
+from visynth.core.folders import RENDERS, ROWS, TEMPORARY, put_files, strangers
+from visynth.core.manifest import MEMBERS, PLAN, SUMMARY, is_finished, listed_files, read_records
+from visynth.render.shards import Maker, Shard
+
+RECORD, LINES, CARD, GENERATOR = "record.json", "records.jsonl", "card.json", "generator"
+WRITERS = 4  # threads that write and sync the files of a shard
+
+
+class Stage(Protocol):
+    """Where shards are committed: a disk, or an object store."""
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+
+    def finished(self) -> dict[str, Any] | None:
+        """The summary of the whole set, or None while it is not whole."""
+
+    def claim(self, maker: Maker) -> None:
+        """Make the place ours for a plan, or find that it is; members and card are put there for the end."""
+
+    def plan(self) -> dict[str, Any]:
+        """The stored plan."""
+
+    def card(self) -> dict[str, Any]:
+        """The generator's card."""
+
+    def rounds(self) -> dict[int, int]:
+        """Committed shards, and the latest round of each."""
+
+    def has(self, number: int, round_: int) -> bool:
+        """Whether a shard is committed, of that round or a later one."""
+
+    def files(self) -> Iterable[tuple[str, str]]:
+        """Names and sha256 of a finished set's files."""
+
+    def reopen(self, maker: Maker) -> None:
+        """Make place for work on a finished set."""
+
+    def busy(self, number: int) -> bool:
+        """Whether another process seems to be making a shard: a hint that saves work and decides nothing."""
+
+    def commit(self, shard: Shard, record: Mapping[str, Any]) -> bool:
+        """Make a shard exist, whole; False where another was first."""
+
+    def record(self, number: int, round_: int) -> dict[str, Any]:
+        """The commit record of a shard."""
+
+    def lines(self, number: int, round_: int) -> list[str]:
+        """Its lines of the manifest."""
+
+    def place(self, number: int, round_: int, names: list[str]) -> None:
+        """Bring a shard's files to where the set is read."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Put a file of the whole set."""
+
+    def note(self, files: Mapping[str, bytes]) -> None:
+        """Put small files that a user may change: they are noted as ours as they are now."""
+
+    def bring_members(self) -> None:
+        """Put the members beside the manifest."""
+
+    def sweep(self) -> list[str]:
+        """Remove what dead processes left half made, and tell it."""
+
+    def clear(self) -> None:
+        """The set is whole: remove the work."""
+
+    def finishing(self) -> AbstractContextManager[None]:
+        """A context in which one process at a time finishes."""
+
+    def sync(self) -> None:
+        """Make what was placed survive a power loss."""
+
+    def damaged(self, files: Mapping[str, str]) -> list[str]:
+        """Files that are missing or not as their sha256 says."""
+
+    def torn(self) -> dict[int, list[str]]:
+        """Shards of an unfinished set whose record or files are missing or altered, with the problems of each."""
+
+    def discard(self, number: int) -> None:
+        """Take a commit back: the shard is to be made again."""
+
+    def set_aside(self, name: str) -> None:
+        """Move a file that was altered out of the way, so that nothing is lost."""
+
+
+class DiskStage:
+    """A set's folder and the work beside it.
+
+    Args:
+        out: the folder.
+    """
+
+    def __init__(self, out: str | Path) -> None:
+        self.out = Path(out)
+        self.work = self.out.with_name(self.out.name + ".work")
+
+    @property
+    def where(self) -> str:
+        return str(self.out)
+
+    def finished(self) -> dict[str, Any] | None:
+        return dict(json.loads((self.out / SUMMARY).read_text(encoding="utf-8"))) if is_finished(self.out) else None
+
+    def claim(self, maker: Maker) -> None:
+        plan, out, work = maker.plan.to_json(), self.out, self.work
+        ensure_writable(out.parent)
+        ours = _is_work(work)
+        lost = [] if ours or not work.exists() else strangers(work)
+        lost = [name for name in lost if not TEMPORARY.match(Path(name).name)]  # another process begins just now
+        if not (ours and (out / PLAN).is_file()):
+            lost += strangers(out)
+        if lost:
+            raise OutputError(
+                f"{out} (or {work.name} beside it, where work in progress lies) holds {len(lost)} files that visynth "
+                f"did not write: choose an empty folder. Nothing was changed.\n{listing(lost)}"
+            )
+        ensure_writable(work)
+        ensure_writable(out)
+        if not write_new(work / PLAN, readable_json(plan)):
+            check_plan(self.plan(), plan, self.where)
+        if not (work / CARD).is_file():
+            write_json(work / CARD, dict(maker.card))
+        if not (work / MEMBERS).is_file():
+            members_file.write(work / MEMBERS, maker.members)
+
+    def plan(self) -> dict[str, Any]:
+        path = self.out / PLAN if is_finished(self.out) else self.work / PLAN
+        if not path.is_file():
+            raise IntegrityError(f"{self.out} holds no rendered set, and {self.work} no work on one.")
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+
+    def card(self) -> dict[str, Any]:
+        return dict(json.loads((self.work / CARD).read_text(encoding="utf-8")))
+
+    def rounds(self) -> dict[int, int]:
+        found: dict[int, int] = {}
+        with suppress(FileNotFoundError):
+            for entry in os.scandir(self.work):
+                parts = entry.name.split(".")
+                if parts[0] == "shard" and all(part.isdigit() for part in parts[1:]):
+                    number, round_ = int(parts[1]), int(parts[2]) if len(parts) > 2 else 0
+                    found[number] = max(found.get(number, 0), round_)
+        return found
+
+    def has(self, number: int, round_: int) -> bool:
+        return self._shard(number, round_).is_dir()
+
+    def files(self) -> Iterable[tuple[str, str]]:
+        plan, summary = self.plan(), self.finished() or {}
+        if plan["schema"] == ROWS:
+            parts = (self.out / part["name"] for part in summary["manifest"])
+            lines = (json.loads(line) for path in parts for line in path.read_text(encoding="utf-8").splitlines())
+            return ((line["file_name"], line["sha256"]) for line in lines)
+        return listed_files(self.out, plan, read_records(self.out, summary))
+
+    def reopen(self, maker: Maker) -> None:
+        ensure_writable(self.work)
+        write_new(self.work / PLAN, readable_json(maker.plan.to_json()))
+
+    def busy(self, number: int) -> bool:
+        own = f".{host()}.{os.getpid()}"
+        return any(not path.name.endswith(own) for path in self.work.glob(f"tmp.{number:06d}.*"))
+
+    def commit(self, shard: Shard, record: Mapping[str, Any]) -> bool:
+        folder = self.work / f"tmp.{shard.number:06d}.{host()}.{os.getpid()}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        lines = "".join(line + "\n" for line in shard.lines).encode()
+        files = {**shard.files, LINES: lines, RECORD: canonical_json(record).encode()}
+        for inner in {(folder / name).parent for name in files}:
+            inner.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(WRITERS) as pool:
+            list(pool.map(lambda own: _write(folder / own[0], own[1]), files.items()))
+        for inner in {(folder / name).parent for name in files} | {folder}:
+            sync_folder(inner)
+        target = self._shard(shard.number, shard.round)
+        try:
+            os.rename(folder, target)  # the commit: it fails if another process was first
+        except OSError:
+            if not target.is_dir():
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            return False
+        sync_folder(self.work)
+        return True
+
+    def record(self, number: int, round_: int) -> dict[str, Any]:
+        return dict(json.loads((self._shard(number, round_) / RECORD).read_text(encoding="utf-8")))
+
+    def lines(self, number: int, round_: int) -> list[str]:
+        return (self._shard(number, round_) / LINES).read_text(encoding="utf-8").splitlines()
+
+    def place(self, number: int, round_: int, names: list[str]) -> None:
+        for name in names:
+            source, target = self._shard(number, round_) / name, self.out / name
+            if source.is_file():  # else an earlier run moved it and was stopped after that
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(source, target)
+
+    def put(self, name: str, data: bytes) -> None:
+        write_bytes(self.out / name, data)
+
+    def note(self, files: Mapping[str, bytes]) -> None:
+        put_files(self.out, files)
+
+    def bring_members(self) -> None:
+        self.put(MEMBERS, (self.work / MEMBERS).read_bytes())
+
+    def sweep(self) -> list[str]:
+        """Another machine's unfinished shards stay: it may still be at work."""
+        removed = []
+        for folder in self.work.glob(f"tmp.*.{host()}.*"):
+            pid = int(folder.name.rsplit(".", 1)[1])
+            if pid == os.getpid() or not alive(pid):
+                shutil.rmtree(folder, ignore_errors=True)
+                removed.append(folder.name)
+        return sorted(removed)
+
+    def clear(self) -> None:
+        """What is not ours stays, and the folder with it."""
+        if not _is_work(self.work):
+            return
+        for path in [*self.work.glob("shard.*"), *self.work.glob("tmp.*"), self.work / GENERATOR]:
+            shutil.rmtree(path, ignore_errors=True)
+        for name in (CARD, MEMBERS, PLAN):
+            (self.work / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            self.work.rmdir()
+
+    def finishing(self) -> AbstractContextManager[None]:
+        return locked(self.work)
+
+    def sync(self) -> None:
+        """Make what was moved survive a power loss."""
+        for root, folders, _ in os.walk(self.out):
+            for name in folders:
+                sync_folder(Path(root) / name)
+
+    def damaged(self, files: Mapping[str, str]) -> list[str]:
+        """Files that are missing or not as their sha256 says."""
+        return [n for n, d in files.items() if not (self.out / n).is_file() or hash_file(self.out / n) != d]
+
+    def torn(self) -> dict[int, list[str]]:
+        wrong: dict[int, list[str]] = {}
+        for number, round_ in sorted(self.rounds().items()):
+            folder = self._shard(number, round_)
+            try:
+                record, lines = self.record(number, round_), self.lines(number, round_)
+                problems = [] if len(lines) == record["lines"] else [f"{folder.name}/{LINES}"]
+                for own in record["files"]:
+                    places = (folder / own["name"], self.out / own["name"])  # the latter where a finish was cut short
+                    if not any(path.is_file() and hash_file(path) == own["sha256"] for path in places):
+                        problems.append(f"{folder.name}/{own['name']}")
+            except (OSError, ValueError, KeyError, TypeError):
+                problems = [f"{folder.name}/{RECORD}"]
+            if problems:
+                wrong[number] = problems
+        return wrong
+
+    def discard(self, number: int) -> None:
+        for path in self.work.glob(f"shard.{number:06d}*"):
+            aside = self.work / f"tmp.{number:06d}.{host()}.{os.getpid()}"
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(path, aside)  # in one step, so that no half of it looks like a commit
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def set_aside(self, name: str) -> None:
+        """Into ``DIR.damaged``."""
+        if not (self.out / name).is_file():
+            return
+        aside = self.out.with_name(self.out.name + ".damaged") / name
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        names = (aside.with_name(aside.name + (f".{k}" if k else "")) for k in itertools.count())
+        os.replace(self.out / name, next(path for path in names if not path.exists()))
+
+    def _shard(self, number: int, round_: int) -> Path:
+        return self.work / (f"shard.{number:06d}" + (f".{round_}" if round_ else ""))
+
+
+def check_plan(stored: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> None:
+    """Refuse another plan's place.
+
+    Raises:
+        ConflictError: the plans differ; both are told.
+    """
+    differ = [
+        f"{key}: {stored.get(key)!r} there, {ours.get(key)!r} here"
+        for key in sorted({*stored, *ours})
+        if stored.get(key) != ours.get(key)
+    ]
+    if differ:
+        what = "rows" if ours.get("schema") == ROWS else "images"
+        raise ConflictError(
+            f"{where} holds another plan's {what} ({'; '.join(differ)}). Choose another folder, or delete this one."
+        )
+
+
+def _is_work(work: Path) -> bool:
+    """Whether a folder is work in progress of ours."""
+    try:
+        schema = json.loads((work / PLAN).read_text(encoding="utf-8")).get("schema")
+    except (OSError, ValueError, AttributeError):
+        return False
+    return schema in (RENDERS, ROWS)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write and sync one file; its folder is private until the shard is committed."""
+    with open(path, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
