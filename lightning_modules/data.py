@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from visynth.callbacks.checkpoint import ignore_signals
 from visynth.core import distributed
 from visynth.core.errors import DataError, UsageError, choices
 from visynth.core.files import hash_file, hash_json
@@ -101,6 +102,7 @@ class StreamData(pytorch_lightning.LightningDataModule):
             sampler=Stream(self._images_seen, self.epoch_images),
             collate_fn=_as_it_is,
             num_workers=self.num_workers,
+            worker_init_fn=ignore_signals,
             drop_last=True,  # every batch is whole, so images_seen moves in equal steps on every rank
             persistent_workers=self.num_workers > 0,
         )

@@ -136,6 +136,8 @@ class Trained(Synthesizer, pytorch_lightning.LightningModule):
             trainer = default_trainer() if trainer is None else trainer
             trainer.callbacks.append(Lines(progress, min(int(self.args.batch_size), rows_of(table))))
             trainer.fit(self, DataLoader(Stream(arrays, self), batch_size=None), ckpt_path=checkpoint)
+        if any(getattr(callback, "terminated", False) for callback in trainer.callbacks):  # by KeepLast
+            raise SystemExit(143)  # a part of a training is no generator; its checkpoint is on disk
         self.eval()
 
     def set_network(self, net: nn.Module) -> None:

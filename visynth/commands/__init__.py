@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from visynth.commands import generators, machine, rendering, sets, tables, trials
+from visynth.commands import generators, machine, registries, rendering, sets, tables, trials
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
     "trial": trials.trial,
@@ -34,10 +34,18 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "tabular.sample": tables.tabular_sample,
     "tabular.impute": tables.tabular_impute,
     "tabular.evaluate": tables.tabular_evaluate,
+    "registry.add": registries.registry_add,
+    "registry.list": registries.registry_list,
+    "registry.log": registries.registry_log,
+    "registry.path": registries.registry_path,
+    "registry.promote": registries.registry_promote,
+    "registry.rollback": registries.registry_rollback,
+    "registry.verify": registries.registry_verify,
     "doctor": machine.doctor,
 }
 NESTED = {
     "fit": ("compose", "pipeline", "export", "sweep"),
     "renders": ("status", "verify", "sweep", "retry-failed", "finalize", "export", "score", "review"),
+    "registry": ("add", "list", "log", "path", "promote", "rollback", "verify"),
     "tabular": ("trial", "fit", "fit-tables", "sample", "impute", "evaluate"),
 }

@@ -71,19 +71,28 @@ def fit(words: Sequence[str]) -> int:
             cli.trainer.fit(
                 cli.model, cli.datamodule, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True
             )
-        except (SystemExit, KeyboardInterrupt):  # Lightning raises the former between two steps after SIGTERM
-            if not (cli.trainer.received_sigterm or (interrupted and first.done)):
+        except (SystemExit, KeyboardInterrupt):  # of a signal after the export, or of Lightning between two steps
+            if not (cli.trainer.received_sigterm or ((interrupted or _terminated(cli.trainer)) and first.done)):
                 raise
-    if cli.trainer.received_sigterm or (interrupted and not first.done):
+    terminated = cli.trainer.received_sigterm or _terminated(cli.trainer)
+    code = INTERRUPTED if interrupted else STOPPED if terminated else 0
+    if code and not first.done:
         print(f"stopped after {cli.trainer.global_step} steps; the same command goes on", file=sys.stderr)
-        return INTERRUPTED if interrupted else STOPPED
-    if interrupted:
+        return code
+    if code:
         print("the generator is exported; the last measurement was left out", file=sys.stderr)
     if not first.done:  # nothing was left to train: the run had been killed before its export
         _export(cli, root)
     if cli.trainer.is_global_zero:
         put_files(root, {FINISHED: readable_json({"configuration": _identity(cli, text)})})
-    return INTERRUPTED if interrupted else 0
+    return code
+
+
+def _terminated(trainer: Any) -> bool:
+    """Whether SIGTERM ended a training, on any rank."""
+    from visynth.callbacks.checkpoint import KeepLast
+
+    return any(callback.terminated for callback in trainer.callbacks if isinstance(callback, KeepLast))
 
 
 @quiet_lightning()
@@ -100,14 +109,14 @@ def export(run: str | Path, out: str | Path, ema: float | None = None) -> Path:
         UsageError: no run there, or a module that does not export.
     """
     run = Path(run)
-    from visynth.callbacks.checkpoint import KeepLast
+    from visynth.callbacks.checkpoint import KeepLast, verified
 
-    if not KeepLast.path(run).is_file() or not (run / "config.yaml").is_file():
+    if not _has_checkpoint(run) or not (run / "config.yaml").is_file():
         raise UsageError(f"{run} holds no run with a checkpoint: train one with 'visynth fit -c ...'.")
     import torch
 
     cli = _parsed(["--config", str(run / "config.yaml"), "--trainer.default_root_dir", str(run)], logger=False)
-    stored = torch.load(KeepLast.path(run), map_location="cpu", weights_only=True)
+    stored = torch.load(verified(KeepLast.path(run)), map_location="cpu", weights_only=True)
     _connect(cli)
     cli.model.on_load_checkpoint(stored)
     cli.model.load_state_dict(stored["state_dict"], strict=cli.model.strict_loading)
@@ -237,7 +246,7 @@ def _resume_from(root: Path, text: str) -> Path | None:
     from visynth.callbacks.checkpoint import KeepLast
 
     checkpoint, config = KeepLast.path(root), root / "config.yaml"
-    if not checkpoint.is_file() or not config.is_file():
+    if not _has_checkpoint(root) or not config.is_file():
         return None
     import yaml
 
@@ -253,6 +262,13 @@ def _resume_from(root: Path, text: str) -> Path | None:
     return checkpoint
 
 
+def _has_checkpoint(root: Path) -> bool:
+    """Whether a run has a checkpoint, or the one before it."""
+    from visynth.callbacks.checkpoint import KeepLast, previous
+
+    return KeepLast.path(root).is_file() or previous(KeepLast.path(root)).is_file()
+
+
 def _differences(before: Any, now: Any, path: str, free: set[str]) -> list[str]:
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         keys = sorted({*before, *now} - free)
@@ -262,8 +278,7 @@ def _differences(before: Any, now: Any, path: str, free: set[str]) -> list[str]:
 
 @contextmanager
 def _gentle_interrupt(callbacks: Sequence[Any], first: Any) -> Iterator[list[bool]]:
-    """The first Ctrl-C asks ``KeepLast`` to end training after the step at hand; SIGTERM is left to Lightning, which
-    does the same."""
+    """The first Ctrl-C asks ``KeepLast`` to end training after the step at hand. It listens to SIGTERM itself."""
     said: list[bool] = []
     from visynth.callbacks.checkpoint import KeepLast
 
@@ -278,15 +293,15 @@ def _gentle_interrupt(callbacks: Sequence[Any], first: Any) -> Iterator[list[boo
             raise KeyboardInterrupt
         for callback in callbacks:
             if isinstance(callback, KeepLast):
-                callback.stop_requested = True
+                callback.interrupt()
         print("stopping after this step; Ctrl-C again ends at once", file=sys.stderr)
 
-    before = signal.signal(signal.SIGINT, stop), signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    before = signal.signal(signal.SIGINT, stop), signal.getsignal(signal.SIGTERM)
     try:
         yield said
     finally:
         signal.signal(signal.SIGINT, before[0])
-        signal.signal(signal.SIGTERM, before[1])
+        signal.signal(signal.SIGTERM, before[1] or signal.SIG_DFL)
 
 
 def _export(cli: Any, root: Path) -> None:

@@ -82,6 +82,9 @@ class ObjectStage:
                 found[number] = max(found.get(number, 0), round_)
         return found
 
+    def is_open(self) -> bool:
+        return self.store.has(f"{self.name}.work/{PLAN}")
+
     def has(self, number: int, round_: int) -> bool:
         return self.store.has(self._record(number, round_))
 

@@ -121,6 +121,8 @@ def _free_first(stage: Stage, pending: Sequence[tuple[int, int]]) -> Iterator[tu
     """Shards that nobody else seems to be making, then the others, where they are still missing."""
     later = []
     for number, round_ in pending:
+        if not stage.is_open():  # others were faster, and cleared the work away
+            return
         if stage.busy(number):
             later.append((number, round_))
         elif not stage.has(number, round_):
@@ -169,7 +171,7 @@ def render(
         return conclude(stage, plan)
     except OSError as error:
         if stage.finished() is not None:  # another process was first, and cleared the work away
-            return state_of(stage, plan)
+            return conclude(stage, plan)
         if isinstance(error, VisynthError):
             raise
         raise OutputError(
@@ -196,6 +198,7 @@ def conclude(stage: Stage, plan: ShardPlan, allow_failed: bool = False) -> State
     """Finish a set if no shard is missing; else say how far it is."""
     state = state_of(stage, plan)
     if state.finished:
+        stage.clear()
         return state
     if not allow_failed:
         check_failed(state, stage.where)

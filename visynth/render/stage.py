@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -34,9 +35,10 @@ from visynth.core.files import (
 )
 from visynth.core.folders import RENDERS, ROWS, TEMPORARY, put_files, strangers
 from visynth.core.manifest import MEMBERS, PLAN, SUMMARY, is_finished, listed_files, read_records
-from visynth.render.shards import Maker, Shard
+from visynth.render.shards import SCHEMA, Maker, Shard
 
-RECORD, LINES, CARD, GENERATOR = "record.json", "records.jsonl", "card.json", "generator"
+RECORD, LINES, CARD = "record.json", "records.jsonl", "card.json"
+TEMPORARY_SHARD = re.compile(r"tmp\.\d{6,}\.[0-9a-f]{8}\.\d+")
 WRITERS = 4  # threads that write and sync the files of a shard
 
 
@@ -61,6 +63,9 @@ class Stage(Protocol):
 
     def rounds(self) -> dict[int, int]:
         """Committed shards, and the latest round of each."""
+
+    def is_open(self) -> bool:
+        """Whether there is work to do: a plan that nobody has finished and cleared away."""
 
     def has(self, number: int, round_: int) -> bool:
         """Whether a shard is committed, of that round or a later one."""
@@ -179,6 +184,9 @@ class DiskStage:
                     found[number] = max(found.get(number, 0), round_)
         return found
 
+    def is_open(self) -> bool:
+        return (self.work / PLAN).is_file()
+
     def has(self, number: int, round_: int) -> bool:
         return self._shard(number, round_).is_dir()
 
@@ -254,13 +262,16 @@ class DiskStage:
         return sorted(removed)
 
     def clear(self) -> None:
-        """What is not ours stays, and the folder with it."""
-        if not _is_work(self.work):
+        """What is not ours stays, and the folder with it. Of two that finish at once the later one clears what it had
+        still made when the other had cleared its plan."""
+        if not _is_work(self.work) and not is_finished(self.out):
             return
-        for path in [*self.work.glob("shard.*"), *self.work.glob("tmp.*"), self.work / GENERATOR]:
-            shutil.rmtree(path, ignore_errors=True)
-        for name in (CARD, MEMBERS, PLAN):
-            (self.work / name).unlink(missing_ok=True)
+        for path in self.work.glob("*"):
+            if TEMPORARY_SHARD.fullmatch(path.name) or _is_shard(path):
+                shutil.rmtree(path, ignore_errors=True)
+        if _is_work(self.work):
+            for name in (CARD, MEMBERS, PLAN):
+                (self.work / name).unlink(missing_ok=True)
         with suppress(OSError):
             self.work.rmdir()
 
@@ -339,6 +350,14 @@ def _is_work(work: Path) -> bool:
     except (OSError, ValueError, AttributeError):
         return False
     return schema in (RENDERS, ROWS)
+
+
+def _is_shard(path: Path) -> bool:
+    """Whether a folder is a committed shard of ours."""
+    try:
+        return bool(json.loads((path / RECORD).read_text(encoding="utf-8"))["schema"] == SCHEMA)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _write(path: Path, data: bytes) -> None:
