@@ -214,14 +214,14 @@ class Slow(pytorch_lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.05)
 
 
-def run(root: Path, said: str = "", workers: int = 0, steps: int = 40, **options) -> KeepLast:
+def run(root: Path, said: str = "", workers: int = 0, steps: int = 40, keep: int | None = None, **options) -> KeepLast:
     """Train ``Slow``, or go on training it."""
     last = KeepLast.path(root)
-    keep = KeepLast()
+    keeper = KeepLast(every_n_steps=keep)
     base = {**TRAINER, "enable_checkpointing": True, "num_sanity_val_steps": 4, "val_check_interval": 10}
     trainer = pytorch_lightning.Trainer(
         **{**base, "default_root_dir": root, "max_steps": steps, "limit_val_batches": 6, **options},
-        callbacks=[keep],
+        callbacks=[keeper],
         plugins=[AtomicCheckpointIO()],
     )
     pytorch_lightning.seed_everything(0)
@@ -233,7 +233,7 @@ def run(root: Path, said: str = "", workers: int = 0, steps: int = 40, **options
     trainer.fit(
         module, stream, DataLoader(Numbers(), 4), ckpt_path=str(last) if last.is_file() else None, weights_only=True
     )
-    return keep
+    return keeper
 
 
 def reached(root: Path) -> tuple[int, dict[str, torch.Tensor]]:

@@ -212,12 +212,12 @@ def test_a_table_on_a_store(bucket, tmp_path) -> None:
     assert download(f"{bucket}/rows") == contents(tmp_path / "rows")
 
 
-def interrupt(server: Server, bucket: str, composition, tmp_path: Path, times: int) -> None:
+def interrupt(server: Server, bucket: str, composition, tmp_path: Path, times: int, per_class: int = 60) -> None:
     """Stop the server for a moment while a set is rendered to it."""
     generator, folder = composition
-    plan = make_plan(generator, per_class=60, shard_size=4)
+    plan = make_plan(generator, per_class=per_class, shard_size=4)
     command = [sys.executable, "-c", "from visynth.cli import main; raise SystemExit(main())", "render", str(folder)]
-    command += ["--out", f"{bucket}/r", "--per-class", "60", "--shard-size", "4", "--workers", "2", "--quiet"]
+    command += ["--out", f"{bucket}/r", "--per-class", str(per_class), "--shard-size", "4", "--workers", "2", "--quiet"]
     process = subprocess.Popen(command, env=dict(os.environ))
     stage, paused = open_stage(f"{bucket}/r"), 0
     while process.poll() is None and paused < times:
@@ -228,7 +228,7 @@ def interrupt(server: Server, bucket: str, composition, tmp_path: Path, times: i
         paused += 1
     if process.wait(300) != 0:
         subprocess.run(command, check=True)
-    assert paused
+    assert paused == times
     assert (stage.finished() or {})["root"] == render_set(generator, plan, tmp_path / "r").root()
     assert stage.damaged(dict(stage.files())) == []
 

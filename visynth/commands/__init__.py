@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from visynth.commands import generators, machine, registries, rendering, sets, tables, trials
+from visynth.commands import generators, machine, registries, rendering, retraining, sets, tables, trials
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
     "trial": trials.trial,
@@ -34,6 +34,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "tabular.sample": tables.tabular_sample,
     "tabular.impute": tables.tabular_impute,
     "tabular.evaluate": tables.tabular_evaluate,
+    "retrain": retraining.retrain,
     "registry.add": registries.registry_add,
     "registry.list": registries.registry_list,
     "registry.log": registries.registry_log,

@@ -57,6 +57,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "visynth.renders/2": "visynth.render.plan:RenderPlan",
         "visynth.rows/2": "visynth.tabular.render:TablePlan",
     },
+    "subjects": {
+        "images": "visynth.jobs.retrain.images:ImageSubject",
+        "tables": "visynth.tabular.retraining:TableSubject",
+    },
     "filters": {"near_duplicates": "visynth.render.filters:NearDuplicates"},
     "commands": {},
 }

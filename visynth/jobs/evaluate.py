@@ -27,9 +27,12 @@ from visynth.metrics.bank import FeatureBank
 from visynth.metrics.memorization import near_duplicates
 from visynth.metrics.quality import per_class, table_rows
 from visynth.mixing.leaks import Accepted, is_accepted, read_accepted
+from visynth.verdict.bootstrap import Bootstrap, compare
 from visynth.verdict.cells import Extra
-from visynth.verdict.comparison import Results, run_cells
+from visynth.verdict.comparison import Results, fit_cells, run_cells
 from visynth.verdict.summary import arms_block, class_verdict, macro_f1_table, summarise
+
+OTHER = "other"  # arm of another generator's images, not judged by itself
 
 
 def evaluate_renders(
@@ -45,6 +48,7 @@ def evaluate_renders(
     cache: bool = True,
     keep: Mapping[str, Any] | None = None,
     accept_leaks: Accepted = None,
+    against: Renders | None = None,
     subject: str = "",
     progress: Progress = no_progress,
 ) -> Report:
@@ -65,6 +69,8 @@ def evaluate_renders(
             rejected.
         accept_leaks: pairs of test and training images that you looked at and that are different: a CSV with the
             columns candidate and member, or such pairs.
+        against: another generator's rendered set of the same classes: the report and the numbers of each verdict tell how
+            ``renders`` does against it on the same cells (``against``: difference in AP with its interval).
         subject: what the report is headed with, by default the rendered set's name.
         progress: receives progress lines.
 
@@ -119,12 +125,8 @@ def evaluate_renders(
         weights=np.ones(len(kept)),
     )
     add_features(bank, Lazy(images.image, kept), "real images", progress)
-    rows_of = {
-        name: bank.add(
-            Lazy(lambda r: decode(renders.folder / r.file_name), [r for r in renders.records if r.label == name])
-        )
-        for name in renders.classes
-    }
+    rows_of = _bank_rows(bank, renders)
+    other_rows = {} if against is None else _bank_rows(bank, against)
     train = np.array([row for row, item in enumerate(kept) if item.split == "train"], dtype=np.int64)
     test = np.array([row for row, item in enumerate(kept) if item.split == "test"], dtype=np.int64)
 
@@ -152,14 +154,31 @@ def evaluate_renders(
             cells.append(cell)
         progress(f"{name}: {seeds} seeds")
         results[name] = run_cells(name, cells, bank.tables(), learner=learner, workers=workers)
+        if against is not None and name in wanted and len(other_rows.get(name, ())):
+            others = [
+                replace(
+                    cell, synthetic=_rendered(real, against, other_rows, train, name, cell.draw, limit), control=None
+                )
+                for cell in cells
+            ]
+            outcomes = fit_cells(others, bank.tables(), learner=learner, workers=workers, only=("synthetic",))
+            for cell, outcome in zip(cells, outcomes, strict=True):
+                results[name].add(cell, OTHER, *outcome["synthetic"])
 
     blocks = []
     f1 = macro_f1_table(
         results, [images.classes.index(i.labels[0]) if len(i.labels) == 1 else -1 for i in kept], images.classes
     )
+    duels = []
     for name in wanted:
         summary = summarise(results[name])
-        report.verdicts.append(class_verdict(results[name], summary, masks=False, macro_f1=f1.get(name, {})))
+        verdict = class_verdict(results[name], summary, masks=False, macro_f1=f1.get(name, {}))
+        if OTHER in results[name].tested:
+            tested = results[name].tested
+            duel, _ = compare(tested, "synthetic", OTHER, Bootstrap(tested["real"]))
+            verdict = replace(verdict, numbers={**verdict.numbers, "against": duel.to_json()})
+            duels.append([name, f"{duel.mean:+.3f} [{duel.low:+.3f}, {duel.high:+.3f}]"])
+        report.verdicts.append(verdict)
         blocks += arms_block(results[name], summary, learner, f1.get(name, {}))
     for name in images.classes:
         if name not in wanted and name != control:
@@ -170,6 +189,9 @@ def evaluate_renders(
     rows = [[name, counts["train"][name], counts["test"][name], rendered.get(name, 0)] for name in images.classes]
     report.section("Images", table(["class", "real, training", "real, test", "synthetic"], rows))
     report.section("Arms", *blocks)
+    if duels and against is not None:
+        note = f"The other set is {against.folder.name}, of generator {str(against.plan['generator'])[:16]}, on the same cells."
+        report.section("Against another generator", table(["class", "AP against it [95 % CI]"], duels, note))
     report.section("Likeness and near-duplicates", *_quality(bank, rows_of, renders, kept, train, test))
     report.section(
         "Reading this",
@@ -195,6 +217,16 @@ def evaluate_renders(
     report.write(out)
     progress(f"done in {time.monotonic() - started:.0f} s: {out / 'report.html'}")
     return report
+
+
+def _bank_rows(bank: FeatureBank, renders: Renders) -> dict[str, np.ndarray]:
+    """Bank rows of a rendered set's images, by class."""
+    return {
+        name: bank.add(
+            Lazy(lambda r: decode(renders.folder / r.file_name), [r for r in renders.records if r.label == name])
+        )
+        for name in renders.classes
+    }
 
 
 def _rendered(

@@ -1,0 +1,270 @@
+"""Retraining a generator of rows; see :mod:`visynth.jobs.retrain`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visynth.core import members as members_file
+from visynth.core import plugins
+from visynth.core.artifact import MEMBERS, SPEC
+from visynth.core.errors import DataError, UsageError, VisynthError, choices
+from visynth.core.files import hash_json
+from visynth.core.progress import Progress, no_progress
+from visynth.core.report import Report, table
+from visynth.tabular.base import Synthesizer
+from visynth.tabular.columns import Category
+from visynth.tabular.evaluate import check_held_out
+from visynth.tabular.fidelity import fidelity, summary
+from visynth.tabular.fitted import row_hashes
+from visynth.tabular.inference import infer
+from visynth.tabular.learners import Boosted, features
+from visynth.tabular.schema import Table, taken
+from visynth.tabular.utility import rare_class, resampled_together
+from visynth.verdict.bootstrap import Bootstrap, Scored, compare
+from visynth.verdict.challenge import INSUFFICIENT, PROMOTE, REJECT, Fingerprint, Judgement
+from visynth.verdict.drift import drifted
+from visynth.verdict.summary import arms_block, class_verdict, summarise
+
+FROZEN = 30  # per cent of the rows that are kept for judging
+TOLD_APART = 0.95  # two-sample AUC from which rows are no stand-in for real ones
+LOST = 0.15  # average precision that training on synthetic rows alone may lose where no harm is asked
+WIDEST = 20  # categories of a column that the drift test sees one by one
+JUDGED = 20_000  # rows that are drawn to judge
+
+
+class TableSubject:
+    """Rows of a CSV or Parquet file; see :class:`visynth.verdict.challenge.Subject`.
+
+    Args:
+        frame: the data. A frozen part of them is for judging: 30 per cent, by a hash of each row, now and whenever more rows
+            come.
+        target: the class column.
+        job: how.
+        kinds: of columns where the data mislead.
+        progress: receives lines.
+    """
+
+    def __init__(
+        self,
+        frame: Any,
+        target: str,
+        job: Any,
+        kinds: Mapping[str, Any] | None = None,
+        progress: Progress = no_progress,
+    ) -> None:
+        self.job, self.target, self.progress = job, target, progress
+        self.schema = infer(frame, target=target, kinds=kinds)
+        self.table: Table = self.schema.table(frame)
+        self.hashes = np.array(row_hashes(self.schema, self.table))
+        self.frozen = np.array([int(mark[:8], 16) % 100 < FROZEN for mark in self.hashes])
+        self.frame = frame
+        column = self.schema[target]
+        if not isinstance(column, Category):
+            raise UsageError(
+                f"retrain: {target!r} is {column.kind}, and a class column is needed: declare it with kinds."
+            )
+        self.labels = column.format(self.table[target]).astype(str)
+        lacking = [
+            n for n in job.classes if min((self._of(n) & ~self.frozen).sum(), (self._of(n) & self.frozen).sum()) < 4
+        ]
+        if lacking or not job.classes:
+            raise DataError(
+                f"retrain: {choices(lacking)} have fewer than 4 rows for training or for judging; {target!r} has "
+                f"{dict(Counter(self.labels.tolist()))}."
+            )
+
+    def _of(self, name: str) -> NDArray[np.bool_]:
+        return np.asarray(self.labels == name)
+
+    def fingerprint(self) -> Fingerprint:
+        train = ~self.frozen
+        names = sorted(set(self.labels.tolist()))
+        items = {name: frozenset(self.hashes[train & self._of(name)].tolist()) for name in names}
+        counts = Counter(self.labels[train].tolist())
+        return Fingerprint(hash_json(sorted(self.hashes.tolist())), counts, items)
+
+    def known(self, champion: Path) -> Fingerprint:
+        members = [m for m in members_file.read(champion / MEMBERS) if m.split == "train"]
+        items = {n: frozenset(m.sha256 for m in members if m.label == n) for n in sorted({m.label for m in members})}
+        return Fingerprint(members_file.merkle_root(members), Counter(m.label for m in members), items)
+
+    def drift(self, champion: Path, alpha: float) -> dict[str, float]:
+        """Between the champion's training rows that are still here and those that it never saw."""
+        seen = frozenset().union(*self.known(champion).items.values())
+        old = np.array([mark in seen for mark in self.hashes.tolist()])
+        points = self._points
+        sides = []
+        for own in (old & ~self.frozen, ~old & ~self.frozen):
+            sides.append({name: points[own & self._of(name)] for name in self.job.classes})
+        return drifted(sides[0], sides[1], alpha)
+
+    @cached_property
+    def _points(self) -> NDArray[np.float64]:
+        """Rows as numbers: missing ones are the mean, and few categories are columns of their own."""
+        values, categorical = features(self.table, self.schema, [self.target])
+        parts = []
+        for place, is_category in enumerate(categorical):
+            column = values[:, place].astype(np.float64)
+            levels = np.unique(column[np.isfinite(column)])
+            if is_category and len(levels) <= WIDEST:
+                parts += [(column == level).astype(np.float64) for level in levels]
+            else:
+                parts.append(np.where(np.isfinite(column), column, np.nanmean(column) if len(levels) else 0.0))
+        return np.stack(parts, axis=1)
+
+    def fit(self, folder: Path) -> Path:
+        generator = folder / "generator"
+        told = self.job.generator
+        if "synthesizer" not in told:
+            raise UsageError("retrain: tables take {synthesizer: ..., arguments: {...}}.")
+        if not (generator / SPEC).is_file():
+            self.progress(f"fitting {told['synthesizer']} to {int((~self.frozen).sum())} rows")
+            own = plugins.load("synthesizers", str(told["synthesizer"]))(**dict(told.get("arguments") or {}))
+            own.fit(self._rows(~self.frozen), schema=self.schema, target=self.target, progress=self.progress)
+            own.save(generator)
+        return generator
+
+    def _rows(self, mask: NDArray[np.bool_]) -> Any:
+        """Part of the frame, whatever library it is of."""
+        places = np.flatnonzero(mask)
+        return self.frame.iloc[places].reset_index(drop=True) if hasattr(self.frame, "iloc") else self.frame[places]
+
+    def judge(self, challenger: Path, champion: Path | None, folder: Path) -> Judgement:
+        """Fidelity and the worth of synthetic rows on the frozen rows, beside the champion's."""
+        own = Synthesizer.load(challenger)
+        others, notes = ({}, []) if champion is None else self._comparable(champion)
+        generators = {"challenger": own, **others}
+        report = Report("retraining", "challenger")
+        faithful = {name: self._fidelity(model) for name, model in generators.items()}
+        columns = list(next(iter(faithful.values())))
+        rows = [[name, *(f"{values[c]:.4g}" for c in columns)] for name, values in faithful.items()]
+        report.section("Fidelity on frozen real rows", table(["generator", *columns], rows))
+        numbers: dict[str, Any] = {"fidelity": faithful}
+        reasons, rejected, insufficient = list(notes), list[str](), list[str]()
+        apart = faithful["challenger"]["two-sample AUC"]
+        if apart > TOLD_APART:
+            rejected.append(f"its rows are told from real ones with an AUC of {apart:.2f} (at most {TOLD_APART})")
+        worth = []
+        for name in self.job.classes:
+            scored = self._scored(name, generators)
+            bootstrap = Bootstrap(scored["real"])
+            loss, _ = compare(scored, "challenger", "real", bootstrap)
+            numbers[name] = {"against real": loss.to_json()}
+            worth.append([name, "real rows", f"{loss.mean:+.3f} [{loss.low:+.3f}, {loss.high:+.3f}]"])
+            if self.job.policy.require == "no harm" and loss.high < -LOST:
+                rejected.append(
+                    f"{name}: trained on its rows alone AP falls by {-loss.mean:.2f}, surely more than {LOST}"
+                )
+            if "champion" in scored:
+                duel, _ = compare(scored, "challenger", "champion", bootstrap)
+                numbers[name]["against"] = duel.to_json()
+                worth.append([name, "the champion", f"{duel.mean:+.3f} [{duel.low:+.3f}, {duel.high:+.3f}]"])
+                if duel.high < 0:
+                    rejected.append(
+                        f"{name}: worse than the champion, AP {duel.mean:+.3f} [{duel.low:+.3f}, {duel.high:+.3f}]"
+                    )
+        report.section(
+            "Trained on synthetic rows, tested on frozen real ones", table(["class", "against", "AP [95 % CI]"], worth)
+        )
+        if self.job.policy.require == "helps" and not rejected:
+            self._help(report, reasons, rejected, insufficient)
+        report.write(_made(folder / "report"))
+        outcome = REJECT if rejected else INSUFFICIENT if insufficient else PROMOTE
+        return Judgement(outcome, [*rejected, *insufficient, *reasons], numbers, report)
+
+    def _help(self, report: Report, reasons: list[str], rejected: list[str], insufficient: list[str]) -> None:
+        """Real and synthetic rows of each class against the best of weights, over-sampling and SMOTE."""
+        told = self.job.generator
+        kind, arguments = str(told["synthesizer"]), dict(told.get("arguments") or {})
+        for name in self.job.classes:
+            results = rare_class(
+                self._rows(~self.frozen),
+                self.schema,
+                self.target,
+                name,
+                lambda seed: plugins.load("synthesizers", kind)(**{**arguments, "seed": seed}),
+                draws=self.job.seeds,
+                folds=3,
+                progress=self.progress,
+            )
+            found = summarise(results)
+            verdict = class_verdict(results, found, masks=False, macro_f1={})
+            report.verdicts.append(verdict)
+            report.section(f"Real and synthetic {name}", *arms_block(results, found, "boosted trees", {}))
+            said = f"{name}: {verdict.answer} ({verdict.reason})"
+            {"helps": reasons, "does not": rejected}.get(verdict.answer, insufficient).append(said)
+
+    def _comparable(self, champion: Path) -> tuple[dict[str, Synthesizer], list[str]]:
+        loaded = Synthesizer.load(champion)
+        try:
+            check_held_out(loaded, self.schema, taken(self.table, np.flatnonzero(self.frozen)))
+        except DataError as error:
+            return {}, [
+                f"the champion was fitted on rows that judge; it is not compared ({str(error).splitlines()[0]})"
+            ]
+        if loaded.fitted.target != self.target or [c.name for c in loaded.schema.modelled] != [
+            c.name for c in self.schema.modelled
+        ]:
+            return {}, ["the champion makes other columns; it is not compared"]
+        return {"champion": loaded}, []
+
+    def _drawn(self, model: Synthesizer, seed: int) -> Table:
+        """As many rows as there are for training, of classes as the generator draws them, in this schema."""
+        count = min(int((~self.frozen).sum()), JUDGED)
+        frame = model.sample(count, seed=seed)
+        return self.schema.table(frame)
+
+    def _fidelity(self, model: Synthesizer) -> dict[str, float]:
+        real = taken(self.table, np.flatnonzero(self.frozen))
+        return {
+            name: round(value, 5)
+            for name, value in summary(fidelity(real, self._drawn(model, 0), self.schema, 0)).items()
+        }
+
+    def _scored(self, name: str, generators: Mapping[str, Synthesizer]) -> dict[str, list[Scored]]:
+        """Scores of frozen rows by trees that were trained on each source, once for every seed."""
+        test = np.flatnonzero(self.frozen)
+        truth = self._of(name)[test]
+        groups = resampled_together(np.arange(len(test)), truth, None)
+        x, _ = features(taken(self.table, test), self.schema, [self.target])
+        code = int(self.table[self.target][self._of(name)][0])
+        scored: dict[str, list[Scored]] = {}
+        for seed in range(self.job.seeds):
+            sources = {"real": taken(self.table, np.flatnonzero(~self.frozen))}
+            sources |= {kind: self._drawn(model, seed) for kind, model in generators.items()}
+            for kind, rows in sources.items():
+                own, categorical = features(rows, self.schema, [self.target])
+                positive = (rows[self.target] == code).astype(np.int64)
+                scores = np.zeros(len(test))
+                if 0 < positive.sum() < len(positive):
+                    scores = Boosted(categorical, seed).fit(own, positive).probabilities(x)[:, 1]
+                scored.setdefault(kind, []).append(Scored(seed, truth, scores, groups))
+        return scored
+
+    def canary(self, generator: Path, folder: Path) -> list[str]:
+        """Does it load, draw every class in question, and do its rows look like real ones at all?"""
+        try:
+            loaded = Synthesizer.load(generator)
+            lacking = [name for name in self.job.classes if name not in loaded.fitted.classes]
+            if lacking:
+                return [f"it does not make {choices(lacking)}"]
+            for name in self.job.classes:
+                frame = loaded.sample(self.job.canary, conditions={self.target: name}, seed=0)
+                if len(frame) != self.job.canary:
+                    return [f"{name}: {len(frame)} of {self.job.canary} rows came"]
+            apart = self._fidelity(loaded)["two-sample AUC"]
+            return [f"its rows are told from real ones with an AUC of {apart:.2f}"] if apart > TOLD_APART else []
+        except VisynthError as error:
+            return [str(error).splitlines()[0]]
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
