@@ -70,7 +70,7 @@ def test_180_workers_killed_under_a_living_parent(composition, whole, tmp_path) 
 def test_20_parents_killed(composition, whole, tmp_path) -> None:
     """SIGKILL the parent of two workers 20 times in one render; the same command goes on."""
     _, folder = composition
-    plan, root = whole
+    _plan, root = whole
     out, numbers = tmp_path / "r", random.Random(time.time())
     command = [sys.executable, "-c", "from visynth.cli import main; raise SystemExit(main())", "render", str(folder)]
     command += [
