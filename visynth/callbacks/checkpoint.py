@@ -61,7 +61,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             with open(temporary, "wb") as stream:
                 hashing = _Hashing(stream)
-                torch.save(checkpoint, cast(IO[bytes], hashing))
+                try:
+                    torch.save(checkpoint, cast(IO[bytes], hashing))
+                except RuntimeError:
+                    if hashing.failure is not None:  # torch's writer tells of a full disk as of a wrong position
+                        raise hashing.failure from None
+                    raise
                 stream.flush()
                 os.fsync(stream.fileno())
             digest = hashing.digest.hexdigest()
@@ -190,10 +195,15 @@ class _Hashing:
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream, self.digest = stream, sha256()
+        self.failure: OSError | None = None
 
     def write(self, data: Any) -> int:
         self.digest.update(data)
-        return self.stream.write(data)
+        try:
+            return self.stream.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
 
     def flush(self) -> None:
         self.stream.flush()
