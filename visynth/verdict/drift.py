@@ -31,7 +31,7 @@ def mmd_p_value(before: NDArray[Any], now: NDArray[Any], *, permutations: int = 
         seed: of them.
 
     Example:
-        >>> g = np.random.default_rng(5)
+        >>> g = np.random.default_rng(1)
         >>> x, y = g.normal(size=(40, 3)), g.normal(size=(40, 3))
         >>> mmd_p_value(x, y) > 0.05, mmd_p_value(x, y + 1) < 0.01
         (True, True)
