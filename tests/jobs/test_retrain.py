@@ -50,6 +50,15 @@ TINY = {
 }
 
 
+def ran(words: list[str], capsys) -> dict:
+    """Outcome of the command, which must end well."""
+    capsys.readouterr()
+    code = main(words)
+    told = capsys.readouterr()
+    assert code == 0, told.err
+    return json.loads(told.out.splitlines()[-1])
+
+
 class TestStories:
     @pytest.mark.slow
     @pytest.mark.timeout(900)
@@ -75,20 +84,13 @@ class TestStories:
         ]  # fmt: skip
         registry = Registry(tmp_path / "registry")
 
-        def run() -> dict:
-            capsys.readouterr()
-            code = main(words)
-            told = capsys.readouterr()
-            assert code == 0, told.err
-            return json.loads(told.out.splitlines()[-1])
-
-        first = run()
+        first = ran(words, capsys)
         assert first["outcome"] == "promoted", first["reasons"]
         assert registry.alias("champion").version == first["challenger"]
         assert 'outcome="promoted"} 1' in (tmp_path / "cells.prom").read_text()
 
         started = time.monotonic()
-        second = run()
+        second = ran(words, capsys)
         assert (second["outcome"], second["champion"]) == ("skipped", first["champion"])
         assert time.monotonic() - started < 20
 
@@ -97,11 +99,11 @@ class TestStories:
         for path in list((data / "Platelets").glob("*.png")):
             if frozen_split(_item(path)) == "train":
                 path.write_bytes(encode_png(noise.integers(0, 256, (16, 16, 3), dtype=np.uint8)))
-        third = run()
+        third = ran(words, capsys)
         assert third["outcome"] == "rejected", third["reasons"]
         assert registry.alias("champion").version == first["champion"]
         assert third["challenger"] in registry.versions()
-        fourth = run()
+        fourth = ran(words, capsys)
         assert fourth["outcome"] == "skipped"
         assert "were judged already: rejected" in fourth["reasons"][-1]
 
@@ -110,7 +112,7 @@ class TestStories:
             small = cv2.resize(decode(path), (16, 16), interpolation=cv2.INTER_AREA)
             (data / "Platelets" / f"{path.stem}.png").write_bytes(encode_png(small))
         registry.promote(third["challenger"], expect=registry.alias("champion").gen, actor="somebody")
-        fifth = run()
+        fifth = ran(words, capsys)
         assert fifth["champion"] == first["champion"], fifth
         assert fifth["outcome"] == "rolled back"
         assert registry.events()[-1].op == "rollback"
@@ -130,19 +132,12 @@ class TestStories:
         ]  # fmt: skip
         registry = Registry(tmp_path / "registry")
 
-        def run() -> dict:
-            capsys.readouterr()
-            code = main(words)
-            told = capsys.readouterr()
-            assert code == 0, told.err
-            return json.loads(told.out.splitlines()[-1])
-
-        first = run()
+        first = ran(words, capsys)
         assert first["outcome"] == "promoted", first["reasons"]
-        assert run()["outcome"] == "skipped"
+        assert ran(words, capsys)["outcome"] == "skipped"
         # More rows of the class: another run, judged against the champion on the same frozen rows.
         frame.to_csv(tmp_path / "rows.csv", index=False)
-        second = run()
+        second = ran(words, capsys)
         assert "new of c" in " ".join(second["reasons"])
         assert "against" in second["numbers"]["c"]
         # Sabotage: the columns of the rows that are trained on are shuffled among themselves.
@@ -152,7 +147,7 @@ class TestStories:
             spoilt[name] = spoilt[name].to_numpy()[numbers.permutation(len(spoilt))]
         more = _joined(frame, spoilt)
         more.to_csv(tmp_path / "rows.csv", index=False)
-        third = run()
+        third = ran(words, capsys)
         assert third["outcome"] in ("rejected", "promoted", "insufficient evidence")
         champion = registry.alias("champion").version
         # A bad champion by hand: columns that know nothing of one another, and another table's values.
@@ -162,7 +157,7 @@ class TestStories:
         bad.save(tmp_path / "bad")
         version = registry.add(tmp_path / "bad")
         registry.promote(version, expect=registry.alias("champion").gen, actor="somebody")
-        fourth = run()
+        fourth = ran(words, capsys)
         assert fourth["champion"] == champion
         assert "the champion was rolled back" in fourth["reasons"][0]
 

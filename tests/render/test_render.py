@@ -201,12 +201,12 @@ print(len(run_cells("c", cells, table, workers=2).rows))
                 raise OSError(28, "No space left on device")
             return real(*args)
 
-        real = stage._write
-        monkeypatch.setattr(stage, "_write", full)
+        real = stage.write_synced
+        monkeypatch.setattr(stage, "write_synced", full)
         with pytest.raises(OutputError, match="run the same command again"):
             render_set(generator, plan, tmp_path / "r")
         assert len(list((tmp_path / "r.work").glob("shard.*"))) == 2
-        monkeypatch.setattr(stage, "_write", real)
+        monkeypatch.setattr(stage, "write_synced", real)
         done = render_set(generator, plan, tmp_path / "r")
         reference = render_set(generator, plan, tmp_path / "q")
         assert done.root() == reference.root()

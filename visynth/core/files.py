@@ -55,15 +55,20 @@ def alive(pid: int) -> bool:
     return True
 
 
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file that nobody else sees yet, and have it on the disk."""
+    with open(path, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write a file so that after a crash it holds either the old content or all of the new."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{host()}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+        write_synced(temporary, data)
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -88,10 +93,7 @@ def write_new(path: str | Path, data: bytes) -> bool:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{host()}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+        write_synced(temporary, data)
         _link(temporary, path)
     except FileExistsError:
         return False

@@ -32,6 +32,7 @@ from visynth.core.files import (
     write_bytes,
     write_json,
     write_new,
+    write_synced,
 )
 from visynth.core.folders import RENDERS, ROWS, TEMPORARY, put_files, strangers
 from visynth.core.manifest import MEMBERS, PLAN, SUMMARY, is_finished, listed_files, read_records
@@ -215,7 +216,7 @@ class DiskStage:
         for inner in {(folder / name).parent for name in files}:
             inner.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(WRITERS) as pool:
-            list(pool.map(lambda own: _write(folder / own[0], own[1]), files.items()))
+            list(pool.map(lambda own: write_synced(folder / own[0], own[1]), files.items()))
         for inner in {(folder / name).parent for name in files} | {folder}:
             sync_folder(inner)
         target = self._shard(shard.number, shard.round)
@@ -358,11 +359,3 @@ def _is_shard(path: Path) -> bool:
         return bool(json.loads((path / RECORD).read_text(encoding="utf-8"))["schema"] == SCHEMA)
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write and sync one file; its folder is private until the shard is committed."""
-    with open(path, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
