@@ -22,6 +22,8 @@ CONTEXT: dict[str, Any] = {
     "data": {"@id": "cr:data", "@type": "@json"},
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
     "dct": "http://purl.org/dc/terms/",
+    "equivalentProperty": "cr:equivalentProperty",
+    "examples": {"@id": "cr:examples", "@type": "@json"},
     "extract": "cr:extract",
     "field": "cr:field",
     "fileObject": "cr:fileObject",
@@ -41,6 +43,7 @@ CONTEXT: dict[str, Any] = {
     "regex": "cr:regex",
     "repeated": "cr:repeated",
     "replace": "cr:replace",
+    "samplingRate": "cr:samplingRate",
     "sc": "https://schema.org/",
     "separator": "cr:separator",
     "source": "cr:source",
@@ -157,5 +160,5 @@ def _field(name: str, kind: str, file: str) -> dict[str, Any]:
         "@id": f"records/{name}",
         "name": name,
         "dataType": kind,
-        "source": {"fileObject": {"@id": file}, "extract": {"jsonPath": f"$.{name}"}},
+        "source": {"fileObject": {"@id": file}, "extract": {"column": name}},
     }
