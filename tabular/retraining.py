@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from visynth.core import members as members_file
 from visynth.core import plugins
 from visynth.core.artifact import MEMBERS, SPEC
-from visynth.core.errors import DataError, UsageError, VisynthError, choices
+from visynth.core.errors import DataError, UsageError, choices
 from visynth.core.files import hash_json
 from visynth.core.progress import Progress, no_progress
 from visynth.core.report import Report, table
@@ -23,6 +24,7 @@ from visynth.tabular.columns import Category
 from visynth.tabular.evaluate import check_held_out
 from visynth.tabular.fidelity import fidelity, summary
 from visynth.tabular.fitted import row_hashes
+from visynth.tabular.frames import to_pandas
 from visynth.tabular.inference import infer
 from visynth.tabular.learners import Boosted, features
 from visynth.tabular.schema import Table, taken
@@ -62,7 +64,7 @@ class TableSubject:
         self.job, self.target, self.progress = job, target, progress
         self.schema = infer(frame, target=target, kinds=kinds)
         self.table: Table = self.schema.table(frame)
-        self.hashes = np.array(row_hashes(self.schema, self.table))
+        self.hashes = np.array(stable_hashes(frame))
         self.frozen = np.array([int(mark[:8], 16) % 100 < FROZEN for mark in self.hashes])
         self.frame = frame
         column = self.schema[target]
@@ -92,13 +94,25 @@ class TableSubject:
 
     def known(self, champion: Path) -> Fingerprint:
         members = [m for m in members_file.read(champion / MEMBERS) if m.split == "train"]
-        items = {n: frozenset(m.sha256 for m in members if m.label == n) for n in sorted({m.label for m in members})}
+        old = self._seen(champion) & ~self.frozen
+        items = {
+            name: frozenset(self.hashes[old & self._of(name)].tolist()) for name in sorted(set(self.labels.tolist()))
+        }
         return Fingerprint(members_file.merkle_root(members), Counter(m.label for m in members), items)
+
+    def _seen(self, champion: Path) -> NDArray[np.bool_]:
+        """Rows that a champion was fitted to, told in its own schema; none where the data lack its columns."""
+        marks = {m.sha256 for m in members_file.read(champion / MEMBERS) if m.split == "train"}
+        schema = Synthesizer.load(champion).schema
+        try:
+            own = row_hashes(schema, schema.table(self.frame))
+        except DataError:
+            return np.zeros(len(self.hashes), bool)
+        return np.array([mark in marks for mark in own])
 
     def drift(self, champion: Path, alpha: float) -> dict[str, float]:
         """Between the champion's training rows that are still here and those that it never saw."""
-        seen = frozenset().union(*self.known(champion).items.values())
-        old = np.array([mark in seen for mark in self.hashes.tolist()])
+        old = self._seen(champion)
         points = self._points
         sides = []
         for own in (old & ~self.frozen, ~old & ~self.frozen):
@@ -204,11 +218,14 @@ class TableSubject:
     def _comparable(self, champion: Path) -> tuple[dict[str, Synthesizer], list[str]]:
         loaded = Synthesizer.load(champion)
         try:
-            check_held_out(loaded, self.schema, taken(self.table, np.flatnonzero(self.frozen)))
+            held = loaded.schema.table(self._rows(self.frozen))
+        except DataError:
+            return {}, ["the champion makes other columns; it is not compared"]
+        try:
+            check_held_out(loaded, loaded.schema, held)
         except DataError as error:
-            return {}, [
-                f"the champion was fitted on rows that judge; it is not compared ({str(error).splitlines()[0]})"
-            ]
+            why = str(error).splitlines()[0]
+            return {}, [f"the champion was fitted on rows that judge; it is not compared ({why})"]
         if loaded.fitted.target != self.target or [c.name for c in loaded.schema.modelled] != [
             c.name for c in self.schema.modelled
         ]:
@@ -259,10 +276,36 @@ class TableSubject:
                 frame = loaded.sample(self.job.canary, conditions={self.target: name}, seed=0)
                 if len(frame) != self.job.canary:
                     return [f"{name}: {len(frame)} of {self.job.canary} rows came"]
-            apart = self._fidelity(loaded)["two-sample AUC"]
-            return [f"its rows are told from real ones with an AUC of {apart:.2f}"] if apart > TOLD_APART else []
-        except VisynthError as error:
+        except DataError as error:  # of the generator; a missing package is no fault of it
             return [str(error).splitlines()[0]]
+        if not {c.name for c in self.schema.modelled} <= {c.name for c in loaded.schema.columns}:
+            return []  # the data have more columns now: it can be used, and not be compared
+        apart = self._fidelity(loaded)["two-sample AUC"]
+        return [f"its rows are told from real ones with an AUC of {apart:.2f}"] if apart > TOLD_APART else []
+
+
+def stable_hashes(frame: Any) -> list[str]:
+    """Hex hash of each row's values, the same whatever types they were read as: 18 and 18.0 are equal, and so are all kinds
+    of missing values. It decides which rows are frozen, so it must not change when more rows come.
+
+    Example:
+        >>> import pandas as pd
+        >>> stable_hashes(pd.DataFrame({"a": [18, 19]}))[0] == stable_hashes(pd.DataFrame({"a": [18.0, None]}))[0]
+        True
+    """
+    rows, _ = to_pandas(frame)
+    columns = [list(map(_plain, rows[name].tolist())) for name in sorted(rows.columns)]
+    return [blake2b("\x1f".join(row).encode(), digest_size=16).hexdigest() for row in zip(*columns, strict=True)]
+
+
+def _plain(value: Any) -> str:
+    if value is None or value != value or str(value) in ("<NA>", "NaT"):
+        return ""
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, int | float):
+        return repr(float(value))
+    return str(value)
 
 
 def _made(folder: Path) -> Path:

@@ -201,3 +201,13 @@ def test_the_commands(folders, tmp_path, capsys) -> None:
     assert main(["registry", "add", root, "--generator", str(tmp_path)]) == 65
     assert main(["registry", "add", root, "--generator", str(folders[0]), "--evidence", "no"]) == 64
     assert main(["registry", "rollback", root]) == 64
+
+
+def test_rolling_back_always_goes_further_back(registry, folders) -> None:
+    """Promoting what is champion already, or what was once before, makes no circle."""
+    a, b, _ = (registry.add(folder) for folder in folders)
+    for gen, version in enumerate((a, a, b, b, a)):
+        registry.promote(version, expect=gen)
+    assert [registry.rollback().new, registry.rollback().new] == [b, a]
+    with pytest.raises(UsageError, match="nothing before"):
+        registry.rollback()

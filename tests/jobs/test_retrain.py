@@ -310,6 +310,66 @@ class TestFlow:
         assert "no champion is left that can be used" in now.reasons
         assert now.numbers == {"compared": False}
 
+    def test_a_kill_after_the_promotion_is_told_by_the_next_run(self, folders, tmp_path, monkeypatch) -> None:
+        fake, where = Fake(folders[0]), (tmp_path / "job", tmp_path / "registry")
+
+        def killed(folder, files):
+            if flow.OUTCOME in files:
+                raise KeyboardInterrupt
+            real(folder, files)
+
+        real = flow.put_files
+        monkeypatch.setattr(flow, "put_files", killed)
+        with pytest.raises(KeyboardInterrupt):
+            retrain(fake, JOB, *where)
+        monkeypatch.undo()
+        assert Registry(where[1]).alias("champion") is not None
+        now = retrain(fake, JOB, *where)
+        assert (now.outcome, now.champion) == ("promoted", Registry(where[1]).alias("champion").version)
+        assert "stopped after the promotion" in now.reasons[0]
+        assert retrain(fake, JOB, *where).outcome == "skipped"
+
+    def test_champions_that_all_fail_end_the_run(self, folders, tmp_path) -> None:
+        fake, where = Fake(folders[0]), (tmp_path / "job", tmp_path / "registry")
+        retrain(fake, JOB, *where)
+        registry = Registry(where[1])
+        for gen, number in enumerate((0, 1, 0, 1), 1):
+            registry.promote(registry.add(folders[number]), expect=gen)
+        fake.problems = {"0": ["wrong"], "1": ["wrong"]}
+        shutil.rmtree(where[0] / "canary")
+        fake.folder, fake.root = folders[2], "data 2"
+        now = retrain(fake, JOB, *where)
+        assert now.outcome == "promoted"
+        assert load(registry.path("champion")) == "2"
+
+    def test_a_promotion_during_the_canary_is_not_overtaken(self, folders, tmp_path) -> None:
+        fake, where = Fake(folders[0]), (tmp_path / "job", tmp_path / "registry")
+        retrain(fake, JOB, *where)
+        registry = Registry(where[1])
+        shutil.rmtree(where[0] / "canary")
+        fake.folder, fake.root, fake.items = folders[1], "data 2", {"crack": set(map(str, range(40)))}
+        real, done = fake.canary, []
+
+        def slow(*args):
+            if not done:
+                done.append(registry.promote(registry.add(folders[2]), expect=1, actor="a person"))
+            return real(*args)
+
+        fake.canary = slow
+        with pytest.raises(ConflictError, match="moved meanwhile"):
+            retrain(fake, JOB, *where)
+        assert load(registry.path("champion")) == "2"
+
+    def test_an_edited_configuration_is_another_run(self, tmp_path) -> None:
+        from visynth.jobs.retrain.flow import run_name
+
+        data = Fingerprint("d", {})
+        names = []
+        for text in ("a: 1", "a: 2"):
+            (tmp_path / "c.yaml").write_text(text)
+            names.append(run_name(data, Job({"config": str(tmp_path / "c.yaml")}, ("crack",))))
+        assert names[0] != names[1]
+
     def test_who_lost_the_race_cannot_promote(self, folders, tmp_path) -> None:
         """A holder that slept through its lock's end: the champion's count is the fencing token."""
         fake, where = Fake(folders[0]), (tmp_path / "job", tmp_path / "registry")
@@ -345,6 +405,18 @@ class TestFlow:
         fake.judge = real
         assert retrain(fake, JOB, *where).outcome == "promoted"
         assert len(list((where[0] / "runs").iterdir())) == 1
+
+
+def test_the_frozen_rows_are_the_same_whatever_types_and_rows_come() -> None:
+    from tests.tabular.test_jobs import dependent
+    from visynth.tabular.retraining import stable_hashes
+
+    frame = dependent(60)
+    numbers = frame.select_dtypes("number").columns
+    assert len(numbers)
+    assert stable_hashes(frame.astype(dict.fromkeys(numbers, float))) == stable_hashes(frame)
+    more = frame.reindex([*range(60), 60])  # a row of missing values turns whole numbers into floats
+    assert stable_hashes(more)[:60] == stable_hashes(frame)
 
 
 class TestLock:

@@ -16,7 +16,7 @@ from tests.render.generators import Faulty
 from visynth.cli import main
 from visynth.core import plugins
 from visynth.core.codec import decode_bytes
-from visynth.core.errors import ConflictError, DataError, UsageError, VisynthError
+from visynth.core.errors import ConflictError, DataError, IntegrityError, UsageError, VisynthError
 from visynth.core.folders import strangers
 from visynth.core.manifest import read_renders
 from visynth.render.exports import export
@@ -413,6 +413,34 @@ class TestTorn:
             made = render_set(generator, plan, tmp_path / "r")
         assert made.root() == whole.root()
         assert snapshot(tmp_path / "r") == snapshot(tmp_path / "whole")
+
+    def test_a_file_that_is_altered_before_the_end_is_found(self, tmp_path) -> None:
+        generator = Faulty()
+        plan = make_plan(generator, per_class=20, shard_size=10)
+        stage = DiskStage(tmp_path / "r")
+        for index in (0, 1):
+            for number in range(plan.shards):
+                if number % 2 == index and not stage.has(number, 0):
+                    maker = ImageMaker(generator, plan)
+                    stage.claim(maker)
+                    shard = maker.make(number, 0, None)()
+                    stage.commit(shard, shard.record(plan))
+        victim = next((tmp_path / "r.work/shard.000001").rglob("*.png"))
+        victim.write_bytes(victim.read_bytes()[:-1])
+        assert main(["renders", "finalize", str(tmp_path / "r")]) == 65
+        assert not (tmp_path / "r/summary.json").exists()
+        with pytest.warns(UserWarning, match="1 committed shards"):
+            render_set(generator, plan, tmp_path / "r")
+
+    def test_an_altered_label_is_found(self, renders, tmp_path) -> None:
+        import shutil
+
+        shutil.copytree(renders.folder, tmp_path / "set")
+        file = tmp_path / "set/metadata.jsonl"
+        file.write_text(file.read_text().replace('"label":"spot"', '"label":"stain"', 1))
+        with pytest.raises(IntegrityError, match=r"metadata\.jsonl was altered"):
+            read_renders(tmp_path / "set", verify=True)
+        assert main(["renders", "verify", str(tmp_path / "set")]) == 65
 
     def test_sweep_removes_what_is_half_made_and_nothing_else(self, tmp_path, capsys) -> None:
         from visynth.core.files import host

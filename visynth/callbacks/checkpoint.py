@@ -72,7 +72,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             digest = hashing.digest.hexdigest()
             _keep_previous(path, known=self._written.get(path))
             # Both hashes stand there while the file is exchanged: killed in between, the old and the new one verify.
-            _note(path, [*_noted(path)[-1:], digest])
+            before = _noted(path)[-1:] or ([hash_file(path)] if path.is_file() else [])  # another writer's has no note
+            _note(path, [*before, digest])
             os.replace(temporary, path)
             sync_folder(path.parent)
             _note(path, [digest])
@@ -273,6 +274,9 @@ class KeepLast(Checkpoint):
             trainer.should_stop = True  # on every rank, whichever was asked
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self.wish = _agreed(
+            self.wish
+        )  # asked after the last look at it, a rank must not end in another way than the rest
         if trainer.global_step != self._saved_step:
             self._save(trainer)
 
@@ -333,8 +337,13 @@ def _strongest(own: float, step: int) -> float:
     """The strongest wish of any rank, asked every 20 steps: a collective at each step would cost what it saves."""
     if distributed.world_size() == 1:
         return own
-    if step % 20:
-        return 0.0
+    return 0.0 if step % 20 else _agreed(own)
+
+
+def _agreed(own: float) -> float:
+    """The strongest wish of any rank; every rank must ask."""
+    if distributed.world_size() == 1 or not torch.distributed.is_initialized():
+        return own
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
     wish = torch.tensor(own, device=device)
     torch.distributed.all_reduce(wish, torch.distributed.ReduceOp.MAX)

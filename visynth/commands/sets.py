@@ -48,7 +48,7 @@ def renders_verify(folder: str) -> int:
         wrong = [name for problems in stage.torn().values() for name in problems]
         what = f"{len(stage.rounds())} of {plan.shards} shards are whole"
     else:
-        wrong = stage.damaged(dict(stage.files()))
+        wrong = stage.damaged({**dict(stage.files()), **{p["name"]: p["sha256"] for p in summary["manifest"]}})
         what = f"{summary['total']} {'rows' if plan.to_json()['schema'] == ROWS else 'images'} as rendered; root {summary['root']}"
     if wrong:
         raise IntegrityError(

@@ -173,9 +173,9 @@ def _probe(folder: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
                 raise
-    probe = folder / f".probe.{os.getpid()}"
+    probe = folder / f".probe.{host()}.{os.getpid()}.tmp"  # a name of which others know that it is temporary
     probe.write_bytes(b"")
-    probe.unlink()
+    probe.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -344,7 +344,7 @@ def _rendered(folder: Path) -> dict[str, tuple[str, ...]]:
 def _rows(path: Path) -> list[dict[str, Any]]:
     """Lines of a file of ours; none where one is torn: then its files are no one's, and stay."""
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
     except (OSError, ValueError):
         return []
     return [row for row in rows if isinstance(row, dict)]

@@ -186,7 +186,7 @@ def read_renders(folder: str | Path, *, verify: bool = False) -> Renders:
     if len(records) != summary["total"]:
         problems.append(f"the manifest has {len(records)} lines for {summary['total']} images")
     if verify and not problems:
-        problems = altered_files(folder, plan, records)
+        problems = altered_parts(folder, summary) + altered_files(folder, plan, records)
     if problems:
         raise IntegrityError(
             f"{folder} does not hold what its manifest says ({len(problems)} files):\n{listing(problems)}"
@@ -212,8 +212,14 @@ def listed_files(folder: Path, plan: Mapping[str, Any], records: Iterable[Record
     """Names and sha256 of the files that hold the images: each image's own, or the archives."""
     if plan.get("format", "folders") == "folders":
         return ((record.file_name, record.sha256) for record in records)
-    lines = (folder / SHARDS).read_text(encoding="utf-8").splitlines()
+    lines = (folder / SHARDS).read_text(encoding="utf-8").split("\n")[:-1]
     return ((line["name"], line["sha256"]) for line in map(json.loads, lines))
+
+
+def altered_parts(folder: Path, summary: Mapping[str, Any]) -> list[str]:
+    """Problems of the manifest itself: a label that was changed is as bad as an image."""
+    parts = [part for part in summary["manifest"] if part["sha256"]]
+    return [f"{part['name']} was altered" for part in parts if hash_file(folder / part["name"]) != part["sha256"]]
 
 
 def altered_files(folder: Path, plan: Mapping[str, Any], records: Iterable[Record]) -> list[str]:

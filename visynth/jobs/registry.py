@@ -280,11 +280,15 @@ class Registry:
         now = self.alias(alias)
         if now is None:
             raise UsageError(f"{self.root} has no alias {alias!r} to roll back.")
-        promotions = [e for e in self.events() if e.alias == alias and e.op == "promote" and e.new == now.version]
-        before = promotions[-1].old if promotions else ""
-        if not before:
+        history: list[str] = []  # what it named, oldest first, without what was rolled back
+        for event in (e for e in self.events() if e.alias == alias):
+            if event.op == "rollback":
+                history.pop()
+            elif not history or history[-1] != event.new:
+                history.append(event.new)
+        if len(history) < 2:
             raise UsageError(f"{alias} has named nothing before {now.version[:12]}: there is nothing to roll back to.")
-        return self.promote(before, alias, expect=now.gen, actor=actor, reason=reason, op="rollback")
+        return self.promote(history[-2], alias, expect=now.gen, actor=actor, reason=reason, op="rollback")
 
     def events(self) -> list[Event]:
         """The log, oldest first, after checking that no line was changed or left out.

@@ -12,7 +12,7 @@ from typing import Any
 from visynth.core.errors import DataError, IntegrityError
 from visynth.core.files import readable_json
 from visynth.core.folders import ROWS
-from visynth.core.manifest import METADATA, PLAN, SHARDS, SUMMARY, SUMMARY_SCHEMA
+from visynth.core.manifest import METADATA, PLAN, SHARDS, SUMMARY_SCHEMA
 from visynth.render.describe import croissant, dataset_card
 from visynth.render.plan import ShardPlan
 from visynth.render.stage import Stage
@@ -65,7 +65,12 @@ def state_of(stage: Stage, plan: ShardPlan) -> State:
         return State(plan.shards, rounds, summary["failed"], counts, finished=True)
     state = State(plan.shards, stage.rounds())
     for number, round_ in sorted(state.committed.items()):
-        record = stage.record(number, round_)
+        try:
+            record = stage.record(number, round_)
+        except FileNotFoundError:
+            if stage.finished() is None:
+                raise
+            return state_of(stage, plan)  # another process finished, and cleared the work away
         state.counts.update(record["counts"])
         state.lines += record["lines"]
         state.failed += [{**own, "shard": number} for own in record["failed"]]
@@ -134,12 +139,14 @@ def _finish(stage: Stage, plan: ShardPlan, allow_failed: bool) -> dict[str, Any]
     manifest = _Manifest(
         stage, state.lines, archives=said.get("format", "folders") != "folders" and said["schema"] != ROWS
     )
+    names: set[str] = set()
     for number in range(plan.shards):
         round_ = state.committed[number]
         record = stage.record(number, round_)
-        stage.place(number, round_, [own["name"] for own in record["files"]])
+        stage.place(number, round_, record["files"])
+        names.update(own["name"] for own in record["files"])
         manifest.add(stage.lines(number, round_), record["files"])
-    stage.sync()
+    stage.sync(names)
     stage.bring_members()
     manifest.close()
     summary = {
@@ -159,7 +166,7 @@ def _finish(stage: Stage, plan: ShardPlan, allow_failed: bool) -> dict[str, Any]
             "croissant.json": readable_json(croissant(said, summary, card)),
         }
     )
-    stage.put(SUMMARY, readable_json(summary))  # last: the set is whole
+    stage.put_summary(readable_json(summary))  # last: the set is whole
     return summary
 
 

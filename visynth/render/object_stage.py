@@ -8,7 +8,8 @@ taken by other content (left by a killed worker on another machine), the file's 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from hashlib import sha256
 from pathlib import PurePosixPath
@@ -17,7 +18,7 @@ from typing import Any
 from visynth.core.errors import IntegrityError, OutputError, UsageError, listing
 from visynth.core.files import canonical_json, readable_json
 from visynth.core.folders import ROWS
-from visynth.core.manifest import MEMBERS, METADATA, PLAN, SHARDS, SUMMARY
+from visynth.core.manifest import MEMBERS, PLAN, SHARDS, SUMMARY
 from visynth.core.members import Member
 from visynth.core.store import Store
 from visynth.render.shards import Maker, Shard
@@ -71,7 +72,7 @@ class ObjectStage:
         return dict(json.loads(data))
 
     def card(self) -> dict[str, Any]:
-        return dict(json.loads(self.store.get(f"{self.name}.work/{CARD}") or b"{}"))
+        return dict(json.loads(self._there(f"{self.name}.work/{CARD}")))
 
     def rounds(self) -> dict[int, int]:
         found: dict[int, int] = {}
@@ -93,7 +94,7 @@ class ObjectStage:
         archives = plan.get("format", "folders") != "folders" and plan["schema"] != ROWS
         names = [SHARDS] if archives else [part["name"] for part in summary["manifest"]]
         for name in names:
-            for line in (self.store.get(f"{self.name}/{name}") or b"").decode().splitlines():
+            for line in (self.store.get(f"{self.name}/{name}") or b"").decode().split("\n")[:-1]:
                 own = json.loads(line)
                 yield own.get("name", own.get("file_name")), own["sha256"]
 
@@ -111,16 +112,16 @@ class ObjectStage:
         return self.store.put_new(self._record(shard.number, shard.round), canonical_json(whole).encode())
 
     def record(self, number: int, round_: int) -> dict[str, Any]:
-        data = self.store.get(self._record(number, round_))
-        if data is None:
-            raise IntegrityError(f"{self.url} has no record of shard {number}.")
-        return dict(json.loads(data))
+        return dict(json.loads(self._there(self._record(number, round_))))
 
     def lines(self, number: int, round_: int) -> list[str]:
         return list(self.record(number, round_)["manifest"])
 
-    def place(self, number: int, round_: int, names: list[str]) -> None:
+    def place(self, number: int, round_: int, files: list[Mapping[str, Any]]) -> None:
         """They are there."""
+
+    def put_summary(self, data: bytes) -> None:
+        self.store.put_new(f"{self.name}/{SUMMARY}", data)
 
     def put(self, name: str, data: bytes) -> None:
         self.store.put(f"{self.name}/{name}", data)
@@ -130,7 +131,7 @@ class ObjectStage:
             self.put(name, data)
 
     def bring_members(self) -> None:
-        self.put(MEMBERS, self.store.get(f"{self.name}.work/{MEMBERS}") or b"")
+        self.put(MEMBERS, self._there(f"{self.name}.work/{MEMBERS}"))
 
     def sweep(self) -> list[str]:
         """Nothing is half made here; what a record does not name goes when the set is whole."""
@@ -143,12 +144,14 @@ class ObjectStage:
     def finishing(self) -> AbstractContextManager[None]:
         return nullcontext()  # of two that finish at once both write the same
 
-    def sync(self) -> None:
-        """A put that returned is there."""
-        told = {name for name, _ in self._committed()}
-        keep = {PLAN, MEMBERS, SUMMARY, SHARDS, METADATA, "README.md", "croissant.json"}
+    def sync(self, names: Collection[str]) -> None:
+        """A put that returned is there. What earlier rounds and killed workers left under a name of this plan goes: who reads
+        all tars would count it twice."""
+        ours = _own_names(self.plan())
         here = (path.removeprefix(f"{self.name}/") for path in self.store.names(f"{self.name}/"))
-        self.store.delete([f"{self.name}/{n}" for n in here if n not in told and n not in keep and _is_ours(n)])
+        lost = [f"{self.name}/{name}" for name in here if name not in names and ours.fullmatch(name)]
+        if self.finished() is None:
+            self.store.delete(lost)
 
     def damaged(self, files: Mapping[str, str]) -> list[str]:
         wrong = []
@@ -177,9 +180,16 @@ class ObjectStage:
     def set_aside(self, name: str) -> None:
         raise IntegrityError(f"{self.url}/{name} was altered.")
 
-    def _committed(self) -> Iterable[tuple[str, str]]:
-        for number, round_ in self.rounds().items():
-            yield from ((own["name"], own["sha256"]) for own in self.record(number, round_)["files"])
+    def _there(self, name: str) -> bytes:
+        """An object of the work in progress.
+
+        Raises:
+            FileNotFoundError: it is not there: another worker has finished, and cleared the work away.
+        """
+        data = self.store.get(name)
+        if data is None:
+            raise FileNotFoundError(f"{self.store.url}/{name}")
+        return data
 
     def _put_file(self, name: str, data: bytes) -> str:
         """Put a file under its name, or under one with its hash where other content has that name."""
@@ -211,7 +221,14 @@ def _renamed(line: str, names: Mapping[str, str]) -> str:
     return canonical_json(own)
 
 
-def _is_ours(name: str) -> bool:
-    """Whether an object is one that a shard's commit may have left: an image or an archive, with a hash in its name."""
-    stem = PurePosixPath(name).stem
-    return len(stem) > 9 and stem[-9] == "-" and all(c in "0123456789abcdef" for c in stem[-8:])
+def _own_names(plan: Mapping[str, Any]) -> re.Pattern[str]:
+    """Names that a plan's shards give to files, with a hash or without."""
+    if plan["schema"] == ROWS:
+        return re.compile(r"part-\d{6,}(-[0-9a-f]{8})?\.parquet")
+    classes = "|".join(re.escape(name) for name in plan["classes"])
+    kinds = {
+        "folders": rf"({classes})/\d{{8,}}(-[0-9a-f]{{8}})?\.(png|tif)",
+        "webdataset": r"shard-\d{6,}(-[0-9a-f]{8})?\.tar",
+        "parquet": r"data/train-\d{5,}-of-\d{5,}(-[0-9a-f]{8})?\.parquet",
+    }
+    return re.compile(kinds[plan["format"]])

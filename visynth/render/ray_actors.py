@@ -70,7 +70,7 @@ class Ray:
             num_gpus=1 if self.device.startswith("cuda") else 0,
             num_cpus=0 if self.device.startswith("cuda") else 1,
             max_restarts=-1,
-            max_task_retries=-1,
+            max_task_retries=50,  # a shard that always ends its actor must not go on for ever
         )
         for row in data.iter_rows():
             number = int(row["shard"])

@@ -164,7 +164,7 @@ def render(
             return state_of(stage, plan)
         stage.claim(maker)
         stage.sweep()
-        _discard_torn(stage)
+        _discard_torn(stage, part or Slice())
         there = stage.rounds()
         own = (part or Slice()).of(number for number in range(plan.shards) if number not in there)
         _run(maker, stage, engine or Here(), [(number, 0) for number in own], there, progress)
@@ -180,11 +180,12 @@ def render(
         ) from error
 
 
-def _discard_torn(stage: Stage) -> None:
-    """Commits whose files were altered or cut short since are taken back, and told."""
-    torn = stage.torn()
-    for number in torn:
-        stage.discard(number)
+def _discard_torn(stage: Stage, part: Slice) -> None:
+    """Commits of this worker's shards whose files were altered or cut short since are taken back, and told."""
+    with stage.finishing():  # nobody moves files meanwhile, or takes back what was just made anew
+        torn = {number: problems for number, problems in stage.torn().items() if part.of([number])}
+        for number in torn:
+            stage.discard(number)
     if torn:
         first = [problem for problems in torn.values() for problem in problems]
         warnings.warn(
@@ -292,11 +293,12 @@ def _repair(maker: Maker, stage: Stage, engine: Engine) -> None:
             f"{stage.where}: {len(unlike)} damaged files do not come out as they were ({choices(unlike[:3])}): this "
             "machine or its versions differ from those that rendered the set. Repair it there, or render a new one."
         )
-    for name in wrong:
-        number = maker.plan.shard_of(name)
-        stage.set_aside(name)
-        stage.place(number, rounds[number], [name])
-    stage.sync()
+    with stage.finishing():  # another process may have repaired some of them meanwhile
+        for name in stage.damaged({name: files[name] for name in wrong}):
+            number = maker.plan.shard_of(name)
+            stage.set_aside(name)
+            stage.place(number, rounds[number], [{"name": name, "sha256": files[name]}])
+    stage.sync(list(files))
 
 
 def make_plan(

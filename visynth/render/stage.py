@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -89,11 +89,14 @@ class Stage(Protocol):
     def lines(self, number: int, round_: int) -> list[str]:
         """Its lines of the manifest."""
 
-    def place(self, number: int, round_: int, names: list[str]) -> None:
-        """Bring a shard's files to where the set is read."""
+    def place(self, number: int, round_: int, files: list[Mapping[str, Any]]) -> None:
+        """Bring a shard's files, as its record lists them, to where the set is read."""
 
     def put(self, name: str, data: bytes) -> None:
         """Put a file of the whole set."""
+
+    def put_summary(self, data: bytes) -> None:
+        """Put the last file: the set is whole."""
 
     def note(self, files: Mapping[str, bytes]) -> None:
         """Put small files that a user may change: they are noted as ours as they are now."""
@@ -110,8 +113,8 @@ class Stage(Protocol):
     def finishing(self) -> AbstractContextManager[None]:
         """A context in which one process at a time finishes."""
 
-    def sync(self) -> None:
-        """Make what was placed survive a power loss."""
+    def sync(self, names: Collection[str]) -> None:
+        """Make what was placed survive a power loss; ``names`` are all files of the set's shards."""
 
     def damaged(self, files: Mapping[str, str]) -> list[str]:
         """Files that are missing or not as their sha256 says."""
@@ -147,11 +150,9 @@ class DiskStage:
     def claim(self, maker: Maker) -> None:
         plan, out, work = maker.plan.to_json(), self.out, self.work
         ensure_writable(out.parent)
-        ours = _is_work(work)
-        lost = [] if ours or not work.exists() else strangers(work)
-        lost = [name for name in lost if not TEMPORARY.match(Path(name).name)]  # another process begins just now
-        if not (ours and (out / PLAN).is_file()):
-            lost += strangers(out)
+        lost = self._strangers()
+        if lost and (_is_work(work) or is_finished(out)):  # another process began or ended in between: look again
+            lost = self._strangers()
         if lost:
             raise OutputError(
                 f"{out} (or {work.name} beside it, where work in progress lies) holds {len(lost)} files that visynth "
@@ -165,6 +166,14 @@ class DiskStage:
             write_json(work / CARD, dict(maker.card))
         if not (work / MEMBERS).is_file():
             members_file.write(work / MEMBERS, maker.members)
+
+    def _strangers(self) -> list[str]:
+        """What lies in both folders and is not ours, nor what another process is writing just now."""
+        ours = _is_work(self.work)
+        lost = [] if ours or not self.work.exists() else strangers(self.work)
+        if not (ours and (self.out / PLAN).is_file()):
+            lost += strangers(self.out)
+        return [name for name in lost if not TEMPORARY.match(Path(name).name)]
 
     def plan(self) -> dict[str, Any]:
         path = self.out / PLAN if is_finished(self.out) else self.work / PLAN
@@ -195,7 +204,7 @@ class DiskStage:
         plan, summary = self.plan(), self.finished() or {}
         if plan["schema"] == ROWS:
             parts = (self.out / part["name"] for part in summary["manifest"])
-            lines = (json.loads(line) for path in parts for line in path.read_text(encoding="utf-8").splitlines())
+            lines = (json.loads(line) for path in parts for line in path.read_text(encoding="utf-8").split("\n")[:-1])
             return ((line["file_name"], line["sha256"]) for line in lines)
         return listed_files(self.out, plan, read_records(self.out, summary))
 
@@ -234,17 +243,35 @@ class DiskStage:
         return dict(json.loads((self._shard(number, round_) / RECORD).read_text(encoding="utf-8")))
 
     def lines(self, number: int, round_: int) -> list[str]:
-        return (self._shard(number, round_) / LINES).read_text(encoding="utf-8").splitlines()
+        # Not splitlines: names may hold characters at which it splits as well.
+        return (self._shard(number, round_) / LINES).read_text(encoding="utf-8").split("\n")[:-1]
 
-    def place(self, number: int, round_: int, names: list[str]) -> None:
-        for name in names:
-            source, target = self._shard(number, round_) / name, self.out / name
-            if source.is_file():  # else an earlier run moved it and was stopped after that
+    def place(self, number: int, round_: int, files: list[Mapping[str, Any]]) -> None:
+        """Every file is compared with its record on the way.
+
+        Raises:
+            IntegrityError: one was altered since its commit, or is not there.
+            OutputError: something else lies where it belongs.
+        """
+        for own in files:
+            source, target = self._shard(number, round_) / own["name"], self.out / own["name"]
+            moves = source.is_file()  # else an earlier run moved it and was stopped after that
+            if not (source if moves else target).is_file() or hash_file(source if moves else target) != own["sha256"]:
+                raise IntegrityError(
+                    f"{own['name']} of shard {number} is missing or was altered since its commit: run the same 'visynth "
+                    "render' command again, which makes it anew."
+                )
+            if moves and target.is_file() and hash_file(target) != own["sha256"]:
+                raise OutputError(f"{target} is not what visynth made, and would be written over: move it away.")
+            if moves:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(source, target)
 
     def put(self, name: str, data: bytes) -> None:
         write_bytes(self.out / name, data)
+
+    def put_summary(self, data: bytes) -> None:
+        self.put(SUMMARY, data)
 
     def note(self, files: Mapping[str, bytes]) -> None:
         put_files(self.out, files)
@@ -267,9 +294,15 @@ class DiskStage:
         still made when the other had cleared its plan."""
         if not _is_work(self.work) and not is_finished(self.out):
             return
+        aside = self.work / f"tmp.{0:06d}.{host()}.{os.getpid()}"
         for path in self.work.glob("*"):
-            if TEMPORARY_SHARD.fullmatch(path.name) or _is_shard(path):
+            if TEMPORARY_SHARD.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
+            elif _is_shard(path):
+                shutil.rmtree(aside, ignore_errors=True)
+                with suppress(OSError):  # in one step, so that a kill leaves no half of it under its name
+                    os.rename(path, aside)
+                shutil.rmtree(aside, ignore_errors=True)
         if _is_work(self.work):
             for name in (CARD, MEMBERS, PLAN):
                 (self.work / name).unlink(missing_ok=True)
@@ -279,7 +312,7 @@ class DiskStage:
     def finishing(self) -> AbstractContextManager[None]:
         return locked(self.work)
 
-    def sync(self) -> None:
+    def sync(self, names: Collection[str]) -> None:
         """Make what was moved survive a power loss."""
         for root, folders, _ in os.walk(self.out):
             for name in folders:
@@ -310,7 +343,8 @@ class DiskStage:
         for path in self.work.glob(f"shard.{number:06d}*"):
             aside = self.work / f"tmp.{number:06d}.{host()}.{os.getpid()}"
             shutil.rmtree(aside, ignore_errors=True)
-            os.rename(path, aside)  # in one step, so that no half of it looks like a commit
+            with suppress(FileNotFoundError):
+                os.rename(path, aside)  # in one step, so that no half of it looks like a commit
             shutil.rmtree(aside, ignore_errors=True)
 
     def set_aside(self, name: str) -> None:

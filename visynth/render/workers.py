@@ -23,6 +23,7 @@ from visynth.render.shards import Maker
 from visynth.render.stage import Stage
 
 AHEAD = 2  # shards that a worker has in hand: one is written while the next is sampled
+BARREN = 24  # workers that may die one after the other with nothing committed, before all is stopped
 DEATHS = 8  # of workers that had one shard alone in hand, until it is set aside
 
 
@@ -72,6 +73,7 @@ class _Crew:
         self.rounds = dict(todo)
         self.left = {number for number, _ in todo}
         self.deaths: Counter[int] = Counter()
+        self.barren = 0  # workers that died one after the other while none committed anything
         # In hand when a worker died: dealt out alone, so that it is seen which one it was.
         self.suspects: set[int] = set()
         self.aside: dict[int, str] = {}
@@ -90,6 +92,7 @@ class _Crew:
                 continue
             if isinstance(news, VisynthError):
                 raise news
+            self.barren = 0
             if news.number in self.left:
                 self.left.discard(news.number)
                 yield news
@@ -112,6 +115,9 @@ class _Crew:
     def died(self, in_hand: Sequence[int], why: str) -> None:
         """A worker is gone: what it had in hand is done anew, unless another was first or it keeps ending workers."""
         with self.lock:
+            self.barren += 1
+            if self.barren >= BARREN:
+                self.news.put(VisynthError(f"{self.stage.where}: {BARREN} workers died one after the other ({why})."))
             for number in in_hand:
                 if self.stage.has(number, self.rounds[number]):  # it had been committed, only the answer is lost
                     counts = self.stage.record(number, self.rounds[number])["counts"]
@@ -151,7 +157,11 @@ class _Slot(threading.Thread):
             if first is None:
                 self.crew.ended.wait(0.2)  # another worker may die and leave its shards
                 continue
-            self._serve(first)
+            try:
+                self._serve(first)
+            except Exception as error:  # else the others would wait for this one for ever
+                self.crew.news.put(VisynthError(f"a worker cannot be looked after: {error!r}"))
+                return
 
     def _serve(self, first: tuple[int, int]) -> None:
         """One worker's life: from its first shard until nothing is left or it dies."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from visynth import __version__
-from visynth.core.errors import IntegrityError, VisynthError
+from visynth.core.errors import IntegrityError, UsageError, VisynthError
 from visynth.core.files import hash_json, readable_json, write_json
 from visynth.core.folders import put_files
 from visynth.core.lock import only_one
@@ -24,7 +24,7 @@ from visynth.jobs.retrain.options import Job, Triggers
 from visynth.verdict.challenge import INSUFFICIENT, PROMOTE, REJECT, Fingerprint, Subject
 from visynth.verdict.drift import STABLE, stability_index
 
-STATE, OUTCOME, LOCK = "state.json", "outcome.json", "retrain.lock"
+STATE, OUTCOME, MADE, LOCK = "state.json", "outcome.json", "made.json", "retrain.lock"
 SKIPPED, PROMOTED, REJECTED, APPROVAL = "skipped", "promoted", "rejected", "awaiting approval"
 ROLLED_BACK = "rolled back"
 ACTOR = "visynth retrain"
@@ -97,10 +97,10 @@ def retrain(
 
 
 def _run(subject: Subject, job: Job, out: Path, registry: Registry, triggers: Triggers, progress: Progress) -> Outcome:
-    fallen, standing = _check_champion(subject, out, registry, progress)
-    champion = registry.alias(
-        CHAMPION
-    )  # its ``gen`` is the fencing token: whoever lost the lock cannot promote with it
+    told = _untold(out, registry)
+    if told is not None:
+        return told
+    fallen, champion, standing = _check_champion(subject, job, out, registry, progress)
     progress("fingerprint of the data")
     now = subject.fingerprint()
     if champion is None or standing is None:
@@ -112,7 +112,7 @@ def _run(subject: Subject, job: Job, out: Path, registry: Registry, triggers: Tr
         return Outcome(ROLLED_BACK if fallen else SKIPPED, [*fallen, why])
     name = run_name(now, job)
     folder = out / "runs" / name
-    if (folder / OUTCOME).is_file():
+    if (folder / OUTCOME).is_file() and (standing is not None or not _was_promoted(folder)):
         before = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
         kind = ROLLED_BACK if fallen else SKIPPED
         return Outcome(
@@ -131,42 +131,75 @@ def _run(subject: Subject, job: Job, out: Path, registry: Registry, triggers: Tr
     return outcome
 
 
+def _was_promoted(folder: Path) -> bool:
+    """Whether a run ended with a generator that was to be used: without a champion it is worth another look."""
+    before = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))["outcome"]
+    return before in (PROMOTED, APPROVAL, SKIPPED, ROLLED_BACK)
+
+
+def _untold(out: Path, registry: Registry) -> Outcome | None:
+    """The outcome of a run that was killed between its promotion and telling of it."""
+    now = registry.alias(CHAMPION)
+    for file in sorted((out / "runs").glob(f"*/{MADE}")) if now is not None else []:
+        made = json.loads(file.read_text(encoding="utf-8"))
+        mine = [e for e in registry.events() if e.op == "promote" and e.alias == CHAMPION and e.actor == ACTOR]
+        if not (file.parent / OUTCOME).is_file() and any(e.new == made["version"] for e in mine):
+            why = ["the run was stopped after the promotion; it is told now", *made["reasons"]]
+            outcome = Outcome(PROMOTED, why, file.parent.name, challenger=made["version"])
+            put_files(file.parent, {OUTCOME: readable_json(outcome.to_json())})
+            return outcome
+    return None
+
+
 def run_name(data: Fingerprint, job: Job) -> str:
     """Name of the run of these data with this configuration and this code."""
     return hash_json([data.root, job.to_json(), __version__])[:16]
 
 
 def _check_champion(
-    subject: Subject, out: Path, registry: Registry, progress: Progress
-) -> tuple[list[str], Path | None]:
+    subject: Subject, job: Job, out: Path, registry: Registry, progress: Progress
+) -> tuple[list[str], Alias | None, Path | None]:
     """Look at the champion before anything else: one that is not whole, or fails the canary, is rolled back at once,
-    whoever promoted it. What was told, and the folder of the champion that stands."""
+    whoever promoted it.
+
+    Returns:
+        What is to be told; the champion, whose ``gen`` is the fencing token of the whole run (who has lost the lock, or was
+        overtaken by a person, cannot promote with it); and its folder, None where it cannot be used.
+    """
     told: list[str] = []
+    seen: set[str] = set()
     while (now := registry.alias(CHAMPION)) is not None:
-        problems = _canary(subject, registry, now.version, out / "canary", progress)
+        problems = _canary(subject, job, registry, now.version, out / "canary", progress)
         if not problems:
-            return told, registry.path(now.version)
+            return told, now, registry.path(now.version)
         reason = f"canary of {now.version[:12]}: {'; '.join(problems)}"
-        told.append(f"the champion was rolled back ({reason})")
-        progress(told[-1])
+        if now.version in seen:
+            return [*told, f"every champion fails ({reason})"], now, None
+        seen.add(now.version)
         try:
             registry.rollback(CHAMPION, actor=ACTOR, reason=reason)
-        except VisynthError as error:
-            return [*told[:-1], f"the champion fails ({reason}), and cannot be rolled back: {error}"], None
-    return told, None
+        except UsageError as error:
+            return [*told, f"the champion fails ({reason}), and cannot be rolled back: {error}"], now, None
+        told.append(f"the champion was rolled back ({reason})")
+        progress(told[-1])
+    return told, None, None
 
 
-def _canary(subject: Subject, registry: Registry, version: str, folder: Path, progress: Progress) -> list[str]:
+def _canary(
+    subject: Subject, job: Job, registry: Registry, version: str, folder: Path, progress: Progress
+) -> list[str]:
     """Problems of a version, as its next user would meet them."""
     try:
         path = registry.path(version)
     except IntegrityError as error:
         return [str(error).splitlines()[0]]
-    passed = folder / f"{version[:32]}.json"
-    if passed.is_file():  # the same version, looked at before: its content is its name
+    # The same version, looked at before for the same classes: its content is its name.
+    name = hash_json([version, list(job.classes), job.canary])[:32]
+    passed = folder / f"{name}.json"
+    if passed.is_file():
         return list(json.loads(passed.read_text(encoding="utf-8"))["problems"])
     progress(f"canary of {version[:12]}")
-    problems = subject.canary(path, folder / version[:32])
+    problems = subject.canary(path, folder / name)
     folder.mkdir(parents=True, exist_ok=True)
     put_files(folder, {passed.name: readable_json({"problems": problems})})
     return problems
@@ -226,7 +259,7 @@ def _challenge(
     told = Outcome(judged.outcome, [*reasons, *judged.reasons], challenger=version, numbers=dict(judged.numbers))
     if judged.outcome != PROMOTE:
         return replace(told, outcome=REJECTED if judged.outcome == REJECT else INSUFFICIENT)
-    problems = _canary(subject, registry, version, folder.parent.parent / "canary", progress)
+    problems = _canary(subject, job, registry, version, folder.parent.parent / "canary", progress)
     if problems:
         return replace(told, outcome=REJECTED, reasons=[*told.reasons, *(f"canary: {own}" for own in problems)])
     if job.policy.require_approval:
@@ -234,6 +267,7 @@ def _challenge(
         return replace(told, outcome=APPROVAL, reasons=[*told.reasons, f"waiting for a person: {how}"])
     if champion is not None and champion.version == version:
         return replace(told, outcome=PROMOTED, reasons=[*told.reasons, "it is the champion already"])
+    put_files(folder, {MADE: readable_json({"version": version, "reasons": told.reasons})})
     evidence = sha256(blessing).hexdigest()
     registry.promote(
         version,

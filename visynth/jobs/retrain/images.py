@@ -19,7 +19,7 @@ from visynth.core import members as members_file
 from visynth.core import seeds as seeding
 from visynth.core.artifact import MEMBERS, SPEC
 from visynth.core.codec import decode
-from visynth.core.errors import DataError, UsageError, VisynthError, choices
+from visynth.core.errors import DataError, UsageError, choices
 from visynth.core.files import cache_folder, hash_file, hash_json
 from visynth.core.folders import put_files
 from visynth.core.manifest import Renders
@@ -96,9 +96,10 @@ class ImageSubject:
 
     def known(self, champion: Path) -> Fingerprint:
         members = [m for m in members_file.read(champion / MEMBERS) if m.split == "train"]
-        labels = sorted({m.label for m in members})
-        items = {name: frozenset(m.sha256 for m in members if m.label == name) for name in labels}
-        return Fingerprint(members_file.merkle_root(members), Counter(m.label for m in members), items)
+        own = [(m.sha256, m.label.split(",")) for m in members]  # as images of several classes are written there
+        counts = Counter(name for _, labels in own for name in labels)
+        items = {name: frozenset(digest for digest, labels in own if name in labels) for name in counts}
+        return Fingerprint(members_file.merkle_root(members), counts, items)
 
     def drift(self, champion: Path, alpha: float) -> dict[str, float]:
         """Between the champion's training images that are still here and those that it never saw."""
@@ -190,7 +191,7 @@ class ImageSubject:
         lacking = [name for name in self.job.classes if name not in known]
         if lacking:
             return None, [f"the champion does not make {choices(lacking)}; it is not compared"]
-        return self._rendered(champion, folder / "champion_renders"), []
+        return self._rendered(champion, folder / f"champion_renders-{load_generator(champion).digest[:16]}"), []
 
     def _rendered(self, folder: Path, out: Path) -> Renders:
         """Images of the classes in question, by one plan for every generator."""
@@ -222,9 +223,9 @@ class ImageSubject:
                 return [f"it does not make {choices(lacking)}"]
             plan = make_plan(loaded, per_class=self.job.canary, classes=list(self.job.classes))
             renders = render_set(loaded, plan, folder)
-            return [*self._far(renders), *_look(loaded, renders, self.images, self.job, self.progress)]
-        except VisynthError as error:
+        except DataError as error:  # of the generator; a full disk or a missing package is no fault of it
             return [str(error).splitlines()[0]]
+        return [*self._far(renders), *_look(loaded, renders, self.images, self.job, self.progress)]
 
 
 def frozen_split(item: Item) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from visynth.core.errors import UsageError
+from visynth.core.files import hash_file
 
 AGE = re.compile(r"(\d+(?:\.\d+)?)([mhdw])")
 SECONDS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
@@ -92,6 +94,11 @@ class Job:
                 f"retrain: count, seeds and canary must be at least 1, but got {self.count}, {self.seeds}, {self.canary}."
             )
 
+    def _config(self) -> str:
+        """Hash of the configuration's content: a file that was edited is another configuration."""
+        path = Path(str(self.generator.get("config", "")))
+        return hash_file(path) if path.is_file() else ""
+
     def to_json(self) -> dict[str, Any]:
         return {
             "generator": dict(self.generator),
@@ -100,6 +107,8 @@ class Job:
             "seeds": self.seeds,
             "canary": self.canary,
             "require": self.policy.require,
+            "approval": self.policy.require_approval,
+            "config": self._config(),
         }
 
 
