@@ -72,24 +72,13 @@ def speed(count: int = 2000) -> dict[str, Any]:
                 batch = own[start : start + plan.micro_batch]
                 generator.sample([i.seed for i in batch], [i.label for i in batch])
         found["bare sampling, images/s"] = round(plan.total / (time.monotonic() - begun))
-        maker = ImageMaker(generator, plan)
-        begun = time.monotonic()
-        shards = [maker.make(number, 0, None)() for number in range(plan.shards)]
-        encoded = time.monotonic() - begun
-        found["with encoding, one thread, images/s"] = round(plan.total / encoded)
-        stage = DiskStage(root / "commit")
-        stage.claim(maker)
-        begun = time.monotonic()
-        for shard in shards:
-            stage.commit(shard, shard.record(plan))
-        committed = time.monotonic() - begun
-        from visynth.render.finish import finish
-
-        begun = time.monotonic()
-        finish(stage, plan)
-        finished = time.monotonic() - begun
-        found["commit and hash, share of sampling and encoding"] = round(committed / encoded, 4)
-        found["manifest, root, moves, share of sampling and encoding"] = round(finished / encoded, 4)
+        found["side, px"] = list(generator.spec.size)
+        for form in ("folders", "webdataset"):
+            own = make_plan(generator, per_class=per_class, format=form)  # type: ignore[arg-type]
+            found[f"composition, {form}"] = shares(generator, own, root / f"commit-{form}")
+        large = stylegan2(128)
+        own = make_plan(large, per_class=64)
+        found["StyleGAN2 at 128 px, folders"] = shares(large, own, root / "commit-stylegan2")
         engines = {
             "one process, no threads": Here(0),
             "one process, 2 encoding threads": Here(2),
@@ -97,11 +86,44 @@ def speed(count: int = 2000) -> dict[str, Any]:
         }
         for form in ("folders", "webdataset", "parquet"):
             for name, engine in engines.items():
-                own = make_plan(generator, per_class=per_class, format=form)  # type: ignore[arg-type]
+                own = make_plan(generator, per_class=6 * per_class, format=form)  # type: ignore[arg-type]
                 begun = time.monotonic()
                 render_set(generator, own, root / f"{form}-{len(found)}", engine=engine)
                 found[f"{form}, {name}, images/s"] = round(own.total / (time.monotonic() - begun))
     return found
+
+
+def shares(generator: Generator, plan: Any, out: Path) -> dict[str, float]:
+    """Seconds of sampling with encoding on one thread, and what commit, hash and metadata add to them, one after the other
+    (in a render they overlap)."""
+    from visynth.render.finish import finish
+
+    maker, stage = ImageMaker(generator, plan), DiskStage(out)
+    begun = time.monotonic()
+    shards = [maker.make(number, 0, None)() for number in range(plan.shards)]
+    made = time.monotonic() - begun
+    stage.claim(maker)
+    begun = time.monotonic()
+    for shard in shards:
+        stage.commit(shard, shard.record(plan))
+    committed = time.monotonic() - begun
+    begun = time.monotonic()
+    finish(stage, plan)
+    finished = time.monotonic() - begun
+    return {
+        "images/s": round(plan.total / made),
+        "commit and hash %": round(100 * committed / made, 2),
+        "manifest, root, moves %": round(100 * finished / made, 2),
+    }
+
+
+def stylegan2(side: int) -> Generator:
+    """A StyleGAN2 with random weights: as slow as a trained one."""
+    from visynth.generators.gan import StyleGAN2
+
+    torch.manual_seed(0)
+    spec = Spec("stylegan2", {"classes": 2}, ("a", "b"), 3, (side, side))
+    return StyleGAN2(spec, StyleGAN2.network_class(side, 3, 2))
 
 
 def memory() -> dict[str, Any]:

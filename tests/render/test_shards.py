@@ -299,20 +299,15 @@ class TestFailures:
             ImageMaker(generator, plan)
 
 
+def command(folder: Path, out: Path, per_class: int, shard_size: int) -> list[str]:
+    words = ["render", str(folder), "--out", str(out), "--quiet"]
+    return [*words, "--per-class", str(per_class), "--shard-size", str(shard_size)]
+
+
 class TestSharing:
     def test_workers_that_know_nothing_of_one_another(self, composition, renders, tmp_path, capsys) -> None:
         _, folder = composition
-        words = [
-            "render",
-            str(folder),
-            "--out",
-            str(tmp_path / "r"),
-            "--per-class",
-            "12",
-            "--shard-size",
-            "7",
-            "--quiet",
-        ]
+        words = command(folder, tmp_path / "r", 12, 7)
         for index in (2, 0):
             assert main([*words, "--shard-index", str(index), "--shard-count", "3"]) == 0
             assert "whoever commits the last one finishes" in capsys.readouterr().out
@@ -327,17 +322,7 @@ class TestSharing:
 
     def test_torchruns_ranks_are_slices(self, composition, tmp_path, monkeypatch) -> None:
         _, folder = composition
-        words = [
-            "render",
-            str(folder),
-            "--out",
-            str(tmp_path / "r"),
-            "--per-class",
-            "6",
-            "--shard-size",
-            "5",
-            "--quiet",
-        ]
+        words = command(folder, tmp_path / "r", 6, 5)
         monkeypatch.setenv("WORLD_SIZE", "2")
         for rank in (1, 0):
             monkeypatch.setenv("RANK", str(rank))
