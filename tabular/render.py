@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +17,11 @@ from numpy.typing import NDArray
 from visynth.core import balance as balancing
 from visynth.core import seeds as seeding
 from visynth.core.errors import UsageError, choices
-from visynth.core.files import canonical_json, hash_json
+from visynth.core.files import canonical_json
 from visynth.core.folders import ROWS
 from visynth.render.finish import State
 from visynth.render.images import plan_threads
-from visynth.render.plan import balanced_order, residue, shard_places
+from visynth.render.plan import ShardPlan, balanced_order
 from visynth.render.run import Engine, RenderProgress, render
 from visynth.render.shards import Shard
 from visynth.render.stages import open_stage
@@ -36,7 +35,7 @@ ANY = "rows"  # the one class of a generator without a target
 
 
 @dataclass(frozen=True)
-class TablePlan:
+class TablePlan(ShardPlan):
     """Everything that decides the rows of a rendered table.
 
     Attributes:
@@ -45,6 +44,8 @@ class TablePlan:
         seed: of the whole table.
         shard_size: most rows of a shard, a multiple of the block in which rows are computed.
     """
+
+    what: ClassVar = "rows"
 
     generator: str
     targets: Mapping[str, int]
@@ -60,27 +61,6 @@ class TablePlan:
         if self.shard_size % BLOCK or self.shard_size < BLOCK:
             raise UsageError(f"shard_size must be a multiple of {BLOCK}, but got {self.shard_size}.")
 
-    @property
-    def total(self) -> int:
-        return sum(self.targets.values())
-
-    @property
-    def shards(self) -> int:
-        return -(-self.total // self.shard_size)
-
-    @property
-    def hash(self) -> str:
-        return hash_json(self.to_json())
-
-    def count(self, number: int) -> int:
-        """Rows of a shard."""
-        return len(range(residue(number, self.shards), self.total, self.shards))
-
-    def counts(self, number: int) -> dict[str, int]:
-        """Rows of each class in a shard: its share to within one."""
-        places = shard_places(list(self.targets.values()), self.shards, number)
-        return {name: len(own) for name, own in zip(self.targets, places, strict=True)}
-
     def labels(self, number: int) -> NDArray[np.int64]:
         """Class of every row of a shard, spread evenly."""
         return np.array(balanced_order(list(self.counts(number).values())), np.int64)
@@ -89,17 +69,13 @@ class TablePlan:
         """Numbers of a shard's rows; those of one shard begin with a block of their own."""
         return np.arange(self.count(number)) + number * self.shard_size
 
-    def shard_of(self, name: str) -> int:
-        """Shard that made a file."""
-        return int(re.findall(r"\d+", name)[0])
-
     def to_json(self) -> dict[str, Any]:
         return {"schema": ROWS, **asdict(self), "targets": dict(self.targets)}
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> TablePlan:
         """The plan again."""
-        return cls(**{name: said[name] for name in cls.__dataclass_fields__})
+        return cls(**{field.name: said[field.name] for field in fields(cls)})
 
 
 def make_table_plan(

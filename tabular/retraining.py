@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -17,8 +17,9 @@ from visynth.core import plugins
 from visynth.core.artifact import MEMBERS, SPEC
 from visynth.core.errors import DataError, UsageError, choices
 from visynth.core.files import hash_json
+from visynth.core.folders import claim_files
 from visynth.core.progress import Progress, no_progress
-from visynth.core.report import Report, table
+from visynth.core.report import FILES, Report, table
 from visynth.tabular.base import Synthesizer
 from visynth.tabular.columns import Category
 from visynth.tabular.evaluate import check_held_out
@@ -30,12 +31,11 @@ from visynth.tabular.learners import Boosted, features
 from visynth.tabular.schema import Table, taken
 from visynth.tabular.utility import rare_class, resampled_together
 from visynth.verdict.bootstrap import Bootstrap, Scored, compare
-from visynth.verdict.challenge import INSUFFICIENT, PROMOTE, REJECT, Fingerprint, Judgement
+from visynth.verdict.challenge import FROZEN, INSUFFICIENT, PROMOTE, REJECT, Fingerprint, Judgement
 from visynth.verdict.drift import drifted
 from visynth.verdict.summary import arms_block, class_verdict, summarise
 
-FROZEN = 30  # per cent of the rows that are kept for judging
-TOLD_APART = 0.95  # two-sample AUC from which rows are no stand-in for real ones
+APART = 0.95  # two-sample AUC from which rows are no stand-in for real ones
 LOST = 0.15  # average precision that training on synthetic rows alone may lose where no harm is asked
 WIDEST = 20  # categories of a column that the drift test sees one by one
 JUDGED = 20_000  # rows that are drawn to judge
@@ -135,39 +135,47 @@ class TableSubject:
 
     def fit(self, folder: Path) -> Path:
         generator = folder / "generator"
-        told = self.job.generator
-        if "synthesizer" not in told:
-            raise UsageError("retrain: tables take {synthesizer: ..., arguments: {...}}.")
         if not (generator / SPEC).is_file():
-            self.progress(f"fitting {told['synthesizer']} to {int((~self.frozen).sum())} rows")
-            own = plugins.load("synthesizers", str(told["synthesizer"]))(**dict(told.get("arguments") or {}))
+            own = self._new()
+            self.progress(f"fitting {own.network} to {int((~self.frozen).sum())} rows")
             own.fit(self._rows(~self.frozen), schema=self.schema, target=self.target, progress=self.progress)
             own.save(generator)
         return generator
+
+    def _new(self, **more: Any) -> Synthesizer:
+        """A synthesizer as the job describes it, not fitted."""
+        recipe = self.job.generator
+        if "synthesizer" not in recipe:
+            raise UsageError("retrain: tables take {synthesizer: ..., arguments: {...}}.")
+        made: Synthesizer = plugins.load("synthesizers", str(recipe["synthesizer"]))(
+            **{**(recipe.get("arguments") or {}), **more}
+        )
+        return made
 
     def _rows(self, mask: NDArray[np.bool_]) -> Any:
         """Part of the frame, whatever library it is of."""
         places = np.flatnonzero(mask)
         return self.frame.iloc[places].reset_index(drop=True) if hasattr(self.frame, "iloc") else self.frame[places]
 
-    def judge(self, challenger: Path, champion: Path | None, folder: Path) -> Judgement:
+    def evaluate(self, challenger: Path, champion: Path | None, folder: Path) -> Judgement:
         """Fidelity and the worth of synthetic rows on the frozen rows, beside the champion's."""
         own = Synthesizer.load(challenger)
         others, notes = ({}, []) if champion is None else self._comparable(champion)
         generators = {"challenger": own, **others}
         report = Report("retraining", "challenger")
-        faithful = {name: self._fidelity(model) for name, model in generators.items()}
+        drawn = {name: [self._drawn(model, s) for s in range(self.job.seeds)] for name, model in generators.items()}
+        faithful = {name: self._fidelity(tables[0]) for name, tables in drawn.items()}
         columns = list(next(iter(faithful.values())))
         rows = [[name, *(f"{values[c]:.4g}" for c in columns)] for name, values in faithful.items()]
         report.section("Fidelity on frozen real rows", table(["generator", *columns], rows))
         numbers: dict[str, Any] = {"fidelity": faithful}
         reasons, rejected, insufficient = list(notes), list[str](), list[str]()
         apart = faithful["challenger"]["two-sample AUC"]
-        if apart > TOLD_APART:
-            rejected.append(f"its rows are told from real ones with an AUC of {apart:.2f} (at most {TOLD_APART})")
+        if apart > APART:
+            rejected.append(f"its rows are told from real ones with an AUC of {apart:.2f} (at most {APART})")
         worth = []
         for name in self.job.classes:
-            scored = self._scored(name, generators)
+            scored = self._scored(name, drawn)
             bootstrap = Bootstrap(scored["real"])
             loss, _ = compare(scored, "challenger", "real", bootstrap)
             numbers[name] = {"against real": loss.to_json()}
@@ -189,21 +197,19 @@ class TableSubject:
         )
         if self.job.policy.require == "helps" and not rejected:
             self._help(report, reasons, rejected, insufficient)
-        report.write(_made(folder / "report"))
+        report.write(claim_files(folder / "report", FILES))
         outcome = REJECT if rejected else INSUFFICIENT if insufficient else PROMOTE
         return Judgement(outcome, [*rejected, *insufficient, *reasons], numbers, report)
 
     def _help(self, report: Report, reasons: list[str], rejected: list[str], insufficient: list[str]) -> None:
         """Real and synthetic rows of each class against the best of weights, over-sampling and SMOTE."""
-        told = self.job.generator
-        kind, arguments = str(told["synthesizer"]), dict(told.get("arguments") or {})
         for name in self.job.classes:
             results = rare_class(
                 self._rows(~self.frozen),
                 self.schema,
                 self.target,
                 name,
-                lambda seed: plugins.load("synthesizers", kind)(**{**arguments, "seed": seed}),
+                lambda seed: self._new(seed=seed),
                 draws=self.job.seeds,
                 folds=3,
                 progress=self.progress,
@@ -238,14 +244,12 @@ class TableSubject:
         frame = model.sample(count, seed=seed)
         return self.schema.table(frame)
 
-    def _fidelity(self, model: Synthesizer) -> dict[str, float]:
+    def _fidelity(self, drawn: Table) -> dict[str, float]:
         real = taken(self.table, np.flatnonzero(self.frozen))
-        return {
-            name: round(value, 5)
-            for name, value in summary(fidelity(real, self._drawn(model, 0), self.schema, 0)).items()
-        }
+        measured = summary(fidelity(real, drawn, self.schema, 0))
+        return {name: round(value, 5) for name, value in measured.items()}
 
-    def _scored(self, name: str, generators: Mapping[str, Synthesizer]) -> dict[str, list[Scored]]:
+    def _scored(self, name: str, drawn: Mapping[str, Sequence[Table]]) -> dict[str, list[Scored]]:
         """Scores of frozen rows by trees that were trained on each source, once for every seed."""
         test = np.flatnonzero(self.frozen)
         truth = self._of(name)[test]
@@ -253,9 +257,9 @@ class TableSubject:
         x, _ = features(taken(self.table, test), self.schema, [self.target])
         code = int(self.table[self.target][self._of(name)][0])
         scored: dict[str, list[Scored]] = {}
+        real = taken(self.table, np.flatnonzero(~self.frozen))
         for seed in range(self.job.seeds):
-            sources = {"real": taken(self.table, np.flatnonzero(~self.frozen))}
-            sources |= {kind: self._drawn(model, seed) for kind, model in generators.items()}
+            sources = {"real": real, **{kind: tables[seed] for kind, tables in drawn.items()}}
             for kind, rows in sources.items():
                 own, categorical = features(rows, self.schema, [self.target])
                 positive = (rows[self.target] == code).astype(np.int64)
@@ -280,8 +284,8 @@ class TableSubject:
             return [str(error).splitlines()[0]]
         if not {c.name for c in self.schema.modelled} <= {c.name for c in loaded.schema.columns}:
             return []  # the data have more columns now: it can be used, and not be compared
-        apart = self._fidelity(loaded)["two-sample AUC"]
-        return [f"its rows are told from real ones with an AUC of {apart:.2f}"] if apart > TOLD_APART else []
+        apart = self._fidelity(self._drawn(loaded, 0))["two-sample AUC"]
+        return [f"its rows are told from real ones with an AUC of {apart:.2f}"] if apart > APART else []
 
 
 def stable_hashes(frame: Any) -> list[str]:
@@ -306,8 +310,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(float(value))
     return str(value)
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

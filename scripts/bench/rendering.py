@@ -74,7 +74,7 @@ def speed(count: int = 2000) -> dict[str, Any]:
         found["bare sampling, images/s"] = round(plan.total / (time.monotonic() - begun))
         found["side, px"] = list(generator.spec.size)
         for form in ("folders", "webdataset"):
-            own = make_plan(generator, per_class=per_class, format=form)  # type: ignore[arg-type]
+            own = make_plan(generator, per_class=per_class, format=form)
             found[f"composition, {form}"] = shares(generator, own, root / f"commit-{form}")
         large = stylegan2(128)
         own = make_plan(large, per_class=64)
@@ -86,7 +86,7 @@ def speed(count: int = 2000) -> dict[str, Any]:
         }
         for form in ("folders", "webdataset", "parquet"):
             for name, engine in engines.items():
-                own = make_plan(generator, per_class=6 * per_class, format=form)  # type: ignore[arg-type]
+                own = make_plan(generator, per_class=6 * per_class, format=form)
                 begun = time.monotonic()
                 render_set(generator, own, root / f"{form}-{len(found)}", engine=engine)
                 found[f"{form}, {name}, images/s"] = round(own.total / (time.monotonic() - begun))
@@ -146,7 +146,7 @@ def one(count: int, form: str) -> dict[str, Any]:
     """Render noise and tell the peak."""
     generator = Noise()
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as scratch:
-        plan = make_plan(generator, per_class=-(-count // 3), format=form, shard_size=256)  # type: ignore[arg-type]
+        plan = make_plan(generator, per_class=-(-count // 3), format=form, shard_size=256)
         render_set(generator, make_plan(generator, per_class=64), Path(scratch) / "warm")
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         begun = time.monotonic()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from visynth.core.codec import encode_png
-from visynth.core.files import write_json
+from visynth.core.files import hash_file, write_json
 from visynth.core.manifest import (
     MEMBERS,
     METADATA,
@@ -44,7 +44,7 @@ def write_finished(folder: Path, records: list[Record]) -> None:
     """Manifest and summary of a set whose files are there."""
     (folder / METADATA).write_text("".join(record.to_line() + "\n" for record in records))
     counts = {name: sum(r.label == name for r in records) for name in sorted({r.label for r in records})}
-    part = {"name": METADATA, "lines": len(records), "sha256": ""}
+    part = {"name": METADATA, "lines": len(records), "sha256": hash_file(folder / METADATA)}
     write_json(
         folder / SUMMARY,
         {"schema": SUMMARY_SCHEMA, "plan": "", "total": len(records), "counts": counts, "failed": [], "root": "",

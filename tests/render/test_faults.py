@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.render.test_workers import children
+from tests.render.killing import assassin, workers_of
 from visynth.core.manifest import read_renders
 from visynth.render.run import make_plan, render_set
 from visynth.render.workers import Workers
@@ -39,20 +37,9 @@ def test_180_workers_killed_under_a_living_parent(composition, whole, tmp_path) 
     """SIGKILL one of two workers every few seconds; as many renders as it takes."""
     generator, folder = composition
     plan, root = whole
-    numbers, done, killed, renders = random.Random(time.time()), threading.Event(), [0], 0
-
-    def assassin() -> None:
-        while not done.is_set() and killed[0] < 180:
-            time.sleep(numbers.uniform(0.5, 5.0))
-            workers = children(os.getpid())
-            if workers:
-                os.kill(numbers.choice(workers), signal.SIGKILL)
-                killed[0] += 1
-
-    thread = threading.Thread(target=assassin)
-    thread.start()
-    try:
-        while killed[0] < 180:
+    renders = 0
+    with assassin(lambda: workers_of(os.getpid()), kills=180, pause=(0.5, 5.0)) as killed:
+        while len(killed) < 180:
             out = tmp_path / f"r{renders}"
             render_set(generator, plan, out, engine=Workers(folder, 2))
             made = read_renders(out, verify=True)
@@ -61,10 +48,9 @@ def test_180_workers_killed_under_a_living_parent(composition, whole, tmp_path) 
             assert not out.with_name(out.name + ".work").exists()
             shutil.rmtree(out)
             renders += 1
-    finally:
-        done.set()
-        thread.join()
-    print(f"{killed[0]} workers killed in {renders} renders of {COUNT} images: 0 lost, 0 doubled, 0 torn, equal roots")
+    print(
+        f"{len(killed)} workers killed in {renders} renders of {COUNT} images: 0 lost, 0 doubled, 0 torn, equal roots"
+    )
 
 
 def test_20_parents_killed(composition, whole, tmp_path) -> None:
@@ -132,7 +118,7 @@ def test_a_full_disk(workers: str, composition, small_disk, tmp_path) -> None:
 
     stage = DiskStage(small_disk / "r")
     assert stage.rounds()
-    assert stage.torn() == {}
+    assert stage.torn(stage.rounds()) == {}
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     subprocess.run(command, check=True, timeout=300)
     subprocess.run(command_to(folder, tmp_path / "whole"), check=True, timeout=300)

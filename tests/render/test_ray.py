@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import os
-import random
-import signal
-import subprocess
-import threading
-import time
 
 import pytest
 
+from tests.render.killing import assassin, processes
 from visynth.core.manifest import read_renders
 from visynth.render.run import make_plan, render_set
 
@@ -51,28 +47,14 @@ def test_ray_workers_that_are_killed(ray, composition, tmp_path) -> None:
     generator, folder = composition
     plan = make_plan(generator, per_class=150, shard_size=8)
     whole = render_set(generator, plan, tmp_path / "whole")
-    killed: list[int] = []
-    done, numbers = threading.Event(), random.Random(time.time())
 
-    def assassin() -> None:
-        while not done.is_set() and len(killed) < 20:
-            time.sleep(numbers.uniform(0.5, 1.5))
-            listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-            actors = [int(line.split()[0]) for line in listed.splitlines() if "ray::" in line and "_Actor" in line]
-            if actors:
-                victim = numbers.choice(actors)
-                os.kill(victim, signal.SIGKILL)
-                killed.append(victim)
+    def actors() -> list[int]:
+        return [pid for pid, _, words in processes() if "ray::" in words and "_Actor" in words]
 
-    thread = threading.Thread(target=assassin)
-    thread.start()
-    try:
+    with assassin(actors, kills=20, pause=(0.5, 1.5)) as killed:
         for number in range(40):
             made = render_set(generator, plan, tmp_path / f"r{number}", engine=Ray(folder, 2))
             assert read_renders(made.folder, verify=True).root() == whole.root()
             if len(killed) >= 20:
                 break
-    finally:
-        done.set()
-        thread.join()
     assert len(killed) == 20

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.render.generators import Faulty
+from tests.render.killing import assassin, workers_of
 from visynth.core.errors import ConflictError, OutputError, UsageError, VisynthError
 from visynth.core.manifest import read_renders
 from visynth.render.images import ImageMaker
@@ -113,48 +112,19 @@ def test_a_full_disk_stops_everybody(composition, tmp_path, monkeypatch) -> None
 
 
 def test_workers_that_are_killed_under_a_living_parent(composition, tmp_path) -> None:
-    kill_workers(composition, tmp_path, kills=4, seed=int(time.time()))
-
-
-def kill_workers(composition, tmp_path: Path, kills: int, seed: int, per_class: int = 100) -> None:
     """SIGKILL random workers while their parent lives; nothing is lost, doubled or torn."""
-    import random
-
     generator, folder = composition
-    plan = make_plan(generator, per_class=per_class, shard_size=8)
+    plan = make_plan(generator, per_class=100, shard_size=8)
     whole = render_set(generator, plan, tmp_path / "whole")
-    random_numbers, done, killed = random.Random(seed), threading.Event(), []
-
-    def assassin() -> None:
-        while not done.is_set() and len(killed) < kills:
-            time.sleep(random_numbers.uniform(0.3, 1.5))
-            mine = children(os.getpid())
-            if mine:
-                victim = random_numbers.choice(mine)
-                os.kill(victim, signal.SIGKILL)
-                killed.append(victim)
-
-    thread = threading.Thread(target=assassin)
-    thread.start()
-    try:
+    with assassin(lambda: workers_of(os.getpid()), kills=4, pause=(0.3, 1.5)) as killed:
         for number in range(100):
             render_set(generator, plan, tmp_path / f"r{number}", engine=Workers(folder, 2))
             made = read_renders(tmp_path / f"r{number}", verify=True)
             assert made.root() == whole.root()
             assert len({record.file_name for record in made.records}) == plan.total
-            if len(killed) >= kills:
+            if len(killed) >= 4:
                 break
-    finally:
-        done.set()
-        thread.join()
-    assert len(killed) == kills
-
-
-def children(parent: int) -> list[int]:
-    """Render workers of a process."""
-    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
-    return [int(pid) for pid, ppid, args in rows if int(ppid) == parent and "visynth.render.worker" in args]
+    assert len(killed) == 4
 
 
 def test_workers_end_with_their_parent(composition, tmp_path) -> None:
@@ -163,7 +133,7 @@ def test_workers_end_with_their_parent(composition, tmp_path) -> None:
     command += ["--out", str(tmp_path / "r"), "--per-class", "400", "--workers", "2", "--quiet"]
     parent = subprocess.Popen(command)
     try:
-        while len(workers := children(parent.pid)) < 2 or not list((tmp_path / "r.work").glob("shard.*")):
+        while len(workers := workers_of(parent.pid)) < 2 or not list((tmp_path / "r.work").glob("shard.*")):
             assert parent.poll() is None
             time.sleep(0.05)
     finally:

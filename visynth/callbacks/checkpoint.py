@@ -19,7 +19,8 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from visynth.core import distributed
 from visynth.core.errors import Diverged, IntegrityError, OutputError, listing
-from visynth.core.files import hash_file, host, sync_folder, write_text
+from visynth.core.files import hash_file, sync_folder, temporary_name, write_text
+from visynth.core.folders import is_dead
 from visynth.core.store import is_url
 
 PREVIOUS, SIDECAR = ".previous", ".sha256"
@@ -57,7 +58,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
-        temporary = path.with_name(f".{path.name}.{host()}.{os.getpid()}.tmp")
+        temporary = temporary_name(path)
         try:
             with open(temporary, "wb") as stream:
                 hashing = _Hashing(stream)
@@ -151,7 +152,7 @@ def _keep_previous(path: Path, known: tuple[int, int] | None) -> None:
     if _stamp(path) != known and hash_file(path) not in noted:
         return
     kept = previous(path)
-    link = path.with_name(f".{kept.name}.{host()}.{os.getpid()}.tmp")
+    link = temporary_name(kept)
     link.unlink(missing_ok=True)
     try:
         try:
@@ -167,11 +168,8 @@ def _keep_previous(path: Path, known: tuple[int, int] | None) -> None:
 
 def _sweep(path: Path) -> None:
     """Remove what killed processes of this machine left half written of this checkpoint."""
-    from visynth.core.files import alive
-
-    for left in path.parent.glob(f".{path.name}*.{host()}.*.tmp"):
-        pid = left.name.split(".")[-2]
-        if pid.isdigit() and not alive(int(pid)):
+    for left in path.parent.glob(f".{path.name}*.tmp"):
+        if is_dead(left.name):
             left.unlink(missing_ok=True)
 
 

@@ -80,8 +80,15 @@ def render(
     wanted: dict[str, Any] = {"balance": balance, "to": to, "per_class": per_class, "classes": classes, "seed": seed}
     wanted |= {} if shard_size is None else {"shard_size": shard_size}
     if isinstance(made, Generator):
-        more = {"options": options, "encoding": encoding, "format": format, "attempts": attempts}
-        plan = make_plan(made, **wanted, **more, filters=filters or ())  # type: ignore[arg-type]
+        plan = make_plan(
+            made,
+            **wanted,
+            options=options,
+            encoding=encoding,
+            format=format,
+            attempts=attempts,
+            filters=filters or (),
+        )
         maker: Any = ImageMaker(made, plan, ahead=-(-batch_size // plan.micro_batch))
     else:
         if encoding or options or filters or format != "folders":
@@ -132,12 +139,9 @@ def engine_of(engine: str, generator: str, workers: int, encoders: int, device: 
 
 
 def print_state(out: str, state: Any, plan: Any, json: bool) -> int:
-    from visynth.render.stages import open_stage
-
     summary = {"out": out, **state.to_json(), "plan": plan.hash}
     if state.finished:
-        summary["root"] = (open_stage(out).finished() or {})["root"]
-        text = f"{out}: {dict(state.counts)} in {state.planned} shards; root {summary['root']}"
+        text = f"{out}: {dict(state.counts)} in {state.planned} shards; root {state.root}"
     else:
         text = (
             f"{out}: {len(state.committed)} of {state.planned} shards are there, {state.missing} are other workers' or "

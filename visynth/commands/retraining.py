@@ -6,6 +6,7 @@ import sys
 from json import dumps
 from typing import Any, Literal
 
+from visynth.commands.options import DataOptions
 from visynth.commands.printing import printer
 from visynth.core.errors import UsageError
 
@@ -13,17 +14,12 @@ EXIT_CODES = {"rejected": 20, "insufficient evidence": 21}
 
 
 def retrain(
-    data: str,
+    data: DataOptions,
     classes: list[str],
     generator: dict[str, Any],
     registry: str,
     out: str,
     target: str | None = None,
-    masks: str | None = None,
-    mask_suffix: str | None = None,
-    groups: str | None = None,
-    group_pattern: str | None = None,
-    max_bad_fraction: float = 0.05,
     kinds: dict[str, str] | None = None,
     new_images: int = 20,
     drift: float = 0.05,
@@ -50,11 +46,6 @@ def retrain(
         registry: folder of the registry with the champion.
         out: folder of the runs and the state; one for each generator that is kept fresh.
         target: the class column; then data are a table.
-        masks: folder of masks that mirrors the images' layout.
-        mask_suffix: what mask files have after their images' names.
-        groups: CSV with columns file,group; images of one group stay together.
-        group_pattern: regular expression on image names whose first group is the group.
-        max_bad_fraction: share of unusable files up to which they are left out.
         kinds: of columns where the data mislead.
         new_images: retrain from so many new images or rows of a class; 0: never for that.
         drift: retrain when features or class counts moved; how often at most where nothing did. 0: never.
@@ -70,6 +61,7 @@ def retrain(
         json: print the outcome as JSON.
         quiet: no progress.
     """
+    from visynth.core import plugins
     from visynth.jobs.retrain.flow import retrain as run
     from visynth.jobs.retrain.options import Job, Policy, Triggers
     from visynth.jobs.retrain.telling import call_heartbeat, check_heartbeat, write_metrics
@@ -81,13 +73,11 @@ def retrain(
     job = Job(generator, tuple(classes), count, seeds, canary, Policy(require, require_approval))
     progress = printer(quiet)
     if target is None:
-        from visynth.commands.options import DataOptions
-        from visynth.jobs.retrain.images import ImageSubject
-
-        images = DataOptions(data, masks, mask_suffix, groups, group_pattern, max_bad_fraction).read()
-        subject: Any = ImageSubject(images, job, progress)
+        subject: Any = plugins.load("subjects", "images")(data.read(), job, progress)
     else:
-        subject = _table_subject(data, target, job, kinds, progress)
+        from visynth.tabular.frames import read_table
+
+        subject = plugins.load("subjects", "tables")(read_table(data.data), target, job, kinds, progress)
     outcome = run(subject, job, out, registry, triggers=triggers, progress=progress)
     if metrics is not None:
         write_metrics(metrics, outcome, out)
@@ -99,10 +89,3 @@ def retrain(
         else "\n  ".join([f"{outcome.outcome}: champion {outcome.champion[:12] or 'none'}", *outcome.reasons])
     )
     return EXIT_CODES.get(outcome.outcome, 0) if fail_on_reject else 0
-
-
-def _table_subject(data: str, target: str, job: Any, kinds: dict[str, str] | None, progress: Any) -> Any:
-    from visynth.core import plugins
-    from visynth.tabular.frames import read_table
-
-    return plugins.load("subjects", "tables")(read_table(data), target, job, kinds, progress)

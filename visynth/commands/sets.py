@@ -8,7 +8,6 @@ from typing import Any, Literal
 from visynth.commands.options import DataOptions
 from visynth.commands.printing import printer, render_progress
 from visynth.commands.rendering import device_here, engine_of, print_state
-from visynth.core.folders import ROWS
 
 
 def renders_status(folder: str, json: bool = False) -> int:
@@ -45,11 +44,11 @@ def renders_verify(folder: str) -> int:
     stage, plan = _opened(folder)
     summary = stage.finished()
     if summary is None:
-        wrong = [name for problems in stage.torn().values() for name in problems]
+        wrong = [name for problems in stage.torn(range(plan.shards)).values() for name in problems]
         what = f"{len(stage.rounds())} of {plan.shards} shards are whole"
     else:
         wrong = stage.damaged({**dict(stage.files()), **{p["name"]: p["sha256"] for p in summary["manifest"]}})
-        what = f"{summary['total']} {'rows' if plan.to_json()['schema'] == ROWS else 'images'} as rendered; root {summary['root']}"
+        what = f"{summary['total']} {plan.what} as rendered; root {summary['root']}"
     if wrong:
         raise IntegrityError(
             f"{folder} does not hold what its manifest says ({len(wrong)} files missing or altered; the same 'visynth "
@@ -101,12 +100,11 @@ def renders_finalize(folder: str, allow_failed: bool = False) -> int:
         folder: what 'visynth render' writes, or an object store's address.
         allow_failed: leave out images that could not be made.
     """
-    from visynth.render.finish import finish
-    from visynth.render.finish import state_of as read_state
+    from visynth.render.finish import finish, state_of
 
     stage, plan = _opened(folder)
     finish(stage, plan, allow_failed)
-    return print_state(folder, read_state(stage, plan), plan, json=False)
+    return print_state(folder, state_of(stage, plan), plan, json=False)
 
 
 def _opened(folder: str) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
@@ -55,6 +56,16 @@ def alive(pid: int) -> bool:
     return True
 
 
+def temporary_name(path: Path) -> Path:
+    """Name beside a path for what this process writes before it gets that name; others know it for temporary."""
+    return path.with_name(f".{path.name}.{host()}.{os.getpid()}.tmp")
+
+
+def utc_now() -> str:
+    """The time in UTC, for people to read."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
 def write_synced(path: Path, data: bytes) -> None:
     """Write a file that nobody else sees yet, and have it on the disk."""
     with open(path, "wb") as stream:
@@ -66,7 +77,7 @@ def write_synced(path: Path, data: bytes) -> None:
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write a file so that after a crash it holds either the old content or all of the new."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{host()}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         write_synced(temporary, data)
         os.replace(temporary, path)
@@ -91,7 +102,7 @@ def write_new(path: str | Path, data: bytes) -> bool:
         (True, False, b'first')
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{host()}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         write_synced(temporary, data)
         _link(temporary, path)
@@ -173,7 +184,7 @@ def _probe(folder: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
                 raise
-    probe = folder / f".probe.{host()}.{os.getpid()}.tmp"  # a name of which others know that it is temporary
+    probe = temporary_name(folder / "probe")
     probe.write_bytes(b"")
     probe.unlink(missing_ok=True)
 

@@ -21,7 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from visynth.core.errors import OutputError, listing
-from visynth.core.files import alive, ensure_writable, hash_file, host, sync_folder, write_bytes, write_json
+from visynth.core.files import (
+    alive,
+    ensure_writable,
+    hash_file,
+    host,
+    sync_folder,
+    temporary_name,
+    write_bytes,
+    write_json,
+)
 
 RECORD = ".visynth.json"
 SCHEMA = "visynth.folder/1"
@@ -62,7 +71,7 @@ def new_folder(path: str | Path, *, replace: bool = True, parts: Sequence[str] =
         raise OutputError(f"{path} exists already: choose a new folder.")
     claim(path, parts)
     _sweep_temporary(path)
-    temporary = path.with_name(f".{path.name}.{host()}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -97,11 +106,11 @@ def _aside(path: Path) -> Path:
 def _sweep_temporary(path: Path) -> None:
     """Remove what killed processes of this machine left half made; another machine's may still be at work."""
     for left in path.parent.glob(f".{path.name}.{host()}.*.tmp"):
-        if _is_dead(left.name):
+        if is_dead(left.name):
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _is_dead(name: str) -> bool:
+def is_dead(name: str) -> bool:
     """Whether a name is that of something temporary of a process of this machine that is no more."""
     temporary = TEMPORARY.match(name)
     return temporary is not None and temporary.group(1) == host() and not alive(int(temporary.group(2)))
@@ -184,7 +193,7 @@ def _left_over(path: Path, folder: Path) -> bool:
     """Whether a file or folder lies in something temporary of a process that is no more, or in a folder that was set
     aside."""
     for name in path.relative_to(folder).parts:
-        if _is_dead(name) or (name.startswith(".") and name.endswith((f".{host()}.{os.getpid()}.tmp", ".visynth-old"))):
+        if is_dead(name) or (name.startswith(".") and name.endswith((f".{host()}.{os.getpid()}.tmp", ".visynth-old"))):
             return True
     return False
 
@@ -267,7 +276,7 @@ def forget_files(folder: str | Path, names: re.Pattern[str]) -> None:
         if _ours(folder / name, known[name]):
             (folder / name).unlink()
     for path in list(folder.iterdir()):
-        if _is_dead(path.name) and path.is_file():
+        if is_dead(path.name) and path.is_file():
             path.unlink()
     kept = {name: hashes for name, hashes in known.items() if (folder / name).exists()}
     if kept:

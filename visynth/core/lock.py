@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from visynth.core.errors import LockedError
-from visynth.core.files import alive, host, write_new
+from visynth.core.files import alive, host, utc_now, write_new
 
 UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
@@ -100,7 +99,7 @@ def _who() -> dict[str, Any]:
         "host": host(),
         "boot": _boot(),
         "process": os.getpid(),
-        "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "since": utc_now(),
     }
 
 

@@ -210,16 +210,31 @@ def read_records(folder: Path, summary: Mapping[str, Any]) -> Records:
 
 def listed_files(folder: Path, plan: Mapping[str, Any], records: Iterable[Record]) -> Iterator[tuple[str, str]]:
     """Names and sha256 of the files that hold the images: each image's own, or the archives."""
-    if plan.get("format", "folders") == "folders":
+    if not in_archives(plan):
         return ((record.file_name, record.sha256) for record in records)
-    lines = (folder / SHARDS).read_text(encoding="utf-8").split("\n")[:-1]
-    return ((line["name"], line["sha256"]) for line in map(json.loads, lines))
+    return map(listed_file, (folder / SHARDS).read_text(encoding="utf-8").split("\n")[:-1])
+
+
+def in_archives(plan: Mapping[str, Any]) -> bool:
+    """Whether a set's images lie in tar or Parquet shards, and not in files of their own."""
+    return bool(plan["schema"] == SCHEMA and plan.get("format", "folders") != "folders")
+
+
+def file_lists(plan: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
+    """Names of those files of a finished set, of images or rows, whose lines name its other files."""
+    return [SHARDS] if in_archives(plan) else [part["name"] for part in summary["manifest"]]
+
+
+def listed_file(line: str) -> tuple[str, str]:
+    """Name and sha256 of the file that such a line names."""
+    row = json.loads(line)
+    return row["name"] if "name" in row else row["file_name"], row["sha256"]
 
 
 def altered_parts(folder: Path, summary: Mapping[str, Any]) -> list[str]:
     """Problems of the manifest itself: a label that was changed is as bad as an image."""
-    parts = [part for part in summary["manifest"] if part["sha256"]]
-    return [f"{part['name']} was altered" for part in parts if hash_file(folder / part["name"]) != part["sha256"]]
+    parts = [(folder / part["name"], part["sha256"]) for part in summary["manifest"]]
+    return [f"{path.name} was altered" for path, digest in parts if hash_file(path) != digest]
 
 
 def altered_files(folder: Path, plan: Mapping[str, Any], records: Iterable[Record]) -> list[str]:
@@ -234,10 +249,9 @@ def need_folders(renders: Renders) -> Renders:
     Raises:
         UsageError: they lie in archives.
     """
-    form = renders.plan.get("format", "folders")
-    if form != "folders":
+    if in_archives(renders.plan):
         raise UsageError(
-            f"{renders.folder} holds its images in {form} shards, for other tools; visynth reads class folders: render "
+            f"{renders.folder} holds its images in {renders.plan['format']} shards, for other tools; visynth reads class folders: render "
             "the same plan with --format folders."
         )
     return renders

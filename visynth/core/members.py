@@ -145,7 +145,12 @@ def merkle_root(members: Iterable[Member]) -> str:
 
 def write(path: str | Path, members: Iterable[Member]) -> None:
     """Write ``members.jsonl``, sorted by path."""
-    write_text(path, "".join(_line(m) + "\n" for m in sorted(members, key=lambda m: m.path)))
+    write_text(path, as_text(members))
+
+
+def as_text(members: Iterable[Member]) -> str:
+    """What ``members.jsonl`` holds."""
+    return "".join(_line(m) + "\n" for m in sorted(members, key=lambda m: m.path))
 
 
 def read(path: str | Path) -> list[Member]:

@@ -8,21 +8,18 @@ machines share, SQLite's own advice is not to.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sqlite3
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from visynth.core.artifact import MEMBERS, SPEC, WEIGHTS
 from visynth.core.errors import ConflictError, IntegrityError, UsageError, choices, listing
-from visynth.core.files import canonical_json, ensure_writable, hash_file, readable_json
+from visynth.core.files import ensure_writable, hash_file, hash_json, readable_json, utc_now
 from visynth.core.folders import RECORD, new_folder
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -75,7 +72,7 @@ class Event:
 
     def hashed(self) -> str:
         """What ``sha`` must be."""
-        return _hash({name: value for name, value in asdict(self).items() if name in FIELDS})
+        return hash_json({name: value for name, value in asdict(self).items() if name in FIELDS})
 
 
 @dataclass(frozen=True)
@@ -195,14 +192,14 @@ class Registry:
             raise IntegrityError(f"version {version[:12]} has no {SUMS} in {folder}: it is not whole.")
         text = sums.read_text(encoding="utf-8")
         problems = [] if sha256(text.encode()).hexdigest() == version else [f"{SUMS} was altered"]
-        told = {line[66:]: line[:64] for line in text.splitlines()}
+        listed = {line[66:]: line[:64] for line in text.splitlines()}
         here = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {SUMS, RECORD}
-        problems += [f"{name} is missing" for name in sorted(told.keys() - here)]
-        problems += [f"{name} does not belong there" for name in sorted(here - told.keys())]
+        problems += [f"{name} is missing" for name in sorted(listed.keys() - here)]
+        problems += [f"{name} does not belong there" for name in sorted(here - listed.keys())]
         problems += [
-            f"{name} was altered" for name in sorted(here & told.keys()) if hash_file(folder / name) != told[name]
+            f"{name} was altered" for name in sorted(here & listed.keys()) if hash_file(folder / name) != listed[name]
         ]
-        problems += [f"{name} is missing" for name in (SPEC, WEIGHTS, MEMBERS) if name not in told]
+        problems += [f"{name} is missing" for name in (SPEC, WEIGHTS, MEMBERS) if name not in listed]
         if problems:
             raise IntegrityError(f"version {version[:12]} in {folder} is not what was added:\n{listing(problems)}")
         return folder
@@ -361,19 +358,11 @@ def _log(
     db: sqlite3.Connection, actor: str, op: str, alias: str, old: str, new: str, gen: int, reason: str, evidence: str
 ) -> Event:
     last = db.execute("SELECT sha FROM event ORDER BY seq DESC LIMIT 1").fetchone()
-    values = (_now(), actor or _user(), op, alias, old, new, gen, reason, evidence, last[0] if last else "")
-    sha = _hash(dict(zip(FIELDS, values, strict=True)))
+    values = (utc_now(), actor or _user(), op, alias, old, new, gen, reason, evidence, last[0] if last else "")
+    sha = hash_json(dict(zip(FIELDS, values, strict=True)))
     columns, marks = ", ".join((*FIELDS, "sha")), ", ".join("?" * (len(FIELDS) + 1))
     cursor = db.execute(f"INSERT INTO event ({columns}) VALUES ({marks})", (*values, sha))
     return Event(int(cursor.lastrowid or 0), *values, sha)
-
-
-def _hash(values: Mapping[str, Any]) -> str:
-    return sha256(canonical_json(dict(values)).encode()).hexdigest()
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _user() -> str:
@@ -385,15 +374,12 @@ def _sync(path: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def table_of(registry: Registry) -> dict[str, Any]:
-    """A registry for machines: aliases, versions, events."""
-    return {
-        "aliases": {name: asdict(alias) for name, alias in registry.aliases().items()},
-        "versions": registry.versions(),
-        "events": [asdict(event) for event in registry.events()],
-    }
-
-
 def written(registry: Registry) -> bytes:
-    """The same, as JSON."""
-    return readable_json(json.loads(json.dumps(table_of(registry))))
+    """A registry for machines, as JSON: aliases, versions, events."""
+    return readable_json(
+        {
+            "aliases": {name: asdict(alias) for name, alias in registry.aliases().items()},
+            "versions": registry.versions(),
+            "events": [asdict(event) for event in registry.events()],
+        }
+    )

@@ -122,7 +122,7 @@ def dataset_card(plan: Mapping[str, Any], summary: Mapping[str, Any], card: Mapp
         front["configs"] = [{"config_name": "default", "data_files": "data/*.parquet"}]
     if rows:
         front["configs"] = [{"config_name": "default", "data_files": "part-*.parquet"}]
-    told = {
+    facts = {
         "generator": plan["generator"],
         "plan": summary["plan"],
         "root": summary["root"],
@@ -130,14 +130,14 @@ def dataset_card(plan: Mapping[str, Any], summary: Mapping[str, Any], card: Mapp
         "intended use": card.get("intended_use") or PURPOSE[plan.get("purpose", "training")],
     }
     counts = "".join(f"| {name} | {count} |\n" for name, count in summary["counts"].items())
-    facts = "".join(f"| {name} | {value} |\n" for name, value in told.items())
+    listed = "".join(f"| {name} | {value} |\n" for name, value in facts.items())
     failed = summary["failed"]
     lacking = f"\n{len(failed)} images of the plan could not be made and are left out (`summary.json` lists them).\n"
     return (
         f"---\n{yaml.safe_dump(front, sort_keys=True, allow_unicode=True)}---\n\n"
         f"# {front['pretty_name']}\n\n{_sentence(plan, summary)}\n\n"
         f"| class | {'rows' if rows else 'images'} |\n|---|---|\n{counts}{lacking if failed else ''}\n"
-        f"| | |\n|---|---|\n{facts}\n"
+        f"| | |\n|---|---|\n{listed}\n"
         "Every file is marked as synthetic where its format has a place for it. `members.jsonl` lists the real data behind "
         "the generator: do not evaluate on them.\n"
     )

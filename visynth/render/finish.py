@@ -11,8 +11,7 @@ from typing import Any
 
 from visynth.core.errors import DataError, IntegrityError
 from visynth.core.files import readable_json
-from visynth.core.folders import ROWS
-from visynth.core.manifest import METADATA, PLAN, SHARDS, SUMMARY_SCHEMA
+from visynth.core.manifest import METADATA, PLAN, SHARDS, SUMMARY_SCHEMA, in_archives
 from visynth.render.describe import croissant, dataset_card
 from visynth.render.plan import ShardPlan
 from visynth.render.stage import Stage
@@ -30,7 +29,7 @@ class State:
         failed: images that could not be made, each with class, number, shard, seeds that were tried and reasons.
         counts: images or rows of each class that are there.
         lines: of the manifest.
-        finished: whether the set is whole and has its manifest.
+        root: hash of the whole set, where it is finished.
     """
 
     planned: int
@@ -38,7 +37,12 @@ class State:
     failed: list[Mapping[str, Any]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     lines: int = 0
-    finished: bool = False
+    root: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the set is whole and has its manifest."""
+        return bool(self.root)
 
     @property
     def missing(self) -> int:
@@ -53,6 +57,7 @@ class State:
             "committed": len(self.committed),
             "counts": dict(self.counts),
             "failed": len(self.failed),
+            **({"root": self.root} if self.finished else {}),
         }
 
 
@@ -62,7 +67,7 @@ def state_of(stage: Stage, plan: ShardPlan) -> State:
     if summary is not None:
         counts = Counter({name: int(n) for name, n in summary["counts"].items()})
         rounds = {number: int(summary["rounds"].get(str(number), 0)) for number in range(plan.shards)}
-        return State(plan.shards, rounds, summary["failed"], counts, finished=True)
+        return State(plan.shards, rounds, summary["failed"], counts, root=summary["root"])
     state = State(plan.shards, stage.rounds())
     for number, round_ in sorted(state.committed.items()):
         try:
@@ -136,9 +141,7 @@ def _finish(stage: Stage, plan: ShardPlan, allow_failed: bool) -> dict[str, Any]
         check_failed(state, stage.where)
     said = plan.to_json()
     stage.put(PLAN, readable_json(said))  # before the first image: it says whose they are
-    manifest = _Manifest(
-        stage, state.lines, archives=said.get("format", "folders") != "folders" and said["schema"] != ROWS
-    )
+    manifest = _Manifest(stage, state.lines, archives=in_archives(said))
     names: set[str] = set()
     for number in range(plan.shards):
         round_ = state.committed[number]

@@ -15,13 +15,13 @@ from hashlib import sha256
 from pathlib import PurePosixPath
 from typing import Any
 
+from visynth.core import members as members_file
 from visynth.core.errors import IntegrityError, OutputError, UsageError, listing
 from visynth.core.files import canonical_json, readable_json
 from visynth.core.folders import ROWS
-from visynth.core.manifest import MEMBERS, PLAN, SHARDS, SUMMARY
-from visynth.core.members import Member
+from visynth.core.manifest import MEMBERS, PLAN, SUMMARY, file_lists, listed_file
 from visynth.core.store import Store
-from visynth.render.shards import Maker, Shard
+from visynth.render.shards import Maker, Shard, latest_rounds, shard_name
 from visynth.render.stage import CARD, check_plan
 
 SHOWN = 8
@@ -63,7 +63,7 @@ class ObjectStage:
         if not self.store.put_new(f"{work}/{PLAN}", plan):
             check_plan(self.plan(), maker.plan.to_json(), self.where)
         self.store.put_new(f"{work}/{CARD}", readable_json(dict(maker.card)))
-        self.store.put_new(f"{work}/{MEMBERS}", _members(maker.members))
+        self.store.put_new(f"{work}/{MEMBERS}", members_file.as_text(maker.members).encode())
 
     def plan(self) -> dict[str, Any]:
         data = self.store.get(f"{self.name}.work/{PLAN}") or self.store.get(f"{self.name}/{PLAN}")
@@ -75,13 +75,8 @@ class ObjectStage:
         return dict(json.loads(self._there(f"{self.name}.work/{CARD}")))
 
     def rounds(self) -> dict[int, int]:
-        found: dict[int, int] = {}
-        for path in self.store.names(f"{self.name}.work/"):
-            parts = PurePosixPath(path).name.split(".")
-            if parts[0] == "shard" and parts[-1] == "json":
-                number, round_ = int(parts[1]), int(parts[2]) if len(parts) > 3 else 0
-                found[number] = max(found.get(number, 0), round_)
-        return found
+        names = (PurePosixPath(path).name for path in self.store.names(f"{self.name}.work/"))
+        return latest_rounds(name.removesuffix(".json") for name in names)
 
     def is_open(self) -> bool:
         return self.store.has(f"{self.name}.work/{PLAN}")
@@ -90,13 +85,8 @@ class ObjectStage:
         return self.store.has(self._record(number, round_))
 
     def files(self) -> Iterable[tuple[str, str]]:
-        plan, summary = self.plan(), self.finished() or {}
-        archives = plan.get("format", "folders") != "folders" and plan["schema"] != ROWS
-        names = [SHARDS] if archives else [part["name"] for part in summary["manifest"]]
-        for name in names:
-            for line in (self.store.get(f"{self.name}/{name}") or b"").decode().split("\n")[:-1]:
-                own = json.loads(line)
-                yield own.get("name", own.get("file_name")), own["sha256"]
+        for name in file_lists(self.plan(), self.finished() or {}):
+            yield from map(listed_file, (self.store.get(f"{self.name}/{name}") or b"").decode().split("\n")[:-1])
 
     def reopen(self, maker: Maker) -> None:
         raise IntegrityError(f"{self.url} is damaged: render it anew under another prefix.")
@@ -107,7 +97,8 @@ class ObjectStage:
     def commit(self, shard: Shard, record: Mapping[str, Any]) -> bool:
         names = {own["name"]: self._put_file(own["name"], shard.files[own["name"]]) for own in record["files"]}
         files = [{**own, "name": names[own["name"]]} for own in record["files"]]
-        lines = [_renamed(line, names) for line in shard.lines]
+        others = {old: new for old, new in names.items() if old != new}
+        lines = [_renamed(line, others) for line in shard.lines] if others else list(shard.lines)
         whole = {**record, "files": files, "manifest": lines}
         return self.store.put_new(self._record(shard.number, shard.round), canonical_json(whole).encode())
 
@@ -161,9 +152,11 @@ class ObjectStage:
                 wrong.append(name)
         return wrong
 
-    def torn(self) -> dict[int, list[str]]:
+    def torn(self, numbers: Collection[int]) -> dict[int, list[str]]:
         wrong = {}
         for number, round_ in sorted(self.rounds().items()):
+            if number not in numbers:
+                continue
             try:
                 files = {own["name"]: own["sha256"] for own in self.record(number, round_)["files"]}
                 problems = self.damaged(files)
@@ -201,20 +194,11 @@ class ObjectStage:
         return other
 
     def _record(self, number: int, round_: int) -> str:
-        return f"{self.name}.work/shard.{number:06d}" + (f".{round_}" if round_ else "") + ".json"
-
-
-def _members(members: Iterable[Member]) -> bytes:
-    from dataclasses import asdict
-
-    ordered = sorted(members, key=lambda m: m.path)
-    return "".join(canonical_json(asdict(m)) + "\n" for m in ordered).encode()
+        return f"{self.name}.work/{shard_name(number, round_)}.json"
 
 
 def _renamed(line: str, names: Mapping[str, str]) -> str:
     """A line of the manifest whose file, or whose archive, got another name."""
-    if all(old == new for old, new in names.items()):
-        return line
     own = json.loads(line)
     key = "shard" if own.get("shard") else "file_name"
     own[key] = names.get(own[key], own[key])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from math import gcd
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,19 +24,55 @@ FORMATS = ("folders", "webdataset", "parquet")
 GOLDEN = 0.6180339887498949
 
 
-class ShardPlan(Protocol):
-    """What the loop over shards needs to know of a plan, whatever it renders."""
+class ShardPlan(ABC):
+    """What the loop over shards needs to know of a plan, whatever it renders: a set whose items are dealt out to shards.
+
+    Attributes:
+        what: the items, in words.
+        targets: items of each class.
+        shard_size: most items of a shard.
+    """
+
+    what: ClassVar[str]
+    targets: Mapping[str, int]
+    shard_size: int
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """The plan as stored; its hash names it."""
+
+    @cached_property
+    def hash(self) -> str:
+        return hash_json(self.to_json())
 
     @property
-    def hash(self) -> str: ...
+    def sizes(self) -> dict[str, int]:
+        """Items of every class, in the classes' order."""
+        return dict(self.targets)
+
     @property
-    def total(self) -> int: ...
+    def total(self) -> int:
+        return sum(self.targets.values())
+
     @property
-    def shards(self) -> int: ...
-    def count(self, number: int) -> int: ...
-    def counts(self, number: int) -> dict[str, int]: ...
-    def shard_of(self, name: str) -> int: ...
-    def to_json(self) -> dict[str, Any]: ...
+    def shards(self) -> int:
+        return -(-self.total // self.shard_size)
+
+    def places(self, number: int) -> list[range]:
+        """Numbers of a shard's items within each class."""
+        return shard_places(list(self.sizes.values()), self.shards, number)
+
+    def count(self, number: int) -> int:
+        """Items of a shard."""
+        return len(range(residue(number, self.shards), self.total, self.shards))
+
+    def counts(self, number: int) -> dict[str, int]:
+        """Items of each class in a shard: its share to within one."""
+        return {name: len(own) for name, own in zip(self.sizes, self.places(number), strict=True)}
+
+    def shard_of(self, name: str) -> int:
+        """Shard that made a file; an archive has its number in its name."""
+        return int(re.findall(r"\d+", name)[0])
 
 
 @dataclass(frozen=True)
@@ -48,7 +85,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class RenderPlan:
+class RenderPlan(ShardPlan):
     """Everything that decides the bytes of a rendered set.
 
     Attributes:
@@ -67,6 +104,8 @@ class RenderPlan:
         attempts: draws of an image until it counts as failed.
         filters: digests of the filters that refuse images, by registered name.
     """
+
+    what: ClassVar = "images"
 
     generator: str
     kind: str
@@ -111,19 +150,11 @@ class RenderPlan:
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> RenderPlan:
         """The plan again."""
-        return cls(**{name: said[name] for name in cls.__dataclass_fields__} | {"classes": tuple(said["classes"])})
-
-    @cached_property
-    def hash(self) -> str:
-        return hash_json(self.to_json())
+        return cls(**{own.name: said[own.name] for own in fields(cls)} | {"classes": tuple(said["classes"])})
 
     @property
-    def total(self) -> int:
-        return sum(self.targets.values())
-
-    @property
-    def shards(self) -> int:
-        return -(-self.total // self.shard_size)
+    def sizes(self) -> dict[str, int]:
+        return {name: self.targets.get(name, 0) for name in self.classes}
 
     def shard(self, number: int) -> list[Planned]:
         """The images of one shard, each class spread evenly over it.
@@ -133,7 +164,7 @@ class RenderPlan:
             >>> [sorted(image.label for image in plan.shard(s)) for s in range(plan.shards)]
             [[0, 1], [0, 1], [0, 1]]
         """
-        places = shard_places(self._sizes, self.shards, number)
+        places = self.places(number)
         numbers = [iter(own) for own in places]
         order = balanced_order([len(own) for own in places])
         return [self.planned(label, next(numbers[label])) for label in order]
@@ -142,15 +173,6 @@ class RenderPlan:
         """The ``number``-th image of a class; another attempt is another draw."""
         parts = (attempt,) if attempt else ()
         return Planned(label, number, seeding.derive(self.generator, self.seed, self.classes[label], number, *parts))
-
-    def count(self, number: int) -> int:
-        """Number of images in a shard."""
-        return len(range(residue(number, self.shards), self.total, self.shards))
-
-    def counts(self, number: int) -> dict[str, int]:
-        """Images of each class in a shard."""
-        places = shard_places(self._sizes, self.shards, number)
-        return {name: len(own) for name, own in zip(self.classes, places, strict=True)}
 
     def shard_of(self, name: str) -> int:
         """Shard that made a file.
@@ -161,14 +183,10 @@ class RenderPlan:
             [2]
         """
         if self.format != "folders":
-            return int(re.findall(r"\d+", name)[0])
+            return super().shard_of(name)
         folder, _, file = name.partition("/")
         label = self.classes.index(folder)
-        return shard_of(sum(self._sizes[:label]) + int(file.partition(".")[0]), self.shards)
-
-    @property
-    def _sizes(self) -> list[int]:
-        return [self.targets.get(name, 0) for name in self.classes]
+        return shard_of(sum(list(self.sizes.values())[:label]) + int(file.partition(".")[0]), self.shards)
 
 
 def shard_places(sizes: Sequence[int], shards: int, number: int) -> list[range]:

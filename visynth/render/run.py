@@ -10,7 +10,7 @@ import json
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ from visynth.core import balance as balancing
 from visynth.core.balance import Balance
 from visynth.core.errors import IntegrityError, OutputError, UsageError, VisynthError, choices
 from visynth.core.files import canonical_json
-from visynth.core.folders import ROWS
 from visynth.core.manifest import Renders, read_renders
 from visynth.render.finish import State, check_failed, finish, state_of
 from visynth.render.images import AHEAD, ImageMaker, make_filters
@@ -155,19 +154,19 @@ def render(
         DataError: images could not be made.
         OutputError: it cannot be written.
     """
-    plan = maker.plan
+    plan, engine = maker.plan, engine or Here()
+    own = (part or Slice()).of(range(plan.shards))
     try:
         if stage.finished() is not None:
             check_plan(stage.plan(), plan.to_json(), stage.where)
-            _repair(maker, stage, engine or Here())
+            _repair(maker, stage, engine)
             stage.clear()
             return state_of(stage, plan)
         stage.claim(maker)
         stage.sweep()
-        _discard_torn(stage, part or Slice())
+        _discard_torn(stage, own)
         there = stage.rounds()
-        own = (part or Slice()).of(number for number in range(plan.shards) if number not in there)
-        _run(maker, stage, engine or Here(), [(number, 0) for number in own], there, progress)
+        _run(maker, stage, engine, [(number, 0) for number in own if number not in there], there, progress)
         return conclude(stage, plan)
     except OSError as error:
         if stage.finished() is not None:  # another process was first, and cleared the work away
@@ -180,10 +179,10 @@ def render(
         ) from error
 
 
-def _discard_torn(stage: Stage, part: Slice) -> None:
-    """Commits of this worker's shards whose files were altered or cut short since are taken back, and told."""
+def _discard_torn(stage: Stage, numbers: Collection[int]) -> None:
+    """Commits of these shards whose files were altered or cut short since are taken back, and told."""
     with stage.finishing():  # nobody moves files meanwhile, or takes back what was just made anew
-        torn = {number: problems for number, problems in stage.torn().items() if part.of([number])}
+        torn = stage.torn(numbers)
         for number in torn:
             stage.discard(number)
     if torn:
@@ -195,17 +194,17 @@ def _discard_torn(stage: Stage, part: Slice) -> None:
         )
 
 
-def conclude(stage: Stage, plan: ShardPlan, allow_failed: bool = False) -> State:
-    """Finish a set if no shard is missing; else say how far it is."""
+def conclude(stage: Stage, plan: ShardPlan) -> State:
+    """Finish a set if no shard is missing; else say how far it is.
+
+    Raises:
+        DataError: images failed.
+    """
+    if stage.finished() is not None or len(stage.rounds()) == plan.shards:
+        finish(stage, plan)
     state = state_of(stage, plan)
-    if state.finished:
-        stage.clear()
-        return state
-    if not allow_failed:
+    if not state.finished:
         check_failed(state, stage.where)
-    if not state.missing:
-        finish(stage, plan, allow_failed)
-        return state_of(stage, plan)
     return state
 
 
@@ -257,7 +256,7 @@ def _run(
                 {
                     "done": done + made,
                     "total": plan.total,
-                    "what": "rows" if plan.to_json()["schema"] == ROWS else "images",
+                    "what": plan.what,
                     "rate": rate,
                     "seconds left": (waiting - made) / rate,
                     "counts": {name: n for name, n in counts.items() if n},

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,6 +18,7 @@ from visynth.core.members import Member
 from visynth.render.plan import ShardPlan
 
 SCHEMA = "visynth.shard/1"
+NAME = re.compile(r"shard\.(\d{6,})(?:\.(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,30 @@ class Shard:
             "device": self.device,
             "seconds": round(self.seconds, 3),
         }
+
+
+def shard_name(number: int, round_: int) -> str:
+    """Name of a committed shard.
+
+    Example:
+        >>> shard_name(3, 0), shard_name(3, 2), parse_name("shard.000003.2"), parse_name("plan")
+        ('shard.000003', 'shard.000003.2', (3, 2), None)
+    """
+    return f"shard.{number:06d}" + (f".{round_}" if round_ else "")
+
+
+def parse_name(name: str) -> tuple[int, int] | None:
+    """Number and round of a committed shard's name, or None for any other name."""
+    match = NAME.fullmatch(name)
+    return None if match is None else (int(match.group(1)), int(match.group(2) or 0))
+
+
+def latest_rounds(names: Iterable[str]) -> dict[int, int]:
+    """Committed shards among names, and the latest round of each."""
+    found: dict[int, int] = {}
+    for number, round_ in filter(None, map(parse_name, names)):
+        found[number] = max(found.get(number, 0), round_)
+    return found
 
 
 class Maker(Protocol):

@@ -35,8 +35,8 @@ from visynth.core.files import (
     write_synced,
 )
 from visynth.core.folders import RENDERS, ROWS, TEMPORARY, put_files, strangers
-from visynth.core.manifest import MEMBERS, PLAN, SUMMARY, is_finished, listed_files, read_records
-from visynth.render.shards import SCHEMA, Maker, Shard
+from visynth.core.manifest import MEMBERS, PLAN, SUMMARY, file_lists, is_finished, listed_file
+from visynth.render.shards import SCHEMA, Maker, Shard, latest_rounds, shard_name
 
 RECORD, LINES, CARD = "record.json", "records.jsonl", "card.json"
 TEMPORARY_SHARD = re.compile(r"tmp\.\d{6,}\.[0-9a-f]{8}\.\d+")
@@ -119,8 +119,8 @@ class Stage(Protocol):
     def damaged(self, files: Mapping[str, str]) -> list[str]:
         """Files that are missing or not as their sha256 says."""
 
-    def torn(self) -> dict[int, list[str]]:
-        """Shards of an unfinished set whose record or files are missing or altered, with the problems of each."""
+    def torn(self, numbers: Collection[int]) -> dict[int, list[str]]:
+        """Those of the committed shards of an unfinished set whose record or files are missing or altered, with their problems."""
 
     def discard(self, number: int) -> None:
         """Take a commit back: the shard is to be made again."""
@@ -185,14 +185,10 @@ class DiskStage:
         return dict(json.loads((self.work / CARD).read_text(encoding="utf-8")))
 
     def rounds(self) -> dict[int, int]:
-        found: dict[int, int] = {}
-        with suppress(FileNotFoundError):
-            for entry in os.scandir(self.work):
-                parts = entry.name.split(".")
-                if parts[0] == "shard" and all(part.isdigit() for part in parts[1:]):
-                    number, round_ = int(parts[1]), int(parts[2]) if len(parts) > 2 else 0
-                    found[number] = max(found.get(number, 0), round_)
-        return found
+        try:
+            return latest_rounds(os.listdir(self.work))
+        except FileNotFoundError:
+            return {}
 
     def is_open(self) -> bool:
         return (self.work / PLAN).is_file()
@@ -201,12 +197,8 @@ class DiskStage:
         return self._shard(number, round_).is_dir()
 
     def files(self) -> Iterable[tuple[str, str]]:
-        plan, summary = self.plan(), self.finished() or {}
-        if plan["schema"] == ROWS:
-            parts = (self.out / part["name"] for part in summary["manifest"])
-            lines = (json.loads(line) for path in parts for line in path.read_text(encoding="utf-8").split("\n")[:-1])
-            return ((line["file_name"], line["sha256"]) for line in lines)
-        return listed_files(self.out, plan, read_records(self.out, summary))
+        for name in file_lists(self.plan(), self.finished() or {}):
+            yield from map(listed_file, (self.out / name).read_text(encoding="utf-8").split("\n")[:-1])
 
     def reopen(self, maker: Maker) -> None:
         ensure_writable(self.work)
@@ -217,7 +209,7 @@ class DiskStage:
         return any(not path.name.endswith(own) for path in self.work.glob(f"tmp.{number:06d}.*"))
 
     def commit(self, shard: Shard, record: Mapping[str, Any]) -> bool:
-        folder = self.work / f"tmp.{shard.number:06d}.{host()}.{os.getpid()}"
+        folder = self._temporary(shard.number)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         lines = "".join(line + "\n" for line in shard.lines).encode()
@@ -294,15 +286,11 @@ class DiskStage:
         still made when the other had cleared its plan."""
         if not _is_work(self.work) and not is_finished(self.out):
             return
-        aside = self.work / f"tmp.{0:06d}.{host()}.{os.getpid()}"
         for path in self.work.glob("*"):
             if TEMPORARY_SHARD.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
             elif _is_shard(path):
-                shutil.rmtree(aside, ignore_errors=True)
-                with suppress(OSError):  # in one step, so that a kill leaves no half of it under its name
-                    os.rename(path, aside)
-                shutil.rmtree(aside, ignore_errors=True)
+                self._remove(path, 0)
         if _is_work(self.work):
             for name in (CARD, MEMBERS, PLAN):
                 (self.work / name).unlink(missing_ok=True)
@@ -322,9 +310,11 @@ class DiskStage:
         """Files that are missing or not as their sha256 says."""
         return [n for n, d in files.items() if not (self.out / n).is_file() or hash_file(self.out / n) != d]
 
-    def torn(self) -> dict[int, list[str]]:
+    def torn(self, numbers: Collection[int]) -> dict[int, list[str]]:
         wrong: dict[int, list[str]] = {}
         for number, round_ in sorted(self.rounds().items()):
+            if number not in numbers:
+                continue
             folder = self._shard(number, round_)
             try:
                 record, lines = self.record(number, round_), self.lines(number, round_)
@@ -341,11 +331,7 @@ class DiskStage:
 
     def discard(self, number: int) -> None:
         for path in self.work.glob(f"shard.{number:06d}*"):
-            aside = self.work / f"tmp.{number:06d}.{host()}.{os.getpid()}"
-            shutil.rmtree(aside, ignore_errors=True)
-            with suppress(FileNotFoundError):
-                os.rename(path, aside)  # in one step, so that no half of it looks like a commit
-            shutil.rmtree(aside, ignore_errors=True)
+            self._remove(path, number)
 
     def set_aside(self, name: str) -> None:
         """Into ``DIR.damaged``."""
@@ -357,7 +343,19 @@ class DiskStage:
         os.replace(self.out / name, next(path for path in names if not path.exists()))
 
     def _shard(self, number: int, round_: int) -> Path:
-        return self.work / (f"shard.{number:06d}" + (f".{round_}" if round_ else ""))
+        return self.work / shard_name(number, round_)
+
+    def _temporary(self, number: int) -> Path:
+        """Where this process makes a shard, or moves one that is to go: a name that is no commit."""
+        return self.work / f"tmp.{number:06d}.{host()}.{os.getpid()}"
+
+    def _remove(self, path: Path, number: int) -> None:
+        """Remove a committed shard: by one rename, so that a kill leaves no half of it under its name."""
+        aside = self._temporary(number)
+        shutil.rmtree(aside, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            os.rename(path, aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def check_plan(stored: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> None:

@@ -97,10 +97,10 @@ class _Crew:
                 self.left.discard(news.number)
                 yield news
         if self.aside:
-            told = "; ".join(f"shard {number}: {why}" for number, why in sorted(self.aside.items()))
+            reasons = "; ".join(f"shard {number}: {why}" for number, why in sorted(self.aside.items()))
             raise VisynthError(
                 f"{self.stage.where}: {len(self.aside)} shards ended their worker {DEATHS} times and are left out "
-                f"({told}). All others are rendered; the same command tries these again."
+                f"({reasons}). All others are rendered; the same command tries these again."
             )
 
     def take(self, in_hand: Sequence[int] = ()) -> tuple[int, int] | None:
@@ -173,6 +173,9 @@ class _Slot(threading.Thread):
             bufsize=0,
             env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
         )
+        stdin, stdout = process.stdin, process.stdout
+        assert stdin is not None
+        assert stdout is not None
         if self.crew.ended.is_set():
             process.kill()
         in_hand: deque[int] = deque()
@@ -185,9 +188,6 @@ class _Slot(threading.Thread):
                 "device": device_of(settings.device, self.place),
                 "encoders": settings.encoders,
             }
-            stdin, stdout = process.stdin, process.stdout
-            assert stdin is not None
-            assert stdout is not None
             lines = _Lines(stdout, settings.patience)
             _tell(stdin, head)
             wanted: tuple[int, int] | None = first
@@ -217,13 +217,14 @@ class _Slot(threading.Thread):
                     break
                 wanted = self.crew.take(in_hand) if not stdin.closed else None
         except (BrokenPipeError, ValueError):
-            pass  # it died while it was told something
+            pass  # it died while a shard was written to its pipe, or half way through an answer: it is waited for below
         finally:
-            process.kill() if why else None
+            if why:
+                process.kill()
             code = process.wait()
-            for stream in (process.stdin, process.stdout):
+            for stream in (stdin, stdout):
                 with suppress(OSError):
-                    stream.close()  # type: ignore[union-attr]
+                    stream.close()
             if in_hand:
                 self.crew.died(list(in_hand), why or _ending(code))
             self.process = None

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from visynth.core.report import Report
 
 PROMOTE, REJECT, INSUFFICIENT = "promote", "reject", "insufficient evidence"
+FROZEN = 30  # per cent of the groups, or rows, that are kept for judging
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Subject(Protocol):
     def fit(self, folder: Path) -> Path:
         """Make a generator in a run's folder, or go on making it; gives the generator's folder."""
 
-    def judge(self, challenger: Path, champion: Path | None, folder: Path) -> Judgement:
+    def evaluate(self, challenger: Path, champion: Path | None, folder: Path) -> Judgement:
         """Compare two generators; the report goes into the folder."""
 
     def canary(self, generator: Path, folder: Path) -> list[str]:

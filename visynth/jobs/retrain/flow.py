@@ -27,6 +27,7 @@ from visynth.verdict.drift import STABLE, stability_index
 STATE, OUTCOME, MADE, LOCK = "state.json", "outcome.json", "made.json", "retrain.lock"
 SKIPPED, PROMOTED, REJECTED, APPROVAL = "skipped", "promoted", "rejected", "awaiting approval"
 ROLLED_BACK = "rolled back"
+TO_BE_USED = (PROMOTED, APPROVAL)  # outcomes of runs that are worth another look where there is no champion
 ACTOR = "visynth retrain"
 
 
@@ -92,14 +93,14 @@ def retrain(
         outcome = replace(
             outcome, champion=champion.version if champion else "", seconds=round(time.monotonic() - started, 1)
         )
-        write_json(out / STATE, {**outcome.to_json(), "at": time.time(), "last success": time.time()})
+        write_json(out / STATE, {**outcome.to_json(), "last success": time.time()})
         return outcome
 
 
 def _run(subject: Subject, job: Job, out: Path, registry: Registry, triggers: Triggers, progress: Progress) -> Outcome:
-    told = _untold(out, registry)
-    if told is not None:
-        return told
+    untold = _untold(out, registry)
+    if untold is not None:
+        return untold
     fallen, champion, standing = _check_champion(subject, job, out, registry, progress)
     progress("fingerprint of the data")
     now = subject.fingerprint()
@@ -112,12 +113,10 @@ def _run(subject: Subject, job: Job, out: Path, registry: Registry, triggers: Tr
         return Outcome(ROLLED_BACK if fallen else SKIPPED, [*fallen, why])
     name = run_name(now, job)
     folder = out / "runs" / name
-    if (folder / OUTCOME).is_file() and (standing is not None or not _was_promoted(folder)):
-        before = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
-        kind = ROLLED_BACK if fallen else SKIPPED
-        return Outcome(
-            kind, [*fallen, f"the same data, configuration and code were judged already: {before['outcome']}"], name
-        )
+    before = _outcome_of(folder)
+    if before is not None and (standing is not None or before not in TO_BE_USED):
+        why = f"the same data, configuration and code were judged already: {before}"
+        return Outcome(ROLLED_BACK if fallen else SKIPPED, [*fallen, why], name)
     reasons = fallen + reasons
     for reason in reasons:
         progress(f"retraining: {reason}")
@@ -131,19 +130,20 @@ def _run(subject: Subject, job: Job, out: Path, registry: Registry, triggers: Tr
     return outcome
 
 
-def _was_promoted(folder: Path) -> bool:
-    """Whether a run ended with a generator that was to be used: without a champion it is worth another look."""
-    before = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))["outcome"]
-    return before in (PROMOTED, APPROVAL, SKIPPED, ROLLED_BACK)
+def _outcome_of(folder: Path) -> str | None:
+    """What a run came to, if it came to an end."""
+    path = folder / OUTCOME
+    return str(json.loads(path.read_text(encoding="utf-8"))["outcome"]) if path.is_file() else None
 
 
 def _untold(out: Path, registry: Registry) -> Outcome | None:
     """The outcome of a run that was killed between its promotion and telling of it."""
-    now = registry.alias(CHAMPION)
-    for file in sorted((out / "runs").glob(f"*/{MADE}")) if now is not None else []:
+    for file in sorted((out / "runs").glob(f"*/{MADE}")):
+        if (file.parent / OUTCOME).is_file():
+            continue
         made = json.loads(file.read_text(encoding="utf-8"))
-        mine = [e for e in registry.events() if e.op == "promote" and e.alias == CHAMPION and e.actor == ACTOR]
-        if not (file.parent / OUTCOME).is_file() and any(e.new == made["version"] for e in mine):
+        mine = (e for e in registry.events() if e.op == "promote" and e.alias == CHAMPION and e.actor == ACTOR)
+        if any(event.new == made["version"] for event in mine):
             why = ["the run was stopped after the promotion; it is told now", *made["reasons"]]
             outcome = Outcome(PROMOTED, why, file.parent.name, challenger=made["version"])
             put_files(file.parent, {OUTCOME: readable_json(outcome.to_json())})
@@ -166,23 +166,23 @@ def _check_champion(
         What is to be told; the champion, whose ``gen`` is the fencing token of the whole run (who has lost the lock, or was
         overtaken by a person, cannot promote with it); and its folder, None where it cannot be used.
     """
-    told: list[str] = []
+    messages: list[str] = []
     seen: set[str] = set()
     while (now := registry.alias(CHAMPION)) is not None:
         problems = _canary(subject, job, registry, now.version, out / "canary", progress)
         if not problems:
-            return told, now, registry.path(now.version)
+            return messages, now, registry.path(now.version)
         reason = f"canary of {now.version[:12]}: {'; '.join(problems)}"
         if now.version in seen:
-            return [*told, f"every champion fails ({reason})"], now, None
+            return [*messages, f"every champion fails ({reason})"], now, None
         seen.add(now.version)
         try:
             registry.rollback(CHAMPION, actor=ACTOR, reason=reason)
         except UsageError as error:
-            return [*told, f"the champion fails ({reason}), and cannot be rolled back: {error}"], now, None
-        told.append(f"the champion was rolled back ({reason})")
-        progress(told[-1])
-    return told, None, None
+            return [*messages, f"the champion fails ({reason}), and cannot be rolled back: {error}"], now, None
+        messages.append(f"the champion was rolled back ({reason})")
+        progress(messages[-1])
+    return messages, None, None
 
 
 def _canary(
@@ -250,24 +250,24 @@ def _challenge(
     """Fit, keep as challenger, judge, promote, look again."""
     generator = subject.fit(folder)
     progress("judging the challenger" + (" against the champion" if standing else ""))
-    judged = subject.judge(generator, standing, folder)
+    judged = subject.evaluate(generator, standing, folder)
     blessing = readable_json({"outcome": judged.outcome, "reasons": judged.reasons, "numbers": dict(judged.numbers)})
     version = registry.add(generator, evidence={"blessing.json": blessing}, actor=ACTOR, reason="; ".join(reasons))
     seen = registry.alias(CHALLENGER)
     if seen is None or seen.version != version:
         registry.promote(version, CHALLENGER, expect=seen.gen if seen else 0, actor=ACTOR, reason="; ".join(reasons))
-    told = Outcome(judged.outcome, [*reasons, *judged.reasons], challenger=version, numbers=dict(judged.numbers))
+    outcome = Outcome(judged.outcome, [*reasons, *judged.reasons], challenger=version, numbers=dict(judged.numbers))
     if judged.outcome != PROMOTE:
-        return replace(told, outcome=REJECTED if judged.outcome == REJECT else INSUFFICIENT)
+        return replace(outcome, outcome=REJECTED if judged.outcome == REJECT else INSUFFICIENT)
     problems = _canary(subject, job, registry, version, folder.parent.parent / "canary", progress)
     if problems:
-        return replace(told, outcome=REJECTED, reasons=[*told.reasons, *(f"canary: {own}" for own in problems)])
+        return replace(outcome, outcome=REJECTED, reasons=[*outcome.reasons, *(f"canary: {own}" for own in problems)])
     if job.policy.require_approval:
         how = f"visynth registry promote {registry.root} --version {version[:12]} --expect {champion.gen if champion else 0}"
-        return replace(told, outcome=APPROVAL, reasons=[*told.reasons, f"waiting for a person: {how}"])
+        return replace(outcome, outcome=APPROVAL, reasons=[*outcome.reasons, f"waiting for a person: {how}"])
     if champion is not None and champion.version == version:
-        return replace(told, outcome=PROMOTED, reasons=[*told.reasons, "it is the champion already"])
-    put_files(folder, {MADE: readable_json({"version": version, "reasons": told.reasons})})
+        return replace(outcome, outcome=PROMOTED, reasons=[*outcome.reasons, "it is the champion already"])
+    put_files(folder, {MADE: readable_json({"version": version, "reasons": outcome.reasons})})
     evidence = sha256(blessing).hexdigest()
     registry.promote(
         version,
@@ -276,7 +276,7 @@ def _challenge(
         reason="; ".join(judged.reasons),
         evidence=evidence,
     )
-    return replace(told, outcome=PROMOTED)
+    return replace(outcome, outcome=PROMOTED)
 
 
 def _seconds(at: str) -> float:

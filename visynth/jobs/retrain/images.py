@@ -36,13 +36,12 @@ from visynth.metrics.bank import FeatureBank
 from visynth.metrics.extractors import extractor
 from visynth.metrics.memorization import near_duplicates
 from visynth.render.run import make_plan, render_set
-from visynth.verdict.challenge import INSUFFICIENT, PROMOTE, REJECT, Fingerprint, Judgement
+from visynth.verdict.challenge import FROZEN, INSUFFICIENT, PROMOTE, REJECT, Fingerprint, Judgement
 from visynth.verdict.drift import drifted
 
-FROZEN = 30  # per cent of the groups that are kept for judging
 FAR = 2.0  # median distance to the nearest real image, over that among real images: noise and blanks have more
 AGREEMENT = 0.25  # of what real images reach, where these are told well: less, and a class is not what it says
-TOLD_WELL = 0.7
+RELIABLE = 0.7
 COPIES = 0.3  # share of near-duplicates of training images that a trained generator may make
 DATA = "data.csv"
 
@@ -121,15 +120,15 @@ class ImageSubject:
 
     def fit(self, folder: Path) -> Path:
         generator = folder / "generator"
-        kind, told = self.job.generator, dict(self.job.generator)
-        if "compose" in kind:
+        recipe = self.job.generator
+        if "compose" in recipe:
             if not (generator / SPEC).is_file():
                 self.progress("fitting a composition")
-                fit_compose(self.images, generator, **(told["compose"] or {}))
+                fit_compose(self.images, generator, **(recipe["compose"] or {}))
             return generator
-        if "config" not in kind:
+        if "config" not in recipe:
             raise UsageError("retrain: images take {compose: ...} or {config: ...}; synthesizers are of tables.")
-        return self._train(folder, str(told["config"]), dict(told.get("set") or {}))
+        return self._train(folder, str(recipe["config"]), dict(recipe.get("set") or {}))
 
     def _train(self, folder: Path, config: str, settings: Mapping[str, Any]) -> Path:
         """``visynth fit`` on the training images, in the run's folder; it goes on where it was stopped."""
@@ -161,9 +160,9 @@ class ImageSubject:
             writer.writerow([file, ";".join(item.labels), item.group or item.name, item.split, mask])
         return text.getvalue().encode()
 
-    def judge(self, challenger: Path, champion: Path | None, folder: Path) -> Judgement:
+    def evaluate(self, challenger: Path, champion: Path | None, folder: Path) -> Judgement:
         job = self.job
-        renders = self._rendered(challenger, folder / "renders")
+        renders = self._rendered(load_generator(challenger), folder / "renders")
         against, notes = (None, []) if champion is None else self._comparable(champion, folder)
         report = evaluate_renders(
             self.images,
@@ -187,15 +186,14 @@ class ImageSubject:
             return None, [
                 f"the champion was fitted on images that judge; it is not compared ({str(error).splitlines()[0]})"
             ]
-        known = load_generator(champion).classes
-        lacking = [name for name in self.job.classes if name not in known]
+        generator = load_generator(champion)
+        lacking = [name for name in self.job.classes if name not in generator.classes]
         if lacking:
             return None, [f"the champion does not make {choices(lacking)}; it is not compared"]
-        return self._rendered(champion, folder / f"champion_renders-{load_generator(champion).digest[:16]}"), []
+        return self._rendered(generator, folder / f"champion_renders-{generator.digest[:16]}"), []
 
-    def _rendered(self, folder: Path, out: Path) -> Renders:
+    def _rendered(self, generator: Generator, out: Path) -> Renders:
         """Images of the classes in question, by one plan for every generator."""
-        generator = load_generator(folder)
         wanted = [name for name in self.job.classes if name in generator.classes]
         self.progress(f"rendering {self.job.count} images of {choices(wanted)}")
         return render_set(generator, make_plan(generator, per_class=self.job.count, classes=wanted), out)
@@ -276,7 +274,7 @@ def _look(generator: Generator, renders: Renders, images: ImageSet, job: Job, pr
         own = [scores.images[record.file_name] for record in renders.records if record.label == name]
         agreement, real = float(np.mean([score["agreement"] for score in own])), scores.real.get(name)
         trained = generator.spec.kind == "trained"  # edits of real images look like their backgrounds, too
-        if trained and real is not None and real >= TOLD_WELL and agreement < AGREEMENT * real:
+        if trained and real is not None and real >= RELIABLE and agreement < AGREEMENT * real:
             problems.append(
                 f"{name}: images agree with their class by {agreement:.2f}, real ones by {real:.2f}; at least a quarter of "
                 "that is asked"
