@@ -172,7 +172,7 @@ class ImageSubject:
             count=job.count,
             seeds=job.seeds,
             against=against,
-            subject="challenger",
+            subject=f"{self.images.root.name} (challenger)",
             progress=self.progress,
         )
         outcome, reasons = decide(report, job)
