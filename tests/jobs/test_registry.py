@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import multiprocessing
 import shutil
 import sqlite3
 import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.jobs.promoting import promote, promote_when_all_are_ready
+from tests.servers import Server, mlflow
 from visynth.cli import main
 from visynth.core.errors import ConflictError, IntegrityError, UsageError
 from visynth.generators.base import load_generator
-from visynth.jobs.registry import Registry
+from visynth.jobs.registry import local as local_module
+from visynth.jobs.registry.base import Registry
+from visynth.jobs.registry.events import Alias
+from visynth.jobs.registry.local import LocalRegistry
+from visynth.jobs.registry.opening import open_registry
+from visynth.jobs.registry.server import MLflowRegistry
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +42,25 @@ def folders(composition, tmp_path_factory) -> list[Path]:
     return made
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[Server]:
+    one = mlflow(tmp_path_factory.mktemp("mlflow"))
+    yield one
+    one.stop()
+
+
+@pytest.fixture(params=["folder", "mlflow"])
+def registry(request, tmp_path) -> Registry:
+    """A registry of each kind: they keep the same promises."""
+    if request.param == "folder":
+        return open_registry(tmp_path / "registry")
+    port = request.getfixturevalue("server").port
+    return open_registry(f"mlflow+http://127.0.0.1:{port}/{uuid.uuid4().hex}")
+
+
 @pytest.fixture
-def registry(tmp_path) -> Registry:
-    return Registry(tmp_path / "registry")
+def local(tmp_path) -> LocalRegistry:
+    return LocalRegistry(tmp_path / "registry")
 
 
 class TestVersions:
@@ -51,9 +77,9 @@ class TestVersions:
         assert registry.add(registry.path(first), evidence={"report.json": b"[]"}) not in (first, other)
 
     @pytest.mark.parametrize("damage", ["altered", "missing", "more", "sums"])
-    def test_what_was_altered_is_not_given_out(self, damage: str, registry, folders) -> None:
-        version = registry.add(folders[0])
-        folder = registry.path(version)
+    def test_what_was_altered_is_not_given_out(self, damage: str, local, folders) -> None:
+        version = local.add(folders[0])
+        folder = local.path(version)
         victim = folder / ("SHA256SUMS" if damage == "sums" else "README.md")
         victim.chmod(0o644)
         if damage == "missing":
@@ -63,11 +89,11 @@ class TestVersions:
         else:
             victim.write_text(victim.read_text() + "x")
         with pytest.raises(IntegrityError, match="is not what was added"):
-            registry.path(version)
+            local.path(version)
         with pytest.raises(IntegrityError):
-            registry.promote(version, expect=0)
-        assert registry.alias("champion") is None
-        assert main(["registry", "verify", str(registry.root)]) == 65
+            local.promote(version, expect=0)
+        assert local.alias("champion") is None
+        assert main(["registry", "verify", str(local.root)]) == 65
 
     def test_an_altered_generator_is_no_version(self, registry, folders, tmp_path) -> None:
         shutil.copytree(folders[0], tmp_path / "bad")
@@ -110,15 +136,17 @@ class TestAliases:
         with pytest.raises(ConflictError, match="moved meanwhile"):
             registry.promote(b, expect=0)
         assert registry.alias("champion").version == a
-        assert main(["registry", "promote", str(registry.root), "--version", b, "--expect", "0"]) == 78
+        assert main(["registry", "promote", registry.where, "--version", b, "--expect", "0"]) == 78
 
-    def test_of_eight_promoters_one_wins_each_time(self, registry, folders) -> None:
-        versions = [registry.add(folder) for folder in folders]
-        registry.promote(versions[0], expect=0)
+    def test_of_eight_promoters_one_wins_each_time(self, local, folders) -> None:
+        versions = [local.add(folder) for folder in folders]
+        local.promote(versions[0], expect=0)
         context = multiprocessing.get_context("spawn")
         results, ready = context.Queue(), context.Barrier(8)
         workers = [
-            context.Process(target=promoters, args=(str(registry.root), versions[k % 3], k, 25, ready, results))
+            context.Process(
+                target=promote_when_all_are_ready, args=(ready, results, local.where, versions[k % 3], k, 25)
+            )
             for k in range(8)
         ]
         for worker in workers:
@@ -127,16 +155,12 @@ class TestAliases:
         for worker in workers:
             worker.join(60)
             assert worker.exitcode == 0
-        moves = [e for e in registry.events() if e.op == "promote"]  # which checks the chain
-        assert [e.gen for e in moves] == list(range(1, len(moves) + 1))
-        assert sorted(gen for gen, _ in won) == list(range(2, len(moves) + 1))
-        assert {(e.gen, e.actor) for e in moves[1:]} == set(won)
-        assert all(now.old == before.new for before, now in itertools.pairwise(moves))
+        check_moves(local, won)
 
-    def test_the_log_cannot_be_rewritten_unseen(self, registry, folders) -> None:
-        registry.add(folders[0])
-        registry.add(folders[1])
-        db = sqlite3.connect(registry.root / "registry.db")
+    def test_the_log_cannot_be_rewritten_unseen(self, local, folders) -> None:
+        local.add(folders[0])
+        local.add(folders[1])
+        db = sqlite3.connect(local.root / "registry.db")
         with pytest.raises(sqlite3.IntegrityError, match="events are kept"):
             db.execute("UPDATE event SET actor = 'eve'")
         with pytest.raises(sqlite3.IntegrityError, match="events are kept"):
@@ -146,38 +170,142 @@ class TestAliases:
         db.commit()
         db.close()
         with pytest.raises(IntegrityError, match="event 1 is not what was logged"):
-            registry.events()
+            local.events()
 
-    def test_a_kill_in_a_transaction_leaves_the_old_state(self, registry, folders, monkeypatch) -> None:
-        from visynth.jobs import registry as module
-
-        a, b, _ = (registry.add(folder) for folder in folders)
-        registry.promote(a, expect=0)
+    def test_a_kill_in_a_transaction_leaves_the_old_state(self, local, folders, monkeypatch) -> None:
+        a, b, _ = (local.add(folder) for folder in folders)
+        local.promote(a, expect=0)
 
         def killed(*args):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(module, "_log", killed)
+        monkeypatch.setattr(local_module, "astuple", killed)
         with pytest.raises(KeyboardInterrupt):
-            registry.promote(b, expect=1)
+            local.promote(b, expect=1)
         monkeypatch.undo()
-        assert registry.alias("champion") == module.Alias(a, 1)
-        assert len(registry.events()) == 4
+        assert local.alias("champion") == Alias(a, 1)
+        assert len(local.events()) == 4
 
 
-def promoters(root: str, version: str, number: int, times: int, ready, results) -> None:
-    """Try to move the champion again and again, from wherever it was seen."""
-    registry, won = Registry(root), []
-    ready.wait()
-    for _ in range(times):
-        seen = registry.alias("champion").gen
-        with contextlib.suppress(ConflictError):
-            won.append((registry.promote(version, expect=seen, actor=f"p{number}").gen, f"p{number}"))
-    results.put(won)
+def check_moves(registry: Registry, won: list[tuple[int, str]]) -> None:
+    """What the promoters were told is what the log says, in one line without gaps."""
+    moves = [e for e in registry.events() if e.op == "promote"]  # which checks the chain
+    assert [e.gen for e in moves] == list(range(1, len(moves) + 1))
+    assert sorted(gen for gen, _ in won) == list(range(2, len(moves) + 1))
+    assert {(e.gen, e.actor) for e in moves[1:]} == set(won)
+    assert all(now.old == before.new for before, now in itertools.pairwise(moves))
 
 
-def test_the_commands(folders, tmp_path, capsys) -> None:
-    root = str(tmp_path / "registry")
+class TestOnMLflow:
+    """What MLflow's own ways, and people who use them, make possible."""
+
+    @pytest.fixture
+    def registry(self, server) -> MLflowRegistry:
+        return MLflowRegistry(f"mlflow+http://127.0.0.1:{server.port}/{uuid.uuid4().hex}")
+
+    @pytest.fixture
+    def client(self, server) -> Any:
+        from mlflow import MlflowClient
+
+        return MlflowClient(f"http://127.0.0.1:{server.port}")
+
+    def test_mlflows_own_users_find_the_champion(self, registry, client, folders, tmp_path) -> None:
+        a, b, _ = (registry.add(folder) for folder in folders)
+        registry.promote(a, expect=0)
+        registry.promote(b, expect=1)
+        own = client.get_model_version_by_alias(registry.name, "champion")
+        assert own.tags["visynth.version"] == b
+        found = client.download_artifacts(own.run_id, "generator", str(tmp_path))
+        assert load_generator(found).digest == load_generator(folders[1]).digest
+
+    def test_an_alias_that_a_person_moved_is_a_contradiction(self, registry, client, folders) -> None:
+        a, b, _ = (registry.add(folder) for folder in folders)
+        registry.promote(a, expect=0)
+        client.set_registered_model_alias(registry.name, "champion", "2")
+        with pytest.raises(
+            ConflictError, match=f"MLflow's alias names {b[:12]}, the log of visynth {a[:12]}.*--expect 1"
+        ):
+            registry.path("champion")
+        assert main(["registry", "promote", registry.where, "--version", b, "--expect", "1"]) == 0
+        assert registry.alias("champion") == Alias(b, 2)
+
+    def test_a_kill_between_log_and_alias_is_mended(self, registry, client, folders, monkeypatch) -> None:
+        a, b, _ = (registry.add(folder) for folder in folders)
+        registry.promote(a, expect=0)
+        monkeypatch.setattr(registry, "_follow", lambda name: None)
+        registry.promote(b, expect=1)
+        monkeypatch.undo()
+        assert client.get_model_version_by_alias(registry.name, "champion").tags["visynth.version"] == a
+        assert registry.alias("champion") == Alias(b, 2)
+        assert client.get_model_version_by_alias(registry.name, "champion").tags["visynth.version"] == b
+
+    def test_who_was_overtaken_has_logged_nothing(self, registry, folders, monkeypatch) -> None:
+        """Between reading the log and writing to it, another writes."""
+        a, b, c = (registry.add(folder) for folder in folders)
+        registry.promote(a, expect=0)
+        write, other = registry._create, MLflowRegistry(registry.where)
+
+        def late(*args) -> None:
+            monkeypatch.undo()
+            other.promote(b, expect=1)
+            write(*args)
+
+        monkeypatch.setattr(registry, "_create", late)
+        with pytest.raises(ConflictError, match="moved meanwhile"):
+            registry.promote(c, expect=1)
+        assert registry.alias("champion") == Alias(b, 2)
+        assert [e.new for e in registry.events() if e.alias] == [a, b]
+        assert registry.promote(c, expect=2).seq == 6
+
+    def test_of_eight_promoters_one_wins_each_time(self, registry, client, folders) -> None:
+        versions = [registry.add(folder) for folder in folders]
+        registry.promote(versions[0], expect=0)
+        with ThreadPoolExecutor(8) as pool:
+            tasks = [pool.submit(promote, registry.where, versions[k % 3], k, 3) for k in range(8)]
+        check_moves(registry, [pair for task in tasks for pair in task.result()])
+        shown = client.get_model_version_by_alias(registry.name, "champion").tags["visynth.version"]
+        assert shown == registry.alias("champion").version
+
+    @pytest.mark.parametrize("damage", ["deleted", "rewritten", "emptied"])
+    def test_the_log_cannot_be_rewritten_unseen(self, damage: str, registry, client, folders) -> None:
+        for folder in folders:
+            registry.add(folder)
+        if damage == "deleted":
+            client.delete_model_version(registry.log, "2")
+        elif damage == "rewritten":
+            text = client.get_model_version(registry.log, "2").tags["visynth.event"]
+            client.set_model_version_tag(registry.log, "2", "visynth.event", text.replace('"add"', '"abd"'))
+        else:
+            client.delete_model_version_tag(registry.log, "2", "visynth.event")
+        with pytest.raises(IntegrityError, match="was altered"):
+            registry.events()
+        assert main(["registry", "log", registry.where]) == 65
+
+    def test_a_version_that_was_altered_on_the_server_is_not_given_out(
+        self, registry, client, folders, tmp_path, monkeypatch
+    ) -> None:
+        version = registry.add(folders[0])
+        run = client.search_model_versions(f"name='{registry.name}'")[0].run_id
+        (tmp_path / "README.md").write_text("other")
+        client.log_artifact(run, str(tmp_path / "README.md"), "generator")
+        assert main(["registry", "verify", registry.where]) == 65  # this machine's copy is whole
+        monkeypatch.setenv("VISYNTH_CACHE", str(tmp_path / "cache"))
+        with pytest.raises(IntegrityError, match=r"README\.md was altered"):
+            registry.path(version)
+        assert not list((tmp_path / "cache" / "registry").glob("*"))
+
+    def test_no_server(self, monkeypatch) -> None:
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        assert main(["registry", "list", "mlflow+http://127.0.0.1:9/defects"]) == 75
+
+    @pytest.mark.parametrize("address", ["mlflow+http://host:5000", "mlflow+ftp://host/a", "s3://bucket/a"])
+    def test_addresses_that_are_none(self, address: str) -> None:
+        with pytest.raises(UsageError, match="like mlflow"):
+            open_registry(address)
+
+
+def test_the_commands(registry, folders, tmp_path, capsys) -> None:
+    root = registry.where
     (tmp_path / "report.json").write_text("{}")
     versions = []
     for folder in folders[:2]:

@@ -16,7 +16,7 @@ from visynth.cli import main
 from visynth.core.errors import ConflictError, LockedError
 from visynth.core.lock import only_one
 from visynth.core.report import ClassVerdict, Report
-from visynth.jobs.registry import Registry
+from visynth.jobs.registry.local import LocalRegistry
 from visynth.jobs.retrain import flow
 from visynth.jobs.retrain.flow import retrain
 from visynth.jobs.retrain.images import decide
@@ -115,7 +115,7 @@ class TestFlow:
         )
         now = retrain(fake, JOB, *where)
         assert (now.outcome, now.champion) == (outcome, champion)
-        registry = Registry(where[1])
+        registry = LocalRegistry(where[1])
         assert registry.alias("challenger").version == now.challenger != champion
         assert registry.evidence(now.challenger)["blessing.json"].read_bytes()
 
@@ -132,12 +132,12 @@ class TestFlow:
         assert (now.outcome, now.champion) == ("awaiting approval", "")
         command = now.reasons[-1].partition("visynth ")[2].split()
         assert main(command) == 0
-        assert Registry(where[1]).alias("champion").version == now.challenger
+        assert LocalRegistry(where[1]).alias("champion").version == now.challenger
 
     def test_bad_champions_are_rolled_back_one_after_the_other(self, folders, tmp_path) -> None:
         fake, where = Fake(folders[0]), (tmp_path / "job", tmp_path / "registry")
         good = retrain(fake, JOB, *where).champion
-        registry = Registry(where[1])
+        registry = LocalRegistry(where[1])
         for number in (1, 2):
             registry.promote(registry.add(folders[number]), expect=number)
         fake.problems = {"1": ["wrong"], "2": ["wrong too"]}
@@ -150,7 +150,7 @@ class TestFlow:
     def test_an_altered_champion_is_rolled_back_and_an_only_one_replaced(self, folders, tmp_path) -> None:
         fake, where = Fake(folders[0]), (tmp_path / "job", tmp_path / "registry")
         first = retrain(fake, JOB, *where).champion
-        registry = Registry(where[1])
+        registry = LocalRegistry(where[1])
         victim = registry.path(first) / "README.md"
         victim.chmod(0o644)
         victim.write_text("altered")
@@ -174,16 +174,16 @@ class TestFlow:
         with pytest.raises(KeyboardInterrupt):
             retrain(fake, JOB, *where)
         monkeypatch.undo()
-        assert Registry(where[1]).alias("champion") is not None
+        assert LocalRegistry(where[1]).alias("champion") is not None
         now = retrain(fake, JOB, *where)
-        assert (now.outcome, now.champion) == ("promoted", Registry(where[1]).alias("champion").version)
+        assert (now.outcome, now.champion) == ("promoted", LocalRegistry(where[1]).alias("champion").version)
         assert "stopped after the promotion" in now.reasons[0]
         assert retrain(fake, JOB, *where).outcome == "skipped"
 
     def test_champions_that_all_fail_end_the_run(self, folders, tmp_path) -> None:
         fake, where = Fake(folders[0]), (tmp_path / "job", tmp_path / "registry")
         retrain(fake, JOB, *where)
-        registry = Registry(where[1])
+        registry = LocalRegistry(where[1])
         for gen, number in enumerate((0, 1, 0, 1), 1):
             registry.promote(registry.add(folders[number]), expect=gen)
         fake.problems = {"0": ["wrong"], "1": ["wrong"]}
@@ -196,7 +196,7 @@ class TestFlow:
     def test_a_promotion_during_the_canary_is_not_overtaken(self, folders, tmp_path) -> None:
         fake, where = Fake(folders[0]), (tmp_path / "job", tmp_path / "registry")
         retrain(fake, JOB, *where)
-        registry = Registry(where[1])
+        registry = LocalRegistry(where[1])
         shutil.rmtree(where[0] / "canary")
         fake.folder, fake.root, fake.items = folders[1], "data 2", {"crack": set(map(str, range(40)))}
         real, done = fake.canary, []
@@ -225,7 +225,7 @@ class TestFlow:
         """A holder that slept through its lock's end: the champion's count is the fencing token."""
         fake, where = Fake(folders[0]), (tmp_path / "job", tmp_path / "registry")
         retrain(fake, JOB, *where)
-        registry = Registry(where[1])
+        registry = LocalRegistry(where[1])
         fake.folder, fake.root, fake.items = folders[1], "data 2", {"crack": set(map(str, range(40)))}
         real = fake.evaluate
 

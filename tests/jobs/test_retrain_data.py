@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
+from tests.render.killing import processes
 from visynth.cli import main
 from visynth.core.errors import DataError, UsageError
 from visynth.data.reading import read_images
-from visynth.jobs.registry import Registry
+from visynth.jobs.registry.local import LocalRegistry
 from visynth.jobs.retrain.images import ImageSubject, frozen_split
 from visynth.jobs.retrain.options import Job, Policy
 from visynth.verdict.challenge import Fingerprint
@@ -71,7 +75,7 @@ class TestStories:
             "--require", "no harm", "--count", "24", "--seeds", "2", "--canary", "12", "--new-images", "10",
             "--quiet", "--json", "--metrics", str(tmp_path / "cells.prom"),
         ]  # fmt: skip
-        registry = Registry(tmp_path / "registry")
+        registry = LocalRegistry(tmp_path / "registry")
 
         first = ran(words, capsys)
         assert first["outcome"] == "promoted", first["reasons"]
@@ -119,7 +123,7 @@ class TestStories:
             "--registry", str(tmp_path / "registry"), "--out", str(tmp_path / "job"), "--require", "no harm",
             "--seeds", "2", "--canary", "8", "--new-images", "3", "--quiet", "--json",
         ]  # fmt: skip
-        registry = Registry(tmp_path / "registry")
+        registry = LocalRegistry(tmp_path / "registry")
 
         first = ran(words, capsys)
         assert first["outcome"] == "promoted", first["reasons"]
@@ -231,3 +235,61 @@ def test_the_frozen_rows_are_the_same_whatever_types_and_rows_come() -> None:
     assert stable_hashes(frame.astype(dict.fromkeys(numbers, float))) == stable_hashes(frame)
     more = frame.reindex([*range(60), 60])  # a row of missing values turns whole numbers into floats
     assert stable_hashes(more)[:60] == stable_hashes(frame)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_training_on_two_devices_is_stopped_and_goes_on(samples, tmp_path) -> None:
+    """Lightning starts the second rank by running the command again. SIGTERM to the retraining alone ends both ranks;
+    killed, it leaves them at work, and nobody trains beside them."""
+    trainer = {"max_steps": 60, "accelerator": "cpu", "devices": 2, "strategy": "ddp"}
+    data = {**TINY["data"], "init_args": {**TINY["data"]["init_args"], "batch_size": 4}}
+    two = {**TINY, "data": data, "trainer": trainer, "checkpoint": {"every_n_steps": 5}}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(two))
+    words = [
+        sys.executable, "-m", "visynth", "retrain", str(samples / "images"), "--classes", "spot",
+        "--generator", f"{{config: {tmp_path / 'two.yaml'}}}", "--registry", str(tmp_path / "registry"),
+        "--out", str(tmp_path / "job"), "--require", "no harm", "--count", "4", "--seeds", "1", "--canary", "4", "--json",
+    ]  # fmt: skip
+
+    def started(steps: int) -> subprocess.Popen[bytes]:
+        with (tmp_path / "log").open("ab") as log:
+            process = subprocess.Popen(words, stdout=log, stderr=log)
+        deadline = time.monotonic() + 180
+        while reached(tmp_path) < steps:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        return process
+
+    def ranks() -> list[int]:
+        return [pid for pid, _, line in processes() if str(tmp_path) in line and " fit -c " in line]
+
+    process = started(5)
+    assert len(ranks()) == 2
+    process.terminate()
+    assert process.wait(60) == 143
+    assert ranks() == []
+    stopped = reached(tmp_path)
+
+    process = started(stopped + 5)
+    process.kill()
+    process.wait(60)
+    assert len(ranks()) == 2
+    assert subprocess.run(words, stdout=subprocess.DEVNULL).returncode == 75
+    deadline = time.monotonic() + 120
+    while ranks():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+    ended = subprocess.run(words, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    outcome = json.loads(ended.stdout)
+    assert outcome["outcome"] in ("promoted", "rejected")
+    assert (next((tmp_path / "job/runs").iterdir()) / "training/finished.json").is_file()
+
+
+def reached(tmp_path: Path) -> int:
+    """Step of the last checkpoint of the only run."""
+    found = list((tmp_path / "job/runs").glob("*/training/checkpoints/last.ckpt"))
+    return int(torch.load(found[0], weights_only=True)["global_step"]) if found else 0

@@ -37,7 +37,7 @@ def assassin(victims: Callable[[], list[int]], kills: int, pause: tuple[float, f
 
 def processes() -> list[tuple[int, int, str]]:
     """Number, parent and command line of every process."""
-    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["ps", "-ww", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
     rows = (line.split(None, 2) for line in listed.splitlines()[1:])
     return [(int(pid), int(ppid), words) for pid, ppid, words in rows]
 

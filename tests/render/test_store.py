@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.render.generators import Faulty
+from tests.servers import Server, s3
 from visynth.cli import main
 from visynth.core import loading
 from visynth.core.errors import ConflictError, IntegrityError, OutputError, UsageError
@@ -27,42 +26,9 @@ from visynth.render.workers import Workers
 pytest.importorskip("obstore")
 
 
-class Server:
-    """An S3 server on a port of its own; it forgets everything when it is stopped."""
-
-    def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.start()
-
-    def start(self) -> None:
-        words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
-        self.process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            assert self.process.poll() is None, "the server did not start"
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-
-    def pause(self) -> None:
-        self.process.send_signal(signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
-
-    def stop(self) -> None:
-        self.go_on()
-        self.process.kill()
-        self.process.wait()
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    one = Server()
+    one = s3()
     yield one
     one.stop()
 

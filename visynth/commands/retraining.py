@@ -43,7 +43,7 @@ def retrain(
         classes: in question: the rare ones.
         generator: '{compose: {...}}', '{config: file.yaml, set: {trainer.max_steps: 20000}}', or of tables '{synthesizer:
             masked, arguments: {...}}'.
-        registry: folder of the registry with the champion.
+        registry: with the champion: its folder, or mlflow+https://host:5000/NAME.
         out: folder of the runs and the state; one for each generator that is kept fresh.
         target: the class column; then data are a table.
         kinds: of columns where the data mislead.

@@ -8,6 +8,7 @@
     ├── OutputError (OSError)        73   cannot write where asked
     ├── Diverged                     70   a training left the finite numbers; its last finite state is kept
     ├── LockedError                  75   another process is at work here; try again later
+    ├── UnavailableError             75   a server does not answer, or not as it should; try again later
     └── ConflictError                78   the output folder holds work of another plan or configuration
 
 Example:
@@ -54,6 +55,10 @@ class Diverged(VisynthError):
 
 
 class LockedError(VisynthError):
+    exit_code = 75
+
+
+class UnavailableError(VisynthError):
     exit_code = 75
 
 

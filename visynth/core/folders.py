@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
@@ -87,6 +88,42 @@ def new_folder(path: str | Path, *, replace: bool = True, parts: Sequence[str] =
         sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # by now the older one, where there was one
+
+
+@contextmanager
+def cached_folder(path: str | Path) -> Iterator[Path]:
+    """A folder under a name that says what is in it, so that whoever makes it first is as good as any other: threads and
+    processes may make it at once, nobody's is replaced under a reader, and it appears whole.
+
+    Args:
+        path: of the folder.
+
+    Example:
+        >>> import tempfile
+        >>> root = Path(tempfile.mkdtemp())
+        >>> with cached_folder(root / "f0") as mine, cached_folder(root / "f0") as yours:
+        ...     (mine / "a").write_text("same") + (yours / "a").write_text("same")
+        8
+        >>> [p.name for p in sorted(root.iterdir())], (root / "f0" / "a").read_text()
+        (['f0'], 'same')
+    """
+    path = Path(path)
+    ensure_writable(path.parent)
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        if is_dead(left.name):
+            shutil.rmtree(left, ignore_errors=True)
+    temporary = temporary_name(path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}"))
+    temporary.mkdir()
+    try:
+        yield temporary
+        record_all(temporary)
+        try:
+            os.rename(temporary, path)
+        except OSError as error:
+            if not path.is_dir():
+                raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def restore(path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from visynth.core.errors import LockedError
 from visynth.core.files import alive, host, utc_now, write_new
 
+_held: list[int] = []  # open files of the locks of this process
 UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
@@ -52,9 +53,18 @@ def only_one(path: str | Path, what: str) -> Iterator[None]:
             return
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(_who()).encode(), 0)
-        yield
+        _held.append(handle)
+        try:
+            yield
+        finally:
+            _held.remove(handle)
     finally:
         os.close(handle)  # which frees it
+
+
+def held() -> tuple[int, ...]:
+    """Open files of the locks that this process holds: a child that inherits them holds them, too, until it ends."""
+    return tuple(_held)
 
 
 def _lock(handle: int) -> bool | None:

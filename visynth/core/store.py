@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from visynth.core.errors import IntegrityError, MissingExtra, OutputError
 from visynth.core.files import cache_folder
-from visynth.core.folders import new_folder
+from visynth.core.folders import cached_folder
 
 URL = re.compile(r"^(s3|gs|gcs|az|azure|abfs|memory|file)://")
 T = TypeVar("T")
@@ -143,7 +143,7 @@ def fetched(url: str, names: tuple[str, ...]) -> Path:
     folder = cache_folder() / "fetched" / sha256(url.encode() + b"\n" + head).hexdigest()[:32]
     if folder.is_dir():
         return folder
-    with new_folder(folder) as new:
+    with cached_folder(folder) as new:
         for name in names:
             data = head if name == names[0] else store.get(name)
             if data is not None:

@@ -19,7 +19,9 @@ from visynth.core.files import hash_json, readable_json, write_json
 from visynth.core.folders import put_files
 from visynth.core.lock import only_one
 from visynth.core.progress import Progress, no_progress
-from visynth.jobs.registry import CHALLENGER, CHAMPION, Alias, Registry
+from visynth.jobs.registry.base import CHALLENGER, CHAMPION, Registry
+from visynth.jobs.registry.events import Alias
+from visynth.jobs.registry.opening import open_registry
 from visynth.jobs.retrain.options import Job, Triggers
 from visynth.verdict.challenge import INSUFFICIENT, PROMOTE, REJECT, Fingerprint, Subject
 from visynth.verdict.drift import STABLE, stability_index
@@ -72,7 +74,7 @@ def retrain(
         subject: the data and what is made of them.
         job: how.
         out: folder of the runs, the state and the lock; one for each generator that is kept fresh.
-        registry: where champions are.
+        registry: where champions are: a folder, or an address on an MLflow server.
         triggers: when there is a reason.
         progress: receives lines.
 
@@ -87,7 +89,7 @@ def retrain(
     out, started = Path(out), time.monotonic()
     triggers = triggers or Triggers()
     with only_one(out / LOCK, "a retraining"):
-        own = Registry(registry)
+        own = open_registry(registry)
         outcome = _run(subject, job, out, own, triggers, progress)
         champion = own.alias(CHAMPION)
         outcome = replace(
@@ -263,7 +265,7 @@ def _challenge(
     if problems:
         return replace(outcome, outcome=REJECTED, reasons=[*outcome.reasons, *(f"canary: {own}" for own in problems)])
     if job.policy.require_approval:
-        how = f"visynth registry promote {registry.root} --version {version[:12]} --expect {champion.gen if champion else 0}"
+        how = f"visynth registry promote {registry.where} --version {version[:12]} --expect {champion.gen if champion else 0}"
         return replace(outcome, outcome=APPROVAL, reasons=[*outcome.reasons, f"waiting for a person: {how}"])
     if champion is not None and champion.version == version:
         return replace(outcome, outcome=PROMOTED, reasons=[*outcome.reasons, "it is the champion already"])

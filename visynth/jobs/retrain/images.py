@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from visynth.core import members as members_file
 from visynth.core import seeds as seeding
 from visynth.core.artifact import MEMBERS, SPEC
+from visynth.core.child import run_command
 from visynth.core.codec import decode
 from visynth.core.errors import DataError, UsageError, choices
 from visynth.core.files import cache_folder, hash_file, hash_json
@@ -131,11 +132,10 @@ class ImageSubject:
         return self._train(folder, str(recipe["config"]), dict(recipe.get("set") or {}))
 
     def _train(self, folder: Path, config: str, settings: Mapping[str, Any]) -> Path:
-        """``visynth fit`` on the training images, in the run's folder; it goes on where it was stopped."""
-        from visynth.jobs.train import fit
-
+        """``visynth fit`` on the training images, in the run's folder, on as many devices as its configuration says; it goes
+        on where it was stopped."""
         put_files(folder, {DATA: self._list(folder)})
-        words = ["-c", config, "--trainer.default_root_dir", str(folder / "training")]
+        words = ["fit", "-c", config, "--trainer.default_root_dir", str(folder / "training")]
         own = {
             "data.init_args.data": str(folder / DATA),
             "data.init_args.group_pattern": "null",
@@ -144,7 +144,7 @@ class ImageSubject:
         for name, value in {**own, **settings}.items():
             words += [f"--{name}", str(value)]
         self.progress(f"training by {config}")
-        code = fit(words)
+        code = run_command(words)
         if code:
             raise SystemExit(code)
         return folder / "training" / "generator"

@@ -1,0 +1,1 @@
+"""Versions of generators, and which of them is in use."""
