@@ -61,6 +61,8 @@ class TableSubject:
         kinds: Mapping[str, Any] | None = None,
         progress: Progress = no_progress,
     ) -> None:
+        if job.downstream is not None:
+            raise UsageError("retrain: a downstream training is mixed with images; of tables there is none.")
         self.job, self.target, self.progress = job, target, progress
         self.schema = infer(frame, target=target, kinds=kinds)
         self.table: Table = self.schema.table(frame)
@@ -268,6 +270,12 @@ class TableSubject:
                     scores = Boosted(categorical, seed).fit(own, positive).probabilities(x)[:, 1]
                 scored.setdefault(kind, []).append(Scored(seed, truth, scores, groups))
         return scored
+
+    def check(self, folder: Path) -> None:
+        """Nothing is trained beside the synthesizer."""
+
+    def pair(self, champion: Path | None, folder: Path) -> None:
+        """There is no module of the user's for tables."""
 
     def canary(self, generator: Path, folder: Path) -> list[str]:
         """Does it load, draw every class in question, and do its rows look like real ones at all?"""

@@ -388,9 +388,11 @@ def trains(path: Path) -> bool:
 @pytest.mark.parametrize("path", config_files(), ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_every_config_parses(path: Path, capsys) -> None:
     if trains(path):
-        from visynth.jobs.train import _parsed
+        from visynth.jobs.configured import configured
 
-        cli = _parsed(["-c", str(path)], logger=False)  # modules, data and callbacks are made, and refuse what is wrong
+        cli = configured(
+            ["-c", str(path)], logger=False
+        )  # modules, data and callbacks are made, and refuse what is wrong
         assert path.read_text().startswith(f"# visynth fit -c configs/{path.parent.name}/{path.name}\n")
         assert hasattr(cli.model, "export")
         return

@@ -22,7 +22,7 @@ from visynth.jobs.retrain.flow import retrain
 from visynth.jobs.retrain.images import decide
 from visynth.jobs.retrain.options import Job, Policy, Triggers
 from visynth.jobs.retrain.telling import call_heartbeat, last_success, write_metrics
-from visynth.verdict.challenge import Fingerprint, Judgement
+from visynth.verdict.challenge import Fingerprint, Judgement, Pair
 
 
 class Fake:
@@ -32,6 +32,7 @@ class Fake:
         self.folder, self.root = folder, root
         self.items = items or {"crack": {"a", "b"}}
         self.outcome, self.moved, self.problems, self.fits = "promote", {}, {}, 0
+        self.module: Pair | None = None
 
     def fingerprint(self) -> Fingerprint:
         return Fingerprint(
@@ -50,6 +51,11 @@ class Fake:
 
     def evaluate(self, challenger: Path, champion: Path | None, folder: Path) -> Judgement:
         return Judgement(self.outcome, ["as it was set"], {"compared": champion is not None})
+
+    def check(self, folder: Path) -> None: ...
+
+    def pair(self, champion: Path | None, folder: Path) -> Pair | None:
+        return self.module
 
     def canary(self, generator: Path, folder: Path) -> list[str]:
         return self.problems.get(load(generator), [])
@@ -118,6 +124,22 @@ class TestFlow:
         registry = LocalRegistry(where[1])
         assert registry.alias("challenger").version == now.challenger != champion
         assert registry.evidence(now.challenger)["blessing.json"].read_bytes()
+
+    def test_generator_and_module_are_a_pair(self, folders, tmp_path) -> None:
+        fake, where = Fake(folders[0]), (tmp_path / "job", tmp_path / "registry")
+        (tmp_path / "model.ckpt").write_bytes(b"weights")
+        fake.module = Pair(True, ["as good"], {"scores": {}}, {"model.ckpt": tmp_path / "model.ckpt"})
+        first = retrain(fake, JOB, *where)
+        registry = LocalRegistry(where[1])
+        assert (registry.path("champion") / "downstream/model.ckpt").read_bytes() == b"weights"
+        fake.folder, fake.root, fake.items = folders[1], "data 2", {"crack": set(map(str, range(40)))}
+        fake.module = replace(fake.module, better=False, reasons=["worse than the champion's"])
+        second = retrain(fake, JOB, *where)
+        assert (second.outcome, second.champion) == ("rejected", first.champion)
+        assert "worse than the champion's" in second.reasons
+        assert "downstream" in second.numbers
+        # A version from a version: another's module does not come with it.
+        assert not (registry.path(registry.add(registry.path("champion"))) / "downstream").exists()
 
     def test_a_challenger_that_fails_the_canary(self, folders, tmp_path) -> None:
         fake, where = Fake(folders[0]), (tmp_path / "job", tmp_path / "registry")

@@ -29,6 +29,7 @@ def retrain(
     canary: int = 16,
     require: Literal["helps", "no harm"] = "helps",
     require_approval: bool = False,
+    downstream: dict[str, Any] | None = None,
     fail_on_reject: bool = False,
     metrics: str | None = None,
     heartbeat: str = "",
@@ -55,6 +56,9 @@ def retrain(
         canary: images or rows of each class that are rendered to look at.
         require: helps (a shown benefit over the best baseline) or 'no harm'.
         require_approval: stop before the promotion and say how a person promotes.
+        downstream: a training of your own that is run with the new images and without, and promoted or kept with the generator:
+            '{config: training.yaml, metric: val_f1}', a LightningCLI file and what its test step logs; more in
+            visynth.jobs.retrain.downstream.Downstream.
         fail_on_reject: exit with 20 when the challenger is rejected, with 21 on insufficient evidence.
         metrics: file for Prometheus' textfile collector (.prom).
         heartbeat: http address that is told of every run that ends without an error.
@@ -62,6 +66,7 @@ def retrain(
         quiet: no progress.
     """
     from visynth.core import plugins
+    from visynth.jobs.retrain.downstream import downstream_of
     from visynth.jobs.retrain.flow import retrain as run
     from visynth.jobs.retrain.options import Job, Policy, Triggers
     from visynth.jobs.retrain.telling import call_heartbeat, check_heartbeat, write_metrics
@@ -70,7 +75,8 @@ def retrain(
     if metrics is not None and not metrics.endswith(".prom"):
         raise UsageError(f"metrics must end with .prom, as Prometheus' collector wants it, but got {metrics!r}.")
     triggers = Triggers(new_images, drift, max_age)
-    job = Job(generator, tuple(classes), count, seeds, canary, Policy(require, require_approval))
+    policy, module = Policy(require, require_approval), None if downstream is None else downstream_of(downstream)
+    job = Job(generator, tuple(classes), count, seeds, canary, policy, module)
     progress = printer(quiet)
     if target is None:
         subject: Any = plugins.load("subjects", "images")(data.read(), job, progress)

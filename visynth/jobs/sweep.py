@@ -47,16 +47,17 @@ def sweep(
         UsageError: a configuration without gamma, or factors that are not positive.
     """
     from visynth.generators.base import load_generator
-    from visynth.jobs.train import _connect, _parsed, fit
+    from visynth.jobs.configured import configured, connect
+    from visynth.jobs.train import fit
 
     if not factors or min(factors) <= 0:
         raise UsageError(f"factors must be positive, but got {list(factors)}.")
-    cli = _parsed(["-c", str(config)], logger=False)
+    cli = configured(["-c", str(config)], logger=False)
     if not hasattr(cli.model, "automatic_gamma"):
         raise UsageError(f"{config} trains a {type(cli.model).__name__}, which has no gamma to choose.")
     root = Path(out)
     claim_files(root, [SUMMARY])
-    _connect(cli)
+    connect(cli)
     auto = cli.model.automatic_gamma(cli.datamodule.facts)
     kid_evaluator = KIDEvaluator(cli.datamodule, count)
     rows: list[dict[str, Any]] = []

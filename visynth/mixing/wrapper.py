@@ -106,9 +106,9 @@ class _Wrapper:
         if not options.leak_guard or options.off:
             return
         with random_state_kept():
-            held_out = _held_out(inner, stage, self._visynth_checked)
-            on_main(lambda: check_leaks(members_of(self._visynth_source), held_out, options.accept_leaks))
-        self._visynth_checked.update(held_out)
+            held = held_out(inner, stage, self._visynth_checked)
+            on_main(lambda: check_leaks(members_of(self._visynth_source), held, options.accept_leaks))
+        self._visynth_checked.update(held)
 
     def _visynth_ready(self) -> Any:
         """The wrapped DataModule with the trainer that its code may read."""
@@ -364,7 +364,7 @@ def _overrides(datamodule: Any, name: str) -> bool:
     return name in vars(datamodule) or getattr(type(datamodule), name, None) is not getattr(base, name, None)
 
 
-def _held_out(inner: Any, stage: str | None, checked: set[str]) -> dict[str, Any]:
+def held_out(inner: Any, stage: str | None, checked: set[str]) -> dict[str, Any]:
     """Validation and test loaders that were not looked at yet.
 
     A test set may be made in ``setup("test")``, which a fit does not call: then it is looked at when that is called.

@@ -45,6 +45,23 @@ class Judgement:
     report: Report | None = None
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A generator, and a module of the user's that was trained with what it makes.
+
+    Attributes:
+        better: it is at least as good as without synthetic data, and as the champion's.
+        reasons: in sentences.
+        numbers: for machines.
+        files: of the module, by the names that they are kept under.
+    """
+
+    better: bool
+    reasons: list[str]
+    numbers: Mapping[str, Any]
+    files: Mapping[str, Path]
+
+
 class Subject(Protocol):
     """Registered in the plugin group ``subjects``."""
 
@@ -62,6 +79,12 @@ class Subject(Protocol):
 
     def evaluate(self, challenger: Path, champion: Path | None, folder: Path) -> Judgement:
         """Compare two generators; the report goes into the folder."""
+
+    def check(self, folder: Path) -> None:
+        """Refuse what could only fail after long work."""
+
+    def pair(self, champion: Path | None, folder: Path) -> Pair | None:
+        """Train the user's own module with what the challenger of a run makes; None where there is none."""
 
     def canary(self, generator: Path, folder: Path) -> list[str]:
         """What is wrong with a generator that is about to be used, or that is in use: render a little and look."""

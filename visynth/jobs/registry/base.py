@@ -69,13 +69,20 @@ class Registry(ABC):
         self.folder(version)
 
     def add(
-        self, generator: str | Path, *, evidence: Mapping[str, bytes] | None = None, actor: str = "", reason: str = ""
+        self,
+        generator: str | Path,
+        *,
+        evidence: Mapping[str, bytes] | None = None,
+        module: Mapping[str, Path] | None = None,
+        actor: str = "",
+        reason: str = "",
     ) -> str:
         """Keep a generator's folder as a version.
 
         Args:
             generator: the folder; it is copied.
             evidence: files by name (a report) that are kept with it.
+            module: files by name of a module of yours that belongs to it; they are kept in ``downstream``.
             actor: who adds it.
             reason: why.
 
@@ -85,7 +92,7 @@ class Registry(ABC):
         Raises:
             IntegrityError: the folder is no generator, or was altered.
         """
-        contents = contents_of(generator, evidence or {})
+        contents = contents_of(generator, evidence or {}, module)
         version = contents.version
         self._store(contents)
         self.verify(version)

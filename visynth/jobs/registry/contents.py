@@ -15,7 +15,8 @@ from visynth.core.files import hash_file
 from visynth.core.folders import RECORD
 
 SUMS = "SHA256SUMS"
-EVIDENCE = "evidence"
+EVIDENCE, DOWNSTREAM = "evidence", "downstream"
+BESIDE = (f"{EVIDENCE}/", f"{DOWNSTREAM}/")  # folders that a version has beside its generator
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,15 @@ class Contents:
                 _sync(path)
 
 
-def contents_of(generator: str | Path, evidence: Mapping[str, bytes]) -> Contents:
-    """A generator's folder as it would be kept. Evidence of an earlier version that it came from is left behind.
+def contents_of(
+    generator: str | Path, evidence: Mapping[str, bytes], module: Mapping[str, Path] | None = None
+) -> Contents:
+    """A generator's folder as it would be kept. What an earlier version that it came from had beside it is left behind.
+
+    Args:
+        generator: the folder.
+        evidence: files by name.
+        module: files by name of a module that belongs to it.
 
     Raises:
         IntegrityError: the folder is no generator, or was altered.
@@ -63,7 +71,8 @@ def contents_of(generator: str | Path, evidence: Mapping[str, bytes]) -> Content
     generator = Path(generator)
     load_generator(generator)  # not one bit of it was changed
     files = {p.relative_to(generator).as_posix(): p for p in sorted(generator.rglob("*")) if p.is_file()}
-    kept = {n: p for n, p in files.items() if n not in (RECORD, SUMS) and not n.startswith(f"{EVIDENCE}/")}
+    kept = {n: p for n, p in files.items() if n not in (RECORD, SUMS) and not n.startswith(BESIDE)}
+    kept |= {f"{DOWNSTREAM}/{name}": path for name, path in (module or {}).items()}
     sums = {name: hash_file(path) for name, path in kept.items()}
     sums |= {f"{EVIDENCE}/{name}": sha256(data).hexdigest() for name, data in evidence.items()}
     return Contents(kept, evidence, "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))

@@ -250,11 +250,27 @@ def _challenge(
     progress: Progress,
 ) -> Outcome:
     """Fit, keep as challenger, judge, promote, look again."""
+    subject.check(folder)
     generator = subject.fit(folder)
     progress("judging the challenger" + (" against the champion" if standing else ""))
     judged = subject.evaluate(generator, standing, folder)
+    pair = subject.pair(standing, folder) if judged.outcome == PROMOTE else None
+    if pair is not None:
+        numbers = {**judged.numbers, "downstream": dict(pair.numbers)}
+        judged = replace(
+            judged,
+            outcome=PROMOTE if pair.better else REJECT,
+            reasons=[*judged.reasons, *pair.reasons],
+            numbers=numbers,
+        )
     blessing = readable_json({"outcome": judged.outcome, "reasons": judged.reasons, "numbers": dict(judged.numbers)})
-    version = registry.add(generator, evidence={"blessing.json": blessing}, actor=ACTOR, reason="; ".join(reasons))
+    version = registry.add(
+        generator,
+        evidence={"blessing.json": blessing},
+        module=pair.files if pair else None,
+        actor=ACTOR,
+        reason="; ".join(reasons),
+    )
     seen = registry.alias(CHALLENGER)
     if seen is None or seen.version != version:
         registry.promote(version, CHALLENGER, expect=seen.gen if seen else 0, actor=ACTOR, reason="; ".join(reasons))

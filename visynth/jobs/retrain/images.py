@@ -31,13 +31,14 @@ from visynth.generators.base import Generator, load_generator
 from visynth.jobs import gate
 from visynth.jobs.evaluate import assign_splits, evaluate_renders
 from visynth.jobs.make import fit_compose
+from visynth.jobs.retrain.downstream import check_downstream, train_pair
 from visynth.jobs.retrain.options import Job
 from visynth.jobs.scores import score_renders
 from visynth.metrics.bank import FeatureBank
 from visynth.metrics.extractors import extractor
 from visynth.metrics.memorization import near_duplicates
 from visynth.render.run import make_plan, render_set
-from visynth.verdict.challenge import FROZEN, INSUFFICIENT, PROMOTE, REJECT, Fingerprint, Judgement
+from visynth.verdict.challenge import FROZEN, INSUFFICIENT, PROMOTE, REJECT, Fingerprint, Judgement, Pair
 from visynth.verdict.drift import drifted
 
 FAR = 2.0  # median distance to the nearest real image, over that among real images: noise and blanks have more
@@ -211,6 +212,18 @@ class ImageSubject:
                     f"{name}: images lie {ratio:.1f} times as far from the nearest real image as real ones do (at most {FAR:g})"
                 )
         return problems
+
+    def check(self, folder: Path) -> None:
+        if self.job.downstream is not None:
+            self.progress("looking at the downstream training")
+            members = self.images.members(lambda item: item.split)
+            check_downstream(self.job.downstream, members, folder / "downstream")
+
+    def pair(self, champion: Path | None, folder: Path) -> Pair | None:
+        own = self.job.downstream
+        return (
+            None if own is None else train_pair(own, folder / "renders", champion, folder / "downstream", self.progress)
+        )
 
     def canary(self, generator: Path, folder: Path) -> list[str]:
         """Does it load, make every class in question, and do its images look like their class, but not like copies?"""

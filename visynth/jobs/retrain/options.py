@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from visynth.core.errors import UsageError
 from visynth.core.files import hash_file
+from visynth.jobs.retrain.downstream import Downstream
 
 AGE = re.compile(r"(\d+(?:\.\d+)?)([mhdw])")
 SECONDS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
@@ -73,6 +74,7 @@ class Job:
         seeds: paired repetitions.
         canary: images or rows of each class that are rendered to look at.
         policy: of the gate.
+        downstream: a training of the user's that is judged with the generator, and promoted or kept with it.
     """
 
     generator: Mapping[str, Any]
@@ -81,6 +83,7 @@ class Job:
     seeds: int = 5
     canary: int = 16
     policy: Policy = field(default_factory=Policy)
+    downstream: Downstream | None = None
 
     def __post_init__(self) -> None:
         kinds = {"compose", "config", "synthesizer"} & set(self.generator)
@@ -109,6 +112,7 @@ class Job:
             "require": self.policy.require,
             "approval": self.policy.require_approval,
             "config": self._config(),
+            "downstream": None if self.downstream is None else self.downstream.to_json(),
         }
 
 
