@@ -189,7 +189,7 @@ print(len(run_cells("c", cells, table, workers=2).rows))
             render_set(composition[0], make_plan(composition[0], per_class=3), tmp_path / "file" / "r")
 
     def test_a_full_disk_tears_nothing_and_goes_on(self, composition, tmp_path, monkeypatch) -> None:
-        from visynth.render import stage
+        from visynth.core import files
 
         generator, _ = composition
         plan = make_plan(generator, per_class=6, shard_size=5)
@@ -201,12 +201,12 @@ print(len(run_cells("c", cells, table, workers=2).rows))
                 raise OSError(28, "No space left on device")
             return real(*args)
 
-        real = stage.write_synced
-        monkeypatch.setattr(stage, "write_synced", full)
+        real = files.write_synced
+        monkeypatch.setattr(files, "write_synced", full)
         with pytest.raises(OutputError, match="run the same command again"):
             render_set(generator, plan, tmp_path / "r")
         assert len(list((tmp_path / "r.work").glob("shard.*"))) == 2
-        monkeypatch.setattr(stage, "write_synced", real)
+        monkeypatch.setattr(files, "write_synced", real)
         done = render_set(generator, plan, tmp_path / "r")
         reference = render_set(generator, plan, tmp_path / "q")
         assert done.root() == reference.root()
@@ -327,7 +327,7 @@ class TestRepair:
 
     def test_another_machines_unfinished_shard_is_left_to_it(self, tmp_path) -> None:
         work = tmp_path / "set.work"
-        theirs, ours = work / "tmp.000000.0123abcd.999999999", work / f"tmp.000000.{host()}.999999999"
+        theirs, ours = work / "tmp/000000.0123abcd.999999999", work / f"tmp/000000.{host()}.999999999"
         theirs.mkdir(parents=True)
         ours.mkdir()
         DiskStage(tmp_path / "set").sweep()

@@ -343,7 +343,7 @@ class TestSharing:
         shard = maker.make(0, 0, None)()
         assert stage.commit(shard, shard.record(plan))
         assert not stage.commit(shard, shard.record(plan))
-        assert [p.name for p in (tmp_path / "r.work").glob("tmp.*")] == []
+        assert [p.name for p in (tmp_path / "r.work").glob("tmp/*")] == []
 
     def test_two_whole_renders_at_once_both_finish(self, composition, tmp_path) -> None:
         import subprocess
@@ -433,7 +433,7 @@ class TestTorn:
         generator = Faulty()
         plan = make_plan(generator, per_class=20, shard_size=10)
         render(ImageMaker(generator, plan), DiskStage(tmp_path / "r"), part=Slice(0, 2))
-        (tmp_path / "r.work" / f"tmp.000001.{host()}.999999999").mkdir()
+        (tmp_path / "r.work" / f"tmp/000001.{host()}.999999999").mkdir(parents=True)
         assert main(["renders", "sweep", str(tmp_path / "r")]) == 0
         assert "1 unfinished shards removed" in capsys.readouterr().out
         assert state_of(DiskStage(tmp_path / "r"), plan).to_json()["committed"] == 2

@@ -98,12 +98,11 @@ def test_a_full_disk_stops_everybody(composition, tmp_path, monkeypatch) -> None
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(
-        "import os, sys\n"
+        "import os, pathlib, sys\n"
         "if 'visynth.render.worker' in ' '.join(sys.orig_argv):\n"
-        "    real = os.fsync\n"
-        "    def full(handle):\n"
+        "    def full(*args):\n"
         "        raise OSError(28, 'No space left on device')\n"
-        "    os.fsync = full\n"
+        "    os.fsync = pathlib.Path.write_bytes = full\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(site))
     generator, _ = composition

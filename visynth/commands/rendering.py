@@ -27,7 +27,7 @@ def render(
     shard_size: int | None = None,
     options: dict[str, Any] | None = None,
     workers: int = 0,
-    encoders: int = 2,
+    encoders: int | None = None,
     batch_size: int = 64,
     engine: Literal["local", "ray"] = "local",
     shard_index: int | None = None,
@@ -54,7 +54,7 @@ def render(
         shard_size: images or rows committed together.
         options: sampler options of the generator.
         workers: processes that render; 0 renders in this one. They do not change a byte.
-        encoders: encoding threads of each; they do not change a byte.
+        encoders: encoding threads of each, by default none on a CPU and two beside a GPU; they do not change a byte.
         batch_size: images sampled ahead of the encoders; it does not change a byte.
         engine: local, or ray for actors on a Ray cluster (OUT must be seen from all of its nodes).
         shard_index: render the shards of this worker alone, of SHARD_COUNT; under torchrun its rank.
@@ -70,7 +70,7 @@ def render(
     from visynth.render.run import render as run
     from visynth.render.stages import open_stage
 
-    if batch_size < 1 or workers < 0 or encoders < 0:
+    if batch_size < 1 or workers < 0 or (encoders or 0) < 0:
         raise UsageError(
             "batch_size must be at least 1, workers and encoders at least 0, but got "
             f"{batch_size}, {workers} and {encoders}."
@@ -127,7 +127,7 @@ def _table_maker(made: Any, wanted: dict[str, Any]) -> Any:
     return TableMaker(made, make_table_plan(made, **wanted))
 
 
-def engine_of(engine: str, generator: str, workers: int, encoders: int, device: str) -> Any:
+def engine_of(engine: str, generator: str, workers: int, encoders: int | None, device: str) -> Any:
     from visynth.render.run import Here
     from visynth.render.workers import Workers
 

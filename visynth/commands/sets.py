@@ -70,7 +70,7 @@ def renders_sweep(folder: str) -> int:
 
 
 def renders_retry_failed(
-    folder: str, generator: str, workers: int = 0, encoders: int = 2, device: str = "cpu", quiet: bool = False
+    folder: str, generator: str, workers: int = 0, encoders: int | None = None, device: str = "cpu", quiet: bool = False
 ) -> int:
     """Draw the failed images of an unfinished set again, as often as at first.
 

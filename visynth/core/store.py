@@ -7,13 +7,13 @@ Access keys and endpoints come from the environment, as that library reads them:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
-from visynth.core.errors import IntegrityError, MissingExtra, OutputError
+from visynth.core.errors import IntegrityError, MissingExtra, OutputError, VisynthError
 from visynth.core.files import cache_folder
 from visynth.core.folders import cached_folder
 
@@ -81,6 +81,17 @@ class Store:
 
         _told(f"{self.url}/{name}", lambda: obstore.put(self._store, name, data))
 
+    def put_chunks(self, name: str, chunks: Iterable[bytes]) -> None:
+        """Put an object piece by piece, over whatever is there; until its end the old one stays."""
+        import obstore
+
+        def write() -> None:
+            with obstore.open_writer(self._store, name) as stream:
+                for chunk in chunks:
+                    stream.write(chunk)
+
+        _told(f"{self.url}/{name}", write)
+
     def get(self, name: str) -> bytes | None:
         """An object's content, or None where there is none."""
         import obstore
@@ -124,6 +135,8 @@ def _told(where: str, work: Callable[[], T]) -> T:
         return work()
     except (FileNotFoundError, NotFoundError) as error:
         raise FileNotFoundError(where) from error
+    except VisynthError:
+        raise
     except Exception as error:
         raise OutputError(f"cannot reach {where}: {error}. Check the address and its access keys.") from error
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -141,25 +142,17 @@ def _finish(stage: Stage, plan: ShardPlan, allow_failed: bool) -> dict[str, Any]
         check_failed(state, stage.where)
     said = plan.to_json()
     stage.put(PLAN, readable_json(said))  # before the first image: it says whose they are
-    manifest = _Manifest(stage, state.lines, archives=in_archives(said))
-    names: set[str] = set()
-    for number in range(plan.shards):
-        round_ = state.committed[number]
-        record = stage.record(number, round_)
-        stage.place(number, round_, record["files"])
-        names.update(own["name"] for own in record["files"])
-        manifest.add(stage.lines(number, round_), record["files"])
-    stage.sync(names)
+    parts, root = _write_manifest(stage, plan, state, archives=in_archives(said))
+    stage.sync(own["name"] for own in _files(stage, state))
     stage.bring_members()
-    manifest.close()
     summary = {
         "schema": SUMMARY_SCHEMA,
         "plan": plan.hash,
         "total": sum(state.counts.values()),
         "counts": dict(sorted(state.counts.items())),
         "failed": state.failed,
-        "root": manifest.root.hexdigest(),
-        "manifest": manifest.parts,
+        "root": root,
+        "manifest": parts,
         "rounds": {str(number): round_ for number, round_ in sorted(state.committed.items()) if round_},
     }
     card = stage.card()
@@ -173,35 +166,53 @@ def _finish(stage: Stage, plan: ShardPlan, allow_failed: bool) -> dict[str, Any]
     return summary
 
 
-class _Manifest:
-    """Writes the manifest shard by shard, in parts, and the root hash along with it."""
+def _files(stage: Stage, state: State) -> Iterator[Mapping[str, Any]]:
+    """Files of all shards, as their records list them."""
+    for number, round_ in sorted(state.committed.items()):
+        yield from stage.record(number, round_)["files"]
 
-    def __init__(self, stage: Stage, lines: int, archives: bool) -> None:
-        self.stage, self.archives = stage, archives
-        self.count = max(-(-lines // PART), 1)
-        self.root = sha256()
-        self.parts: list[dict[str, Any]] = []
-        self._lines: list[str] = []
-        self._shards: list[str] = []
 
-    def add(self, lines: list[str], files: list[dict[str, Any]]) -> None:
-        for own in files:
-            self.root.update(f"{own['name']} {own['sha256']}\n".encode())
-            if self.archives:
-                self._shards.append(json.dumps(own, sort_keys=True))
-        self._lines += lines
-        while len(self._lines) > PART:
-            self._flush(self._lines[:PART])
-            self._lines = self._lines[PART:]
+def _write_manifest(stage: Stage, plan: ShardPlan, state: State, archives: bool) -> tuple[list[dict[str, Any]], str]:
+    """Bring the files to their places and write the manifest along with it, line by line, in parts.
 
-    def close(self) -> None:
-        """Write what is left."""
-        self._flush(self._lines)
-        if self.archives:
-            self.stage.put(SHARDS, "".join(line + "\n" for line in self._shards).encode())
+    Returns:
+        The parts, and the root hash.
+    """
+    count = max(-(-state.lines // PART), 1)
+    root, shards = sha256(), []
+    parts: list[dict[str, Any]] = []
 
-    def _flush(self, lines: list[str]) -> None:
-        name = METADATA if self.count == 1 else f"metadata-{len(self.parts):05d}-of-{self.count:05d}.jsonl"
-        data = "".join(line + "\n" for line in lines).encode()
-        self.stage.put(name, data)
-        self.parts.append({"name": name, "lines": len(lines), "sha256": sha256(data).hexdigest()})
+    def lines() -> Iterator[bytes]:
+        for number in range(plan.shards):
+            round_ = state.committed[number]
+            files = stage.record(number, round_)["files"]
+            stage.place(number, round_, files)
+            for own in files:
+                root.update(f"{own['name']} {own['sha256']}\n".encode())
+                if archives:
+                    shards.append(json.dumps(own, sort_keys=True))
+            yield from (line.encode() + b"\n" for line in stage.lines(number, round_))
+
+    left = lines()
+    for place in range(count):
+        # The last part takes what is left: also what comes with a shard that has no lines.
+        own = _Hashed(left if place == count - 1 else itertools.islice(left, PART))
+        name = METADATA if count == 1 else f"metadata-{place:05d}-of-{count:05d}.jsonl"
+        stage.put_chunks(name, own)
+        parts.append({"name": name, "lines": own.count, "sha256": own.digest.hexdigest()})
+    if archives:
+        stage.put(SHARDS, "".join(line + "\n" for line in shards).encode())
+    return parts, root.hexdigest()
+
+
+class _Hashed:
+    """Pieces that are hashed and counted as they go by."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces, self.digest, self.count = iter(pieces), sha256(), 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for piece in self._pieces:
+            self.digest.update(piece)
+            self.count += 1
+            yield piece

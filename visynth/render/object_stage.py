@@ -117,6 +117,9 @@ class ObjectStage:
     def put(self, name: str, data: bytes) -> None:
         self.store.put(f"{self.name}/{name}", data)
 
+    def put_chunks(self, name: str, chunks: Iterable[bytes]) -> None:
+        self.store.put_chunks(f"{self.name}/{name}", chunks)
+
     def note(self, files: Mapping[str, bytes]) -> None:
         for name, data in files.items():
             self.put(name, data)
@@ -135,10 +138,10 @@ class ObjectStage:
     def finishing(self) -> AbstractContextManager[None]:
         return nullcontext()  # of two that finish at once both write the same
 
-    def sync(self, names: Collection[str]) -> None:
+    def sync(self, names: Iterable[str]) -> None:
         """A put that returned is there. What earlier rounds and killed workers left under a name of this plan goes: who reads
         all tars would count it twice."""
-        ours = _own_names(self.plan())
+        ours, names = _own_names(self.plan()), set(names)
         here = (path.removeprefix(f"{self.name}/") for path in self.store.names(f"{self.name}/"))
         lost = [f"{self.name}/{name}" for name in here if name not in names and ours.fullmatch(name)]
         if self.finished() is None:

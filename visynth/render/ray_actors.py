@@ -13,7 +13,7 @@ from typing import Any
 
 from visynth.core.errors import MissingExtra, UsageError
 from visynth.core.store import is_url
-from visynth.render.run import Done, render_shards
+from visynth.render.run import Done, encoding_threads, render_shards
 from visynth.render.shards import Maker, maker
 from visynth.render.stage import Stage
 from visynth.render.stages import open_stage
@@ -30,13 +30,13 @@ class Ray:
         generator: its folder or address, seen from every node.
         count: of actors.
         device: ``"cuda"`` gives every actor a GPU of its own.
-        encoders: encoding threads of each.
+        encoders: encoding threads of each; None: none on a CPU, else two.
     """
 
     generator: str | Path
     count: int = 2
     device: str = "cpu"
-    encoders: int = 1
+    encoders: int | None = None
 
     def run(self, maker: Maker, stage: Stage, pending: Sequence[tuple[int, int]]) -> Iterator[Done]:
         """Deal shards out; see :class:`visynth.render.run.Engine`.
@@ -80,7 +80,7 @@ class Ray:
 class _Actor:
     """One actor: loads the generator once, then makes and commits the shards that it is given."""
 
-    def __init__(self, generator: str, out: str, device: str, encoders: int) -> None:
+    def __init__(self, generator: str, out: str, device: str, encoders: int | None) -> None:
         from visynth.core.loading import load_generator
 
         self.stage, self.encoders = open_stage(out), encoders
@@ -89,6 +89,6 @@ class _Actor:
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         wanted = [(int(n), int(r)) for n, r in zip(batch["shard"], batch["round"], strict=True)]
         todo = [own for own in wanted if not self.stage.has(*own)]  # a call that is made again after a crash
-        for _ in render_shards(self.maker, self.stage, todo, self.encoders):
+        for _ in render_shards(self.maker, self.stage, todo, encoding_threads(self.encoders, self.maker)):
             pass
         return {"shard": batch["shard"], "round": batch["round"]}

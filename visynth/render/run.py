@@ -74,16 +74,27 @@ class Here:
     """Renders in this process.
 
     Attributes:
-        encoders: threads that encode beside the sampling; 0 encodes in this one. They do not change a byte.
+        encoders: threads that encode beside the sampling; 0 encodes in this one. They do not change a byte. None: see
+            :func:`encoding_threads`.
     """
 
-    encoders: int = 2
+    encoders: int | None = None
 
     def run(self, maker: Maker, stage: Stage, pending: Sequence[tuple[int, int]]) -> Iterator[Done]:
-        yield from render_shards(maker, stage, _free_first(stage, pending), self.encoders)
+        encoders = encoding_threads(self.encoders, maker)
+        yield from render_shards(maker, stage, _free_first(stage, pending), encoders)
 
 
-def render_shards(maker: Maker, stage: Stage, wanted: Iterable[tuple[int, int]], encoders: int = 2) -> Iterator[Done]:
+def encoding_threads(wish: int | None, maker: Maker) -> int:
+    """Threads that encode beside the sampling of a maker, where none are asked for: where sampling is done by the CPU it
+    wants every core itself, beside a GPU two keep up with it."""
+    if wish is not None:
+        return wish
+    device = str(getattr(getattr(maker, "generator", None), "device", "cpu"))
+    return 0 if device.startswith("cpu") else 2
+
+
+def render_shards(maker: Maker, stage: Stage, wanted: Iterable[tuple[int, int]], encoders: int = 0) -> Iterator[Done]:
     """Make and commit shards one after the other; while one is written the next is already sampled.
 
     Args:

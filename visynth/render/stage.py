@@ -1,7 +1,7 @@
 """Where shards are committed while a set is rendered, on a disk.
 
 All work in progress lies in ``DIR.work/``, on the same filesystem: ``plan.json`` and one folder a shard. A shard is
-written to ``tmp.<shard>.<host>.<pid>`` and renamed to ``shard.<number>`` with its record inside, so that it is there
+written to ``tmp/<shard>.<host>.<pid>`` and renamed to ``shard.<number>`` with its record inside, so that it is there
 whole or not at all, and of two that make the same one the first wins. When all are there their files move to ``DIR``.
 """
 
@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,18 +28,19 @@ from visynth.core.files import (
     locked,
     readable_json,
     sync_folder,
+    write_all_synced,
     write_bytes,
+    write_chunks,
     write_json,
     write_new,
-    write_synced,
 )
 from visynth.core.folders import RENDERS, ROWS, TEMPORARY, put_files, strangers
 from visynth.core.manifest import MEMBERS, PLAN, SUMMARY, file_lists, is_finished, listed_file
 from visynth.render.shards import SCHEMA, Maker, Shard, latest_rounds, shard_name
 
 RECORD, LINES, CARD = "record.json", "records.jsonl", "card.json"
-TEMPORARY_SHARD = re.compile(r"tmp\.\d{6,}\.[0-9a-f]{8}\.\d+")
-WRITERS = 4  # threads that write and sync the files of a shard
+TEMPORARY_SHARD = re.compile(r"\d{6,}\.[0-9a-f]{8}\.\d+")
+TMP = "tmp"  # a folder of its own: looking for one's shard in it does not list all that are done
 
 
 class Stage(Protocol):
@@ -95,6 +95,9 @@ class Stage(Protocol):
     def put(self, name: str, data: bytes) -> None:
         """Put a file of the whole set."""
 
+    def put_chunks(self, name: str, chunks: Iterable[bytes]) -> None:
+        """Put a file of the whole set piece by piece."""
+
     def put_summary(self, data: bytes) -> None:
         """Put the last file: the set is whole."""
 
@@ -113,8 +116,8 @@ class Stage(Protocol):
     def finishing(self) -> AbstractContextManager[None]:
         """A context in which one process at a time finishes."""
 
-    def sync(self, names: Collection[str]) -> None:
-        """Make what was placed survive a power loss; ``names`` are all files of the set's shards."""
+    def sync(self, names: Iterable[str]) -> None:
+        """Make what was placed survive a power loss; ``names`` are all files of the set's shards, read where they are needed."""
 
     def damaged(self, files: Mapping[str, str]) -> list[str]:
         """Files that are missing or not as their sha256 says."""
@@ -206,20 +209,14 @@ class DiskStage:
 
     def busy(self, number: int) -> bool:
         own = f".{host()}.{os.getpid()}"
-        return any(not path.name.endswith(own) for path in self.work.glob(f"tmp.{number:06d}.*"))
+        return any(not path.name.endswith(own) for path in (self.work / TMP).glob(f"{number:06d}.*"))
 
     def commit(self, shard: Shard, record: Mapping[str, Any]) -> bool:
         folder = self._temporary(shard.number)
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        folder.parent.mkdir(exist_ok=True)  # without its parents: where others were faster, the work is gone
         lines = "".join(line + "\n" for line in shard.lines).encode()
-        files = {**shard.files, LINES: lines, RECORD: canonical_json(record).encode()}
-        for inner in {(folder / name).parent for name in files}:
-            inner.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(WRITERS) as pool:
-            list(pool.map(lambda own: write_synced(folder / own[0], own[1]), files.items()))
-        for inner in {(folder / name).parent for name in files} | {folder}:
-            sync_folder(inner)
+        write_all_synced(folder, {**shard.files, LINES: lines, RECORD: canonical_json(record).encode()})
         target = self._shard(shard.number, shard.round)
         try:
             os.rename(folder, target)  # the commit: it fails if another process was first
@@ -262,6 +259,9 @@ class DiskStage:
     def put(self, name: str, data: bytes) -> None:
         write_bytes(self.out / name, data)
 
+    def put_chunks(self, name: str, chunks: Iterable[bytes]) -> None:
+        write_chunks(self.out / name, chunks)
+
     def put_summary(self, data: bytes) -> None:
         self.put(SUMMARY, data)
 
@@ -274,7 +274,7 @@ class DiskStage:
     def sweep(self) -> list[str]:
         """Another machine's unfinished shards stay: it may still be at work."""
         removed = []
-        for folder in self.work.glob(f"tmp.*.{host()}.*"):
+        for folder in (self.work / TMP).glob(f"*.{host()}.*"):
             pid = int(folder.name.rsplit(".", 1)[1])
             if pid == os.getpid() or not alive(pid):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -287,20 +287,22 @@ class DiskStage:
         if not _is_work(self.work) and not is_finished(self.out):
             return
         for path in self.work.glob("*"):
+            if _is_shard(path):
+                self._remove(path, 0)
+        for path in (self.work / TMP).glob("*"):
             if TEMPORARY_SHARD.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
-            elif _is_shard(path):
-                self._remove(path, 0)
         if _is_work(self.work):
             for name in (CARD, MEMBERS, PLAN):
                 (self.work / name).unlink(missing_ok=True)
-        with suppress(OSError):
-            self.work.rmdir()
+        for folder in (self.work / TMP, self.work):
+            with suppress(OSError):
+                folder.rmdir()
 
     def finishing(self) -> AbstractContextManager[None]:
         return locked(self.work)
 
-    def sync(self, names: Collection[str]) -> None:
+    def sync(self, names: Iterable[str]) -> None:
         """Make what was moved survive a power loss."""
         for root, folders, _ in os.walk(self.out):
             for name in folders:
@@ -347,12 +349,13 @@ class DiskStage:
 
     def _temporary(self, number: int) -> Path:
         """Where this process makes a shard, or moves one that is to go: a name that is no commit."""
-        return self.work / f"tmp.{number:06d}.{host()}.{os.getpid()}"
+        return self.work / TMP / f"{number:06d}.{host()}.{os.getpid()}"
 
     def _remove(self, path: Path, number: int) -> None:
         """Remove a committed shard: by one rename, so that a kill leaves no half of it under its name."""
         aside = self._temporary(number)
         shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(exist_ok=True)
         with suppress(FileNotFoundError):
             os.rename(path, aside)
         shutil.rmtree(aside, ignore_errors=True)

@@ -23,7 +23,7 @@ def main() -> int:
     from visynth.core.errors import VisynthError
     from visynth.core.loading import load_generator
     from visynth.core.processes import end_with_parent
-    from visynth.render.run import render_shards
+    from visynth.render.run import encoding_threads, render_shards
     from visynth.render.shards import maker
     from visynth.render.stages import open_stage
 
@@ -31,7 +31,7 @@ def main() -> int:
     try:
         stage = open_stage(settings["out"])
         made = maker(load_generator(settings["generator"], settings["device"]), stage.plan())
-        for done in render_shards(made, stage, _wanted(), settings["encoders"]):
+        for done in render_shards(made, stage, _wanted(), encoding_threads(settings["encoders"], made)):
             _answer(answers, {"shard": done.number, "counts": dict(done.counts)})
     except VisynthError as error:
         _answer(answers, {"error": str(error), "kind": type(error).__name__})

@@ -35,18 +35,18 @@ class Workers:
         generator: the folder that they load.
         count: of processes.
         device: where they sample; with ``"cuda"`` they are dealt out over all devices.
-        encoders: encoding threads of each.
+        encoders: encoding threads of each; None: none on a CPU, else two.
         patience: seconds that a worker may take for a shard before it counts as hung and is ended.
     """
 
     generator: str | Path
     count: int = 2
     device: str = "cpu"
-    encoders: int = 1
+    encoders: int | None = None
     patience: float = 1800.0
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.encoders < 0 or self.patience <= 0:
+        if self.count < 1 or (self.encoders or 0) < 0 or self.patience <= 0:
             raise UsageError(
                 "workers must be at least 1, encoders at least 0 and patience above 0, but got "
                 f"{self.count}, {self.encoders} and {self.patience}."
