@@ -95,6 +95,7 @@ class TestFiles:
         assert value(path) == 1
         assert not list(tmp_path.glob("*.tmp"))
 
+    @pytest.mark.injected
     @pytest.mark.parametrize("moment", range(8))
     def test_killed_between_any_two_steps(self, moment: int, tmp_path, monkeypatch) -> None:
         """Whichever rename or note comes last, a whole checkpoint is found: the old or the new one."""
@@ -243,6 +244,7 @@ def reached(root: Path) -> tuple[int, dict[str, torch.Tensor]]:
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*trailing.*", "ignore:.*mid-epoch.*")
 class TestSignals:
+    @pytest.mark.injected
     @pytest.mark.parametrize(("phase", "workers"), [("warm-up", 0), ("validation", 0), ("training", 1)])
     def test_sigterm_in_any_phase(self, phase: str, workers: int, tmp_path) -> None:
         """One consistent checkpoint, and the resumed run ends where the undisturbed one does, to the last bit."""
@@ -277,6 +279,7 @@ class TestSignals:
         assert at == end == 40
         assert all(torch.equal(stopped[name], whole[name]) for name in whole)
 
+    @pytest.mark.injected
     @pytest.mark.parametrize("rank", [0, 1])
     def test_sigterm_to_any_one_rank(self, rank: int, tmp_path) -> None:
         run_ranks(one_is_asked, str(tmp_path), rank)

@@ -45,6 +45,7 @@ def alarm(**options) -> CollapseAlarm:
     return CollapseAlarm(features=Means(), **told)
 
 
+@pytest.mark.injected
 def test_a_class_that_is_lost_is_told_and_the_training_may_stop(tmp_path: Path, monkeypatch) -> None:
     own, watch = module(), alarm(stop=True, stop_after=0)
     picture = torch.zeros(1, 16, 16, dtype=torch.uint8)

@@ -232,6 +232,7 @@ def test_the_folder_holds_what_the_contract_names(saved) -> None:
         assert key in said
 
 
+@pytest.mark.injected
 @pytest.mark.parametrize("place", [0.1, 0.5, 0.99])
 def test_a_flipped_bit_in_the_weights_is_refused(saved, place: float) -> None:
     file = saved / "model.safetensors"

@@ -83,6 +83,7 @@ def test_palette_with_transparency_keeps_its_alpha() -> None:
     assert decoded[0, 0].tolist() == [200, 100, 50, 0]
 
 
+@pytest.mark.injected
 def test_exif_rotation_is_applied() -> None:
     image = Image.new("RGB", (8, 4))
     image.putpixel((0, 0), (255, 255, 255))
@@ -115,6 +116,7 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
+@pytest.mark.injected
 @pytest.mark.parametrize(
     ("data", "told"),
     [
@@ -128,6 +130,7 @@ def test_bad_bytes(data: bytes, told: str) -> None:
         decode_bytes(data)
 
 
+@pytest.mark.injected
 def test_every_truncation_of_a_noisy_png_is_refused(picture) -> None:
     data = encode_png(picture(30, 30, 3))
     for cut in range(20, len(data) - 12, 97):

@@ -13,6 +13,7 @@ from visynth.core.lock import only_one
 
 
 class TestLock:
+    @pytest.mark.injected
     def test_a_holder_that_was_killed_frees_it(self, tmp_path) -> None:
         code = (
             "import sys, time; from visynth.core.lock import only_one\n"
@@ -28,6 +29,7 @@ class TestLock:
         with only_one(tmp_path / "lock", "x"):
             pass
 
+    @pytest.mark.injected
     @pytest.mark.parametrize(
         ("holder", "free"), [("dead", True), ("other boot", True), ("alive", False), ("other machine", False)]
     )

@@ -142,6 +142,7 @@ def test_a_longer_run_goes_on_and_equals_a_straight_one(config, tmp_path: Path) 
     assert all(torch.equal(first[name], second[name]) for name in second)
 
 
+@pytest.mark.injected
 def test_a_kill_at_any_time_is_made_good_by_the_same_command(config, tmp_path: Path) -> None:
     path = config(max_steps=400)
     command = [sys.executable, "-m", "visynth", "fit", "-c", path]
@@ -190,6 +191,7 @@ def test_another_model_or_other_data_are_a_conflict(config, tmp_path: Path, caps
     assert fit(["-c", config(max_steps=7), "--model.init_args.lr", "1e-4"]) == 0  # a rate may be lowered on the way
 
 
+@pytest.mark.injected
 def test_divergence_keeps_the_last_finite_state_and_says_what_to_do(config, tmp_path: Path, monkeypatch) -> None:
     from visynth.lightning_modules import losses
 

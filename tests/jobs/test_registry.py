@@ -76,6 +76,7 @@ class TestVersions:
         # From a version again, with other evidence: another version.
         assert registry.add(registry.path(first), evidence={"report.json": b"[]"}) not in (first, other)
 
+    @pytest.mark.injected
     @pytest.mark.parametrize("damage", ["altered", "missing", "more", "sums"])
     def test_what_was_altered_is_not_given_out(self, damage: str, local, folders) -> None:
         version = local.add(folders[0])
@@ -138,6 +139,7 @@ class TestAliases:
         assert registry.alias("champion").version == a
         assert main(["registry", "promote", registry.where, "--version", b, "--expect", "0"]) == 78
 
+    @pytest.mark.injected
     def test_of_eight_promoters_one_wins_each_time(self, local, folders) -> None:
         versions = [local.add(folder) for folder in folders]
         local.promote(versions[0], expect=0)
@@ -157,6 +159,7 @@ class TestAliases:
             assert worker.exitcode == 0
         check_moves(local, won)
 
+    @pytest.mark.injected
     def test_the_log_cannot_be_rewritten_unseen(self, local, folders) -> None:
         local.add(folders[0])
         local.add(folders[1])
@@ -172,6 +175,7 @@ class TestAliases:
         with pytest.raises(IntegrityError, match="event 1 is not what was logged"):
             local.events()
 
+    @pytest.mark.injected
     def test_a_kill_in_a_transaction_leaves_the_old_state(self, local, folders, monkeypatch) -> None:
         a, b, _ = (local.add(folder) for folder in folders)
         local.promote(a, expect=0)
@@ -229,6 +233,7 @@ class TestOnMLflow:
         assert main(["registry", "promote", registry.where, "--version", b, "--expect", "1"]) == 0
         assert registry.alias("champion") == Alias(b, 2)
 
+    @pytest.mark.injected
     def test_a_kill_between_log_and_alias_is_mended(self, registry, client, folders, monkeypatch) -> None:
         a, b, _ = (registry.add(folder) for folder in folders)
         registry.promote(a, expect=0)
@@ -257,6 +262,7 @@ class TestOnMLflow:
         assert [e.new for e in registry.events() if e.alias] == [a, b]
         assert registry.promote(c, expect=2).seq == 6
 
+    @pytest.mark.injected
     def test_of_eight_promoters_one_wins_each_time(self, registry, client, folders) -> None:
         versions = [registry.add(folder) for folder in folders]
         registry.promote(versions[0], expect=0)
@@ -266,6 +272,7 @@ class TestOnMLflow:
         shown = client.get_model_version_by_alias(registry.name, "champion").tags["visynth.version"]
         assert shown == registry.alias("champion").version
 
+    @pytest.mark.injected
     @pytest.mark.parametrize("damage", ["deleted", "rewritten", "emptied"])
     def test_the_log_cannot_be_rewritten_unseen(self, damage: str, registry, client, folders) -> None:
         for folder in folders:

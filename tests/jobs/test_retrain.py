@@ -156,6 +156,7 @@ class TestFlow:
         assert main(command) == 0
         assert LocalRegistry(where[1]).alias("champion").version == now.challenger
 
+    @pytest.mark.injected
     def test_bad_champions_are_rolled_back_one_after_the_other(self, folders, tmp_path) -> None:
         fake, where = Fake(folders[0]), (tmp_path / "job", tmp_path / "registry")
         good = retrain(fake, JOB, *where).champion
@@ -169,6 +170,7 @@ class TestFlow:
         assert (now.outcome, now.champion) == ("rolled back", good)
         assert [e.op for e in registry.events()][-2:] == ["rollback", "rollback"]
 
+    @pytest.mark.injected
     def test_an_altered_champion_is_rolled_back_and_an_only_one_replaced(self, folders, tmp_path) -> None:
         fake, where = Fake(folders[0]), (tmp_path / "job", tmp_path / "registry")
         first = retrain(fake, JOB, *where).champion
@@ -183,6 +185,7 @@ class TestFlow:
         assert "no champion is left that can be used" in now.reasons
         assert now.numbers == {"compared": False}
 
+    @pytest.mark.injected
     def test_a_kill_after_the_promotion_is_told_by_the_next_run(self, folders, tmp_path, monkeypatch) -> None:
         fake, where = Fake(folders[0]), (tmp_path / "job", tmp_path / "registry")
 
@@ -243,6 +246,7 @@ class TestFlow:
             names.append(run_name(data, Job({"config": str(tmp_path / "c.yaml")}, ("crack",))))
         assert names[0] != names[1]
 
+    @pytest.mark.injected
     def test_who_lost_the_race_cannot_promote(self, folders, tmp_path) -> None:
         """A holder that slept through its lock's end: the champion's count is the fencing token."""
         fake, where = Fake(folders[0]), (tmp_path / "job", tmp_path / "registry")
@@ -260,6 +264,7 @@ class TestFlow:
             retrain(fake, JOB, *where)
         assert registry.alias("champion").gen == 2
 
+    @pytest.mark.injected
     def test_one_at_a_time(self, folders, tmp_path) -> None:
         fake, where = Fake(folders[0]), (tmp_path / "job", tmp_path / "registry")
         with only_one(where[0] / flow.LOCK, "a retraining"), pytest.raises(LockedError, match="is at work already"):
@@ -352,6 +357,10 @@ class TestTelling:
         assert main(["doctor", "--max-age", "8d"]) == 64
         assert main(["doctor", "--retrain", str(tmp_path), "--max-age", "soon"]) == 64
         assert last_success(tmp_path)[0] == pytest.approx(9 * 86400, rel=0.01)
+        state["last success"] = time.time() + 86400.0  # written when a clock was a day ahead
+        (tmp_path / "state.json").write_text(json.dumps(state))
+        assert main(["doctor", "--retrain", str(tmp_path), "--max-age", "10d"]) == 75
+        assert "24.0 h in the future" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

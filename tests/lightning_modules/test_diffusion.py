@@ -152,6 +152,7 @@ def test_the_loss_starts_near_one_and_falls(tmp_path: Path) -> None:
     assert np.mean(losses[-10:]) < 0.85 * np.mean(losses[:3])
 
 
+@pytest.mark.injected
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_value_that_is_not_finite_stops_within_one_step_and_keeps_the_state_before(tmp_path: Path, what: str) -> None:
     class Spoil(pytorch_lightning.Callback):

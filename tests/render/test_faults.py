@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.render.killing import assassin, workers_of
+from tests.servers import s3
 from visynth.core.manifest import read_renders
 from visynth.render.run import make_plan, render_set
 from visynth.render.workers import Workers
@@ -165,7 +166,7 @@ def test_a_folder_that_vanishes(composition, tmp_path) -> None:
 def test_a_store_that_is_stopped_ten_times(composition, tmp_path, monkeypatch) -> None:
     from tests.render import test_store
 
-    server = test_store.Server()
+    server = s3()
     try:
         for name, value in {
             "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1",

@@ -375,6 +375,7 @@ class TestSharing:
 
 
 class TestTorn:
+    @pytest.mark.injected
     @pytest.mark.parametrize("how", ["image flipped", "image cut", "record cut", "lines cut", "image gone"])
     def test_commits_that_were_altered_are_rendered_again(self, how: str, tmp_path) -> None:
         generator = Faulty()
@@ -399,6 +400,7 @@ class TestTorn:
         assert made.root() == whole.root()
         assert snapshot(tmp_path / "r") == snapshot(tmp_path / "whole")
 
+    @pytest.mark.injected
     def test_a_file_that_is_altered_before_the_end_is_found(self, tmp_path) -> None:
         generator = Faulty()
         plan = make_plan(generator, per_class=20, shard_size=10)

@@ -40,6 +40,7 @@ def reference(generator: Faulty, plan, folder: Path) -> str:
     return render_set(good, plan, folder).root()
 
 
+@pytest.mark.injected
 @pytest.mark.parametrize("fault", ["exit", "hang"])
 def test_workers_that_end_or_hang_are_started_again(fault: str, plugin) -> None:
     (plugin / "once").mkdir()

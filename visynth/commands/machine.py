@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+SKEW = 3600.0  # seconds by which the clocks of two machines may differ
+
 
 def doctor(retrain: str | None = None, max_age: str = "") -> int:
     """Check the installation: versions, weights of the default features, augmentation backend, cores; or a scheduled job.
@@ -48,6 +50,13 @@ def _job(out: str | None, max_age: str) -> int:
     print(f"{out}: {state['outcome']}, {age / 3600:.1f} h ago; champion {state['champion'][:12] or 'none'}")
     for reason in state["reasons"]:
         print(f"  {reason}")
+    if age < -SKEW:
+        print(
+            f"visynth: the last run that ended well lies {-age / 3600:.1f} h in the future: a clock was wrong. The next run that "
+            "ends well sets it right.",
+            file=sys.stderr,
+        )
+        return 75
     if age > limit:
         print(
             f"visynth: the last run that ended well is older than {max_age}: is the scheduler alive?", file=sys.stderr

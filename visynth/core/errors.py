@@ -6,6 +6,7 @@
     ├── DataError (ValueError)       65   the input data are bad; all problems of one input are told together
     │   └── IntegrityError           65   a folder of ours was altered, cut short or is of another schema
     ├── OutputError (OSError)        73   cannot write where asked
+    ├── OutOfMemory                  70   memory ran out: what was committed is kept
     ├── Diverged                     70   a training left the finite numbers; its last finite state is kept
     ├── LockedError                  75   another process is at work here; try again later
     ├── UnavailableError             75   a server does not answer, or not as it should; try again later
@@ -48,6 +49,10 @@ class IntegrityError(DataError):
 
 class OutputError(VisynthError, OSError):
     exit_code = 73
+
+
+class OutOfMemory(VisynthError):
+    exit_code = 70
 
 
 class Diverged(VisynthError):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from visynth.core.errors import ConflictError, UsageError, listing
 from visynth.core.files import hash_json, readable_json
 from visynth.core.folders import check_apart, claim, claim_files, put_files
+from visynth.core.memory import memory_errors
 from visynth.core.quiet import quiet_lightning
 from visynth.jobs.configured import configured, connect
 
@@ -32,6 +33,10 @@ FREE = {
 }
 INTERRUPTED, STOPPED = 130, 143
 FINISHED = "finished.json"
+LESS = (
+    "Take a smaller batch, with --trainer.accumulate_grad_batches for the same sum, a smaller network, or bf16. The same command "
+    "goes on from the last checkpoint."
+)
 
 
 @quiet_lightning()
@@ -67,9 +72,13 @@ def fit(words: Sequence[str]) -> int:
     with _gentle_interrupt(cli.trainer.callbacks, first) as interrupted:
         try:
             # A local file that we wrote ourselves: plain tensors and plain values.
-            cli.trainer.fit(
-                cli.model, cli.datamodule, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True
-            )
+            with memory_errors(LESS):
+                cli.trainer.fit(
+                    cli.model,
+                    cli.datamodule,
+                    ckpt_path=None if checkpoint is None else str(checkpoint),
+                    weights_only=True,
+                )
         except (SystemExit, KeyboardInterrupt):  # of a signal after the export, or of Lightning between two steps
             if not (cli.trainer.received_sigterm or ((interrupted or _terminated(cli.trainer)) and first.done)):
                 raise

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -21,6 +21,7 @@ from visynth.core.balance import Balance
 from visynth.core.errors import IntegrityError, OutputError, UsageError, VisynthError, choices
 from visynth.core.files import canonical_json
 from visynth.core.manifest import Renders, read_renders
+from visynth.core.memory import memory_errors
 from visynth.render.finish import State, check_failed, finish, state_of
 from visynth.render.images import AHEAD, ImageMaker, make_filters
 from visynth.render.plan import ATTEMPTS, SHARD, RenderPlan, ShardPlan
@@ -30,6 +31,10 @@ from visynth.render.stage import DiskStage, Stage, check_plan
 if TYPE_CHECKING:
     from visynth.generators.base import Generator
 
+LESS = (
+    "Take fewer workers or a smaller batch_size; a smaller shard_size or micro_batch is another plan. What is committed is "
+    "kept: the same command goes on."
+)
 RenderProgress = Callable[[Mapping[str, Any]], None]
 
 
@@ -106,19 +111,25 @@ def render_shards(maker: Maker, stage: Stage, wanted: Iterable[tuple[int, int]],
     # Threads: processes would cost a copy of every image, and OpenCV holds no lock while it encodes.
     pool = ThreadPoolExecutor(encoders, "visynth-encoder") if encoders else None
     committer = ThreadPoolExecutor(1, "visynth-commit")
-    waiting: deque[Any] = deque()
+    waiting: deque[Future[Done]] = deque()
     try:
         for number, round_ in wanted:
-            whole = maker.make(number, round_, pool)
+            with memory_errors(LESS):
+                whole = maker.make(number, round_, pool)
             waiting.append(committer.submit(_commit, maker.plan, stage, whole))
             while len(waiting) > 1:
-                yield waiting.popleft().result()
+                yield _result(waiting)
         while waiting:
-            yield waiting.popleft().result()
+            yield _result(waiting)
     finally:
         committer.shutdown(cancel_futures=True)
         if pool:
             pool.shutdown(cancel_futures=True)
+
+
+def _result(waiting: deque[Future[Done]]) -> Done:
+    with memory_errors(LESS):
+        return waiting.popleft().result()
 
 
 def _commit(plan: ShardPlan, stage: Stage, whole: Callable[[], Shard]) -> Done:

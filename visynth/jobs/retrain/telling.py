@@ -69,9 +69,10 @@ def call_heartbeat(url: str, outcome: Outcome, seconds: float = 10.0) -> str:
 
 
 def last_success(out: str | Path) -> tuple[float, dict[str, Any]]:
-    """Seconds since a job last ended without an error, and its state; infinite where it never did."""
+    """Seconds since a job last ended without an error, and its state; infinite where it never did, below 0 where a clock was
+    wrong."""
     try:
         state = dict(json.loads((Path(out) / STATE).read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return math.inf, {}
-    return max(0.0, time.time() - float(state.get("last success", 0.0))), state
+    return time.time() - float(state.get("last success", 0.0)), state
