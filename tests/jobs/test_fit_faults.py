@@ -69,8 +69,10 @@ def test_a_loader_worker_that_is_killed(tmp_path) -> None:
 
 
 def test_a_rank_that_is_killed_under_torchrun(tmp_path) -> None:
-    """torchrun starts the group again, and the training goes on from its checkpoint to the end."""
-    words = write(tmp_path, 400, devices=2, strategy="ddp", accelerator="cpu")
+    """torchrun starts the group again, and the training goes on from its checkpoint to the end. Gloo sometimes hangs when
+    such a group finds together; then the time limit ends it, and torchrun starts it once more."""
+    ddp = {"class_path": "pytorch_lightning.strategies.DDPStrategy", "init_args": {"timeout": "0:01:00"}}
+    words = write(tmp_path, 400, devices=2, strategy=ddp, accelerator="cpu")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=3"]
     errors = tmp_path / "errors"  # a pipe that nobody reads would stop the ranks when it is full
     with errors.open("wb") as stream:
