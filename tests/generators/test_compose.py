@@ -12,7 +12,7 @@ from visynth.data.masks import mask_problem
 from visynth.generators import blend, noise
 from visynth.generators.base import load_generator
 from visynth.generators.compose_fit import Source, fit_composition, guess_good
-from visynth.generators.compose_settings import Settings, from_masks, thinness
+from visynth.generators.compose_settings import Settings
 from visynth.generators.placement import foreground, place
 
 
@@ -137,13 +137,6 @@ class TestPlacement:
 
 
 class TestSettings:
-    def test_thin_masks_move_little_and_get_narrow_seams(self) -> None:
-        line = np.zeros((60, 60), bool)
-        line[30:32, 5:55] = True
-        assert from_masks([line]) == Settings(blend="mixed", shift=10, feather=2.0, scale=(0.9, 1.1))
-        assert from_masks([disc()]) == Settings()
-        assert thinness(disc()) == pytest.approx(1, abs=0.4)
-
     @pytest.mark.parametrize(
         "wrong", [{"method": "magic"}, {"blend": "glue"}, {"shift": -1}, {"scale": [2, 1]}, {"colour": 1}]
     )

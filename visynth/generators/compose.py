@@ -3,61 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from visynth.core import seeds as seeding
 from visynth.core.errors import DataError
-from visynth.core.pictures import box, resize
+from visynth.core.pictures import box
 from visynth.generators import blend as blending
-from visynth.generators import noise
+from visynth.generators.arrangement import GROUNDS, Background, Defect, Placed, anywhere, cut, in_context, mirrored
 from visynth.generators.base import Generator, Samples, Spec
 from visynth.generators.compose_settings import Settings
-from visynth.generators.placement import foreground, place
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 SEEN = 6  # pixels of its mask that a composite must change, by more than
 CHANGE = 2  # grey levels of 256 (any change counts in images pasted hard)
 REDRAWS = 20  # places tried until a defect can be seen
-ATTEMPTS = 20  # backgrounds tried for one image before the last resort, its defect unscaled at any place
-
-
-@dataclass(frozen=True)
-class Background:
-    """A defect-free image ``[H, W, C]`` and where on it defects may stand."""
-
-    name: str
-    group: str
-    image: Array
-
-
-@dataclass(frozen=True)
-class Defect:
-    """Pixels to cut from: a window of a real image, the mask in it, and where the window lies in the image.
-
-    ``home`` is the relative position of the mask's centre in the whole image. A defect without a mask (``mask`` is
-    all True) is a whole image, for the methods that cut random regions.
-    """
-
-    name: str
-    group: str
-    label: int
-    image: Array
-    mask: Mask
-    home: tuple[float, float]
+ATTEMPTS = 20  # defects tried for one image before the last resort; the latter half as they are, at any place
+SEARCHES = 4  # of them whose surroundings are looked for, if they fit nowhere; the best place found is taken then
 
 
 @dataclass(frozen=True)
 class Arrangement:
     """A defect in its place: ``mask [h, w]`` with its top left corner at ``where`` of the background.
 
-    ``control`` is the background whose defect-free pixels take the defect's place, for seam controls.
+    ``control`` is the background whose defect-free pixels take the defect's place, for seam controls; ``contrast`` a factor
+    of what stands out from the surroundings; ``error`` says how well these fit (NaN where they were not compared).
     """
 
     ground: Background
@@ -67,6 +42,8 @@ class Arrangement:
     where: tuple[int, int]
     settings: Settings
     control: Background | None = None
+    contrast: float = 1.0
+    error: float = float("nan")
 
     @property
     def parents(self) -> tuple[str, ...]:
@@ -88,9 +65,9 @@ class Composition(Generator):
     """Cuts real defects by mask and sets them into defect-free images of the training split. No training.
 
     Each image takes one defect and one background, drawn evenly over groups and then over images, so that a tile
-    shot twelve times counts no more than one shot twice. The defect is mirrored, scaled and shifted as its class's
-    :class:`Settings` allow, brought to the brightness of its new surroundings, and blended in. The mask is exact:
-    it is the placed mask, not a guess from the result.
+    shot twelve times counts no more than one shot twice. The defect is bent, scaled and mirrored as its class's
+    :class:`Settings` allow, goes where its surroundings fit (:mod:`visynth.generators.context`), is brought to the brightness
+    of its new surroundings, and blended in. The mask is exact: it is the placed mask, not a guess from the result.
     """
 
     options: ClassVar = {
@@ -112,7 +89,6 @@ class Composition(Generator):
         ]
         self._all_defects = seeding.by_group(defects)
         self._grounds = seeding.by_group(backgrounds)
-        self._foregrounds: dict[str, Mask] = {}
 
     # -- contract ------------------------------------------------------------------------------------------------
 
@@ -140,6 +116,8 @@ class Composition(Generator):
         for i, defect in enumerate(self.defects):
             tensors[f"defect.{i}.image"] = torch.from_numpy(defect.image.copy())
             tensors[f"defect.{i}.mask"] = torch.from_numpy(defect.mask.astype(np.uint8))
+            if defect.outside is not None:
+                tensors[f"defect.{i}.outside"] = torch.from_numpy(defect.outside.astype(np.uint8))
         return tensors
 
     @classmethod
@@ -163,7 +141,7 @@ class Composition(Generator):
             patch = plan.patch
             if plan.control is not None:
                 patch = _same_place(plan.control.image, plan.where, patch.shape[:2])
-            image = _set_in(patch, plan.mask, plan.ground.image, plan.where, plan.settings, poisson_limit)
+            image = _set_in(plan, patch, poisson_limit)
             labelled = plan.labelled()
             if plan.control is not None or _can_be_seen(image, plan.ground.image, labelled, plan.settings):
                 return image, labelled, plan.parents
@@ -179,69 +157,54 @@ class Composition(Generator):
         before. It draws no pixel."""
         generator = seeding.rng(seed, f"compose/{label}" + (f"/{redraw}" if redraw else ""))
         control = self.settings[label].method == "control"
+        placed, source, settings = self._placed(label, control, generator)
+        other = seeding.draw_even(self._grounds, generator) if control else None
+        contrast = 1.0 + generator.uniform(-settings.contrast, settings.contrast)
+        piece = placed.piece
+        return Arrangement(
+            placed.ground, source, piece.image, piece.mask, placed.where, settings, other, contrast, placed.error
+        )
+
+    def _placed(self, label: int, control: bool, generator: np.random.Generator) -> tuple[Placed, Defect, Settings]:
+        """A defect of the class in a place that fits; after some that do not, the best of them; after that any place."""
+        best: tuple[Placed, Defect, Settings] | None = None
         for attempt in range(ATTEMPTS):
-            ground = seeding.draw_even(self._grounds, generator)
             source = seeding.draw_even(self._all_defects if control else self._by_label[label], generator)
             settings = self.settings[source.label]  # a control copies the seams of the defect that it stands in for
-            patch, mask = self._cut(source, settings, generator, scaled=attempt < ATTEMPTS // 2)
-            where = place(
-                mask,
-                source.home,
-                self._foreground(ground),
-                settings.shift if attempt < ATTEMPTS // 2 else 10**6,
-                generator,
-            )
-            if where is not None:
+            searched = settings.place == "context" and settings.method == "mask"
+            if searched and attempt >= SEARCHES and best is not None:
                 break
-        else:
-            # Luck must not decide whether an image exists: the first pair in order that fits.
-            ground, source, patch, mask, where = self._first_fit(label, control)
-            settings = self.settings[source.label]
-        other = seeding.draw_even(self._grounds, generator) if control else None
-        return Arrangement(ground, source, patch, mask, where, settings, other)
+            early = attempt < ATTEMPTS // 2
+            piece = cut(source, settings, generator, shaped=early)
+            grounds = [seeding.draw_even(self._grounds, generator) for _ in range(GROUNDS if searched else 1)]
+            if searched and early:
+                placed = in_context(piece, grounds, settings, generator)
+            else:
+                shift = settings.shift if early else 10**6
+                placed = anywhere(mirrored(piece, settings, generator), source.home, grounds[0], shift, generator)
+            if placed is None:
+                continue
+            if not placed.error > settings.misfit:
+                return placed, source, settings
+            if best is None or placed.error < best[0].error:
+                best = placed, source, settings
+        # Luck must not decide whether an image exists: at last the first pair in order that fits.
+        return best or self._first_fit(label, control)
 
-    def _first_fit(self, label: int, control: bool) -> tuple[Background, Defect, Array, Mask, tuple[int, int]]:
-        """The first defect and background in order that go together, unscaled, wherever there is place."""
+    def _first_fit(self, label: int, control: bool) -> tuple[Placed, Defect, Settings]:
+        """The first defect and background in order that go together, as it is, wherever there is place."""
         still = seeding.rng(0, "first fit")
         for source in self.defects if control else [d for d in self.defects if d.label == label]:
-            settings = replace(self.settings[source.label], flip=False)
+            settings = self.settings[source.label]
             for ground in self.backgrounds:
-                patch, mask = self._cut(source, settings, still, scaled=False)
-                where = place(mask, source.home, self._foreground(ground), 10**6, still)
-                if where is not None:
-                    return ground, source, patch, mask, where
+                piece = cut(source, settings, still, shaped=False)
+                placed = anywhere(piece, source.home, ground, 10**6, still)
+                if placed is not None:
+                    return placed, source, settings
         raise DataError(
             f"there is no place for a {self.classes[label]} defect on any background: the defects are larger than the "
             "defect-free images. Leave this class out or give larger images."
         )
-
-    def _cut(
-        self, source: Defect, settings: Settings, generator: np.random.Generator, scaled: bool
-    ) -> tuple[Array, Mask]:
-        """The pixels and the mask to paste, mirrored and scaled, no larger than they must be."""
-        image, mask = source.image, source.mask
-        if settings.method in ("nsa", "perlin"):
-            mask = _random_region(image.shape[:2], settings.method, generator)
-        if settings.flip:
-            if generator.random() < 0.5:
-                image, mask = image[:, ::-1], mask[:, ::-1]
-            if generator.random() < 0.5:
-                image, mask = image[::-1], mask[::-1]
-        factor = generator.uniform(*settings.scale)
-        if scaled and abs(factor - 1) > 0.01:
-            side = max(2, round(image.shape[1] * factor)), max(2, round(image.shape[0] * factor))
-            wanted, hard = (side[1], side[0]), settings.blend == "hard"
-            kept = [np.arange(n) * old // n for n, old in zip(wanted, image.shape[:2], strict=True)]
-            soft = cv2.resize(mask.astype(np.float32), side, interpolation=cv2.INTER_LINEAR) >= 0.5
-            bigger = mask[kept[0]][:, kept[1]] if hard else soft  # hard: no value between two others
-            if bigger.any():  # a one-pixel defect may vanish when it shrinks: then it keeps its size
-                image, mask = (image[kept[0]][:, kept[1]] if hard else resize(image, wanted)), bigger
-        return _trim(image, mask, round(settings.ring + settings.feather))
-
-    def _foreground(self, ground: Background) -> Mask:
-        if ground.name not in self._foregrounds:
-            self._foregrounds[ground.name] = foreground(ground.image)
-        return self._foregrounds[ground.name]
 
 
 def parts(spec: Spec, weights: dict[str, torch.Tensor]) -> tuple[list[Defect], list[Background], list[Settings]]:
@@ -255,6 +218,7 @@ def parts(spec: Spec, weights: dict[str, torch.Tensor]) -> tuple[list[Defect], l
             weights[f"defect.{i}.image"].numpy(),
             weights[f"defect.{i}.mask"].numpy().astype(bool),
             (d["home"][0], d["home"][1]),
+            weights[f"defect.{i}.outside"].numpy().astype(bool) if f"defect.{i}.outside" in weights else None,
         )
         for i, d in enumerate(entries["defects"])
     ]
@@ -265,11 +229,10 @@ def parts(spec: Spec, weights: dict[str, torch.Tensor]) -> tuple[list[Defect], l
     return defects, backgrounds, [Settings.from_json(s) for s in entries["settings"]]
 
 
-def _set_in(
-    patch: Array, mask: Mask, ground: Array, where: tuple[int, int], settings: Settings, poisson_limit: int
-) -> Array:
+def _set_in(plan: Arrangement, patch: Array, poisson_limit: int) -> Array:
     """The whole background with the patch in it; pixels beyond mask and feather are the background's own."""
-    top, left = where
+    top, left = plan.where
+    mask, ground, settings = plan.mask, plan.ground.image, plan.settings
     tall, wide = mask.shape
     # Work on the patch's window alone: large images cost no more than small ones.
     part = np.s_[top : top + tall, left : left + wide]
@@ -280,6 +243,9 @@ def _set_in(
     target = ground[part].astype(np.float32)
     around = blending.ring(mask, settings.ring)
     matched = blending.match_ring(patch.astype(np.float32), around, target, around)
+    if around.any():
+        level = target[around].mean(axis=0)
+        matched = level + (matched - level) * np.float32(plan.contrast)
     if settings.blend == "feather" or mask.sum() > poisson_limit:
         mixed = blending.feather(matched, target, mask, settings.feather)
     else:
@@ -298,13 +264,6 @@ def _can_be_seen(image: Array, ground: Array, mask: Mask, settings: Settings) ->
     return int((change > least).sum()) >= min(SEEN, int(mask.sum()))
 
 
-def _trim(image: Array, mask: Mask, margin: int) -> tuple[Array, Mask]:
-    x1, y1, x2, y2 = (int(v) for v in box(mask))
-    rows = slice(max(y1 - margin, 0), y2 + margin)
-    columns = slice(max(x1 - margin, 0), x2 + margin)
-    return image[rows, columns], np.ascontiguousarray(mask[rows, columns])
-
-
 def _same_place(image: Array, where: tuple[int, int], shape: tuple[int, int]) -> Array:
     """A window of ``shape`` at ``where``, moved inside and reflected where the image is smaller."""
     rows = np.abs(np.arange(where[0], where[0] + shape[0]))
@@ -314,13 +273,3 @@ def _same_place(image: Array, where: tuple[int, int], shape: tuple[int, int]) ->
         for i, n in ((rows, image.shape[0]), (columns, image.shape[1]))
     ]
     return np.asarray(image[fold[0]][:, fold[1]])
-
-
-def _random_region(shape: tuple[int, int], method: str, generator: np.random.Generator) -> Mask:
-    if method == "perlin":
-        return noise.perlin_mask(shape, generator)
-    tall, wide = noise.nsa_side(shape[0], generator), noise.nsa_side(shape[1], generator)
-    top, left = int(generator.integers(0, shape[0] - tall + 1)), int(generator.integers(0, shape[1] - wide + 1))
-    mask = np.zeros(shape, bool)
-    mask[top : top + tall, left : left + wide] = True
-    return mask

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from visynth.core.errors import DataError, UsageError, choices
 from visynth.core.members import Member
 from visynth.core.pictures import box, few_values
+from visynth.generators.arrangement import Background, Defect
 from visynth.generators.base import Spec
-from visynth.generators.compose import Background, Composition, Defect
+from visynth.generators.compose import Composition
 from visynth.generators.compose_settings import Settings, from_masks
 
 Array = NDArray[Any]
@@ -135,8 +136,9 @@ def fit_composition(
             rule = (settings or {}).get(name) or from_masks([s.mask for s in usable if s.mask is not None], hard=hard)
         elif without_masks:
             usable = own
-            soft = Settings(method=without_masks, shift=10**6, blend="mixed" if without_masks == "nsa" else "feather")
-            edge = replace(soft, blend="hard", feather=0.0, scale=(1.0, 1.0))
+            blend = "mixed" if without_masks == "nsa" else "feather"
+            soft = Settings(method=without_masks, place="near", shift=10**6, blend=blend, feather=7.0)
+            edge = replace(from_masks([], hard=True), method=without_masks, place="near", shift=10**6)
             rule = (settings or {}).get(name) or (edge if hard else soft)
         else:
             left_out[name] = why
@@ -209,16 +211,24 @@ def _defect(source: Source, label: int, rule: Settings, side: int) -> Defect:
     if source.mask is None or rule.method != "mask":
         image = _window(source.image, side)
         return Defect(source.name, source.group, label, image, np.ones(image.shape[:2], bool), (0.5, 0.5))
-    x1, y1, x2, y2 = box(source.mask)
+    x1, y1, x2, y2 = (int(v) for v in box(source.mask))
     height, width = source.mask.shape
-    # Kept: the defect and what surrounds it, as far as ring and feather look, at the largest scale.
-    margin = round((rule.ring + rule.feather) * rule.scale[1]) + 2
-    rows = slice(max(int(y1) - margin, 0), int(y2) + margin)
-    columns = slice(max(int(x1) - margin, 0), int(x2) + margin)
+    # Kept: the defect and what surrounds it, as far as ring, feather and context look, when it is made smallest; what lies
+    # beyond the image is filled by reflection, and noted.
+    margin = round(max(rule.ring + rule.feather, rule.context) / min(rule.scale[0], 1.0)) + 2
+    rows, columns = np.arange(y1 - margin, y2 + margin), np.arange(x1 - margin, x2 + margin)
+    outside = ((rows < 0) | (rows >= height))[:, None] | ((columns < 0) | (columns >= width))[None]
+    image = source.image[_folded(rows, height)][:, _folded(columns, width)]
+    mask = source.mask[np.clip(rows, 0, height - 1)][:, np.clip(columns, 0, width - 1)] & ~outside
     home = ((y1 + y2) / 2 / height, (x1 + x2) / 2 / width)
-    return Defect(
-        source.name, source.group, label, source.image[rows, columns].copy(), source.mask[rows, columns].copy(), home
-    )
+    return Defect(source.name, source.group, label, image, mask, home, outside if outside.any() else None)
+
+
+def _folded(places: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """Places beyond a row of pixels, reflected into it."""
+    period = max(2 * length, 1)
+    around = places % period
+    return np.where(around >= length, period - 1 - around, around)
 
 
 def _window(image: Array, side: int) -> Array:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from visynth.core import seeds as seeding
 from visynth.core.pictures import box
+from visynth.generators.arrangement import Background, Defect
 from visynth.generators.base import Samples, Spec
 from visynth.generators.blend import grow
-from visynth.generators.compose import Array, Background, Composition, Defect, Mask, parts
+from visynth.generators.compose import Array, Composition, Mask, parts
 from visynth.generators.compose_settings import Settings
 from visynth.generators.diffusion import OPTIONS, check_options, finite, run_sampler, to_integers, to_values
 from visynth.networks.unet import Denoiser

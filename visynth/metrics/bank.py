@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from visynth.core.errors import UsageError
 from visynth.core.files import write_bytes
 from visynth.core.members import pixel_hash
-from visynth.metrics.extractor import POOLS, Array, Extractor, Floats, prepare, prepare_square
+from visynth.metrics.extractor import Array, Extractor, Floats, prepare, prepare_square
 
 
 class Growing:
@@ -80,16 +79,18 @@ class FeatureBank:
     batch: int = 8  # small enough for the caches of a CPU: twice as fast as 16
     computed: int = 0
     _tables: dict[tuple[int, str], Growing] = field(default_factory=dict)
+    _pools: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.resolutions:
             raise UsageError("a feature bank needs at least one resolution.")
-        self._tables = {(resolution, pool): Growing() for resolution in self.resolutions for pool in POOLS}
+        self._pools = dict(self.extractor.pools)
+        self._tables = {(resolution, pool): Growing() for resolution in self.resolutions for pool in self._pools}
         if self.trunk:
             self._tables[(self.trunk, "trunk")] = Growing()
 
     def __len__(self) -> int:
-        return len(self._tables[(self.resolutions[0], POOLS[0])])
+        return len(self._tables[(self.resolutions[0], "mean")])
 
     def add(self, images: Sequence[Array], *, cache: bool = True) -> NDArray[np.int64]:
         """Compute the features of images and return their row numbers; ``cache=False`` keeps them off the disk.
@@ -105,8 +106,8 @@ class FeatureBank:
             key = pixel_hash(image) if cache and self.cache is not None else ""
             for resolution in self.resolutions:
                 path = self._path(key, resolution) if key else None
-                if path is not None and path.is_file() and path.stat().st_size == 8 * self.extractor.width:
-                    pooled[resolution][index] = np.frombuffer(path.read_bytes(), "<f4").reshape(2, -1).copy()
+                if path is not None and path.is_file() and path.stat().st_size == 4 * sum(self._pools.values()):
+                    pooled[resolution][index] = np.frombuffer(path.read_bytes(), "<f4").copy()
                     continue
                 prepared = self.extractor.prepare(image, resolution)
                 batch = waiting[(resolution, prepared.shape)]
@@ -124,12 +125,16 @@ class FeatureBank:
             self._pool(waiting[(resolution, shape)], pooled[resolution])
         for resolution in self.resolutions:
             rows = [row for row in pooled[resolution] if row is not None]
-            for place, pool in enumerate(POOLS):
-                self._tables[(resolution, pool)].extend(np.array([row[place] for row in rows]))
+            start_of = 0
+            for pool, width in self._pools.items():
+                own = [row[start_of : start_of + width] for row in rows]
+                self._tables[(resolution, pool)].extend(np.array(own, np.float32))
+                start_of += width
         return np.arange(start, start + len(images))
 
     def get(self, resolution: int, pool: str) -> Floats:
-        """``[rows, D]`` of one resolution and pooling (``"mean"`` or ``"max"`` over places)."""
+        """``[rows, D]`` of one resolution and pooling: ``"mean"`` or ``"max"`` over places of the last maps, and where the
+        extractor has them ``"max@8"``, ``"min@8"`` and the like of finer ones."""
         return self._tables[(resolution, pool)].view()
 
     def places(self, images: Sequence[Array]) -> list[NDArray[np.float16]]:
@@ -155,9 +160,8 @@ class FeatureBank:
         return f"{self.extractor.name}@{resolution or 'native'}"
 
     def _pool(self, rows: Sequence[tuple[int, Floats, Path | None]], rows_of: list[Floats | None]) -> None:
-        """Mean and maximum of one batch's maps, kept in their places and on disk."""
-        maps = self.extractor.maps([image for _, image, _ in rows])
-        pooled = torch.stack([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1).numpy()
+        """Pooled features of one batch, kept in their places and on disk."""
+        pooled = self.extractor.pooled([image for _, image, _ in rows]).numpy()
         for (index, _, path), row in zip(rows, pooled, strict=True):
             rows_of[index] = row
             self.computed += 1

@@ -22,7 +22,8 @@ Array = NDArray[Any]
 Floats = NDArray[np.float32]
 STRIDE = 32
 NATIVE_LIMIT = 512  # pixels of the square of equal area above which even "native" shrinks
-POOLS = ("mean", "max")
+POOLS = ("mean", "max")  # of the last maps
+FINER = ("max", "min")  # of those at finer strides: a small defect is a peak or a hole there, and lost in a mean
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Extractor:
         width: D.
         trunk: the network up to its last blocks, and
         tail: the rest, or None where it cannot be parted.
+        stages: the network in parts that end at finer strides and at the last; empty where only the last maps are had.
+        finer: strides and channels of the parts before the last.
         mean: subtracted from values in [0, 1].
         std: then divided by.
         resizes: whether it brings images to a size by itself; then it gets them as they are.
@@ -48,6 +51,28 @@ class Extractor:
     trunk: nn.Module | None = None
     tail: nn.Module | None = None
     resizes: bool = False
+    stages: tuple[nn.Module, ...] = ()
+    finer: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def pools(self) -> tuple[tuple[str, int], ...]:
+        """Names and widths of what :meth:`pooled` gives, in order."""
+        last = tuple((pool, self.width) for pool in POOLS)
+        return last + tuple((f"{pool}@{stride}", width) for stride, width in self.finer for pool in FINER)
+
+    def pooled(self, images: Sequence[Floats]) -> Tensor:
+        """Pooled features of images as :meth:`maps` takes them, ``[N, sum of widths]``: mean and maximum of the last maps,
+        then maximum and minimum of those at finer strides."""
+        if not self.stages:
+            maps = self.maps(images)
+            return torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1)
+        with torch.inference_mode():
+            values, parts = self._batch(images), []
+            for stage in self.stages:
+                values = stage(values)
+                parts += [values.amax(dim=(2, 3)), values.amin(dim=(2, 3))]
+            parts = [values.mean(dim=(2, 3)), parts[-2], *parts[:-2]]
+            return torch.cat(parts, dim=1).float().cpu()
 
     def trunk_of(self, images: Sequence[Floats]) -> Tensor:
         """Activations before the last blocks, ``[N, C, h, w]``: input of fine-tuning."""

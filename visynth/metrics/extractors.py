@@ -71,9 +71,19 @@ def efficientnet_lite0(weights: str | Path | None = None) -> Extractor:
     _fold_batch_norms(network, fuse_conv_bn_eval)
 
     # The last two of seven stages and the head are the tail: 80 % of the weights, 15 % of the work.
-    trunk = nn.Sequential(network.conv_stem, network.bn1, *network.blocks[:5]).to(memory_format=torch.channels_last)
+    to_8 = nn.Sequential(network.conv_stem, network.bn1, *network.blocks[:3]).to(memory_format=torch.channels_last)
+    to_16 = nn.Sequential(*network.blocks[3:5]).to(memory_format=torch.channels_last)
+    trunk = nn.Sequential(*to_8, *to_16)
     tail = nn.Sequential(*network.blocks[5:], network.conv_head, network.bn2).to(memory_format=torch.channels_last)
-    return Extractor("efficientnet_lite0", nn.Sequential(trunk, tail), 1280, trunk=trunk, tail=tail)
+    return Extractor(
+        "efficientnet_lite0",
+        nn.Sequential(trunk, tail),
+        1280,
+        trunk=trunk,
+        tail=tail,
+        stages=(to_8, to_16, tail),
+        finer=((8, 40), (16, 112)),
+    )
 
 
 def _lite0_file() -> str:

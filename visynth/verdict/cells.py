@@ -10,10 +10,10 @@ logit_adjusted      trained as "real", scores moved by the log prior (Menon et a
                     the rest this moves every score alike, so it changes decisions (macro-F1) but no ranking
 smote               balanced, with points between a real image of the class and one of its five nearest of that class in feature
                     space (Chawla et al., "SMOTE", JAIR 2002, section 4.2)
-augment             balanced, with classic augmentations of the class's real images; of several candidates the one with the best
-                    inner score
-synthetic           balanced, with synthetic images of the class (synthetic images of any arm share the class's weight half and
-                    half with its real ones)
+augment             balanced, with classic augmentations of the class's real images at half of its weight; of several candidates
+                    the one with the best inner score
+synthetic           balanced, with synthetic images of the class, which have a share of the class's weight; of several shares, none
+                    among them, the one with the best inner score
 synthetic+control   as synthetic, with defect-free images under the same seams among the rest
 oracle              balanced, with all real training images of the class: what synthesis tries to stand in for
 ==================  ================================================================================================
@@ -32,6 +32,8 @@ from visynth.verdict.learners import Floats, Ints, Items
 
 NEIGHBOURS = 5  # of SMOTE, as in its paper
 POOLED = ("mean", "max")  # tables of one vector an image
+SHARES = (0.05, 0.1, 0.25, 0.5)  # of the class's weight that synthetic images have, besides none
+HALF = 0.5
 BASELINES = ("real", "duplicate", "balanced", "logit_adjusted", "smote", "augment")
 
 
@@ -117,8 +119,8 @@ def compact(
 
 
 def build_arms(cell: Cell, seed: int, tables: Mapping[tuple[int, str], NDArray[np.float32]]) -> dict[str, Items]:
-    """Every arm's training items, but for classic augmentation (:func:`augmented_arms`). The sum of weights is the
-    number of real training images in each.
+    """Every arm's training items, but for those with candidates (:func:`augmented_arms`, :func:`synthetic_arms`). The sum
+    of weights is the number of real training images in each.
 
     Args:
         cell: the comparison.
@@ -132,11 +134,6 @@ def build_arms(cell: Cell, seed: int, tables: Mapping[tuple[int, str], NDArray[n
     arms["duplicate"] = _weighted(real, None, repeat=(positives + count) / max(positives, 1))
     if count:
         arms["smote"] = _weighted(_smote(cell, real, count, seed, tables) if positives > 1 else real, 1.0)
-    if cell.synthetic is not None:
-        mixed = _joined(real, cell.synthetic, True)
-        arms["synthetic"] = _weighted(mixed, 1.0)
-        if cell.control is not None:
-            arms["synthetic+control"] = _weighted(_joined(mixed, cell.control, False), 1.0)
     if cell.has_oracle:  # in a cell that has no more groups to give, the oracle is the balanced arm
         arms["oracle"] = _weighted(_items(cell, np.concatenate([cell.train, cell.more])), 1.0, total=len(cell.train))
     return arms
@@ -146,6 +143,17 @@ def augmented_arms(cell: Cell) -> dict[str, Items]:
     """Training items with each candidate's classically augmented images, weighted as those of the other arms."""
     real = _items(cell, cell.train)
     return {name: _weighted(_joined(real, extra, True), 1.0) for name, extra in cell.augmented.items()}
+
+
+def synthetic_arms(cell: Cell, *, control: bool = False) -> dict[float, Items]:
+    """Training items by the share of the class's weight that its synthetic images have; with the defect-free images that
+    have the traces of synthesis where ``control``. Empty where there are none."""
+    if cell.synthetic is None or (control and cell.control is None):
+        return {}
+    mixed = _joined(_items(cell, cell.train), cell.synthetic, True)
+    if control and cell.control is not None:
+        mixed = _joined(mixed, cell.control, False)
+    return {share: _weighted(mixed, 1.0, share=share) for share in SHARES}
 
 
 def real_items(cell: Cell) -> Items:
@@ -235,19 +243,21 @@ def nearest_in_class(rows: Ints, tables: Mapping[tuple[int, str], NDArray[np.flo
     return np.argsort(squared, axis=1, kind="stable")[:, : min(k, len(rows) - 1)]
 
 
-def _weighted(items: Items, balance: float | None, *, repeat: float = 1.0, total: int | None = None) -> Items:
-    """Weights that sum to the number of real items (or ``total``); ``balance`` is the weight of class to rest."""
+def _weighted(
+    items: Items, balance: float | None, *, repeat: float = 1.0, total: int | None = None, share: float = HALF
+) -> Items:
+    """Weights that sum to the number of real items (or ``total``); ``balance`` is the weight of class to rest, and
+    ``share`` the part of the class's that what is made has: sixty synthetic images must not drown ten real ones."""
     weights = np.where(items.positive, repeat, 1.0)
     if balance is not None:
-        share = balance / (1 + balance)
-        # Within the class, synthetic images weigh together what the real ones weigh: sixty of them must not drown ten.
-        synthetic = items.positive & ~items.real
+        of_class = balance / (1 + balance)
+        made = items.positive & ~items.real
         own = items.positive & items.real
-        if synthetic.any() and own.any():
-            weights = np.where(synthetic, own.sum() / synthetic.sum(), weights)
+        if made.any() and own.any():
+            weights = np.where(made, share / (1 - share) * own.sum() / made.sum(), weights)
         sums = {kind: weights[items.positive == kind].sum() for kind in (True, False)}
         weights = weights * np.where(
-            items.positive, share / max(sums[True], 1e-12), (1 - share) / max(sums[False], 1e-12)
+            items.positive, of_class / max(sums[True], 1e-12), (1 - of_class) / max(sums[False], 1e-12)
         )
     weights = weights * ((int(items.real.sum()) if total is None else total) / weights.sum())
     return Items(items.rows, items.positive, weights, items.parents, items.real, items.partners, items.mix)

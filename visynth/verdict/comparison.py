@@ -24,7 +24,7 @@ from visynth.verdict.bootstrap import (
     Scored,
 )
 from visynth.verdict.cells import Cell
-from visynth.verdict.learners import inner_folds
+from visynth.verdict.learners import Items, Outcome, inner_folds
 
 if TYPE_CHECKING:
     from visynth.metrics.dense import DenseHead  # it imports torch, which the processes that run cells do without
@@ -177,21 +177,39 @@ def _run_cell(cell: Cell, tables: Tables, learner: str, seed: int, only: Sequenc
     items = arming.build_arms(cell, seed, tables)
     folds = inner_folds(items["real"], sorted({cell.groups[row] for row in cell.train}), INNER_FOLDS, cell.draw)
     outcomes: Outcomes = {}
+
+    def fitted(arm: Items) -> Outcome:
+        outcome: Outcome = fitter.fit(tables, arm, cell.test, folds, seed)
+        return outcome
+
+    def keep(name: str, outcome: Outcome, **chosen: Any) -> None:
+        outcomes[name] = (outcome.scores, outcome.inner, {**outcome.chosen, **chosen}, outcome.scores)
+
     for name, arm in items.items():
-        if name == "logit_adjusted" or (only is not None and name not in only):
-            continue
-        outcome = fitter.fit(tables, arm, cell.test, folds, seed)
-        outcomes[name] = (outcome.scores, outcome.inner, outcome.chosen, outcome.scores)
+        if name != "logit_adjusted" and (only is None or name in only):
+            keep(name, fitted(arm))
+    if cell.synthetic is not None and (only is None or "synthetic" in only):
+        # No synthetic image is a choice, too: then the arm is the balanced one.
+        none = fitted(items["balanced"])
+        share, outcome = _best({0.0: none, **{s: fitted(arm) for s, arm in arming.synthetic_arms(cell).items()}})
+        keep("synthetic", outcome, share=share)
+        if cell.control is not None and only is None:
+            seams = arming.synthetic_arms(cell, control=True)
+            keep("synthetic+control", fitted(seams[share]) if share else none, share=share)
     if only is not None:
         return outcomes
     if cell.augmented:
-        fitted = {c: fitter.fit(tables, arm, cell.test, folds, seed) for c, arm in arming.augmented_arms(cell).items()}
-        best = max(fitted, key=lambda candidate: np.nan_to_num(fitted[candidate].inner, nan=-1.0))
-        outcome = fitted[best]
-        outcomes["augment"] = (outcome.scores, outcome.inner, {**outcome.chosen, "candidate": best}, outcome.scores)
+        candidate, outcome = _best({c: fitted(arm) for c, arm in arming.augmented_arms(cell).items()})
+        keep("augment", outcome, candidate=candidate)
     scores, inner, chosen, _ = outcomes["real"]
     outcomes["logit_adjusted"] = (scores, inner, chosen, arming.adjust(scores, items["real"]))
     return outcomes
+
+
+def _best(candidates: Mapping[Any, Outcome]) -> tuple[Any, Outcome]:
+    """The candidate with the best inner score; the first of equal ones."""
+    best = max(candidates, key=lambda name: np.nan_to_num(candidates[name].inner, nan=-1.0))
+    return best, candidates[best]
 
 
 def _groups(cell: Cell) -> set[str]:
