@@ -446,6 +446,7 @@ def test_preflight_of_magnetic_tile_is_quick_and_finds_the_leak(real_data) -> No
     assert 180 <= len(set(found.proposal.groups)) <= 260
     assert found.good == "free"
     assert found.suits["blowhole"].kind == "composition"
+    assert "at the image's border in" in str(found.suits["blowhole"])
     assert sum(name.startswith("fray/") for name in found.bad_masks) == 17
     assert all(why for why in found.bad_masks.values())
     assert str(found.suits["fray"]).startswith("none: 17 of 32 masks are unreliable")

@@ -283,3 +283,15 @@ def _alike_inside(image: Array, mask: Mask, min_contrast: float = 0.35) -> str |
     if contrast < min_contrast and texture < min_contrast:
         return f"inside and around the mask look alike (contrast {contrast:.2f} standard deviations): it shows nothing"
     return None
+
+
+def at_border(mask: Mask, share: float = 0.06) -> bool:
+    """Whether a mask comes as near to the image's border as a share of its shorter side.
+
+    Example:
+        >>> mask = np.zeros((100, 200), bool); mask[5, 90] = True
+        >>> at_border(mask), at_border(np.roll(mask, 20, axis=0))
+        (True, False)
+    """
+    margin = max(1, round(share * min(mask.shape)))
+    return bool(mask.any() and mask.sum() > mask[margin:-margin, margin:-margin].sum())

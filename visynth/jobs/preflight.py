@@ -22,6 +22,7 @@ from visynth.core.report import bullets, gallery, table, text
 from visynth.data import groups as grouping
 from visynth.data import parts as matching
 from visynth.data.imageset import ImageSet
+from visynth.data.masks import at_border
 from visynth.data.reading import with_groups
 from visynth.data.scan import PackedMasks, Scan
 from visynth.generators.compose_fit import LARGE, guess_good
@@ -353,11 +354,14 @@ def _suits(scan: Scan, name: str, good: str | None, masked: dict[str, int], mixe
     judged = [i.name for i in scan.images.items if i.labels == (name,) and scan.masks.given(i.name)]
     if not judged:
         return Suits("none", "its images show other classes, too")
-    bad = len(scan.problems(judged))
+    problems = scan.problems(judged)
+    bad = len(problems)
     if bad < len(judged) / 2:
-        return Suits(
-            "composition", "by mask" + (f" ({bad} of {len(judged)} masks unreliable, left out)" if bad else "")
-        )
+        used = [mask for n in judged if n not in problems and (mask := scan.masks.get(n)) is not None]
+        left_out = f" ({bad} of {len(judged)} masks unreliable, left out)" if bad else ""
+        edge = sum(map(at_border, used))
+        lives = f"; at the image's border in {edge} of {len(used)} masks" if used else ""
+        return Suits("composition", "by mask" + left_out + lives)
     other = "; a learned generator may" if learnable else ", and too few groups to learn from"
     return Suits("none", f"{bad} of {len(judged)} masks are unreliable{other}")
 
