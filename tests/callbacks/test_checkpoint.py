@@ -245,7 +245,9 @@ def reached(root: Path) -> tuple[int, dict[str, torch.Tensor]]:
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*trailing.*", "ignore:.*mid-epoch.*")
 class TestSignals:
     @pytest.mark.injected
-    @pytest.mark.parametrize(("phase", "workers"), [("warm-up", 0), ("validation", 0), ("training", 1)])
+    @pytest.mark.parametrize(
+        ("phase", "workers"), [("warm-up", 0), pytest.param("validation", 0, marks=pytest.mark.slow), ("training", 1)]
+    )
     def test_sigterm_in_any_phase(self, phase: str, workers: int, tmp_path) -> None:
         """One consistent checkpoint, and the resumed run ends where the undisturbed one does, to the last bit."""
         code = "import sys; from tests.callbacks.test_checkpoint import child; child(*sys.argv[1:])"
@@ -280,7 +282,7 @@ class TestSignals:
         assert all(torch.equal(stopped[name], whole[name]) for name in whole)
 
     @pytest.mark.injected
-    @pytest.mark.parametrize("rank", [0, 1])
+    @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
     def test_sigterm_to_any_one_rank(self, rank: int, tmp_path) -> None:
         run_ranks(one_is_asked, str(tmp_path), rank)
         step, _ = reached(tmp_path / "run")
