@@ -270,7 +270,8 @@ class TestComposition:
         assert {parents[0] for parents in samples.parents} == {"good/large"}
 
     def test_sizes_differ_as_the_backgrounds_do(self) -> None:
-        given = [*sources(), Source("good/large", "good", "gl", np.full((64, 50, 1), 100, np.uint8))]
+        large = np.random.default_rng(9).normal(100, 8, (64, 50, 1)).astype(np.uint8)
+        given = [*sources(), Source("good/large", "good", "gl", large)]
         generator = fit_composition(given, good="good").generator
         assert generator.spec.size == (64, 56)
         samples = generator.sample(list(range(40)), [0] * 40)

@@ -498,3 +498,29 @@ def test_masks_without_a_defect_free_class_are_told_as_they_are(class_folders, t
     found = preflight(read_images(root, masks=tmp_path / "masks"), ["crack"])
     assert found.good is None
     assert str(found.suits["crack"]).startswith("none: it has masks, but there is no defect-free class to compose onto")
+
+
+def test_a_share_is_chosen_only_where_it_can_be_tried() -> None:
+    """Images of a trained generator have all groups behind them, so that no inner fold may train on one: then they have
+    half of the weight, and so with one group, which makes no folds. Composites are tried, none of them among the choices."""
+    from visynth.verdict.cells import HALF, SHARES, Cell, Extra
+    from visynth.verdict.comparison import fit_cells
+
+    rng = np.random.default_rng(0)
+    groups = [f"p{k // 3}" for k in range(12)] + [f"n{k}" for k in range(60)] + [f"t{k}" for k in range(40)]
+    positive = np.array([k < 12 or 72 <= k < 82 for k in range(112)])
+    table = rng.normal(0, 1, (132, 6)).astype(np.float32)
+    table[:112][positive] += 0.6
+    table[112:] += 0.6
+    everybody = frozenset(f"p{k}" for k in range(4))
+
+    def share(parents, own=12) -> float:
+        train = np.concatenate([np.arange(own), np.arange(12, 72)])
+        made = Extra(np.arange(112, 132), parents)
+        cell = Cell(0, 0, train, np.array([], int), np.arange(72, 112), positive, groups, synthetic=made)
+        (outcome,) = fit_cells([cell], {(0, "max"): table}, workers=0)
+        return outcome["synthetic"][2]["share"]
+
+    assert share([everybody] * 20) == HALF
+    assert share([frozenset({"p0"})] * 20, own=3) == HALF
+    assert share([frozenset({f"p{k % 4}"}) for k in range(20)]) in (0.0, *SHARES)

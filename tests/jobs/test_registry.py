@@ -200,6 +200,15 @@ def check_moves(registry: Registry, won: list[tuple[int, str]]) -> None:
     assert all(now.old == before.new for before, now in itertools.pairwise(moves))
 
 
+@pytest.mark.parametrize("name", ["latest", "v2", "two words", "", "a/b", "1st"])
+def test_names_that_no_alias_can_have(name: str, registry, folders) -> None:
+    """Refused before anything is logged: MLflow would refuse them after it."""
+    version = registry.add(folders[0])
+    with pytest.raises(UsageError, match="an alias must be letters"):
+        registry.promote(version, name, expect=0)
+    assert [event.op for event in registry.events()] == ["add"]
+
+
 class TestOnMLflow:
     """What MLflow's own ways, and people who use them, make possible."""
 
@@ -300,6 +309,14 @@ class TestOnMLflow:
         with pytest.raises(IntegrityError, match=r"README\.md was altered"):
             registry.path(version)
         assert not list((tmp_path / "cache" / "registry").glob("*"))
+
+    def test_a_damaged_copy_is_fetched_anew(self, registry, folders) -> None:
+        """It says nothing of the version: nobody is rolled back for it."""
+        version = registry.add(folders[0])
+        victim = registry.path(version) / "README.md"
+        victim.chmod(0o644)
+        victim.write_text("torn")
+        assert load_generator(registry.path(version)).digest == load_generator(folders[0]).digest
 
     def test_no_server(self, monkeypatch) -> None:
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

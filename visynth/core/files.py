@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -88,11 +88,9 @@ def write_all_synced(folder: Path, files: Mapping[str, bytes]) -> None:
         inner.mkdir(parents=True, exist_ok=True)
     # One sync of the whole filesystem costs as much as that of a few files.
     together = len(files) > FEW and _can_sync_filesystem()
-    with ThreadPoolExecutor(WRITERS) as pool:
+    with _to_sync(folder) if together else nullcontext(), ThreadPoolExecutor(WRITERS) as pool:
         list(pool.map(lambda own: (_write if together else write_synced)(folder / own[0], own[1]), files.items()))
-    if together:
-        _sync_filesystem(folder)
-    else:
+    if not together:
         for inner in folders:
             sync_folder(inner)
 
@@ -110,14 +108,22 @@ def _can_sync_filesystem() -> bool:
     return version >= [5, 8] and hasattr(ctypes.CDLL(None), "syncfs")
 
 
-def _sync_filesystem(folder: Path) -> None:
+@contextmanager
+def _to_sync(folder: Path) -> Iterator[None]:
+    """Have the filesystem on the disk after the block. It is opened before anything is written, else an error that was met
+    in between is told to somebody else."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        if ctypes.CDLL(None, use_errno=True).syncfs(handle):
-            error = ctypes.get_errno()
-            raise OSError(error, os.strerror(error), str(folder))
+        yield
+        _sync_filesystem(handle)
     finally:
         os.close(handle)
+
+
+def _sync_filesystem(handle: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).syncfs(handle):
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

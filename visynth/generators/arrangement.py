@@ -21,16 +21,16 @@ Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 VARIANTS = 4  # of a piece (mirrored, turned) that are looked for
 GROUNDS = 2  # backgrounds that they are looked for on
-STANDS = 0.95  # share of the mask that must stand on the object
 
 
 @dataclass(frozen=True)
 class Background:
-    """A defect-free image ``[H, W, C]`` and where on it defects may stand."""
+    """A defect-free image ``[H, W, C]`` and where on it defects may stand; ``cut``: a part of one, whose border is none."""
 
     name: str
     group: str
     image: Array
+    cut: bool = False
 
     @cached_property
     def foreground(self) -> Mask:
@@ -129,8 +129,10 @@ def in_context(
         for ground in grounds:
             factor = context.factor_of(ground.image.shape)
             wanted = context.template(grey, own.mask, own.outside, settings.context, factor, hard)
-            searched = context.ground(ground.grey, factor, max(wanted.values.shape), hard)
-            found += [(fit, ground, own) for fit in context.best_places(wanted, searched, settings.candidates)]
+            pad = max(wanted.values.shape)
+            searched = context.ground(ground.grey, ground.foreground, factor, pad, not ground.cut)
+            places = context.best_places(wanted, searched, settings.candidates, generator)
+            found += [(fit, ground, own) for fit in places]
     found.sort(key=lambda one: one[0].error)
     fitting = [one for one in found if one[0].error <= settings.misfit][: settings.candidates] or found[:1]
     for place_of in generator.permutation(len(fitting)):
@@ -138,7 +140,7 @@ def in_context(
         factor = context.factor_of(ground.image.shape)
         if factor > 1:
             whole = context.template(context.grey(own.image), own.mask, own.outside, settings.context, 1, hard)
-            fit = context.refined(whole, ground.grey, fit, 2 * factor)
+            fit = context.refined(whole, ground.grey, ground.foreground, fit, 2 * factor, not ground.cut)
         placed = _inside(own, ground, fit)
         if placed is not None:
             return placed
@@ -166,7 +168,7 @@ def _inside(piece: Piece, ground: Background, fit: Fit) -> Placed | None:
         return None
     top, left = fit.top + rows.start, fit.left + columns.start
     stands = ground.foreground[top : top + own.mask.shape[0], left : left + own.mask.shape[1]][own.mask].mean()
-    return Placed(ground, own, (top, left), fit.error) if stands >= STANDS else None
+    return Placed(ground, own, (top, left), fit.error) if stands >= context.STANDS else None
 
 
 def _warped(piece: Piece, settings: Settings, generator: np.random.Generator) -> Piece:

@@ -223,7 +223,7 @@ def parts(spec: Spec, weights: dict[str, torch.Tensor]) -> tuple[list[Defect], l
         for i, d in enumerate(entries["defects"])
     ]
     backgrounds = [
-        Background(b["name"], b["group"], weights[f"background.{i}"].numpy())
+        Background(b["name"], b["group"], weights[f"background.{i}"].numpy(), bool(b["cut"]))
         for i, b in enumerate(entries["backgrounds"])
     ]
     return defects, backgrounds, [Settings.from_json(s) for s in entries["settings"]]

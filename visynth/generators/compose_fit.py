@@ -149,7 +149,8 @@ def fit_composition(
         raise DataError(f"no class can be composed ({reasons}). Give masks with --masks, or --without-masks nsa.")
 
     kept = _spread([s for s in sources if s.label == good], max_backgrounds)
-    backgrounds = [Background(s.name, s.group, _window(s.image, window)) for s in kept]
+    parts = [(s, _window(s.image, window)) for s in kept]
+    backgrounds = [Background(s.name, s.group, part, part is not s.image) for s, part in parts]
     if control:
         chosen.append((good, [], Settings(method="control")))
     return Fitted(_assemble(chosen, backgrounds, members, card), left_out, bad_masks)
@@ -174,7 +175,7 @@ def _assemble(
         network="compose",
         arguments={
             "defects": [{"name": d.name, "group": d.group, "label": d.label, "home": list(d.home)} for d in defects],
-            "backgrounds": [{"name": b.name, "group": b.group} for b in backgrounds],
+            "backgrounds": [{"name": b.name, "group": b.group, "cut": b.cut} for b in backgrounds],
             "settings": [rule.to_json() for _, _, rule in chosen],
         },
         classes=tuple(name for name, _, _ in chosen),

@@ -35,11 +35,9 @@ def configured(words: Sequence[str], logger: bool = True) -> Any:
         def instantiate_trainer(self, **kwargs: Any) -> Any:
             reason = self.config
             told_logger = reason["trainer"].get("logger")
-            loggers = (
-                _loggers(reason["trainer"]["default_root_dir"])
-                if told_logger in (None, True) and logger
-                else told_logger
-            )
+            loggers = _loggers(reason["trainer"]["default_root_dir"]) if told_logger in (None, True) else told_logger
+            if not logger:  # nobody wants a test of ours in the log of the training
+                loggers = False
             more: dict[str, Any] = {}
             if not self.model.automatic_optimization and reason["trainer"].get("gradient_clip_val") == CLIP:
                 more["gradient_clip_val"] = (

@@ -13,7 +13,7 @@ smote               balanced, with points between a real image of the class and 
 augment             balanced, with classic augmentations of the class's real images at half of its weight; of several candidates
                     the one with the best inner score
 synthetic           balanced, with synthetic images of the class, which have a share of the class's weight; of several shares, none
-                    among them, the one with the best inner score
+                    among them, the one with the best inner score; half where inner folds cannot try them
 synthetic+control   as synthetic, with defect-free images under the same seams among the rest
 oracle              balanced, with all real training images of the class: what synthesis tries to stand in for
 ==================  ================================================================================================
@@ -33,7 +33,7 @@ from visynth.verdict.learners import Floats, Ints, Items
 NEIGHBOURS = 5  # of SMOTE, as in its paper
 POOLED = ("mean", "max")  # tables of one vector an image
 SHARES = (0.05, 0.1, 0.25, 0.5)  # of the class's weight that synthetic images have, besides none
-HALF = 0.5
+HALF = 0.5  # where it is not chosen
 BASELINES = ("real", "duplicate", "balanced", "logit_adjusted", "smote", "augment")
 
 

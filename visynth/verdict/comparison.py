@@ -24,7 +24,7 @@ from visynth.verdict.bootstrap import (
     Scored,
 )
 from visynth.verdict.cells import Cell
-from visynth.verdict.learners import Items, Outcome, inner_folds
+from visynth.verdict.learners import Items, Outcome, inner_folds, split_parts
 
 if TYPE_CHECKING:
     from visynth.metrics.dense import DenseHead  # it imports torch, which the processes that run cells do without
@@ -189,9 +189,13 @@ def _run_cell(cell: Cell, tables: Tables, learner: str, seed: int, only: Sequenc
         if name != "logit_adjusted" and (only is None or name in only):
             keep(name, fitted(arm))
     if cell.synthetic is not None and (only is None or "synthetic" in only):
-        # No synthetic image is a choice, too: then the arm is the balanced one.
-        none = fitted(items["balanced"])
-        share, outcome = _best({0.0: none, **{s: fitted(arm) for s, arm in arming.synthetic_arms(cell).items()}})
+        arms = arming.synthetic_arms(cell)
+        if _tried(arms[arming.HALF], folds):
+            # No synthetic image is a choice, too: then the arm is the balanced one.
+            none = fitted(items["balanced"])
+            share, outcome = _best({0.0: none, **{s: fitted(arm) for s, arm in arms.items()}})
+        else:
+            share, outcome = arming.HALF, fitted(arms[arming.HALF])
         keep("synthetic", outcome, share=share)
         if cell.control is not None and only is None:
             seams = arming.synthetic_arms(cell, control=True)
@@ -204,6 +208,13 @@ def _run_cell(cell: Cell, tables: Tables, learner: str, seed: int, only: Sequenc
     scores, inner, chosen, _ = outcomes["real"]
     outcomes["logit_adjusted"] = (scores, inner, chosen, arming.adjust(scores, items["real"]))
     return outcomes
+
+
+def _tried(items: Items, folds: Sequence[frozenset[str]]) -> bool:
+    """Whether some inner fold is trained with synthetic images and tested on the class. A trained generator has seen all
+    groups, so that none of its images may be; and one group makes no folds: then a share is not chosen, but half."""
+    parts = [split_parts(items, held) for held in folds]
+    return any((~items.real[train]).any() and items.positive[held].any() for train, held in parts)
 
 
 def _best(candidates: Mapping[Any, Outcome]) -> tuple[Any, Outcome]:

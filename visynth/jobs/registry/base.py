@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,6 +13,8 @@ from visynth.core.files import readable_json
 from visynth.jobs.registry.contents import EVIDENCE, Contents, contents_of
 from visynth.jobs.registry.events import Alias, Event, Wish, one_before
 
+ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)  # MLflow's own
 CHAMPION, CHALLENGER = "champion", "challenger"
 
 
@@ -161,8 +164,13 @@ class Registry(ABC):
 
         Raises:
             ConflictError: another process moved it first.
-            UsageError: no such version.
+            UsageError: no such version, or a name that cannot be one.
         """
+        if not ALIAS.fullmatch(alias) or RESERVED.fullmatch(alias):
+            raise UsageError(
+                f"an alias must be letters, digits, _ and -, begin with a letter, and be neither 'latest' nor like 'v2', but "
+                f"got {alias!r}."
+            )
         version = self.resolve(version)
         self.folder(version)
         return self._append(Wish("promote", version, alias, expect, actor, reason, evidence))

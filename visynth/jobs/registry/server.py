@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import tempfile
 import time
 import uuid
@@ -76,13 +77,17 @@ class MLflowRegistry(Registry):
 
     def folder(self, version: str) -> Path:
         folder = cache_folder() / "registry" / version  # a copy, which is checked each time
-        if not folder.is_dir():
-            with tempfile.TemporaryDirectory() as temporary:
-                found = Path(self._download(version, temporary))
-                check_contents(found, version)
-                with cached_folder(folder) as new:
-                    for path in found.iterdir():
-                        path.rename(new / path.name)
+        if folder.is_dir():
+            try:
+                return check_contents(folder, version)
+            except IntegrityError:  # of our copy: that says nothing of the version
+                shutil.rmtree(folder)
+        with cached_folder(folder) as new:
+            found = Path(self._download(version, str(new)))
+            check_contents(found, version)
+            for path in found.iterdir():
+                path.rename(new / path.name)
+            found.rmdir()
         return check_contents(folder, version)
 
     def verify(self, version: str) -> None:
@@ -172,16 +177,22 @@ class MLflowRegistry(Registry):
         Raises:
             ConflictError: MLflow's own alias names another version: somebody moved it outside visynth.
         """
-        lines = self._lines()
-        found = folded(line.event for line in lines)
-        shown = self._shown()
-        for name, alias in found.items():
-            last = next(line for line in reversed(lines) if line.event.alias == name)
-            if shown.get(name) == alias.version:
-                continue
-            if not last.followed or self._lines()[-1] != lines[-1]:  # killed, or at work, between log and alias
+        for patience in (0.3, 1.0, None):
+            lines = self._lines()
+            moves = {line.event.alias: line for line in lines if line.event.alias}
+            found = folded(line.event for line in lines)
+            shown = self._shown()
+            wrong = [name for name, alias in found.items() if shown.get(name) != alias.version]
+            if not wrong:
+                return found
+            behind = [name for name in wrong if not moves[name].followed]
+            for name in behind:  # killed, or at work, between log and alias
                 self._follow(name)
-                continue
+            if patience is None or behind == wrong:
+                break
+            time.sleep(patience)  # a process that was slow may be about to set it right
+        for name in (name for name in wrong if name not in behind):
+            alias = found[name]
             raise ConflictError(
                 f"{name} of {self.name}: MLflow's alias names {shown.get(name, 'nothing')[:12]}, the log of visynth "
                 f"{alias.version[:12]}; somebody moved it outside visynth. Say which it is: 'visynth registry promote "
@@ -215,11 +226,12 @@ class MLflowRegistry(Registry):
         found: list[Any] = []
         token = None
         while True:
-            page = self._ask("search_model_versions", f"name='{name}'", PAGE, page_token=token)
+            page = self._ask("search_model_versions", f"name='{name}'", PAGE, ["version_number ASC"], page_token=token)
             found += page
             token = page.token
             if not token:
-                return sorted(found, key=lambda own: int(own.version))
+                # Pages are places in a list that grows meanwhile: an entry may come twice.
+                return [own for _, own in sorted({int(own.version): own for own in found}.items())]
 
     def _has_model(self, name: str) -> bool:
         return bool(self._ask("search_registered_models", f"name='{name}'", 1))
