@@ -19,8 +19,8 @@ from visynth.generators.shape import warp
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
-VARIANTS = 4  # of a piece (mirrored, turned) that are looked for
-GROUNDS = 2  # backgrounds that they are looked for on
+VARIANTS = 2  # of a piece (mirrored, turned) that are looked for
+GROUNDS = 1  # backgrounds that they are looked for on
 
 
 @dataclass(frozen=True)

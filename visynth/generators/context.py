@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 STANDS = 0.95  # share of the mask that must stand on the object
-SIDE = 96  # pixels of the shorter side at which places are looked for
+SIDE = 48  # pixels of the shorter side at which places are looked for
 FIRM = 1e-3  # variance of a ring, in those of its image, below which it is flat, and fits wherever it is flat
 BEYOND = 4.0  # what the share of the ring costs that lies beyond one image and inside the other
 EQUAL = 1e-3  # of places whose errors differ by less, any may come first
@@ -90,7 +90,7 @@ def factor_of(shape: tuple[int, ...]) -> int:
 
     Example:
         >>> factor_of((64, 64)), factor_of((400, 300))
-        (1, 3)
+        (1, 6)
     """
     return max(1, round(min(shape[:2]) / SIDE))
 
