@@ -68,7 +68,10 @@ class Inpainting(Diffusion):
     def make_generator(self, spec: Spec, network: Any, **kwargs: Any) -> Generator:
         composition = self._composition()
         # Of the real defects only the shapes are used: their pixels need not leave the house.
-        defects = [replace(d, image=np.zeros((*d.mask.shape, spec.channels), spec.dtype)) for d in composition.defects]
+        # Their surroundings say where they may go; of the defects themselves only the masks are kept.
+        defects = [
+            replace(d, image=np.where(d.mask[:, :, None], 0, d.image).astype(spec.dtype)) for d in composition.defects
+        ]
         return InpaintingGenerator(spec, defects, composition.backgrounds, composition.settings, network, **kwargs)
 
     def card(self) -> dict[str, Any]:

@@ -214,6 +214,7 @@ def test_import_by_command(tmp_path, capsys) -> None:
     assert not (tmp_path / "g").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_of_gamma_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     config = str(resources.files("visynth.configs") / "smoke" / "stylegan2.yaml")

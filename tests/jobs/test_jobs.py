@@ -453,6 +453,7 @@ def test_preflight_of_magnetic_tile_is_quick_and_finds_the_leak(real_data) -> No
     assert any("a random split leaks" in line for line in found.leak_lines())
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_preflight_names_the_groups_that_are_one_tile(real_data) -> None:
     """The first grouping of magnetic_tile parted twenty tiles into several groups; the second one is right."""

@@ -63,15 +63,18 @@ def test_a_control_has_no_labelled_pixel(trained) -> None:
 
 def test_it_paints_where_composition_pastes_on_the_same_seed(trained) -> None:
     own, data, _ = trained
-    pasted, painted = data.composition.sample([7, 8, 9], [0, 1, 2]), own.sample([7, 8, 9], [0, 1, 2])
-    assert torch.equal(pasted.masks, painted.masks)
-    assert [p[0] for p in pasted.parents] == [p[0] for p in painted.parents]
-    assert not torch.equal(pasted.images, painted.images)
+    seeds, labels = [7, 8, 9], [0, 1, 2]
+    painted = own.sample(seeds, labels)
+    for k, plan in enumerate(map(data.composition.arrange, seeds, labels)):
+        placed = torch.from_numpy(plan.placed())
+        assert torch.equal(painted.masks[k, : placed.shape[0], : placed.shape[1]], placed)
+        assert painted.parents[k][0] == plan.ground.name
+    assert not torch.equal(data.composition.sample(seeds, labels).images, painted.images)
 
 
 def test_real_defects_are_not_in_the_folder(trained) -> None:
     _, _, folder = trained
-    assert all(not defect.image.any() for defect in load_generator(folder).defects)
+    assert all(not defect.image[defect.mask].any() for defect in load_generator(folder).defects)
 
 
 def test_crops_are_functions_of_their_position(trained) -> None:

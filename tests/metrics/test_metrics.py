@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -244,7 +246,19 @@ class TestArms:
 
     def built(self):
         cell = self.cell()
-        return arms.build_arms(cell, 0, TABLES) | {f"augment {n}": i for n, i in arms.augmented_arms(cell).items()}
+        built = arms.build_arms(cell, 0, TABLES) | {f"augment {n}": i for n, i in arms.augmented_arms(cell).items()}
+        built["synthetic"] = arms.synthetic_arms(cell)[arms.HALF]
+        built["synthetic+control"] = arms.synthetic_arms(cell, control=True)[arms.HALF]
+        return built
+
+    def test_synthetic_images_have_their_share_of_the_class(self) -> None:
+        for control in (False, True):
+            for share, items in arms.synthetic_arms(self.cell(), control=control).items():
+                made = items.positive & ~items.real
+                assert items.weights.sum() == pytest.approx(20)
+                assert items.weights[items.positive].sum() == pytest.approx(10)
+                assert items.weights[made].sum() == pytest.approx(10 * share)
+        assert arms.synthetic_arms(replace(self.cell(), synthetic=None)) == {}
 
     def test_every_arm_has_the_same_total_weight(self) -> None:
         built = self.built()

@@ -76,6 +76,7 @@ def test_sigterm_ends_with_143_and_the_work_goes_on(composition, tmp_path) -> No
     assert len(read_renders(out, verify=True).records) == 240
 
 
+@pytest.mark.slow
 def test_three_random_kills_lose_and_tear_nothing(composition, tmp_path) -> None:
     survive(composition, tmp_path, kills=3, seed=int(time.time()))
 
