@@ -242,7 +242,7 @@ def test_the_frozen_rows_are_the_same_whatever_types_and_rows_come() -> None:
 def test_training_on_two_devices_is_stopped_and_goes_on(samples, tmp_path) -> None:
     """Lightning starts the second rank by running the command again. SIGTERM to the retraining alone ends both ranks;
     killed, it leaves them at work, and nobody trains beside them."""
-    trainer = {"max_steps": 60, "accelerator": "cpu", "devices": 2, "strategy": "ddp"}
+    trainer = {"max_steps": 300, "accelerator": "cpu", "devices": 2, "strategy": "ddp"}
     data = {**TINY["data"], "init_args": {**TINY["data"]["init_args"], "batch_size": 4}}
     two = {**TINY, "data": data, "trainer": trainer, "checkpoint": {"every_n_steps": 5}}
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(two))
