@@ -67,8 +67,8 @@ class Inpainting(Diffusion):
 
     def make_generator(self, spec: Spec, network: Any, **kwargs: Any) -> Generator:
         composition = self._composition()
-        # Of the real defects only the shapes are used: their pixels need not leave the house.
-        # Their surroundings say where they may go; of the defects themselves only the masks are kept.
+        # Of the real defects only the shapes are used, and their surroundings, which say where they may go: their own pixels
+        # need not leave the house.
         defects = [
             replace(d, image=np.where(d.mask[:, :, None], 0, d.image).astype(spec.dtype)) for d in composition.defects
         ]

@@ -52,7 +52,7 @@ class TestPlaces:
         spoilt[mask] = 255
         other = np.clip(image.astype(float) * 0.6 + 40, 0, 255).astype(np.uint8)
         piece = cut(defect_of(spoilt, mask, STILL), STILL, np.random.default_rng(0), shaped=True)
-        placed = in_context(piece, [Background("b", "b", other)], STILL, np.random.default_rng(0))
+        placed = in_context(piece, Background("b", "b", other), STILL, np.random.default_rng(0))
         rows, columns = np.nonzero(placed.piece.mask)
         found = np.zeros(shape, bool)
         found[rows + placed.where[0], columns + placed.where[1]] = True
@@ -66,7 +66,7 @@ class TestPlaces:
         spoilt[mask] = 255 - spoilt[mask]
         still = replace(HARD, flip=False, turn=False, candidates=1)
         piece = cut(defect_of(spoilt, mask, still), still, np.random.default_rng(0), shaped=True)
-        placed = in_context(piece, [Background("b", "b", image)], still, np.random.default_rng(0))
+        placed = in_context(piece, Background("b", "b", image), still, np.random.default_rng(0))
         assert placed.error <= context.EQUAL
         top, left = placed.where
         window = np.s_[top : top + placed.piece.mask.shape[0], left : left + placed.piece.mask.shape[1]]
@@ -81,14 +81,14 @@ class TestPlaces:
         assert piece.outside.any()
         many = replace(STILL, candidates=5)
         for seed in range(10):
-            placed = in_context(piece, [Background("b", "b", scene(50 + seed))], many, np.random.default_rng(seed))
+            placed = in_context(piece, Background("b", "b", scene(50 + seed)), many, np.random.default_rng(seed))
             assert placed.where[0] == 0
             assert placed.piece.mask[0].any()
 
     def test_a_flat_ring_fits_any_flat_place_and_says_so(self) -> None:
         flat = np.full((60, 60, 1), 90, np.uint8)
         piece = cut(defect_of(flat, disc((60, 60), (30, 30), 4), STILL), STILL, np.random.default_rng(0), shaped=True)
-        placed = in_context(piece, [Background("b", "b", flat)], STILL, np.random.default_rng(0))
+        placed = in_context(piece, Background("b", "b", flat), STILL, np.random.default_rng(0))
         assert placed.error <= context.EQUAL
 
     def test_correlation_is_pearsons(self) -> None:
@@ -127,8 +127,7 @@ class TestPlaces:
         spoilt = np.where(mask[:, :, None], 255, flat).astype(np.uint8)
         piece = cut(defect_of(spoilt, mask, HARD), HARD, np.random.default_rng(0), shaped=True)
         tops = [
-            in_context(piece, [Background("b", "b", flat)], HARD, np.random.default_rng(seed)).where
-            for seed in range(60)
+            in_context(piece, Background("b", "b", flat), HARD, np.random.default_rng(seed)).where for seed in range(60)
         ]
         assert np.std(tops, axis=0).min() > 12
 
@@ -138,13 +137,13 @@ class TestPlaces:
         many = replace(STILL, candidates=25)
         for seed in range(10):
             part = Background("b", "b", scene(50 + seed), cut=True)
-            placed = in_context(piece, [part], many, np.random.default_rng(seed))
+            placed = in_context(piece, part, many, np.random.default_rng(seed))
             assert placed.piece.mask.shape == piece.mask.shape  # all of the window lies inside
 
     def test_nothing_fits_where_a_defect_is_too_large(self) -> None:
         image, mask = scene(), disc((90, 120), (45, 60), 40)
         piece = cut(defect_of(image, mask, STILL), STILL, np.random.default_rng(0), shaped=True)
-        assert in_context(piece, [Background("b", "b", scene(5, (30, 30)))], STILL, np.random.default_rng(0)) is None
+        assert in_context(piece, Background("b", "b", scene(5, (30, 30))), STILL, np.random.default_rng(0)) is None
 
 
 class TestShapes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -20,7 +19,6 @@ from visynth.generators.shape import warp
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 VARIANTS = 2  # of a piece (mirrored, turned) that are looked for
-GROUNDS = 1  # backgrounds that they are looked for on
 
 
 @dataclass(frozen=True)
@@ -72,6 +70,10 @@ class Piece:
         sides = (self.image, self.mask, self.outside)
         return Piece(*(np.rot90(a[:, ::-1] if mirrored else a, quarters) for a in sides))
 
+    def template(self, width: int, factor: int, hard: bool) -> context.Template:
+        """The surroundings of the piece as they are looked for, see :func:`visynth.generators.context.template`."""
+        return context.template(context.grey(self.image), self.mask, self.outside, width, factor, hard)
+
     def trimmed(self, margin: int) -> Piece:
         """No more than ``margin`` pixels around the mask."""
         x1, y1, x2, y2 = (int(v) for v in box(self.mask))
@@ -107,39 +109,33 @@ def mirrored(piece: Piece, settings: Settings, generator: np.random.Generator) -
     return piece.turned(generator.random() < 0.5, 2 * int(generator.random() < 0.5))
 
 
-def in_context(
-    piece: Piece, grounds: Sequence[Background], settings: Settings, generator: np.random.Generator
-) -> Placed | None:
-    """One of the places where the surroundings of a piece fit best, on one of some backgrounds; None where there is none.
+def in_context(piece: Piece, ground: Background, settings: Settings, generator: np.random.Generator) -> Placed | None:
+    """One of the places on a background where the surroundings of a piece fit best; None where there is none.
 
     Args:
         piece: as it was cut.
-        grounds: are searched.
+        ground: is searched.
         settings: of the class: ``context`` pixels around the mask are compared, it may be mirrored and turned or not, and one
             of the ``candidates`` best places is drawn.
         generator: the sample's own randomness.
     """
     hard = settings.blend == "hard"
-    turns = [(m, q) for m in (False, True)[: 2 if settings.flip else 1] for q in range(4)]
-    allowed = [(m, q) for m, q in turns if settings.turn or (q == 0 or (settings.flip and q == 2))]
-    picked = [allowed[k] for k in generator.permutation(len(allowed))[:VARIANTS]]
-    found: list[tuple[Fit, Background, Piece]] = []
-    for own in [piece.turned(*turn) for turn in picked]:
-        grey = context.grey(own.image)
-        for ground in grounds:
-            factor = context.factor_of(ground.image.shape)
-            wanted = context.template(grey, own.mask, own.outside, settings.context, factor, hard)
-            pad = max(wanted.values.shape)
-            searched = context.ground(ground.grey, ground.foreground, factor, pad, not ground.cut)
-            places = context.best_places(wanted, searched, settings.candidates, generator)
-            found += [(fit, ground, own) for fit in places]
+    factor = context.factor_of(ground.image.shape)
+    quarters = range(4) if settings.turn else (0, 2) if settings.flip else (0,)
+    turns = [(m, q) for m in ((False, True) if settings.flip else (False,)) for q in quarters]
+    found: list[tuple[Fit, Piece]] = []
+    for turn in generator.permutation(len(turns))[:VARIANTS]:
+        own = piece.turned(*turns[turn])
+        wanted = own.template(settings.context, factor, hard)
+        pad = max(wanted.values.shape)
+        searched = context.ground(ground.grey, ground.foreground, factor, pad, not ground.cut)
+        found += [(fit, own) for fit in context.best_places(wanted, searched, settings.candidates, generator)]
     found.sort(key=lambda one: one[0].error)
     fitting = [one for one in found if one[0].error <= settings.misfit][: settings.candidates] or found[:1]
     for place_of in generator.permutation(len(fitting)):
-        fit, ground, own = fitting[place_of]
-        factor = context.factor_of(ground.image.shape)
+        fit, own = fitting[place_of]
         if factor > 1:
-            whole = context.template(context.grey(own.image), own.mask, own.outside, settings.context, 1, hard)
+            whole = own.template(settings.context, 1, hard)
             fit = context.refined(whole, ground.grey, ground.foreground, fit, 2 * factor, not ground.cut)
         placed = _inside(own, ground, fit)
         if placed is not None:

@@ -14,7 +14,7 @@ from visynth.core import seeds as seeding
 from visynth.core.errors import DataError
 from visynth.core.pictures import box
 from visynth.generators import blend as blending
-from visynth.generators.arrangement import GROUNDS, Background, Defect, Placed, anywhere, cut, in_context, mirrored
+from visynth.generators.arrangement import Background, Defect, Placed, anywhere, cut, in_context, mirrored
 from visynth.generators.base import Generator, Samples, Spec
 from visynth.generators.compose_settings import Settings
 
@@ -176,12 +176,12 @@ class Composition(Generator):
                 break
             early = attempt < ATTEMPTS // 2
             piece = cut(source, settings, generator, shaped=early)
-            grounds = [seeding.draw_even(self._grounds, generator) for _ in range(GROUNDS if searched else 1)]
+            ground = seeding.draw_even(self._grounds, generator)
             if searched and early:
-                placed = in_context(piece, grounds, settings, generator)
+                placed = in_context(piece, ground, settings, generator)
             else:
                 shift = settings.shift if early else 10**6
-                placed = anywhere(mirrored(piece, settings, generator), source.home, grounds[0], shift, generator)
+                placed = anywhere(mirrored(piece, settings, generator), source.home, ground, shift, generator)
             if placed is None:
                 continue
             if not placed.error > settings.misfit:

@@ -33,13 +33,13 @@ def configured(words: Sequence[str], logger: bool = True) -> Any:
             return
 
         def instantiate_trainer(self, **kwargs: Any) -> Any:
-            reason = self.config
-            told_logger = reason["trainer"].get("logger")
-            loggers = _loggers(reason["trainer"]["default_root_dir"]) if told_logger in (None, True) else told_logger
+            config = self.config["trainer"]
+            chosen = config.get("logger")
+            loggers = _loggers(config["default_root_dir"]) if chosen in (None, True) else chosen
             if not logger:  # nobody wants a test of ours in the log of the training
                 loggers = False
             more: dict[str, Any] = {}
-            if not self.model.automatic_optimization and reason["trainer"].get("gradient_clip_val") == CLIP:
+            if not self.model.automatic_optimization and config.get("gradient_clip_val") == CLIP:
                 more["gradient_clip_val"] = (
                     None  # our default; such modules step by themselves, and Lightning refuses it
                 )

@@ -185,14 +185,14 @@ def _run_cell(cell: Cell, tables: Tables, learner: str, seed: int, only: Sequenc
     def keep(name: str, outcome: Outcome, **chosen: Any) -> None:
         outcomes[name] = (outcome.scores, outcome.inner, {**outcome.chosen, **chosen}, outcome.scores)
 
-    for name, arm in items.items():
-        if name != "logit_adjusted" and (only is None or name in only):
-            keep(name, fitted(arm))
+    plain = {n: fitted(arm) for n, arm in items.items() if n != "logit_adjusted" and (only is None or n in only)}
+    for name, outcome in plain.items():
+        keep(name, outcome)
     if cell.synthetic is not None and (only is None or "synthetic" in only):
         arms = arming.synthetic_arms(cell)
         if _tried(arms[arming.HALF], folds):
             # No synthetic image is a choice, too: then the arm is the balanced one.
-            none = fitted(items["balanced"])
+            none = plain["balanced"] if "balanced" in plain else fitted(items["balanced"])
             share, outcome = _best({0.0: none, **{s: fitted(arm) for s, arm in arms.items()}})
         else:
             share, outcome = arming.HALF, fitted(arms[arming.HALF])

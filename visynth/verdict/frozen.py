@@ -22,9 +22,9 @@ class FrozenLearner:
 
     At each resolution there are the mean of the last maps, their maximum, and, where the features have them, several
     strides: that maximum beside maxima and minima of finer maps, each block scaled to one mean squared norm, in which small
-    defects are seen. Every choice (resolution, pooling, C) has the best mean average precision over the inner folds, where only real
-    images of held-out groups are scored and nothing made from them is trained on. Weak baselines make straw men, so
-    every arm makes this choice for itself.
+    defects are seen. Every choice (resolution, pooling, C) has the best mean average precision over the inner folds,
+    where only real images of held-out groups are scored and nothing made from them is trained on. Weak baselines make
+    straw men, so every arm makes this choice for itself.
 
     Example:
         >>> rng = np.random.default_rng(0)

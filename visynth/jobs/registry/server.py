@@ -100,15 +100,18 @@ class MLflowRegistry(Registry):
 
     def _kept(self, version: str) -> Any:
         """MLflow's version of ours: the first, where several added it at once."""
-        for own in self._versions(self.name):
-            if own.tags.get(VERSION) == version:
-                return own
+        found = self._find(version)
+        if found is not None:
+            return found
         raise IntegrityError(f"{self.where} has no version {version[:12]}: it was deleted, or never was there.")
+
+    def _find(self, version: str) -> Any:
+        return next((own for own in self._versions(self.name) if own.tags.get(VERSION) == version), None)
 
     def _store(self, contents: Contents) -> None:
         version = contents.version
         self._ensure_model(self.name)
-        if any(own.tags.get(VERSION) == version for own in self._versions(self.name)):
+        if self._find(version) is not None:
             return
         with tempfile.TemporaryDirectory() as temporary:
             contents.write(Path(temporary))
@@ -191,8 +194,9 @@ class MLflowRegistry(Registry):
             if patience is None or behind == wrong:
                 break
             time.sleep(patience)  # a process that was slow may be about to set it right
-        for name in (name for name in wrong if name not in behind):
-            alias = found[name]
+        moved = [name for name in wrong if name not in behind]
+        if moved:
+            name, alias = moved[0], found[moved[0]]
             raise ConflictError(
                 f"{name} of {self.name}: MLflow's alias names {shown.get(name, 'nothing')[:12]}, the log of visynth "
                 f"{alias.version[:12]}; somebody moved it outside visynth. Say which it is: 'visynth registry promote "
@@ -210,14 +214,17 @@ class MLflowRegistry(Registry):
 
     def _follow(self, name: str) -> None:
         """Set MLflow's alias to what the log says, and again where the log moved meanwhile."""
+        last = self._last_move(name)
         while True:
-            last = next(line for line in reversed(self._lines()) if line.event.alias == name)
             number = str(self._kept(last.event.new).version)
             self._ask("set_registered_model_alias", self.name, name, number)
             self._ask("set_model_version_tag", self.log, str(last.number), FOLLOWED, "true")
-            now = next(line for line in reversed(self._lines()) if line.event.alias == name)
-            if now.number == last.number:
+            before, last = last, self._last_move(name)
+            if before.number == last.number:
                 return
+
+    def _last_move(self, name: str) -> Line:
+        return next(line for line in reversed(self._lines()) if line.event.alias == name)
 
     # -- the server ----------------------------------------------------------------------------------------------------
 

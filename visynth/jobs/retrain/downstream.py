@@ -181,9 +181,9 @@ def decide(downstream: Downstream, means: Mapping[str, float]) -> tuple[bool, li
     """
     sign = 1.0 if downstream.mode == "max" else -1.0
     new = means["with synthetic"]
-    told = ", ".join(f"{arm} {value:.4g}" for arm, value in means.items())
+    shown = ", ".join(f"{arm} {value:.4g}" for arm, value in means.items())
     runs = "one training each, no interval" if downstream.seeds == 1 else f"means of {downstream.seeds} trainings"
-    reasons = [f"{downstream.metric} of your own training: {told} ({runs})"]
+    reasons = [f"{downstream.metric} of your own training: {shown} ({runs})"]
     if not all(map(math.isfinite, means.values())):
         return False, [*reasons, "a score is not finite"]
     for arm, value in means.items():
