@@ -205,8 +205,8 @@ class TableSubject:
 
     def _help(self, report: Report, reasons: list[str], rejected: list[str], insufficient: list[str]) -> None:
         """Real and synthetic rows of each class against the best of weights, over-sampling and SMOTE."""
-        for name in self.job.classes:
-            results = rare_class(
+        results = {
+            name: rare_class(
                 self._rows(~self.frozen),
                 self.schema,
                 self.target,
@@ -216,10 +216,12 @@ class TableSubject:
                 folds=3,
                 progress=self.progress,
             )
-            found = summarise(results)
-            verdict = class_verdict(results, found, masks=False, macro_f1={})
+            for name in self.job.classes
+        }
+        for name, found in summarise(results).items():
+            verdict = class_verdict(results[name], found)
             report.verdicts.append(verdict)
-            report.section(f"Real and synthetic {name}", *arms_block(results, found, "boosted trees", {}))
+            report.section(f"Real and synthetic {name}", *arms_block(results[name], found, "boosted trees"))
             said = f"{name}: {verdict.answer} ({verdict.reason})"
             {"helps": reasons, "does not": rejected}.get(verdict.answer, insufficient).append(said)
 

@@ -32,7 +32,7 @@ from visynth.tabular.frames import ENDINGS, check_frame, parquet_bytes, read_tab
 from visynth.tabular.inference import infer
 from visynth.tabular.schema import Schema
 from visynth.tabular.utility import rare_class
-from visynth.verdict.bootstrap import CANNOT_TELL, HELPS
+from visynth.verdict.rule import CANNOT_TELL, HELPS
 from visynth.verdict.summary import arms_block, class_verdict, summarise
 
 PARTS = ("generator*",)
@@ -137,14 +137,15 @@ def run_trial(
     progress(f"half of the rows fit {options.synthesizer} ({plan.main_steps} steps), the other half judges it")
     generator, halves, measured = _judged(frame, schema, target, groups, plan, options, progress)
     progress(f"rare class: {plan.draws} draws of {options.folds} folds, {plan.cell_steps} steps a fit")
+    found = {}
     for label in labels:
-        results = rare_class(
+        found[label] = rare_class(
             frame, schema, target, label, plan.maker(plan.cell_steps), draws=plan.draws, folds=options.folds,
             groups=groups, seed=options.seed, stage=stage, progress=progress,
         )  # fmt: skip
-        summary = summarise(results, seed=options.seed)
-        report.verdicts.append(class_verdict(results, summary, masks=False, macro_f1={}))
-        report.section(f"Is it worth it? {target} = {label}", *arms_block(results, summary, "boosted trees", {}))
+    for label, summary in summarise(found, seed=options.seed).items():
+        report.verdicts.append(class_verdict(found[label], summary))
+        report.section(f"Is it worth it? {target} = {label}", *arms_block(found[label], summary, "boosted trees"))
     add_sections(report, measured, generator, *halves, seed=options.seed)
     report.conditions |= _conditions(frame, schema, target, labels, plan, options, measured)
     report.write(out)  # the verdicts are safe before anything more is made

@@ -125,8 +125,8 @@ def rare(seeds: Sequence[int], draws: int = 5, folds: int = 3) -> dict[str, Any]
 
         begun = time.monotonic()
         results = rare_class(frame, schema, target, label, make, draws=draws, folds=folds, progress=print)
-        found = summarise(results)
-        block = arms_block(results, found, "boosted trees", {})
+        found = summarise({results.label: results})[results.label]
+        block = arms_block(results, found, "boosted trees")
         outcome[name] = {"verdict": found.verdict.to_json(), "blocks": block, "seconds": time.monotonic() - begun}
         print(name, json.dumps(outcome[name]["verdict"]), flush=True)
         for row in block[0]["rows"]:

@@ -18,9 +18,9 @@ def trial(
     out: str = "trial",
     good: str | None = None,
     rare_groups: int | None = None,
-    draws: int = 5,
+    draws: int = 10,
     folds: int = 3,
-    synthetic: int = 100,
+    synthetic: int = 60,
     render: int = 60,
     minutes: float = 10.0,
     seed: int = 0,
@@ -31,6 +31,7 @@ def trial(
     cache: bool = True,
     learned: Learned = "auto",
     learn_size: int = 0,
+    metric: str = "ap",
     title: str | None = None,
     json: bool = False,
     quiet: bool = False,
@@ -58,6 +59,8 @@ def trial(
         learned: auto, none, inpaint (masks), diffusion (whole images) or projection (variations of real images by a
             StyleGAN2): the generator to train beside composition.
         learn_size: pixels that the learned generator works on; 0 chooses.
+        metric: that the verdict is on, named beforehand: ap, recall@fpr (at 5 % false alarms), recall or macro-f1 (of one
+            model of all classes); the others are printed beside it.
         title: what the report calls the set, instead of its folder's name.
         json: print the verdicts as JSON.
         quiet: no progress.
@@ -67,7 +70,20 @@ def trial(
 
     images = data.read()
     options = TrialOptions(
-        rare_groups, draws, folds, synthetic, minutes, seed, workers, learner, others, dense, cache, learned, learn_size
+        rare_groups,
+        draws,
+        folds,
+        synthetic,
+        minutes,
+        seed,
+        workers,
+        learner,
+        others,
+        dense,
+        cache,
+        learned,
+        learn_size,
+        metric,
     )
     report = run_trial(
         images,

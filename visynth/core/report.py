@@ -152,9 +152,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str = "")
     return {"kind": "table", "columns": list(columns), "rows": [list(row) for row in rows], "note": note}
 
 
-def arms(title: str, rows: Sequence[Mapping[str, Any]], note: str = "") -> dict[str, Any]:
+def arms(title: str, rows: Sequence[Mapping[str, Any]], note: str = "", metric: str = "AP") -> dict[str, Any]:
     """Rows with ``name``, ``mean``, ``low``, ``high``, ``highlight`` and further columns under ``more``."""
-    return {"kind": "arms", "title": title, "rows": [dict(row) for row in rows], "note": note}
+    return {"kind": "arms", "title": title, "rows": [dict(row) for row in rows], "note": note, "metric": metric}
 
 
 def gallery(captions: Sequence[str], images: Sequence[Any], columns: int, note: str = "") -> dict[str, Any]:
@@ -248,7 +248,9 @@ def _arms(block: Mapping[str, Any]) -> str:
     """A table whose last column draws each estimate with its interval on one common axis from 0 to 1."""
     more = list(dict.fromkeys(key for row in block["rows"] for key in row.get("more", {})))
     head = (
-        "<th>arm</th><th>AP [95 % CI]</th>" + "".join(f"<th>{escape(key)}</th>" for key in more) + f"<th>{_axis()}</th>"
+        f"<th>arm</th><th>{escape(block.get('metric', 'AP'))} [95 % CI]</th>"
+        + "".join(f"<th>{escape(key)}</th>" for key in more)
+        + f"<th>{_axis()}</th>"
     )
     rows = []
     for row in block["rows"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ from visynth.metrics.bank import FeatureBank
 from visynth.metrics.memorization import near_duplicates
 from visynth.metrics.quality import per_class, table_rows
 from visynth.mixing.leaks import Accepted, is_accepted, read_accepted
-from visynth.verdict.bootstrap import Bootstrap, compare
+from visynth.verdict.bootstrap import METRICS, WORDS, Bootstrap, compare
 from visynth.verdict.cells import Extra
 from visynth.verdict.comparison import Results, fit_cells, run_cells
-from visynth.verdict.summary import arms_block, class_verdict, macro_f1_table, summarise
+from visynth.verdict.rule import Design
+from visynth.verdict.summary import arms_block, class_verdict, summarise
 
+TRAINING = 0.8  # of the training groups in each repetition
 OTHER = "other"  # arm of another generator's images, not judged by itself
 
 
@@ -42,7 +45,8 @@ def evaluate_renders(
     *,
     classes: Sequence[str] | None = None,
     count: int | None = None,
-    seeds: int = 5,
+    seeds: int = 10,
+    metric: str = "ap",
     learner: str = "frozen",
     workers: int = 2,
     cache: bool = True,
@@ -61,7 +65,9 @@ def evaluate_renders(
         out: folder of the report.
         classes: which to measure; by default every rendered class that has real training and test images.
         count: synthetic images per class, by default all there are.
-        seeds: paired repetitions with other synthetic subsets, augmentations and inner folds.
+        seeds: paired repetitions, each with another 80 % of the training groups, other synthetic images, augmentations and
+            inner folds.
+        metric: that the verdict is on, named beforehand, see :data:`visynth.verdict.bootstrap.METRICS`.
         learner: registered name.
         workers: processes for fitting.
         cache: keep features of real images on disk.
@@ -76,7 +82,10 @@ def evaluate_renders(
 
     Raises:
         DataError: test images that the generator was fitted on, or nothing held out to test on.
+        UsageError: a metric or class that there is not.
     """
+    if metric not in METRICS:
+        raise UsageError(f"metric must be one of {choices(METRICS)}, but got {metric!r}.")
     started = time.monotonic()
     whole = need_folders(renders if isinstance(renders, Renders) else read_renders(renders))
     check_apart(out, {*images.folders(), whole.folder})
@@ -90,12 +99,11 @@ def evaluate_renders(
         )
     progress("fingerprints of the real images")
     before = len(images.bad)
-    images = assign_splits(images, renders.members, accept_leaks)
+    images, group_of_parent = assign_splits(images, renders.members, accept_leaks)
     near = images.bad[before:]
     if near:
         progress(
-            f"{len(near)} test images are near-duplicates of training images and are left "
-            f"out:\n{listing([f'{b.name} {b.reason}' for b in near])}"
+            f"{len(near)} test images do not test and are left out (near-duplicates of training images, or of their groups):\n{listing([f'{b.name} {b.reason}' for b in near])}"
         )
     by_split = {split: images.select(lambda item, split=split: item.split == split) for split in ("train", "test")}  # type: ignore[misc]
     _check_sides(by_split["train"], by_split["test"], renders)
@@ -114,7 +122,7 @@ def evaluate_renders(
         )
 
     kept = [item for item in images.items if item.split in ("train", "test")]
-    bank = new_bank(learner, cache)
+    bank = new_bank(learner, cache, patches=learner == "frozen" and control_class(renders) is not None)
     progress(f"features of {len(kept)} real and {len(renders.records)} synthetic images")
     real = MeasuredSet(
         items=kept,
@@ -123,6 +131,7 @@ def evaluate_renders(
         positive={name: np.array([name in item.labels for item in kept]) for name in images.classes},
         groups=[item.group for item in kept],
         weights=np.ones(len(kept)),
+        good=control_class(renders),
     )
     add_features(bank, Lazy(images.image, kept), "real images", progress)
     rows_of = _bank_rows(bank, renders)
@@ -132,54 +141,51 @@ def evaluate_renders(
 
     results: dict[str, Results] = {}
     report = Report("utility", subject or renders.folder.name)
-    asked = set(wanted) if classes is not None else set(images.classes)
-    for name in images.classes:
-        if not counts["train"][name] or name not in asked:  # all that are measured give the macro-F1 of whole decisions
-            continue
+    both = control if control and rendered.get(control) else None
+    traceable = renders.plan["kind"] == "composite"
+    for name in wanted:
         limit = min(count or rendered.get(name, 0), rendered.get(name, 0))
-        if name in wanted:
-            real.add_augmented(name, [row for row in train.tolist() if real.positive[name][row]], 0, progress)
-        cells = []
+        real.add_augmented(name, [row for row in train.tolist() if real.positive[name][row]], 0, progress)
+        cells, others = [], []
         for seed in range(seeds):
-            cell = real.cell(name, draw=seed, train=train, test=test, augmented=limit if name in wanted else 0)
-            if name in wanted:
-                both = control if control and rendered.get(control) else None
-                cell = replace(
-                    cell,
-                    synthetic=_rendered(real, renders, rows_of, train, name, seed, limit),
-                    control=None
-                    if both is None
-                    else _rendered(real, renders, rows_of, train, both, seed, max(1, limit // 3)),
-                )
-            cells.append(cell)
-        progress(f"{name}: {seeds} seeds")
+            own = _some_groups(real, train, None if traceable else name, seed)
+            made = partial(_rendered, real, own, group_of_parent, name, seed)
+            cell = real.cell(name, draw=seed, train=own, test=test, augmented=limit, seed=seed)
+            cell = replace(
+                cell,
+                synthetic=made(renders, rows_of, name, limit),
+                control=None if both is None else made(renders, rows_of, both, max(1, limit // 3)),
+            )
+            if cell.synthetic is None:
+                continue
+            cells.append(real.with_distances(cell))
+            if against is not None and len(other_rows.get(name, ())):
+                rival = made(against, other_rows, name, limit)
+                others.append(replace(cells[-1], synthetic=rival, control=None) if rival is not None else None)
+        if not cells:
+            raise DataError(f"no rendered image of {name} can be traced to the training groups of any repetition.")
+        progress(f"{name}: {len(cells)} seeds")
         results[name] = run_cells(name, cells, bank.tables(), learner=learner, workers=workers)
-        if against is not None and name in wanted and len(other_rows.get(name, ())):
-            others = [
-                replace(
-                    cell, synthetic=_rendered(real, against, other_rows, train, name, cell.draw, limit), control=None
-                )
-                for cell in cells
-            ]
-            outcomes = fit_cells(others, bank.tables(), learner=learner, workers=workers, only=("synthetic",))
+        results[name].synthesizer = "the rendered set"
+        rivals = [cell for cell in others if cell is not None]
+        if rivals and len(rivals) == len(cells):
+            outcomes = fit_cells(rivals, bank.tables(), learner=learner, workers=workers, only=("synthetic",))
             for cell, outcome in zip(cells, outcomes, strict=True):
-                results[name].add(cell, OTHER, *outcome["synthetic"])
+                results[name].add(cell, OTHER, outcome["synthetic"])
 
     blocks = []
-    f1 = macro_f1_table(
-        results, [images.classes.index(i.labels[0]) if len(i.labels) == 1 else -1 for i in kept], images.classes
-    )
+    design = Design(draws=seeds, trainings=1, fewest=3)
+    summaries = summarise(results, metric=metric, design=design)
     duels = []
     for name in wanted:
-        summary = summarise(results[name])
-        verdict = class_verdict(results[name], summary, masks=False, macro_f1=f1.get(name, {}))
+        verdict = class_verdict(results[name], summaries[name])
         if OTHER in results[name].tested:
             tested = results[name].tested
-            duel, _ = compare(tested, "synthetic", OTHER, Bootstrap(tested["real"]))
+            duel, _ = compare(tested, "synthetic", OTHER, Bootstrap(tested["real"]), metric)
             verdict = replace(verdict, numbers={**verdict.numbers, "against": duel.to_json()})
             duels.append([name, f"{duel.mean:+.3f} [{duel.low:+.3f}, {duel.high:+.3f}]"])
         report.verdicts.append(verdict)
-        blocks += arms_block(results[name], summary, learner, f1.get(name, {}))
+        blocks += arms_block(results[name], summaries[name], learner)
     for name in images.classes:
         if name not in wanted and name != control:
             why = _why_not(name, classes, rendered, counts)
@@ -207,7 +213,8 @@ def evaluate_renders(
         ),
     )
     report.conditions |= {
-        "seeds": seeds,
+        "seeds": f"{seeds}, each with {TRAINING:.0%} of the training groups; one generator, so that intervals are two-way",
+        "metric named beforehand": WORDS[metric],
         "features": ", ".join(bank.name(r) for r in bank.resolutions),
         "classic augmentation": f"{backend()}: {', '.join(CANDIDATES)}",
         "generator": renders.plan["generator"],
@@ -229,24 +236,50 @@ def _bank_rows(bank: FeatureBank, renders: Renders) -> dict[str, np.ndarray]:
     }
 
 
+def _some_groups(real: MeasuredSet, train: np.ndarray, whole: str | None, seed: int) -> np.ndarray:
+    """Training rows of another 80 % of the groups of each class; of a class that a trained generator knows the ``whole`` of,
+    all: else its images would know more than the real ones beside them."""
+    kept: set[str] = set()
+    taken: set[str] = set()
+    for name, positive in real.positive.items():
+        own = sorted({real.groups[row] for row in train if positive[row]} - taken)
+        taken |= set(own)
+        if name == whole:
+            kept |= set(own)
+        elif own:
+            number = max(2, round(TRAINING * len(own)))
+            order = seeding.rng(seeding.derive("groups", seed, name), "evaluate").permutation(len(own))
+            kept |= {own[k] for k in order[:number]}
+    return np.array([row for row in train if real.groups[row] in kept or real.groups[row] not in taken], dtype=np.int64)
+
+
 def _rendered(
     real: MeasuredSet,
+    train: np.ndarray,
+    group_of_parent: Mapping[str, str],
+    label: str,
+    seed: int,
     renders: Renders,
     rows_of: Mapping[str, np.ndarray],
-    train: np.ndarray,
     name: str,
-    seed: int,
     limit: int,
-) -> Extra:
-    """Rendered images of a class, another choice of them for each seed, with the groups of the real images behind
-    them."""
+) -> Extra | None:
+    """Rendered images of a class, another choice of them for each seed, with the groups of the real images behind them;
+    those alone whose every parent is in training. None where none is."""
     records = [r for r in renders.records if r.label == name]
-    order = seeding.rng(seeding.derive("subset", seed, name), "evaluate").permutation(len(records))[:limit]
+    order = seeding.rng(seeding.derive("subset", seed, name), "evaluate").permutation(len(records))
     if renders.plan["kind"] != "composite":
         # The network saw every training group of the class: none of its images may help to choose on any of them.
-        seen = frozenset(real.groups[row] for row in train if real.positive[name][row])
-        return Extra(rows_of[name][order], [seen] * len(order))
-    return Extra(rows_of[name][order], [frozenset(real.group_of.get(p, p) for p in records[i].parents) for i in order])
+        seen = frozenset(real.groups[row] for row in train if real.positive[label][row])
+        chosen, parents = order[:limit], [seen] * min(limit, len(order))
+    else:
+        every = [frozenset(group_of_parent.get(p, p) for p in records[i].parents) for i in order]
+        left_out = set(real.groups) - {real.groups[row] for row in train}
+        fitting = [k for k, groups in enumerate(every) if not groups & left_out][:limit]
+        chosen, parents = order[fitting], [every[k] for k in fitting]
+    if not len(chosen):
+        return None
+    return Extra(rows_of[name][chosen], parents, real.number(name) if name in real.positive else -1)
 
 
 def _why_not(
@@ -310,10 +343,14 @@ def _quality(
     ]
 
 
-def assign_splits(images: ImageSet, members: Sequence[Member], accept: Accepted = None) -> ImageSet:
-    """Each image's split and group: the data's own, else those of the same member, else test and a group of its own.
+def assign_splits(
+    images: ImageSet, members: Sequence[Member], accept: Accepted = None
+) -> tuple[ImageSet, dict[str, str]]:
+    """Each image's split and group: the data's own, else those of the same member, else test and a group of its own; and
+    the group of the image that each member is, by the member's path: files may have been renamed.
 
-    Test images that are near-duplicates of training images are left out, and told in ``bad``.
+    Test images that are near-duplicates of training images, or of a group that is trained on, are left out, and told in
+    ``bad``.
 
     Args:
         images: real ones.
@@ -353,7 +390,13 @@ def assign_splits(images: ImageSet, members: Sequence[Member], accept: Accepted 
             )
             continue
         kept.append(replace(item, split=split, group=item.group or (member.group if member else item.name)))
-    return replace(images, items=tuple(kept), bad=(*images.bad, *bad))
+    trained = {item.group for item in kept if item.split == "train"}
+    for item in kept:
+        if item.split == "test" and item.group in trained:
+            bad.append(BadFile(item.name, f"is of group {item.group}, which is trained on, so it does not test"))
+    kept = [item for item in kept if item.split != "test" or item.group not in trained]
+    group_of = {met[item.name].member.path: item.group for item in kept if item.name in met}
+    return replace(images, items=tuple(kept), bad=(*images.bad, *bad)), group_of
 
 
 def _check_sides(train: ImageSet, test: ImageSet, renders: Renders) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,15 +19,18 @@ from visynth.core import seeds as seeding
 from visynth.core.files import cache_folder
 from visynth.core.progress import Progress, no_progress, time_left
 from visynth.data.imageset import Item, Lazy
-from visynth.data.transforms import CANDIDATES, augment
+from visynth.data.transforms import CANDIDATES, augment, cutmix
 from visynth.metrics.bank import FeatureBank
 from visynth.metrics.extractors import extractor
+from visynth.metrics.patchcore import PatchCore, fit_patchcore
 from visynth.verdict.cells import Cell, Extra
 
 Rows = NDArray[np.int64]
 CHUNK = 256  # images between two looks at the clock
 QUIET = 15  # seconds without a line of progress
-COPIES_PER_IMAGE = 4  # augmented copies of each real image, per candidate
+COPIES_PER_IMAGE = 3  # augmented copies of each real image, per candidate
+CUTMIX = "cutmix"
+MIXED = 0.5  # of so many augmented images as of the other candidates: each costs its features in its own cell
 
 
 @dataclass(kw_only=True)
@@ -41,6 +44,7 @@ class MeasuredSet:
         positive: by class, whether each row shows it.
         groups: of each row.
         weights: images of the whole set that each row stands for when it is tested on.
+        good: the defect-free class, if any.
         augmented: ``{class: {candidate: {row: bank rows of its augmented copies}}}``.
     """
 
@@ -50,12 +54,26 @@ class MeasuredSet:
     positive: dict[str, NDArray[np.bool_]]
     groups: list[str]
     weights: NDArray[np.float64]
+    good: str | None = None
     augmented: dict[str, dict[str, dict[int, list[int]]]] = field(default_factory=dict)
+    _last: tuple[tuple[int, ...], PatchCore | None] = ((), None)
 
     @cached_property
     def group_of(self) -> dict[str, str]:
         """Group of each image by its name."""
         return {item.name: item.group for item in self.items}
+
+    @cached_property
+    def labels(self) -> Rows | None:
+        """Number of each row's class among ``positive``; None where an image has several or none."""
+        if any(len(item.labels) != 1 for item in self.items):
+            return None
+        numbers = {name: k for k, name in enumerate(self.positive)}
+        return np.array([numbers[item.labels[0]] for item in self.items], dtype=np.int64)
+
+    def number(self, name: str) -> int:
+        """Of a class among ``positive``."""
+        return list(self.positive).index(name)
 
     def add_augmented(self, name: str, rows: Sequence[int], seed: int, progress: Progress = no_progress) -> None:
         """Augmented copies of some rows of a class, once; each image is asked for once for all of them."""
@@ -110,7 +128,10 @@ class MeasuredSet:
             stream = seeding.rng(seeding.derive("augmented", seed, draw, fold), candidate)
             order = stream.permutation(len(pool))[:augmented]
             rows = np.array([pool[i][0] for i in order], dtype=np.int64)
-            extras[candidate] = Extra(rows, [frozenset({pool[i][1]}) for i in order])
+            extras[candidate] = Extra(rows, [frozenset({pool[i][1]}) for i in order], self.number(name))
+        if augmented:
+            mixed = self._cutmix(name, train, max(1, round(MIXED * augmented)), seeding.derive(seed, draw, fold))
+            extras |= {} if mixed is None else {CUTMIX: mixed}
         return Cell(
             draw,
             fold,
@@ -122,7 +143,61 @@ class MeasuredSet:
             self.weights,
             augmented=extras,
             has_oracle=oracle,
+            labels=self.labels,
         )
+
+    def _cutmix(self, name: str, train: Rows, count: int, seed: int) -> Extra | None:
+        """Boxes of one training image of a class on another one, of another group where there are several; None where there
+        is but one image."""
+        own = [int(row) for row in train if self.positive[name][row]]
+        if len(own) < 2:
+            return None
+        stream = seeding.rng(seeding.derive("cutmix", seed), name)
+        pairs = []
+        for first in (own[int(k)] for k in stream.integers(0, len(own), count)):
+            others = [row for row in own if self.groups[row] != self.groups[first]] or [r for r in own if r != first]
+            pairs.append((first, others[int(stream.integers(0, len(others)))]))
+
+        def mix(number: int) -> Any:
+            first, second = pairs[number]
+            return cutmix(self.image(first), self.image(second), seeding.derive(seed, number))
+
+        rows = self.bank.add(Lazy(mix, range(count)), cache=False)
+        return Extra(rows, [frozenset({self.groups[a], self.groups[b]}) for a, b in pairs], self.number(name))
+
+    def with_distances(self, cell: Cell) -> Cell:
+        """The cell with the distance of its images, real and made, from its defect-free training images of other groups;
+        as it is where there are none of two groups, or no patches of them."""
+        if self.good is None:
+            return cell
+        free = [int(row) for row in cell.train if self.positive[self.good][row] and int(row) in self.bank.patches]
+        groups = [self.groups[row] for row in free]
+        if len(set(groups)) < 2:
+            return cell
+        core = self._core(tuple(free), groups)
+        extras = [e for e in (cell.synthetic, cell.control, *cell.augmented.values()) if e is not None]
+        real = np.concatenate([cell.train, cell.more, cell.test])
+        behind = {int(row): frozenset({self.groups[int(row)]}) for row in real}
+        behind |= {
+            int(row): parents for extra in extras for row, parents in zip(extra.rows, extra.parents, strict=True)
+        }
+        if not all(row in self.bank.patches for row in behind):
+            return cell
+        distances = np.full(len(self.bank), np.nan)
+        rows = list(behind)
+        distances[rows] = core.scores([self.bank.patches[row] for row in rows], [behind[row] for row in rows])
+        for extra in extras[:2]:  # of this cell alone
+            for row in extra.rows.tolist():
+                self.bank.patches.pop(row, None)
+        return replace(cell, anomaly=distances)
+
+    def _core(self, free: tuple[int, ...], groups: Sequence[str]) -> PatchCore:
+        """The memory bank of some defect-free images; the last one is kept, which the classes of a split share."""
+        if self._last[0] != free:
+            self._last = free, fit_patchcore([self.bank.patches[row] for row in free], groups)
+        core = self._last[1]
+        assert core is not None
+        return core
 
 
 def add_features(
@@ -140,10 +215,12 @@ def add_features(
     return np.concatenate(rows) if rows else np.zeros(0, np.int64)
 
 
-def new_bank(learner: str, cache: bool) -> FeatureBank:
-    """An empty bank with all that a learner needs; ``cache`` keeps the features of real images on disk."""
+def new_bank(learner: str, cache: bool, patches: bool = False) -> FeatureBank:
+    """An empty bank with all that a learner needs; ``cache`` keeps the features of real images on disk, and ``patches`` are
+    those of a distance from defect-free images."""
     return FeatureBank(
         extractor(),
         cache=cache_folder() / "features" if cache else None,
         trunk=getattr(plugins.load("learners", learner), "trunk", 0),
+        keep_patches=patches,
     )

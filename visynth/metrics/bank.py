@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from visynth.core.errors import UsageError
 from visynth.core.files import write_bytes
 from visynth.core.members import pixel_hash
-from visynth.metrics.extractor import Array, Extractor, Floats, prepare, prepare_square
+from visynth.metrics.extractor import PATCH, Array, Extractor, Floats, prepare, prepare_square
+
+PATCHES = ".p16"  # ending of files with patches
 
 
 class Growing:
@@ -76,8 +78,10 @@ class FeatureBank:
     resolutions: tuple[int, ...] = (160, 0)
     cache: Path | None = None
     trunk: int = 0  # side of the squares whose trunk activations are kept for fine-tuning; 0 keeps none
+    keep_patches: bool = False  # of images at native scale, see :attr:`patches`
     batch: int = 8  # small enough for the caches of a CPU: twice as fast as 16
     computed: int = 0
+    patches: dict[int, NDArray[np.float16]] = field(default_factory=dict)  # [P, PATCH] by row
     _tables: dict[tuple[int, str], Growing] = field(default_factory=dict)
     _pools: dict[str, int] = field(default_factory=dict)
 
@@ -99,6 +103,7 @@ class FeatureBank:
         it goes.
         """
         start = len(self)
+        keep = self.keep_patches and bool(self.extractor.stages) and 0 in self.resolutions
         pooled: dict[int, list[Floats | None]] = {resolution: [None] * len(images) for resolution in self.resolutions}
         waiting: dict[tuple[int, tuple[int, ...]], list[tuple[int, Floats, Path | None]]] = defaultdict(list)
         squares: list[Floats] = []
@@ -106,14 +111,18 @@ class FeatureBank:
             key = pixel_hash(image) if cache and self.cache is not None else ""
             for resolution in self.resolutions:
                 path = self._path(key, resolution) if key else None
-                if path is not None and path.is_file() and path.stat().st_size == 4 * sum(self._pools.values()):
+                wanted = keep and resolution == 0
+                if path is not None and self._is_kept(path, wanted):
                     pooled[resolution][index] = np.frombuffer(path.read_bytes(), "<f4").copy()
+                    if wanted:
+                        kept = np.frombuffer(path.with_suffix(PATCHES).read_bytes(), "<f2")
+                        self.patches[start + index] = kept.reshape(-1, PATCH).copy()
                     continue
                 prepared = self.extractor.prepare(image, resolution)
                 batch = waiting[(resolution, prepared.shape)]
                 batch.append((index, prepared, path))
                 if len(batch) == self.batch:
-                    self._pool(waiting.pop((resolution, prepared.shape)), pooled[resolution])
+                    self._pool(waiting.pop((resolution, prepared.shape)), pooled[resolution], start if wanted else None)
             if self.trunk:
                 squares.append(prepare_square(image, self.trunk))
                 if len(squares) == self.batch or index == len(images) - 1:
@@ -122,13 +131,14 @@ class FeatureBank:
                     )
                     squares = []
         for resolution, shape in sorted(waiting):
-            self._pool(waiting[(resolution, shape)], pooled[resolution])
+            own = start if keep and resolution == 0 else None
+            self._pool(waiting[(resolution, shape)], pooled[resolution], own)
         for resolution in self.resolutions:
             rows = [row for row in pooled[resolution] if row is not None]
             start_of = 0
             for pool, width in self._pools.items():
-                own = [row[start_of : start_of + width] for row in rows]
-                self._tables[(resolution, pool)].extend(np.array(own, np.float32))
+                block = [row[start_of : start_of + width] for row in rows]
+                self._tables[(resolution, pool)].extend(np.array(block, np.float32))
                 start_of += width
         return np.arange(start, start + len(images))
 
@@ -159,15 +169,30 @@ class FeatureBank:
         """The extractor's name with its resolution, as caches and reports quote it."""
         return f"{self.extractor.name}@{resolution or 'native'}"
 
-    def _pool(self, rows: Sequence[tuple[int, Floats, Path | None]], rows_of: list[Floats | None]) -> None:
-        """Pooled features of one batch, kept in their places and on disk."""
-        pooled = self.extractor.pooled([image for _, image, _ in rows]).numpy()
-        for (index, _, path), row in zip(rows, pooled, strict=True):
+    def _pool(
+        self, rows: Sequence[tuple[int, Floats, Path | None]], rows_of: list[Floats | None], start: int | None
+    ) -> None:
+        """Pooled features of one batch, kept in their places and on disk; patches too, where ``start`` is the first row."""
+        pooled, patches = self.extractor.pooled([image for _, image, _ in rows], patches=start is not None)
+        for k, ((index, _, path), row) in enumerate(zip(rows, pooled.numpy(), strict=True)):
             rows_of[index] = row
             self.computed += 1
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_bytes(path, row.astype("<f4").tobytes())
+            if start is not None and patches is not None:
+                self.patches[start + index] = patches[k].numpy()
+                if path is not None:
+                    write_bytes(path.with_suffix(PATCHES), patches[k].numpy().astype("<f2").tobytes())
+
+    def _is_kept(self, path: Path, patches: bool) -> bool:
+        """Whether an image's features are whole on disk, and its patches where they are wanted."""
+        if not path.is_file() or path.stat().st_size != 4 * sum(self._pools.values()):
+            return False
+        beside = path.with_suffix(PATCHES)
+        return not patches or (
+            beside.is_file() and beside.stat().st_size > 0 and not beside.stat().st_size % (2 * PATCH)
+        )
 
     def _path(self, key: str, resolution: int) -> Path | None:
         return None if self.cache is None else self.cache / self.name(resolution) / key[:2] / f"{key}.f32"

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from visynth.core import seeds as seeding
 from visynth.core.pictures import resize
 from visynth.metrics.extractor import NATIVE_LIMIT, STRIDE
-from visynth.verdict.frozen import logistic
 from visynth.verdict.learners import Ints, Items, Outcome, split_parts
+from visynth.verdict.linear import logistic
 from visynth.verdict.ranking import average_precision
 
 Places = NDArray[np.float16]  # [P, D], the places of one image

@@ -23,6 +23,7 @@ Floats = NDArray[np.float32]
 STRIDE = 32
 NATIVE_LIMIT = 512  # pixels of the square of equal area above which even "native" shrinks
 POOLS = ("mean", "max")  # of the last maps
+PATCH = 64  # numbers of a patch
 FINER = ("max", "min")  # of those at finer strides: a small defect is a peak or a hole there, and lost in a mean
 
 
@@ -60,19 +61,29 @@ class Extractor:
         last = tuple((pool, self.width) for pool in POOLS)
         return last + tuple((f"{pool}@{stride}", width) for stride, width in self.finer for pool in FINER)
 
-    def pooled(self, images: Sequence[Floats]) -> Tensor:
-        """Pooled features of images as :meth:`maps` takes them, ``[N, sum of widths]``: mean and maximum of the last maps,
-        then maximum and minimum of those at finer strides."""
+    def pooled(self, images: Sequence[Floats], *, patches: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Pooled features and patches of images as :meth:`maps` takes them, by one pass.
+
+        Args:
+            images: ``[H, W, 1 or 3]`` of one size.
+            patches: whether those are wanted.
+
+        Returns:
+            ``[N, sum of widths]``: mean and maximum of the last maps, then maximum and minimum of those at finer strides;
+            and ``[N, P, PATCH]``, see :func:`patches_of`; None where they are not wanted, or there are no finer maps.
+        """
         if not self.stages:
             maps = self.maps(images)
-            return torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1)
+            return torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1), None
         with torch.inference_mode():
-            values, parts = self._batch(images), []
+            values, parts, finer = self._batch(images), [], []
             for stage in self.stages:
                 values = stage(values)
+                finer.append(values)
                 parts += [values.amax(dim=(2, 3)), values.amin(dim=(2, 3))]
             parts = [values.mean(dim=(2, 3)), parts[-2], *parts[:-2]]
-            return torch.cat(parts, dim=1).float().cpu()
+            found = patches_of(finer[:-1]).cpu() if patches and len(finer) > 1 else None
+            return torch.cat(parts, dim=1).float().cpu(), found
 
     def trunk_of(self, images: Sequence[Floats]) -> Tensor:
         """Activations before the last blocks, ``[N, C, h, w]``: input of fine-tuning."""
@@ -101,6 +112,32 @@ class Extractor:
         device = next((p.device for p in self.network.parameters()), batch.device)
         values = ((batch.to(device) - self.mean) / self.std).expand(-1, 3, -1, -1)
         return values.contiguous(memory_format=torch.channels_last)
+
+
+def patches_of(maps: Sequence[Tensor]) -> Tensor:
+    """Patches of images: their maps at finer strides on the grid of the last of them, averaged over 3x3 places.
+
+    Of a map with smaller places mean and maximum are taken, since a defect of few pixels is a peak there. All are projected
+    to :data:`PATCH` numbers by one fixed random matrix, which keeps distances (Johnson and Lindenstrauss, 1984).
+
+    Args:
+        maps: ``[N, C, h, w]`` each, from fine to coarse.
+
+    Returns:
+        float16 ``[N, h * w of the last, PATCH]``.
+    """
+    side = int(maps[-1].shape[2]), int(maps[-1].shape[3])
+    blocks = []
+    for values in maps:
+        small = nn.functional.adaptive_avg_pool2d(values, side) if tuple(values.shape[2:]) != side else values
+        blocks.append(nn.functional.avg_pool2d(small, 3, 1, 1, count_include_pad=False))
+        if tuple(values.shape[2:]) != side:
+            blocks.append(nn.functional.adaptive_max_pool2d(values, side))
+    joined = torch.cat([block.float() / block.shape[1] ** 0.5 for block in blocks], dim=1)
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(joined.shape[1], PATCH, generator=generator).to(joined.device) / PATCH**0.5
+    patches: Tensor = joined.flatten(2).transpose(1, 2) @ matrix
+    return patches.to(torch.float16)
 
 
 def prepare(image: Array, resolution: int) -> Floats:

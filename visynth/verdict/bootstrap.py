@@ -1,19 +1,27 @@
-"""From scores to a verdict: bootstrap over draws and groups, paired differences, what the test could have seen."""
+"""Scores of arms on cells, and a bootstrap over draws and groups that pairs their differences."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from visynth.core import seeds as seeding
+from visynth.core.errors import DataError, UsageError, choices
 
 Floats = NDArray[np.float64]
-HELPS, DOES_NOT, CANNOT_TELL = "helps", "does not", "cannot tell"
+Metric = Literal["ap", "recall@fpr", "recall@precision", "recall", "macro-f1"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+WORDS: Mapping[str, str] = {
+    "ap": "AP",
+    "recall@fpr": "recall at 5 % false alarms",
+    "recall@precision": "recall at half precision",
+    "recall": "recall",
+    "macro-f1": "macro-F1",
+}
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,8 @@ class Scored:
         scores: float ``[N]``.
         groups: of each image.
         weights: images of the set that each stands for, float ``[N]``; 1 where None.
+        labels: class number of each, int ``[N]``, and
+        predicted: that of one model of all classes, for the metrics of decisions.
     """
 
     draw: int
@@ -33,6 +43,13 @@ class Scored:
     scores: Floats
     groups: Sequence[str]
     weights: Floats | None = None
+    labels: NDArray[np.int64] | None = None
+    predicted: NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.scores).all():
+            bad = int((~np.isfinite(self.scores)).sum())
+            raise DataError(f"{bad} of {len(self.scores)} scores are not finite numbers, so that they rank nothing.")
 
 
 @dataclass(frozen=True)
@@ -45,20 +62,6 @@ class Interval:
 
     def to_json(self) -> dict[str, float | None]:
         return {name: (round(value, 5) if np.isfinite(value) else None) for name, value in asdict(self).items()}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Answer for one class, with its reason in a sentence."""
-
-    answer: str
-    reason: str
-    difference: Interval
-    baseline: str
-    detectable: float
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "difference": self.difference.to_json(), "detectable": round(self.detectable, 5)}
 
 
 class Bootstrap:
@@ -90,81 +93,110 @@ class Bootstrap:
 
         Args:
             cells: of one arm.
-            metric: ``"ap"``, ``"recall"`` (at a false-positive rate of ``level``) or ``"recall at precision"`` (of ``level``).
-            level: of a recall.
+            metric: one of :data:`METRICS`.
+            level: false-positive rate of ``"recall@fpr"``, or least precision of ``"recall@precision"``.
         """
         key = id(cells), metric, level
-        if key not in self._means:
-            self._means[key] = (
-                cells,
-                self._mean(cells, metric, level),
-            )  # the cells are kept, so that their id stays theirs
+        if key not in self._means:  # the cells are kept, so that their id stays theirs
+            self._means[key] = cells, self._mean(cells, metric, level)
         return self._means[key][1]
 
     def _mean(self, cells: Sequence[Scored], metric: str, level: float) -> tuple[float, Floats]:
-        measures: dict[str, Callable[..., Floats]] = {
-            "ap": weighted_ap,
-            "recall": partial(weighted_recall, fpr=level),
-            "recall at precision": partial(weighted_recall_at_precision, least=level),
-        }
-        measure = measures[metric]
         total, weight = np.zeros(len(self.groups)), np.zeros(len(self.groups))
         points = []
         for cell in cells:
             places = np.array([self.index[g] for g in cell.groups])
-            weights = np.ones(len(places)) if cell.weights is None else cell.weights
-            values = measure(cell.truth, cell.scores, self.groups[:, places] * weights)
+            values = measure(cell, metric, self.groups[:, places] * own_weights(cell), level)
             draws = self.draws[:, self.draw_index[cell.draw]] * np.isfinite(values)
             total += draws * np.nan_to_num(values)
             weight += draws
-            points.append(float(measure(cell.truth, cell.scores, weights[None])[0]))
+            points.append(float(measure(cell, metric, own_weights(cell)[None], level)[0]))
         return float(np.nanmean(points)), np.where(weight > 0, total / np.maximum(weight, 1e-12), np.nan)
 
 
+def own_weights(cell: Scored) -> Floats:
+    """Weight of each test image."""
+    return np.ones(len(cell.truth)) if cell.weights is None else cell.weights
+
+
+def measure(cell: Scored, metric: str, weights: Floats, level: float = 0.05) -> Floats:
+    """A metric of one arm on one cell, for R rows of image weights, ``[R]``; NaN where there is nothing to measure.
+
+    Raises:
+        UsageError: a metric that is not known, or one of decisions where there are none.
+    """
+    if metric == "ap":
+        return weighted_ap(cell.truth, cell.scores, weights)
+    if metric == "recall@fpr":
+        return weighted_recall(cell.truth, cell.scores, weights, level)
+    if metric == "recall@precision":
+        return weighted_recall_at_precision(cell.truth, cell.scores, weights, level)
+    if metric not in METRICS:
+        raise UsageError(f"metric must be one of {choices(METRICS)}, but got {metric!r}.")
+    if cell.labels is None or cell.predicted is None:
+        raise UsageError(
+            f"{metric} needs decisions between all classes: images of one class each, and a learner that tells all of them "
+            "apart (the frozen one does)."
+        )
+    if metric == "recall":
+        right = weights[:, cell.truth & (cell.predicted == cell.labels)].sum(axis=1)
+        return _ratio(right, weights[:, cell.truth].sum(axis=1))
+    scores = []
+    for label in np.union1d(cell.labels, cell.predicted):
+        true, guess = cell.labels == label, cell.predicted == label
+        both = weights[:, true & guess].sum(axis=1)
+        scores.append(_ratio(2 * both, weights[:, true].sum(axis=1) + weights[:, guess].sum(axis=1)))
+    with np.errstate(invalid="ignore"):
+        stacked = np.stack(scores)
+        return _ratio(np.nansum(stacked, axis=0), np.isfinite(stacked).sum(axis=0).astype(np.float64))
+
+
+def _ratio(above: Floats, below: Floats) -> Floats:
+    return np.where(below > 0, above / np.maximum(below, 1e-12), np.nan)
+
+
 def weighted_ap(truth: NDArray[np.bool_], scores: Floats, weights: Floats) -> Floats:
-    """Average precision ``[R]`` for R rows of image weights; ties are broken against the class.
+    """Average precision ``[R]`` for R rows of image weights; equal scores are one step, as on inner folds.
 
     Example:
         >>> truth, scores = np.array([True, False, True]), np.array([0.9, 0.8, 0.7])
         >>> weighted_ap(truth, scores, np.ones((1, 3))).round(4).tolist()
         [0.8333]
     """
-    order = np.lexsort((truth, -scores))
-    positive = truth[order]
-    ordered = weights[:, order]
-    hits = np.cumsum(ordered * positive, axis=1)
-    precision = hits / np.maximum(np.cumsum(ordered, axis=1), 1e-12)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((precision * ordered * positive).sum(axis=1) / hits[:, -1])
+    hits, alarms = _steps(truth, scores, weights)
+    precision = hits / np.maximum(hits + alarms, 1e-12)
+    gained = np.diff(hits, axis=1, prepend=0)
+    return _ratio((precision * gained).sum(axis=1), hits[:, -1])
 
 
 def weighted_recall(truth: NDArray[np.bool_], scores: Floats, weights: Floats, fpr: float = 0.05) -> Floats:
-    """Recall ``[R]`` at a false-positive rate of at most ``fpr``, for R rows of image weights."""
-    order = np.lexsort((truth, -scores))
-    positive = truth[order]
-    ordered = weights[:, order]
-    hits, alarms = np.cumsum(ordered * positive, axis=1), np.cumsum(ordered * ~positive, axis=1)
+    """Recall ``[R]`` at a false-positive rate of at most ``fpr``, for R rows of image weights; NaN without negatives."""
+    hits, alarms = _steps(truth, scores, weights)
     allowed = alarms <= fpr * alarms[:, -1:] + 1e-9
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((hits * allowed).max(axis=1) / hits[:, -1])
+    return np.where(alarms[:, -1] > 0, _ratio((hits * allowed).max(axis=1), hits[:, -1]), np.nan)
 
 
 def weighted_recall_at_precision(
     truth: NDArray[np.bool_], scores: Floats, weights: Floats, least: float = 0.5
 ) -> Floats:
-    """Largest recall ``[R]`` at a precision of at least ``least``, for R rows of weights; ties against the class.
+    """Largest recall ``[R]`` at a precision of at least ``least``, for R rows of weights.
 
     Example:
         >>> truth, scores = np.array([True, False, True]), np.array([0.9, 0.8, 0.7])
         >>> weighted_recall_at_precision(truth, scores, np.ones((1, 3)), 0.9).tolist()
         [0.5]
     """
-    order = np.lexsort((truth, -scores))
+    hits, alarms = _steps(truth, scores, weights)
+    enough = hits >= least * (hits + alarms) - 1e-9
+    return _ratio((hits * enough).max(axis=1), hits[:, -1])
+
+
+def _steps(truth: NDArray[np.bool_], scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Weight of true and of false positives ``[R, steps]`` at each distinct score, falling."""
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
     positive, ordered = truth[order], weights[:, order]
-    hits = np.cumsum(ordered * positive, axis=1)
-    enough = hits >= least * np.cumsum(ordered, axis=1) - 1e-9
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((hits * enough).max(axis=1) / hits[:, -1])
+    return np.cumsum(ordered * positive, axis=1)[:, last], np.cumsum(ordered * ~positive, axis=1)[:, last]
 
 
 def interval(point: float, replicates: Floats, level: float = 0.95) -> Interval:
@@ -189,35 +221,6 @@ def detectable(replicates: Floats, level: float = 0.95) -> float:
 
     normal = NormalDist()
     return (normal.inv_cdf((1 + level) / 2) + normal.inv_cdf(0.8)) * float(np.nanstd(replicates))
-
-
-def decide(difference: Interval, baseline: str, smallest_seen: float, worth: float, level: float = 0.95) -> Verdict:
-    """The three outcomes.
-
-    *helps*: the whole interval is above 0. *does not*: even its upper end is below the gain that would be ``worth``
-    having, or the mean is a loss of more than that. *cannot tell*: everything else; the reason says what would be
-    needed.
-
-    Example:
-        >>> decide(Interval(0.2, 0.1, 0.3), "balanced", 0.1, worth=0.02).answer
-        'helps'
-        >>> decide(Interval(-0.1, -0.3, 0.05), "balanced", 0.2, worth=0.02).answer
-        'does not'
-    """
-    effect = (
-        f"AP {difference.mean:+.3f} ({100 * level:g} % CI {difference.low:+.3f} to {difference.high:+.3f}) against "
-        f"{baseline}"
-    )
-    if difference.low > 0:
-        answer, reason = HELPS, f"{effect}: the whole interval is above 0"
-    elif difference.high < worth:
-        answer, reason = DOES_NOT, f"{effect}: even the upper end is below the {worth:.2f} that would be worth having"
-    elif difference.mean <= -worth:
-        answer, reason = DOES_NOT, f"{effect}: the measured effect is a loss"
-    else:
-        answer = CANNOT_TELL
-        reason = f"{effect}: the interval holds both nothing and a gain; this test sees effects from {smallest_seen:.2f} AP on"
-    return Verdict(answer, reason, difference, baseline, smallest_seen)
 
 
 def compare(

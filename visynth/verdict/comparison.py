@@ -8,8 +8,8 @@ side, ``evaluate`` takes a rendered set whose generator never saw the test image
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import joblib
@@ -20,19 +20,46 @@ from visynth.core import plugins
 from visynth.core.errors import DataError
 from visynth.core.processes import end_with_parent
 from visynth.verdict import cells as arming
-from visynth.verdict.bootstrap import (
-    Scored,
-)
-from visynth.verdict.cells import Cell
+from visynth.verdict.bootstrap import Scored
+from visynth.verdict.cells import Cell, Tables
 from visynth.verdict.learners import Items, Outcome, inner_folds, split_parts
+from visynth.verdict.ranking import average_precision
 
 if TYPE_CHECKING:
     from visynth.metrics.dense import DenseHead  # it imports torch, which the processes that run cells do without
 
-Tables = dict[tuple[int, str], NDArray[np.float32]]
-# By arm: test scores, inner validation score, choices, test scores after logit adjustment.
-Outcomes = dict[str, tuple[NDArray[np.float64], float, dict[str, Any], NDArray[np.float64]]]
 INNER_FOLDS = 3
+
+
+@dataclass(frozen=True)
+class Tested:
+    """An arm on one cell.
+
+    Attributes:
+        scores: of the test rows, float ``[N]``.
+        inner: average precision over the inner folds; NaN where there were none.
+        chosen: what was chosen on them.
+        predicted: class number of each test row by one model of all classes, int ``[N]``; None where there is none.
+        tried: inner score of each candidate, by its name, for arms that have some.
+    """
+
+    scores: NDArray[np.float64]
+    inner: float
+    chosen: dict[str, Any] = field(default_factory=dict)
+    predicted: NDArray[np.int64] | None = None
+    tried: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        predicted = None if self.predicted is None else self.predicted.tolist()
+        return {**vars(self), "scores": np.asarray(self.scores).tolist(), "predicted": predicted}
+
+    @classmethod
+    def from_json(cls, kept: Mapping[str, Any]) -> Tested:
+        predicted = None if kept["predicted"] is None else np.array(kept["predicted"], np.int64)
+        return cls(**{**kept, "scores": np.array(kept["scores"], np.float64), "predicted": predicted})
+
+
+Outcomes = dict[str, Tested]  # by arm
 
 
 @dataclass(frozen=True)
@@ -63,7 +90,11 @@ IMAGES = Wording(
         "balanced": "a balanced sampler",
         "logit_adjusted": "logit adjustment",
         "smote": "SMOTE on features",
+        "focal": "the focal loss",
+        "ldam": "margins by rarity (LDAM)",
         "augment": "classic augmentation",
+        "anomaly": "no image of the class, but the distance from defect-free ones (PatchCore)",
+        "dense": "a dense head that is taught by the masks",
     },
     helps="mix renders/ into your training with WithSynthetic, and keep your own validation as it is",
 )
@@ -71,33 +102,42 @@ IMAGES = Wording(
 
 @dataclass
 class Results:
-    """Every arm on every cell of one class: test scores, inner validation scores and choices."""
+    """Every arm on every cell of one class.
+
+    Attributes:
+        label: the class.
+        tested: by arm, its scores on each cell's test rows.
+        arms: by arm, inner scores and choices of each cell.
+        rows: the test rows of each cell.
+        counts: mean numbers of images and groups.
+        synthesizer: what made the arm "synthetic".
+        rivals: arms of other synthesizers, judged beside it.
+        wording: what the compared things are called.
+        number: of the class among all of them.
+    """
 
     label: str
     tested: dict[str, list[Scored]] = field(default_factory=dict)
-    inner: dict[str, list[float]] = field(default_factory=dict)
-    chosen: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    decisions: dict[str, list[NDArray[np.float64]]] = field(default_factory=dict)  # as tested, after logit adjustment
-    rows: list[NDArray[np.int64]] = field(default_factory=list)  # the test rows of each cell
+    arms: dict[str, list[Tested]] = field(default_factory=dict)
+    rows: list[NDArray[np.int64]] = field(default_factory=list)
     counts: dict[str, float] = field(default_factory=dict)
-    synthesizer: str = "synthesis"  # what made the arm "synthetic"
-    rivals: list[str] = field(default_factory=list)  # arms of other synthesizers, judged beside it
+    synthesizer: str = "synthesis"
+    rivals: list[str] = field(default_factory=list)
     wording: Wording = IMAGES
+    number: int = -1
 
-    def add(
-        self,
-        cell: Cell,
-        name: str,
-        scores: NDArray[np.float64],
-        inner: float,
-        chosen: dict[str, Any],
-        decision: NDArray[np.float64],
-    ) -> None:
-        scored = Scored(cell.draw, cell.test_truth(), scores, cell.test_groups(), cell.test_weights())
+    def add(self, cell: Cell, name: str, arm: Tested) -> None:
+        """An arm on one more cell."""
+        truth, groups, weights = cell.test_truth(), cell.test_groups(), cell.test_weights()
+        labels = None if arm.predicted is None else cell.test_labels()
+        scored = Scored(cell.draw, truth, arm.scores, groups, weights, labels, arm.predicted)
         self.tested.setdefault(name, []).append(scored)
-        self.inner.setdefault(name, []).append(inner)
-        self.chosen.setdefault(name, []).append(chosen)
-        self.decisions.setdefault(name, []).append(decision)
+        self.arms.setdefault(name, []).append(arm)
+
+    def inner(self, name: str) -> float:
+        """Mean inner score of an arm over the cells that had one; NaN where none had."""
+        values = [arm.inner for arm in self.arms[name] if np.isfinite(arm.inner)]
+        return float(np.mean(values)) if values else float("nan")
 
 
 def run_cells(
@@ -140,7 +180,7 @@ def fit_cells(
     """
     parallel = workers > 1 and len(cells) > 1 and getattr(plugins.load("learners", learner), "parallel", False)
     if not parallel:
-        return [_run_cell(cell, tables, learner, seed, only) for cell in cells]
+        return [_run_cell(*arming.compact(cell, tables), learner, seed, only) for cell in cells]
     # joblib does not run the caller's script again in its workers: no __main__ guard.
     work = joblib.delayed(_run_for)
     jobs = (work(os.getpid(), *arming.compact(cell, tables), learner, seed, only) for cell in cells)
@@ -153,8 +193,8 @@ def gather(label: str, cells: Sequence[Cell], outcomes: Sequence[Outcomes], synt
     results = Results(label)
     results.rows = [cell.test for cell in cells]
     for cell, outcome in zip(cells, outcomes, strict=True):
-        for name, (scores, inner, chosen, decision) in outcome.items():
-            results.add(cell, name, scores, inner, chosen, decision)
+        for name, arm in outcome.items():
+            results.add(cell, name, arm)
     groups = [len({cell.groups[r] for r in cell.train if cell.positive[r]}) for cell in cells]
     results.counts = {
         "train": float(np.mean([cell.positive[cell.train].sum() for cell in cells])),
@@ -173,41 +213,127 @@ def _run_for(parent: int, cell: Cell, tables: Tables, learner: str, seed: int, o
 
 
 def _run_cell(cell: Cell, tables: Tables, learner: str, seed: int, only: Sequence[str] | None = None) -> Outcomes:
+    """Every arm of a cell that :func:`visynth.verdict.cells.compact` made small, or ``only`` some."""
     fitter = plugins.load("learners", learner)()
     items = arming.build_arms(cell, seed, tables)
     folds = inner_folds(items["real"], sorted({cell.groups[row] for row in cell.train}), INNER_FOLDS, cell.draw)
-    outcomes: Outcomes = {}
 
     def fitted(arm: Items) -> Outcome:
         outcome: Outcome = fitter.fit(tables, arm, cell.test, folds, seed)
         return outcome
 
-    def keep(name: str, outcome: Outcome, **chosen: Any) -> None:
-        outcomes[name] = (outcome.scores, outcome.inner, {**outcome.chosen, **chosen}, outcome.scores)
-
-    plain = {n: fitted(arm) for n, arm in items.items() if n != "logit_adjusted" and (only is None or n in only)}
-    for name, outcome in plain.items():
-        keep(name, outcome)
+    wanted = [name for name in items if name != "logit_adjusted" and (only is None or name in only)]
+    found = {name: fitted(items[name]) for name in wanted}
+    outcomes = {name: _tested(outcome) for name, outcome in found.items()}
+    classic: Choice | None = None
+    if cell.augmented and (only is None or "augment" in only or "synthetic" in only):
+        classic = _best_classic(cell, fitted)
+        if only is None or "augment" in only:
+            outcomes["augment"] = classic.tested()
     if cell.synthetic is not None and (only is None or "synthetic" in only):
-        arms = arming.synthetic_arms(cell)
-        if _tried(arms[arming.HALF], folds):
-            # No synthetic image is a choice, too: then the arm is the balanced one.
-            none = plain["balanced"] if "balanced" in plain else fitted(items["balanced"])
-            share, outcome = _best({0.0: none, **{s: fitted(arm) for s, arm in arms.items()}})
-        else:
-            share, outcome = arming.HALF, fitted(arms[arming.HALF])
-        keep("synthetic", outcome, share=share)
+        balanced = found.get("balanced") or fitted(items["balanced"])
+        choice = _best_synthetic(cell, folds, fitted, balanced, classic)
+        outcomes["synthetic"] = choice.tested()
         if cell.control is not None and only is None:
-            seams = arming.synthetic_arms(cell, control=True)
-            keep("synthetic+control", fitted(seams[share]) if share else none, share=share)
+            seams = choice
+            if choice.amount is not None:
+                outcome = fitted(arming.synthetic_arm(cell, replace(choice.amount, control=True)))
+                seams = replace(choice, outcome=outcome)
+            outcomes["synthetic+control"] = seams.tested()
     if only is not None:
         return outcomes
-    if cell.augmented:
-        candidate, outcome = _best({c: fitted(arm) for c, arm in arming.augmented_arms(cell).items()})
-        keep("augment", outcome, candidate=candidate)
-    scores, inner, chosen, _ = outcomes["real"]
-    outcomes["logit_adjusted"] = (scores, inner, chosen, arming.adjust(scores, items["real"]))
+    real = found["real"]
+    adjusted = None if real.logits is None else arming.adjust(real.logits, items["real"]).argmax(axis=1)
+    outcomes["logit_adjusted"] = replace(outcomes["real"], predicted=adjusted)
+    if cell.anomaly is not None and np.isfinite(cell.anomaly[cell.test]).all():
+        outcomes["anomaly"] = _by_distance(cell)
     return outcomes
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best of some candidates.
+
+    Attributes:
+        outcome: of the best.
+        chosen: what it is.
+        tried: inner score of each, by name.
+        amount: of synthetic images; None where there are none.
+    """
+
+    outcome: Outcome
+    chosen: dict[str, Any]
+    tried: dict[str, float] = field(default_factory=dict)
+    amount: arming.Amount | None = None
+
+    def tested(self) -> Tested:
+        return _tested(self.outcome, self.chosen, self.tried)
+
+
+def _tested(outcome: Outcome, chosen: Mapping[str, Any] | None = None, tried: dict[str, float] | None = None) -> Tested:
+    predicted = None if outcome.logits is None else outcome.logits.argmax(axis=1)
+    return Tested(outcome.scores, outcome.inner, {**outcome.chosen, **(chosen or {})}, predicted, tried or {})
+
+
+def _best_classic(cell: Cell, fitted: Callable[[Items], Outcome]) -> Choice:
+    """Classic augmentation: the best candidate at half of the class's weight, or at less of it."""
+    outcomes = {name: fitted(arming.augmented_arm(cell, name)) for name in cell.augmented}
+    candidate = _best(outcomes)
+    less = fitted(arming.augmented_arm(cell, candidate, arming.LESS))
+    tried = {f"{name} {arming.HALF:g}": outcome.inner for name, outcome in outcomes.items()}
+    tried[f"{candidate} {arming.LESS:g}"] = less.inner
+    share = _best({arming.HALF: outcomes[candidate], arming.LESS: less})
+    best = less if share == arming.LESS else outcomes[candidate]
+    return Choice(best, {"candidate": candidate, "classic share": share}, tried)
+
+
+def _best_synthetic(
+    cell: Cell,
+    folds: Sequence[frozenset[str]],
+    fitted: Callable[[Items], Outcome],
+    balanced: Outcome,
+    classic: Choice | None,
+) -> Choice:
+    """Share, number and mixture of synthetic images, and whether there are any, by the inner score; ties leave more out."""
+    assert cell.synthetic is not None
+    half = arming.Amount()
+    if not _tried(arming.synthetic_arm(cell, half), folds):
+        return Choice(fitted(arming.synthetic_arm(cell, half)), {"share": half.share}, {}, half)
+    without: dict[str, Choice] = {"none": Choice(balanced, {"share": 0.0})}
+    if classic is not None:
+        without["classic"] = replace(classic, chosen={"share": 0.0, **classic.chosen})
+    by_share = {share: arming.Amount(share) for share in arming.SHARES}
+    outcomes = {amount: fitted(arming.synthetic_arm(cell, amount)) for amount in by_share.values()}
+    best = _best(outcomes)
+    further = []
+    if len(cell.synthetic.rows) >= arming.FEWER:
+        further.append(replace(best, images=len(cell.synthetic.rows) // arming.FEWER))
+    if classic is not None and best.share + arming.LESS < 1:
+        further.append(replace(best, classic=classic.chosen["candidate"]))
+    outcomes |= {amount: fitted(arming.synthetic_arm(cell, amount)) for amount in further}
+    tried = {name: choice.outcome.inner for name, choice in without.items()}
+    tried |= {_named(amount): outcome.inner for amount, outcome in outcomes.items()}
+    winner, plain = _best(outcomes), _best({name: choice.outcome for name, choice in without.items()})
+    if not _score(outcomes[winner]) > _score(without[plain].outcome):
+        return replace(without[plain], tried=tried)
+    chosen = {"share": winner.share, "images": winner.images or len(cell.synthetic.rows)}
+    if winner.classic is not None:
+        chosen["candidate"] = winner.classic
+    return Choice(outcomes[winner], chosen, tried, winner)
+
+
+def _named(amount: arming.Amount) -> str:
+    """Name of an amount among those that were tried."""
+    extra = f", {amount.images} images" if amount.images else ""
+    return f"{amount.share:g}{extra}" + (f", with {amount.classic}" if amount.classic else "")
+
+
+def _by_distance(cell: Cell) -> Tested:
+    """The arm "anomaly": the distance itself is the score, for each class alike."""
+    assert cell.anomaly is not None
+    known = cell.train[np.isfinite(cell.anomaly[cell.train])]
+    inner = average_precision(cell.positive[known], cell.anomaly[known])
+    return Tested(cell.anomaly[cell.test].astype(np.float64), inner)
 
 
 def _tried(items: Items, folds: Sequence[frozenset[str]]) -> bool:
@@ -217,10 +343,13 @@ def _tried(items: Items, folds: Sequence[frozenset[str]]) -> bool:
     return any((~items.real[train]).any() and items.positive[held].any() for train, held in parts)
 
 
-def _best(candidates: Mapping[Any, Outcome]) -> tuple[Any, Outcome]:
+def _best(candidates: Mapping[Any, Outcome]) -> Any:
     """The candidate with the best inner score; the first of equal ones."""
-    best = max(candidates, key=lambda name: np.nan_to_num(candidates[name].inner, nan=-1.0))
-    return best, candidates[best]
+    return max(candidates, key=lambda name: _score(candidates[name]))
+
+
+def _score(outcome: Outcome) -> float:
+    return float(np.nan_to_num(outcome.inner, nan=-1.0))
 
 
 def _groups(cell: Cell) -> set[str]:
@@ -244,16 +373,11 @@ def add_dense(results: Results, cells: Sequence[Cell], head: DenseHead, seed: in
     for cell in cells:
         items = arming.real_items(cell)
         folds = inner_folds(items, sorted({cell.groups[row] for row in cell.train}), INNER_FOLDS, cell.draw)
-        outcome = head.fit(items, cell.test, folds, seed)
-        results.add(cell, "dense", outcome.scores, outcome.inner, outcome.chosen, outcome.scores)
+        results.add(cell, "dense", _tested(head.fit(items, cell.test, folds, seed)))
 
 
 def add_rival(results: Results, cells: Sequence[Cell], outcomes: Sequence[Outcomes], name: str) -> None:
     """Another synthesizer's arm ``name``, on the same cells: in their outcomes its images stood as "synthetic"."""
     for cell, outcome in zip(cells, outcomes, strict=True):
-        scores, inner, chosen, decision = outcome["synthetic"]
-        results.add(cell, name, scores, inner, chosen, decision)
+        results.add(cell, name, outcome["synthetic"])
     results.rivals.append(name)
-
-
-# -- summing up ------------------------------------------------------------------------------------------------------

@@ -1,30 +1,59 @@
-"""The frozen learner: logistic regression on pooled features, with resolution, pooling and C chosen on inner folds."""
+"""The frozen learner: a linear model on pooled features, with resolution, pooling and C chosen on inner folds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from visynth.verdict.learners import Floats, Ints, Items, Outcome, split_parts
+from visynth.verdict.linear import logistic, softmax
 from visynth.verdict.ranking import average_precision
 
 Table = NDArray[np.float32]
+Tables = Mapping[tuple[int, str], Table]
 STRIDES = "several strides"
+ANOMALY = (0, "anomaly")  # key of the table with each row's distance from defect-free images
+NORM = 1280.0  # mean squared norm of training rows, so that C means the same in every space
+JITTER = 1e-9  # of the mean squared norm: makes the products of repeated rows invertible
+
+
+@dataclass(frozen=True)
+class Space:
+    """Features of all rows, in as few numbers as tell them apart.
+
+    Attributes:
+        rows: float64 ``[rows, d]``. Where there are fewer rows than features, the products of all rows are all that an
+            L2-penalised linear model depends on, and their Cholesky factor has the same products in as many numbers as
+            there are rows before it; a row's later ones are 0.
+        triangular: whether they are that factor.
+    """
+
+    rows: Floats
+    triangular: bool
+
+    def of(self, items: Items, test: Ints) -> tuple[Floats, Floats]:
+        """The items' and the test rows' features, without numbers in which all of the items are 0."""
+        used = self.rows.shape[1]
+        if self.triangular:
+            used = 1 + int(max(items.rows.max(), -1 if items.partners is None else items.partners.max()))
+        return items.features(self.rows[:, :used]), self.rows[test][:, :used]
 
 
 @dataclass(frozen=True)
 class FrozenLearner:
-    """L2-regularised logistic regression (scikit-learn), one class against the rest.
+    """An L2-regularised linear model, one class against the rest, and one of all classes where images have one each.
 
     At each resolution there are the mean of the last maps, their maximum, and, where the features have them, several
     strides: that maximum beside maxima and minima of finer maps, each block scaled to one mean squared norm, in which small
-    defects are seen. Every choice (resolution, pooling, C) has the best mean average precision over the inner folds,
-    where only real images of held-out groups are scored and nothing made from them is trained on. Weak baselines make
-    straw men, so every arm makes this choice for itself.
+    defects are seen. Chosen in turn, by the mean average precision over the inner folds, where only real images of
+    held-out groups are scored and nothing made from them is trained on: resolution and pooling at the middle C; C; and
+    whether the distance from defect-free images is one more feature. Weak baselines make straw men, so every arm makes
+    these choices for itself.
+
+    The features are centred and scaled by the real training rows, in all arms of a cell alike.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -38,93 +67,116 @@ class FrozenLearner:
 
     parallel = True  # one thread each: cells may run in several processes
     penalties: tuple[float, ...] = (0.001, 0.01, 0.1)
+    _kept: dict[int, tuple[Tables, dict[tuple[int, str, bool], Space]]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
-    def fit(
-        self, tables: dict[tuple[int, str], Table], items: Items, test: Ints, folds: Sequence[frozenset[str]], seed: int
-    ) -> Outcome:
+    def fit(self, tables: Tables, items: Items, test: Ints, folds: Sequence[frozenset[str]], seed: int) -> Outcome:
         """Choose on the inner folds, fit on all items, score the test rows (decision values)."""
         from threadpoolctl import threadpool_limits
 
         with threadpool_limits(1):  # these matrices are small: two threads take six times as long as one
-            return self._fit(tables, items, test, folds)
+            return self._fit(self._spaces(tables, items), items, test, folds)
+
+    def _spaces(self, tables: Tables, items: Items) -> dict[tuple[int, str, bool], Space]:
+        """Spaces of tables, once for all arms that are fitted on them."""
+        if id(tables) not in self._kept:
+            self._kept.clear()
+            reference = items.rows[items.real]
+            blocks = {}
+            for key, names in spaces_of(tables).items():
+                blocks[(*key, False)] = _space([tables[name] for name in names], reference)
+                if ANOMALY in tables:
+                    blocks[(*key, True)] = _space([*(tables[name] for name in names), tables[ANOMALY]], reference)
+            self._kept[id(tables)] = tables, blocks  # the tables are kept, so that their id stays theirs
+        return self._kept[id(tables)][1]
 
     def _fit(
-        self, tables: dict[tuple[int, str], Table], items: Items, test: Ints, folds: Sequence[frozenset[str]]
+        self,
+        spaces: Mapping[tuple[int, str, bool], Space],
+        items: Items,
+        test: Ints,
+        folds: Sequence[frozenset[str]],
     ) -> Outcome:
-        pooled = _spaces(tables)
         parts = [split_parts(items, held) for held in folds]
         parts = [(train, held) for train, held in parts if items.positive[held].any() and items.positive[train].any()]
-        best: tuple[float, tuple[int, str], float] = (
-            -1.0,
-            next(iter(pooled)),
-            self.penalties[len(self.penalties) // 2],
-        )
-        spaces = {}
-        for key, blocks in pooled.items():
-            spaces[key] = _rotate(*_joined([(items.features(table), table[test]) for table in blocks]))
-            values = spaces[key][0]
-            for penalty in self.penalties if parts else ():
+        middle = self.penalties[len(self.penalties) // 2]
+        tried: dict[tuple[tuple[int, str, bool], float], float] = {}
+
+        def inner(space: tuple[int, str, bool], penalty: float) -> float:
+            if (space, penalty) not in tried:
+                values, _ = spaces[space].of(items, test)
                 scores = []
                 for train, held in parts:
-                    coefficients, bias = logistic(values[train], items.positive[train], items.weights[train], penalty)
-                    scores.append(average_precision(items.positive[held], values[held] @ coefficients + bias))
-                score = float(np.mean(scores))
-                if score > best[0]:
-                    best = (score, key, penalty)
-        inner, key, penalty = best
-        values, test_values = spaces[key]
-        coefficients, bias = logistic(values, items.positive, items.weights, penalty)
-        chosen = {"resolution": key[0] or "native", "pooling": key[1], "C": penalty}
-        return Outcome(test_values @ coefficients + bias, inner if parts else float("nan"), chosen)
+                    weights, bias = logistic(
+                        values[train], items.positive[train], items.weights[train], penalty, items.loss
+                    )
+                    scores.append(average_precision(items.positive[held], values[held] @ weights + bias))
+                tried[space, penalty] = float(np.mean(scores))
+            return tried[space, penalty]
+
+        best, penalty = next(iter(spaces)), middle
+        if parts:
+            best = max((space for space in spaces if not space[2]), key=lambda space: inner(space, middle))
+            penalty = max(
+                (middle, *(p for p in self.penalties if p != middle)), key=lambda penalty: inner(best, penalty)
+            )
+            further = (best[0], best[1], True)
+            if further in spaces and inner(further, penalty) > inner(best, penalty):
+                best = further
+        values, test_values = spaces[best].of(items, test)
+        weights, bias = logistic(values, items.positive, items.weights, penalty, items.loss)
+        chosen = {"resolution": best[0] or "native", "pooling": best[1], "C": penalty}
+        if any(space[2] for space in spaces):
+            chosen["anomaly score"] = "too" if best[2] else "no"
+        return Outcome(
+            test_values @ weights + bias,
+            tried[best, penalty] if parts else float("nan"),
+            chosen,
+            None if items.labels is None else _of_all(values, items, penalty, test_values),
+        )
 
 
-def _spaces(tables: dict[tuple[int, str], Table]) -> dict[tuple[int, str], list[Table]]:
-    """What may be chosen: the tables that each consists of."""
-    spaces = {key: [table] for key, table in tables.items() if key[1] in ("mean", "max")}
+def _of_all(values: Floats, items: Items, penalty: float, test: Floats) -> Floats:
+    """Log-probabilities of all classes by one model of the same features and C."""
+    assert items.labels is not None
+    own = items.labels >= 0
+    return softmax(values[own], items.labels[own], items.class_weights()[own], penalty, test)
+
+
+def spaces_of(tables: Tables) -> dict[tuple[int, str], list[tuple[int, str]]]:
+    """What may be chosen: the tables that each space consists of.
+
+    Example:
+        >>> list(spaces_of(dict.fromkeys([(0, "mean"), (0, "max"), (0, "max@8"), (64, "trunk")])))
+        [(0, 'mean'), (0, 'max'), (0, 'several strides')]
+    """
+    spaces = {key: [key] for key in tables if key[1] in ("mean", "max")}
     for resolution in sorted({key[0] for key in spaces}):
-        finer = [table for (own, pool), table in tables.items() if own == resolution and "@" in pool]
+        finer = [key for key in tables if key[0] == resolution and "@" in key[1]]
         if finer and (resolution, "max") in tables:
-            spaces[(resolution, STRIDES)] = [tables[(resolution, "max")], *finer]
+            spaces[(resolution, STRIDES)] = [(resolution, "max"), *finer]
     return spaces
 
 
-def _joined(blocks: Sequence[tuple[Table, Table]]) -> tuple[Table, Table]:
-    """Blocks of features side by side; of several each is scaled so that the training rows' deviations have the same mean
-    squared norm."""
-    if len(blocks) == 1:
-        return blocks[0]
-    scaled = []
-    for train, test in blocks:
-        spread = float(((train - train.mean(axis=0)) ** 2).sum(axis=1).mean())
-        factor = np.float32(1 / max(spread, 1e-12) ** 0.5)
-        scaled.append((train * factor, test * factor))
-    return np.concatenate([own for own, _ in scaled], axis=1), np.concatenate([own for _, own in scaled], axis=1)
-
-
-def _rotate(train: Table, test: Table) -> tuple[Floats, Floats]:
-    """Both sets in the basis of the training rows' own span.
-
-    An L2-penalised linear fit lies in the span of its rows, so fitting n rows needs n dimensions, not 1280; scores are
-    the same. The constant factor brings the mean squared norm to 1280, so that C means the same for every table.
-    """
-    centre = train.mean(axis=0)
-    shifted = (train - centre).astype(np.float64)
-    scale = np.sqrt(1280 / max(float((shifted**2).sum(axis=1).mean()), 1e-12))
-    if shifted.shape[0] >= shifted.shape[1]:
-        return shifted * scale, (test - centre).astype(np.float64) * scale
-    # The eigenvectors of the n x n products give the same basis as an SVD of the rows, in a third of the time.
-    values, vectors = np.linalg.eigh(shifted @ shifted.T)
-    kept = values > 1e-10 * max(float(values[-1]), 1e-300)
-    basis = shifted.T @ (vectors[:, kept] / np.sqrt(values[kept]))
-    return shifted @ basis * scale, (test - centre).astype(np.float64) @ basis * scale
-
-
-def logistic(
-    values: NDArray[Any], positive: NDArray[np.bool_], weights: Floats, penalty: float
-) -> tuple[Floats, float]:
-    """Weights ``[D]`` and bias of an L2-regularised logistic regression with inverse strength ``penalty`` (C)."""
-    from sklearn.linear_model import LogisticRegression
-
-    model = LogisticRegression(C=penalty, solver="lbfgs", max_iter=300, tol=1e-3)
-    model.fit(values, positive, sample_weight=weights)
-    return model.coef_[0], float(model.intercept_[0])
+def _space(blocks: Sequence[Table], reference: Ints) -> Space:
+    """Blocks of features side by side, centred by the reference rows; of several each is scaled so that its deviations there
+    have the same mean squared norm, and the whole so that theirs is :data:`NORM`."""
+    widths = sum(block.shape[1] for block in blocks)
+    count = len(blocks[0])
+    products = np.zeros((count, count)) if count <= widths else None
+    parts = []
+    for block in blocks:
+        values = block.astype(np.float64) - np.nanmean(block[reference], axis=0, dtype=np.float64)
+        values = np.nan_to_num(values)  # what is unknown lies in the middle
+        spread = float((values[reference] ** 2).sum(axis=1).mean())
+        values *= (NORM / len(blocks) / max(spread, 1e-12)) ** 0.5
+        if products is None:
+            parts.append(values)
+        else:
+            products += values @ values.T
+    if products is None:
+        return Space(np.concatenate(parts, axis=1), False)
+    diagonal = np.arange(count)
+    products[diagonal, diagonal] += JITTER * max(float(products[diagonal, diagonal].mean()), 1e-300)
+    return Space(np.asarray(np.linalg.cholesky(products), np.float64), True)

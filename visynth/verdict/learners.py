@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from visynth.verdict.linear import Loss
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -25,6 +27,9 @@ class Items:
         real: bool ``[n]``; only real items take part in inner validation.
         partners: a second row per item, and
         mix: how far (0 to 1) the item's features lie from the first row towards the second (SMOTE).
+        loss: that a learner of one layer minimises.
+        labels: number of each item's own class, int ``[n]``, -1 where it has none; None where images have several.
+        even: whether all classes have one weight where all of them are told apart, as ``weights`` has it for this one.
     """
 
     rows: Ints
@@ -34,16 +39,30 @@ class Items:
     real: NDArray[np.bool_]
     partners: Ints | None = None
     mix: Floats | None = None
+    loss: Loss = "logistic"
+    labels: Ints | None = None
+    even: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def features(self, table: NDArray[np.float32]) -> NDArray[np.float32]:
+    def class_weights(self) -> Floats:
+        """Weights where all classes are told apart: of equal sums if ``even``, in proportion to ``weights`` within each."""
+        if self.labels is None or not self.even:
+            return self.weights
+        known = np.unique(self.labels[self.labels >= 0])
+        weights = np.zeros(len(self))
+        for label in known:
+            own = self.labels == label
+            weights[own] = self.weights[own] / max(float(self.weights[own].sum()), 1e-12)
+        return weights * (float(self.weights.sum()) / max(len(known), 1))
+
+    def features(self, table: NDArray[Any]) -> NDArray[Any]:
         """The items' features from a table ``[bank rows, ...]``."""
         values = table[self.rows]
         if self.partners is None or self.mix is None:
             return values
-        mix = self.mix.astype(np.float32).reshape(
+        mix = self.mix.astype(table.dtype).reshape(
             -1, *[1] * (values.ndim - 1)
         )  # tables may hold maps, not only vectors
         return np.asarray(values + mix * (table[self.partners] - values))
@@ -51,11 +70,13 @@ class Items:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Scores on the test rows, the inner validation score of the choice, and the choice."""
+    """Scores on the test rows, the inner validation score of the choice, the choice, and, of a learner that tells all
+    classes apart, log-probabilities ``[test rows, classes]`` of one model of all of them."""
 
     scores: Floats
     inner: float
     chosen: dict[str, Any] = field(default_factory=dict)
+    logits: Floats | None = None
 
 
 class Learner(Protocol):

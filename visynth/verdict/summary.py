@@ -1,4 +1,4 @@
-"""From the results of one class to its verdict: arms with intervals, the baseline to beat, and what to do next."""
+"""From the results of some classes to their verdicts: arms with intervals, the baseline to beat, and what to do next."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy as np
 
 from visynth.core.report import ClassVerdict, arms, text
 from visynth.verdict import cells as arming
-from visynth.verdict.bootstrap import (
+from visynth.verdict.bootstrap import WORDS, Bootstrap, Interval, compare, interval
+from visynth.verdict.comparison import Results
+from visynth.verdict.rule import (
     CANNOT_TELL,
     HELPS,
-    Bootstrap,
-    Interval,
+    Comparison,
+    Design,
+    Evidence,
     Verdict,
-    compare,
     decide,
-    detectable,
-    interval,
+    holm,
+    positive_groups,
 )
-from visynth.verdict.comparison import Results
-from visynth.verdict.ranking import macro_f1
 
-WORTH = 0.02  # AP below which a gain is not worth having
+WORTH = 0.02  # gain below which it is not worth having
 FPR = 0.05
 
 
@@ -37,81 +37,142 @@ class Summary:
     rows: list[dict[str, Any]]
     gap: Interval | None
     headroom: Interval | None
-    detectable: float
     recall: Interval
     candidate: str = "synthetic"
     others: Mapping[str, Verdict] = field(default_factory=dict)
     duel: Interval | None = None  # the rival against the arm "synthetic"
-    level: float = 0.95  # of each synthesizer's interval
     recipe: str = ""  # the best arm without synthesis, in words
+    without: str = ""  # its name
+    exploratory: bool = False  # not among the classes that were named beforehand
+    design: Design = field(default_factory=Design)
+
+    @property
+    def metric(self) -> str:
+        return self.verdict.metric
 
 
-def summarise(results: Results, *, candidate: str = "synthetic", worth: float = WORTH, seed: int = 0) -> Summary:
-    """Arms with intervals, the baseline to beat, the verdict, the share of the gap closed.
+def summarise(
+    results: Mapping[str, Results],
+    *,
+    named: Sequence[str] | None = None,
+    candidate: str = "synthetic",
+    metric: str = "ap",
+    design: Design | None = None,
+    worth: float = WORTH,
+    seed: int = 0,
+) -> dict[str, Summary]:
+    """Per class arms with intervals, the baseline to beat, the verdict, and the share of the gap that is closed.
 
-    The baseline to beat is the best on validation or the best on the test, whichever leaves synthesis less: choosing
-    among baselines on few validation groups is noisy, and a weak rival would make an easy "helps". Where several
-    synthesizers are judged, the error is shared among them (Bonferroni: two intervals of 97.5 %), and the class has the
-    best of their verdicts.
+    The baseline to beat is the best on the test, and the limits are moved up by the luck that lies in having picked it.
+    Where several synthesizers are compared, each p-value counts so many times (Bonferroni), and the class has the best of
+    their verdicts; over the classes that were named, p-values are adjusted after Holm.
+
+    Args:
+        results: by class.
+        named: classes that were named beforehand; the others are exploratory. By default all.
+        candidate: the arm in question.
+        metric: that was named beforehand, see :data:`visynth.verdict.bootstrap.METRICS`.
+        design: of the cells.
+        worth: gain from which on it is worth having.
+        seed: of the bootstrap.
     """
-    bootstrap = Bootstrap(results.tested["real"], seed=seed)
-    baseline = _baseline(results, bootstrap)
-    candidates = [candidate, *results.rivals]
-    level = 1 - 0.05 / len(candidates)
-    verdicts: dict[str, Verdict] = {}
-    for name in candidates:
-        difference, replicates = compare(results.tested, name, baseline, bootstrap, level=level)
-        verdicts[name] = decide(difference, baseline.replace("_", " "), detectable(replicates, level), worth, level)
-    order = {HELPS: 2, CANNOT_TELL: 1}
-    best = max(candidates, key=lambda name: (order.get(verdicts[name].answer, 0), verdicts[name].difference.mean))
-    difference, replicates = compare(results.tested, best, baseline, bootstrap, level=level)
-    recalls, _ = compare(results.tested, best, baseline, bootstrap, "recall")
-    headroom = gap = duel = None
-    if "oracle" in results.tested:
-        headroom, room = compare(results.tested, "oracle", baseline, bootstrap)
-        if headroom.low > 0:  # a share of a gap that may be nothing is no number
-            shares = np.where(room > 0, replicates / np.where(room > 0, room, 1), np.nan)
-            gap = interval(difference.mean / headroom.mean, shares)
-    if results.rivals:
-        duel, _ = compare(results.tested, results.rivals[0], candidate, bootstrap)
-    return Summary(
-        verdicts[best],
-        _arm_rows(results, bootstrap, baseline, candidates),
-        gap,
-        headroom,
-        detectable(replicates, level),
-        recalls,
-        best,
-        {name: v for name, v in verdicts.items() if name != best},
-        duel,
-        level,
-        _recipe(results, bootstrap),
-    )
+    named = list(results) if named is None else [name for name in named if name in results]
+    measured = {name: _Class(own, candidate, metric, design or Design(), seed) for name, own in results.items()}
+    own = {name: one.p() for name, one in measured.items()}
+    adjusted = own | holm({name: own[name] for name in named})
+    return {name: one.summary(worth, adjusted[name], name not in named) for name, one in measured.items()}
 
 
-def _recipe(results: Results, bootstrap: Bootstrap) -> str:
+class _Class:
+    """One class on the way to its summary."""
+
+    def __init__(self, results: Results, candidate: str, metric: str, design: Design, seed: int) -> None:
+        self.results, self.candidate = results, candidate
+        self.bootstrap = Bootstrap(results.tested["real"], seed=seed)
+        self.compared = Comparison(results.tested, self.bootstrap, metric, design)
+        self.baselines = _baselines(results, metric)
+        self.baseline = self.compared.best(self.baselines)
+        self.evidence: dict[str, Evidence] = {
+            name: self.compared.evidence(name, self.baselines, self.baseline) for name in (candidate, *results.rivals)
+        }
+
+    def p(self) -> float:
+        """Of no gain by any synthesizer."""
+        return min(1.0, len(self.evidence) * min(one.p_gain() for one in self.evidence.values()))
+
+    def summary(self, worth: float, adjusted: float, exploratory: bool) -> Summary:
+        results, baseline, metric = self.results, self.baseline, self.compared.metric
+        smallest = min(one.p_gain() for one in self.evidence.values())
+        verdicts = {}
+        for name, one in self.evidence.items():
+            # The class's p-value belongs to its best synthesizer; another one's cannot be smaller.
+            own = max(adjusted, min(1.0, adjusted * one.p_gain() / max(smallest, 1e-12)))
+            verdicts[name] = decide(one, baseline.replace("_", " "), worth, own, metric, self.compared.design.fewest)
+        order = {HELPS: 2, CANNOT_TELL: 1}
+        best = max(verdicts, key=lambda name: (order.get(verdicts[name].answer, 0), verdicts[name].difference.mean))
+        recalls, _ = compare(results.tested, best, baseline, self.bootstrap, "recall@fpr")
+        headroom = gap = duel = None
+        if "oracle" in results.tested and metric in _metrics(results, "oracle"):
+            headroom, room = compare(results.tested, "oracle", baseline, self.bootstrap, metric)
+            if headroom.low > 0:  # a share of a gap that may be nothing is no number
+                one = self.evidence[best]
+                # Of replicates without room a share is none: those that have some speak for the limits.
+                shares = np.where(room > 0, one.replicates / np.where(room > 0, room, 1), np.nan)
+                gap = interval(one.mean / headroom.mean, shares)
+        if results.rivals:
+            duel, _ = compare(results.tested, results.rivals[0], self.candidate, self.bootstrap, metric)
+        return Summary(
+            verdicts[best],
+            _arm_rows(results, self.bootstrap, baseline, list(verdicts), metric),
+            gap,
+            headroom,
+            recalls,
+            best,
+            {name: v for name, v in verdicts.items() if name != best},
+            duel,
+            _recipe(results, self.bootstrap, baseline, metric),
+            baseline,
+            exploratory,
+            self.compared.design,
+        )
+
+
+def _metrics(results: Results, arm: str) -> tuple[str, ...]:
+    """Metrics that an arm has: those of decisions need a model of all classes."""
+    decided = all(one.labels is not None and one.predicted is not None for one in results.tested[arm])
+    return ("ap", "recall@fpr", "recall@precision", *(("recall", "macro-f1") if decided else ()))
+
+
+def _baselines(results: Results, metric: str) -> list[str]:
+    found = [name for name in arming.BASELINES if name in results.tested and metric in _metrics(results, name)]
+    return found or ["real"]  # which then tells what the metric needs
+
+
+def _recipe(results: Results, bootstrap: Bootstrap, best: str, metric: str) -> str:
     """The best arm without synthesis, in words, with what it gains over the items as they are."""
-    means = {n: bootstrap.mean(results.tested[n], "ap")[0] for n in arming.BASELINES if n in results.tested}
-    best = max(means, key=lambda name: means[name])
     recipes = results.wording.recipes
     words = recipes[best]
     if best == "augment":
-        picked = Counter(str(chosen["candidate"]) for chosen in results.chosen["augment"])
+        picked = Counter(str(arm.chosen["candidate"]) for arm in results.arms["augment"])
         candidate, count = picked.most_common(1)[0]
         words += f" with {candidate} (in {count} of {len(results.rows)} cells)"
-    words += f": AP {means[best]:.2f}"
+    words += f": {WORDS[metric]} {bootstrap.mean(results.tested[best], metric)[0]:.2f}"
     if best == "real":
         return words
-    gain, _ = compare(results.tested, best, "real", bootstrap)
+    gain, _ = compare(results.tested, best, "real", bootstrap, metric)
     return f"{words}, {gain.mean:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}] against {recipes['real']}"
 
 
-def summarise_classic(results: Results, learner: str, seed: int = 0) -> tuple[str, dict[str, Any]]:
-    """Best arm in words and table of arms, for a class that was measured without synthesis."""
+def summarise_classic(
+    results: Results, learner: str, metric: str = "ap", seed: int = 0
+) -> tuple[str, str, dict[str, Any]]:
+    """Best arm, the same in words, and table of arms, for a class that was measured without synthesis."""
     bootstrap = Bootstrap(results.tested["real"], seed=seed)
-    rows = _arm_rows(results, bootstrap, _baseline(results, bootstrap), [])
+    best = Comparison(results.tested, bootstrap, metric).best(_baselines(results, metric))
+    rows = _arm_rows(results, bootstrap, best, [], metric)
     title = f"{_cells_in_words(results)} ({learner} learner)"
-    return _recipe(results, bootstrap), arms(title, rows, "Nothing was synthesised for this class.")
+    block = arms(title, rows, "Nothing was synthesised for this class.", WORDS[metric])
+    return best, _recipe(results, bootstrap, best, metric), block
 
 
 def _cells_in_words(results: Results) -> str:
@@ -127,58 +188,45 @@ def _cells_in_words(results: Results) -> str:
     )
 
 
-def _baseline(results: Results, bootstrap: Bootstrap) -> str:
-    baselines = [name for name in arming.BASELINES if name in results.tested]
-    validated = {
-        name: float(np.nanmean(results.inner[name])) if not np.all(np.isnan(results.inner[name])) else -1.0
-        for name in baselines
-    }
-    # Without inner folds (one group) nothing can be chosen on validation: then the balanced sampler is the rival.
-    chosen = max(validated, key=lambda name: validated[name]) if max(validated.values()) >= 0 else "balanced"
-    # Equal means (logit adjustment ranks as "real" does) go to the one chosen on validation, else to the first in
-    # order.
-    means = {name: bootstrap.mean(results.tested[name], "ap")[0] for name in baselines}
-    return max(baselines, key=lambda name: (means[name], name == chosen))
-
-
-def _arm_rows(results: Results, bootstrap: Bootstrap, baseline: str, candidates: Sequence[str]) -> list[dict[str, Any]]:
+def _arm_rows(
+    results: Results, bootstrap: Bootstrap, baseline: str, candidates: Sequence[str], metric: str
+) -> list[dict[str, Any]]:
     rows = []
-    shown = [*arming.BASELINES, "synthetic", *results.rivals, "synthetic+control", "dense", "oracle"]
+    shown = [*arming.BASELINES, "synthetic", *results.rivals, "synthetic+control", "oracle"]
     for name in [n for n in shown if n in results.tested]:
-        mean, replicates = bootstrap.mean(results.tested[name], "ap")
-        recall, _ = bootstrap.mean(results.tested[name], "recall", FPR)
-        estimate = interval(mean, replicates)
-        against, _ = compare(results.tested, name, baseline, bootstrap)
-        rows.append(
-            {
-                "name": name.replace("_", " "),
-                **estimate.to_json(),
-                "highlight": name in candidates,
-                "more": {
-                    f"recall at {FPR:.0%} FPR": round(recall, 3),
-                    **_at_precision(results, bootstrap, name),
-                    "validation AP": round(float(np.nanmean(results.inner[name])), 3)
-                    if np.isfinite(results.inner[name]).any()
-                    else "-",
-                    f"against {baseline.replace('_', ' ')}": f"{against.mean:+.3f} [{against.low:+.2f}, "
-                    f"{against.high:+.2f}]"
-                    if name != baseline
-                    else "-",
-                },
-            }
-        )
-    return rows
+        has = _metrics(results, name)
+        inner = results.inner(name)
+        more: dict[str, Any] = {}
+        if metric != "ap":
+            more["AP"] = round(bootstrap.mean(results.tested[name], "ap")[0], 3)
+        more[f"recall at {FPR:.0%} FPR"] = round(bootstrap.mean(results.tested[name], "recall@fpr", FPR)[0], 3)
+        more |= _at_precision(results, bootstrap, name)
+        if "macro-f1" in _metrics(results, "real"):
+            for decided in ("recall", "macro-f1"):
+                value = bootstrap.mean(results.tested[name], decided)[0] if decided in has else None
+                more[f"{WORDS[decided]} of one model of all classes"] = "-" if value is None else round(value, 3)
+        more["validation AP"] = round(inner, 3) if np.isfinite(inner) else "-"
+        against = f"against {baseline.replace('_', ' ')}"
+        own: dict[str, float | None] = {"mean": None, "low": None, "high": None}
+        more[against] = "-"
+        if metric in has:
+            own = interval(*bootstrap.mean(results.tested[name], metric)).to_json()
+            if name != baseline:
+                gain, _ = compare(results.tested, name, baseline, bootstrap, metric)
+                more[against] = f"{gain.mean:+.3f} [{gain.low:+.2f}, {gain.high:+.2f}]"
+        rows.append({"name": name.replace("_", " "), **own, "highlight": name in candidates, "more": more})
+    return [row for row in rows if row["mean"] is not None]
 
 
 def _at_precision(results: Results, bootstrap: Bootstrap, name: str) -> dict[str, str]:
     precision = results.wording.precision
     if precision is None:
         return {}
-    own = interval(*bootstrap.mean(results.tested[name], "recall at precision", precision))
+    own = interval(*bootstrap.mean(results.tested[name], "recall@precision", precision))
     return {f"recall at {precision:.0%} precision": f"{own.mean:.3f} [{own.low:.2f}, {own.high:.2f}]"}
 
 
-def class_verdict(results: Results, summary: Summary, *, masks: bool, macro_f1: Mapping[str, float]) -> ClassVerdict:
+def class_verdict(results: Results, summary: Summary) -> ClassVerdict:
     """The verdict with its numbers and with what to do next."""
     answer = summary.verdict.answer
     reason = summary.verdict.reason
@@ -194,6 +242,8 @@ def class_verdict(results: Results, summary: Summary, *, masks: bool, macro_f1: 
             )
     if summary.gap is not None and summary.gap.mean > 0:
         reason += f"; {summary.gap.mean:.0%} of the gap to all real {results.wording.items} is closed"
+    if summary.exploratory:
+        reason += "; exploratory, since the class was not named beforehand"
     if answer == HELPS:
         following = results.wording.helps
     elif answer == CANNOT_TELL:
@@ -203,12 +253,17 @@ def class_verdict(results: Results, summary: Summary, *, masks: bool, macro_f1: 
         )
     else:
         following = f"train without synthetic {results.label}; best without it was {summary.recipe}"
-    dense = next((row for row in summary.rows if row["name"] == "dense"), None)
-    others = max(row["mean"] for row in summary.rows if row["name"] not in ("dense", "oracle"))
-    if masks and dense is not None and dense["mean"] > others:
-        following += f". A rival to try: a dense head trained on your masks reached AP {dense['mean']:.2f} here"
+    means = {
+        decided: {
+            name.replace("_", " "): round(_mean(results, name, decided), 4)
+            for name in results.tested
+            if decided in _metrics(results, name)
+        }
+        for decided in ("ap", "recall@fpr", "recall", "macro-f1")
+    }
     numbers = {
         **summary.verdict.to_json(),
+        "exploratory": summary.exploratory,
         "recall_difference": summary.recall.to_json(),
         "synthesizer": results.synthesizer if summary.candidate == "synthetic" else summary.candidate,
         "others": {name: v.to_json() for name, v in summary.others.items()},
@@ -216,33 +271,49 @@ def class_verdict(results: Results, summary: Summary, *, masks: bool, macro_f1: 
         "gap_closed": summary.gap.to_json() if summary.gap else None,
         "headroom": summary.headroom.to_json() if summary.headroom else None,
         "arms": {row["name"]: {k: row[k] for k in ("mean", "low", "high")} for row in summary.rows},
-        "macro_f1": {name: round(value, 4) for name, value in macro_f1.items()},
+        "means": means,
+        "without": summary.without.replace("_", " "),
+        "curve": curve(results),
+        "draws": len({cell.draw for cell in results.tested["real"]}),
+        "planned_draws": summary.design.draws,
+        "all_groups": summary.design.all_groups,
+        "trainings": summary.design.trainings,
+        "test_groups": positive_groups(results.tested["real"]),
         **{f"{k} per cell".replace(" ", "_"): round(v, 3) for k, v in results.counts.items()},
     }
     return ClassVerdict(results.label, answer, reason, following, numbers)
 
 
-def arms_block(results: Results, summary: Summary, learner: str, macro_f1: Mapping[str, float]) -> list[dict[str, Any]]:
-    """The table of arms, and what the learner chose."""
-    rows = [
-        {
-            **row,
-            "more": {
-                **row["more"],
-                **_macro_f1_of(row["name"], macro_f1),
-            },
-        }
-        for row in summary.rows
-    ]
+def _mean(results: Results, name: str, metric: str) -> float:
+    from visynth.verdict.bootstrap import measure, own_weights
+
+    cells = results.tested[name]
+    return float(np.nanmean([measure(cell, metric, own_weights(cell)[None])[0] for cell in cells]))
+
+
+def curve(results: Results) -> dict[str, float]:
+    """Mean inner AP of each amount of synthetic images that was tried, over the cells that tried it."""
+    values: dict[str, list[float]] = {}
+    for arm in results.arms.get("synthetic", []):
+        for name, score in arm.tried.items():
+            if np.isfinite(score):
+                values.setdefault(name, []).append(score)
+    whole = max((len(scores) for scores in values.values()), default=0)
+    return {name: round(float(np.mean(scores)), 4) for name, scores in values.items() if len(scores) == whole}
+
+
+def arms_block(results: Results, summary: Summary, learner: str) -> list[dict[str, Any]]:
+    """The table of arms, the curve over the share of synthetic images, and what the learner chose."""
     title = f"{_cells_in_words(results)} ({learner} learner)"
     recipes = {
         name.replace("_", " "): words for name, words in results.wording.recipes.items() if name in results.tested
     }
+    words = WORDS[summary.metric]
     note = f"Compared with {summary.verdict.baseline}, the baseline that leaves synthesis least. "
     note += f"Arms: {', '.join(f'{name}: {words}' for name, words in recipes.items())}. "
     if summary.headroom is not None:
         note += (
-            f"Headroom: with all real groups AP changes by {summary.headroom.mean:+.3f} "
+            f"Headroom: with all real groups {words} changes by {summary.headroom.mean:+.3f} "
             f"[{summary.headroom.low:+.2f}, {summary.headroom.high:+.2f}]. "
         )
     if summary.gap is not None:
@@ -250,58 +321,23 @@ def arms_block(results: Results, summary: Summary, learner: str, macro_f1: Mappi
         note += f"Synthesis closes {gap.mean:.0%} [{gap.low:.0%}, {gap.high:.0%}] of that gap. "
     note += f"Validation AP is of inner folds of the training {results.wording.items}, at the prevalence that the class has among them. "
     note += (
-        f"Effects smaller than {summary.detectable:.2f} AP are not seen with these data (80 % power, two-sided "
-        f"{100 * (1 - summary.level):g} %)."
+        f"Effects smaller than {summary.verdict.detectable:.2f} {words} are not seen with these data (80 % power, one-sided "
+        "2.5 %). "
     )
-    blocks = [arms(title, rows, note)]
-    picked = Counter(", ".join(f"{k} {v}" for k, v in c.items()) for c in results.chosen.get("synthetic", []))
-    if picked:
-        blocks.append(
-            text(
-                "The synthetic arm's choices: " + "; ".join(f"{k} ({n} cells)" for k, n in picked.most_common(3)) + "."
-            )
+    if summary.verdict.luck:
+        note += (
+            f"The limits of the verdict allow {summary.verdict.luck:.3f} for the luck of the best of several baselines."
         )
+    blocks = [arms(title, summary.rows, note, words)]
+    tried = curve(results)
+    if tried:
+        rows = [{"name": name, "mean": score, "low": None, "high": None} for name, score in tried.items()]
+        over = f"Share of the class's weight to synthetic {results.label}, on inner folds"
+        blocks.append(
+            arms(over, rows, "Mean validation AP of what was tried in every cell; each cell chose for itself.", "AP")
+        )
+    picked = Counter(", ".join(f"{k} {v}" for k, v in arm.chosen.items()) for arm in results.arms.get("synthetic", []))
+    if picked:
+        choices = "; ".join(f"{k} ({n} cells)" for k, n in picked.most_common(3))
+        blocks.append(text(f"The synthetic arm's choices: {choices}."))
     return blocks
-
-
-def _macro_f1_of(name: str, macro_f1: Mapping[str, float]) -> dict[str, Any]:
-    if not macro_f1:
-        return {}
-    arm = name.replace(" ", "_")
-    return {"macro-F1": round(macro_f1[arm], 3) if arm in macro_f1 else "-"}
-
-
-def macro_f1_table(
-    results: Mapping[str, Results], labels: Sequence[int], classes: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    """Macro-F1 of argmax over one-against-rest scores, per class whose positives change and per arm.
-
-    The scores of the other classes are those of the same arm where it only reweights, and of "balanced" where it adds
-    images of one class. Only cells that were run for every class with the same test rows count.
-    """
-    table: dict[str, dict[str, float]] = {}
-    truth = np.asarray(labels)
-    for name, own in results.items():
-        table[name] = {}
-        for arm in own.decisions:
-            values = []
-            for cell, rows in enumerate(own.rows):
-                columns = []
-                for other in classes:
-                    source = results.get(other)
-                    if source is None or cell >= len(source.rows) or not np.array_equal(source.rows[cell], rows):
-                        break
-                    usual = arm if other == name or arm in ("real", "logit_adjusted", "duplicate") else "balanced"
-                    columns.append(source.decisions[usual][cell])
-                else:
-                    values.append(
-                        macro_f1(
-                            truth[rows].tolist(),
-                            np.argmax(np.stack(columns), axis=0).tolist(),
-                            range(len(classes)),
-                            own.tested[arm][cell].weights,
-                        )
-                    )
-            if values:
-                table[name][arm] = float(np.mean(values))
-    return table

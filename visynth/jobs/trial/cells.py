@@ -151,10 +151,10 @@ def headroom(
             found[name] = Headroom(f"{name}: headroom unknown, there are no more real groups to compare with")
             continue
         results = run_cells(name, cells, data.bank.tables(), learner="frozen", workers=0, seed=options.seed)
-        summary = summarise(results, candidate="oracle")
+        summary = summarise({name: results}, candidate="oracle")[name]
         means = {row["name"]: row["mean"] for row in summary.rows}
         what = "" if options.rare_groups else " (half of the groups against all of them)"
-        note = headroom_note(means["balanced"], means["oracle"], summary.detectable)
+        note = headroom_note(means["balanced"], means["oracle"], summary.verdict.detectable)
         found[name] = Headroom(
             f"{name}: balanced sampler AP {means['balanced']:.2f}, with all real groups {means['oracle']:.2f}{what}; "
             f"{note}",

@@ -42,11 +42,6 @@ class TrialData(MeasuredSet):
     def rare(self) -> tuple[str, ...]:
         return self.findings.rare
 
-    @property
-    def good(self) -> str | None:
-        """The defect-free class, if any."""
-        return self.findings.good
-
     def training_sources(self) -> list[Source]:
         """Images of one class each that generators may learn from; the data's own held-out images are not among
         them."""
@@ -100,7 +95,7 @@ def read_trial_data(findings: Preflight, options: TrialOptions, progress: Progre
     for item in items:
         label, problem = item.labels[0] if len(item.labels) == 1 else "", scan.known[item.name].mask_problem
         sources.append(Source(item.name, label, item.group, scan.kept(item.name), scan.masks.get(item.name), problem))
-    bank = new_bank(options.learner, options.cache)
+    bank = new_bank(options.learner, options.cache, patches=findings.good is not None and options.learner == "frozen")
     progress(f"features of {len(items)} images at {', '.join(bank.name(r) for r in bank.resolutions)}")
     add_features(bank, [s.image for s in sources], "features", progress)
     return TrialData(
@@ -112,4 +107,5 @@ def read_trial_data(findings: Preflight, options: TrialOptions, progress: Progre
         positive={name: np.array([name in i.labels for i in items]) for name in images.classes},
         groups=[i.group for i in items],
         weights=weights_of(images, items, findings.good),
+        good=findings.good,
     )

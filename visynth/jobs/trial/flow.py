@@ -31,8 +31,9 @@ from visynth.jobs.trial.options import TrialOptions
 from visynth.jobs.trial.outputs import write_outputs
 from visynth.jobs.trial.plan import Clock
 from visynth.jobs.trial.training import TrainedSynthesizer
-from visynth.verdict.bootstrap import HELPS
-from visynth.verdict.summary import arms_block, class_verdict, macro_f1_table, summarise, summarise_classic
+from visynth.verdict.bootstrap import WORDS
+from visynth.verdict.rule import HELPS
+from visynth.verdict.summary import arms_block, class_verdict, summarise, summarise_classic
 
 PARTS = ("generator*", "renders*")  # folders that a trial writes beside its report
 
@@ -116,16 +117,12 @@ def run_trial(
 def _sum_up(report: Report, trial: Trial) -> None:
     data, options = trial.data, trial.options
     measured = {name: r for name, r in trial.results.items() if "synthetic" in r.tested}
-    single = [data.classes.index(i.labels[0]) if len(i.labels) == 1 else -1 for i in data.items]
-    # Several labels an image: no argmax.
-    f1 = macro_f1_table(trial.results, single, data.classes) if -1 not in single else {}
+    summaries = summarise(measured, named=data.rare, metric=options.metric, design=trial.design(), seed=options.seed)
     blocks: list[dict[str, Any]] = []
     for name, results in measured.items():
-        summary = summarise(results, seed=options.seed)
-        masks = bool(data.findings.masked.get(name))
-        verdict = class_verdict(results, summary, masks=masks, macro_f1=f1.get(name, {}))
+        verdict = class_verdict(results, summaries[name])
         report.verdicts.append(_unless_undertrained(verdict, trial, results.synthesizer))
-        blocks += arms_block(results, summary, options.learner, f1.get(name, {}))
+        blocks += arms_block(results, summaries[name], options.learner)
     for name in data.classes:
         if name in measured or name == data.good:
             continue
@@ -140,7 +137,7 @@ def _sum_up(report: Report, trial: Trial) -> None:
                 if trial.headroom[name].gain <= 0:
                     following = "rather not: there is no headroom, not even more real images raise AP here"
         if name in data.rare and name in trial.results:
-            recipe, block = summarise_classic(trial.results[name], options.learner, options.seed)
+            _, recipe, block = summarise_classic(trial.results[name], options.learner, options.metric, options.seed)
             following += f"; best without synthesis was {recipe}"
             blocks.append(block)
         report.verdicts.append(ClassVerdict(name, answer, reason, following, aside=name not in data.rare))
@@ -181,7 +178,10 @@ def _conditions(data: TrialData, options: TrialOptions, seconds: float) -> dict[
         "synthetic images per cell": options.synthetic,
         "features": ", ".join(data.bank.name(r) for r in data.bank.resolutions),
         "classic augmentation": f"{backend()}: {', '.join(CANDIDATES)}",
-        "intervals": "95 % percentile bootstrap over draws and groups, 1000 replicates, paired between arms",
+        "metric named beforehand": WORDS[options.metric],
+        "intervals": "95 %, percentile bootstrap over draws and groups (1000 replicates), paired between arms, widened to a "
+        "two-way t interval where groups or draws are few",
+        "features that trained or chose": ", ".join(data.bank.name(r) for r in data.bank.resolutions),
         "seed": options.seed,
         "cores": os.cpu_count() or 0,
         "seconds": round(seconds),

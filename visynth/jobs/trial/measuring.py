@@ -36,7 +36,8 @@ from visynth.jobs.trial.training import (
 )
 from visynth.metrics.dense import DenseHead
 from visynth.verdict.cells import Cell
-from visynth.verdict.comparison import Outcomes, Results, add_dense, add_rival, fit_cells, gather
+from visynth.verdict.rule import Design
+from visynth.verdict.comparison import Outcomes, Results, Tested, add_dense, add_rival, fit_cells, gather
 
 Pairs = Sequence[tuple[Split, Cell]]
 
@@ -92,7 +93,10 @@ class Trial:
         for name in self.data.rare:
             if name not in self.results:
                 self._measure_classic(name)
-        self._measure_the_rest()
+
+    def design(self) -> Design:
+        """How the cells came about, for the rule."""
+        return Design(draws=self.options.draws, all_groups=self.options.rare_groups is None)
 
     # -- what is measured, and how much of it ------------------------------------------------------------------------
 
@@ -128,7 +132,6 @@ class Trial:
                 draws=options.draws,
                 folds=self._folds(),
                 seconds=60 * options.minutes,
-                rest=len(data.classes) - len(data.rare) - len(others),
                 trains=kind != "none" and (options.learned != "auto" or bool(self._only_by(kind, composed))),
             )
             # The plan first: a trial that is killed here must not take a cell that it finds for one that costs nothing.
@@ -155,6 +158,7 @@ class Trial:
             split, cell = pairs[0]
             try:
                 whole = cell if synthesizer is None else self._with_synthesis(synthesizer, name, split, cell)
+                whole = self.data.with_distances(whole)
             except VisynthError:  # nothing to fit on: told when the class is measured
                 continue
             (outcome,) = self._fit_cells([whole])
@@ -295,14 +299,6 @@ class Trial:
             self.progress(f"{name}: {len(pairs)} cells without synthesis")
             self._measure_bare(name, pairs)
 
-    def _measure_the_rest(self) -> None:
-        """The classes without synthesis, for the macro-F1 of the whole decision."""
-        longest = max(self.splits_of.values(), key=len, default=[])
-        for name in self.data.classes:
-            splits = [split for split in longest if has_both_sides(self.data, name, split)]
-            if name not in self.results and longest and len(splits) == len(longest):
-                self._measure_bare(name, [(split, bare_cell(self.data, name, split)) for split in splits])
-
     def _measure_bare(self, name: str, pairs: Pairs) -> None:
         outcomes = [o for o in self._fitted(None, name, pairs).values() if isinstance(o, dict)]
         self.results[name] = gather(name, [cell for _, cell in pairs], outcomes, 0.0)
@@ -331,7 +327,7 @@ class Trial:
             for split, cell in block:
                 try:
                     more = cell if synthesizer is None else self._with_synthesis(synthesizer, name, split, cell)
-                    ready.append((split, more))
+                    ready.append((split, self.data.with_distances(more)))
                 except VisynthError as error:
                     why = str(error).splitlines()[0]
                     self.progress(f"  {name}: draw {split.draw + 1}, fold {split.fold + 1} has no synthesis: {why}")
@@ -375,14 +371,8 @@ def _place(split: Split) -> tuple[int, int]:
 
 
 def _to_json(outcomes: Outcomes) -> dict[str, Any]:
-    return {
-        arm: [np.asarray(scores).tolist(), float(inner), chosen, np.asarray(decision).tolist()]
-        for arm, (scores, inner, chosen, decision) in outcomes.items()
-    }
+    return {name: arm.to_json() for name, arm in outcomes.items()}
 
 
 def _outcomes(kept: Mapping[str, Any]) -> Outcomes:
-    return {
-        arm: (np.array(scores, np.float64), inner, chosen, np.array(decision, np.float64))
-        for arm, (scores, inner, chosen, decision) in kept.items()
-    }
+    return {name: Tested.from_json(arm) for name, arm in kept.items()}

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from visynth.core import plugins
 from visynth.core.errors import UsageError, choices
+from visynth.verdict.bootstrap import METRICS
 
 Learned = Literal["auto", "none", "inpaint", "diffusion", "projection"]
 
@@ -18,6 +19,8 @@ class TrialOptions:
     Attributes:
         rare_groups: groups of each rare class that training sees in a draw; None uses all and has no oracle.
         draws: repetitions with other folds and other training groups.
+        metric: that the verdict is on, named beforehand: ``"ap"``, ``"recall@fpr"`` (at 5 % false alarms), ``"recall"`` or
+            ``"macro-f1"`` (of one model of all classes); the others are printed beside it.
         folds: test folds per draw.
         synthetic: synthetic images of a class in a cell.
         minutes: budget; draws and unnamed classes that do not fit are not planned, and the report says so.
@@ -36,9 +39,9 @@ class TrialOptions:
     """
 
     rare_groups: int | None = None
-    draws: int = 5
+    draws: int = 10
     folds: int = 3
-    synthetic: int = 100
+    synthetic: int = 60
     minutes: float = 10.0
     seed: int = 0
     workers: int = 2
@@ -48,6 +51,7 @@ class TrialOptions:
     cache: bool = True
     learned: Learned = "auto"
     learn_size: int = 0
+    metric: str = "ap"
 
     def __post_init__(self) -> None:
         least = {"draws": 1, "folds": 2, "synthetic": 1, "workers": 0, "seed": 0, "learn_size": 0}
@@ -68,5 +72,7 @@ class TrialOptions:
             problems.append(f"learned must be one of {choices(get_args(Learned))}, but got {self.learned!r}")
         if self.learner not in plugins.names("learners"):
             problems.append(f"learner must be one of {choices(plugins.names('learners'))}, but got {self.learner!r}")
+        if self.metric not in METRICS:
+            problems.append(f"metric must be one of {choices(METRICS)}, but got {self.metric!r}")
         if problems:
             raise UsageError("trial: " + "; ".join(problems) + ".")

@@ -44,7 +44,7 @@ def write_outputs(
     """
     helped: dict[str, list[str]] = {}
     for verdict in report.verdicts:
-        if verdict.answer == "helps":
+        if verdict.answer == "helps" and not verdict.aside:  # what nobody named is exploratory, and not rendered
             helped.setdefault(verdict.numbers["synthesizer"], []).append(verdict.label)
     for none in undertrained:
         title = f"Undertrained: {none.name} after {none.seen} images, with the nearest real images"

@@ -10,7 +10,6 @@ from typing import Any
 
 EFFICIENCY = 0.85  # of each further core
 MARGIN = 0.9  # of the minutes is planned; the rest is for the generator, its renders and the report
-REST = 0.35  # cost of a cell of the other classes, whose simplest arms complete the macro-F1, to that of a whole one
 ARMS = 0.5  # of the minutes at most goes to arms where a generator has to be trained
 
 
@@ -61,7 +60,6 @@ def plan_trial(
     draws: int,
     folds: int,
     seconds: float,
-    rest: int = 0,
     trains: bool = False,
 ) -> TrialPlan:
     """Named classes first, all with the same draws and one at least; then the others, each whole or not at all.
@@ -73,7 +71,6 @@ def plan_trial(
         draws: that were asked for.
         folds: of each draw.
         seconds: budget of the whole trial.
-        rest: classes that nothing is synthesised for.
         trains: whether a generator has to be trained, for which time must be left.
 
     Example:
@@ -89,18 +86,15 @@ def plan_trial(
     def of(count: int) -> float:
         return cost.of_class + count * folds * cost.of_cell
 
-    def of_rest(count: int) -> float:
-        return rest * count * folds * REST * cost.of_cell
-
-    whole = [count for count in range(1, draws + 1) if len(named) * of(count) + of_rest(count) <= arms]
+    whole = [count for count in range(1, draws + 1) if len(named) * of(count) <= arms]
     chosen = max(whole, default=1)
-    left = budget - len(named) * of(chosen) - of_rest(chosen)
+    left = budget - len(named) * of(chosen)
     classes = list(named)
     for name in others:
         if of(chosen) <= left - (budget - arms):
             classes.append(name)
             left -= of(chosen)
-    needed = (cost.spent + (len(named) + len(others)) * of(draws) + of_rest(draws)) / MARGIN
+    needed = (cost.spent + (len(named) + len(others)) * of(draws)) / MARGIN
     return TrialPlan(chosen, tuple(classes), max(left, 0.0), round(needed / 60, 1))
 
 

@@ -113,8 +113,8 @@ def with_synthesis(
     samples = generator.sample(seeds, labels)
     rows = data.bank.add([samples.crop(k).permute(1, 2, 0).numpy() for k in range(len(samples))], cache=False)
     parents = _parents(data, synthesizer, name, split, samples)
-    control = Extra(rows[count:], parents[count:]) if controls else None
-    return replace(cell, synthetic=Extra(rows[:count], parents[:count]), control=control)
+    control = Extra(rows[count:], parents[count:], data.number(str(data.good))) if controls else None
+    return replace(cell, synthetic=Extra(rows[:count], parents[:count], data.number(name)), control=control)
 
 
 def _parents(
