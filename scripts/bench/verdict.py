@@ -207,9 +207,8 @@ def main() -> None:
                 file.write(json.dumps(line) + "\n")
     print("| case | true gain | helps | does not | gate | mean gain seen |\n|---|---|---|---|---|---|")
     for line in lines:
-        print(
-            f"| {line['case']} | {line['true gain']:+.2f} | {line['helps']:.1%} | {line['does not']:.1%} | {line['gate']:.1%} | {line['gain']:+.3f} |"
-        )
+        rates = " | ".join(f"{line[name]:.1%}" for name in ("helps", "does not", "gate"))
+        print(f"| {line['case']} | {line['true gain']:+.2f} | {rates} | {line['gain']:+.3f} |")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def test_a_killed_trial_goes_on_to_the_same_report(samples, tmp_path, syntheses,
     assert sorted(set(alone)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
     put = Stage.put
-    for cells in (1, 2):  # killed after so many further cells, twice
+    for cells in (0, 1):  # killed after so many further cells, twice
         left = [cells]
 
         def killing(self, value, left=left, **key) -> None:
@@ -71,7 +71,7 @@ def test_a_killed_trial_goes_on_to_the_same_report(samples, tmp_path, syntheses,
     monkeypatch.setattr(Stage, "put", put)
     syntheses.clear()
     resumed = trial(samples, tmp_path / "cut")
-    assert len(syntheses) == 0  # 2 + 3 cells were enough for all four
+    assert len(syntheses) == 1  # 1 + 2 cells were done
     assert resumed.verdicts == whole.verdicts
     assert not (tmp_path / "cut.work").exists()
 
@@ -133,8 +133,6 @@ def test_time_is_left_for_training_and_for_the_other_classes() -> None:
     free, trains = (plan_trial(Cost(60, 10, 12), ("a",), ("c",), trains=t, **ask) for t in (False, True))
     assert (free.classes, trains.classes) == (("a", "c"), ("a",))
     assert trains.left >= 0.5 * (0.9 * 600 - 60)
-    rest = plan_trial(Cost(60, 10, 12), ("a",), (), rest=4, **ask)
-    assert free.left + 130 - rest.left == pytest.approx(4 * 5 * 2 * 0.35 * 12)
 
 
 def test_a_trial_says_what_fits_and_what_would_be_needed(samples, tmp_path) -> None:

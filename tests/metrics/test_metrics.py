@@ -16,14 +16,15 @@ from visynth.metrics.bank import FeatureBank
 from visynth.metrics.dense import DenseHead, coverage
 from visynth.metrics.extractor import Extractor, prepare, prepare_square
 from visynth.metrics.extractors import efficientnet_lite0, extractor
-from visynth.verdict import bootstrap as verdict
 from visynth.verdict import cells as arms
-from visynth.verdict import comparison, summary
-from visynth.verdict.bootstrap import Bootstrap, Interval, Scored, compare, decide, weighted_ap, weighted_recall
+from visynth.verdict import comparison
+from visynth.verdict.bootstrap import Bootstrap, Interval, Scored, compare, weighted_ap, weighted_recall
 from visynth.verdict.comparison import run_cells
-from visynth.verdict.frozen import FrozenLearner, _rotate, logistic
+from visynth.verdict.frozen import FrozenLearner, _space
 from visynth.verdict.learners import Items, inner_folds, split_parts
+from visynth.verdict.linear import logistic
 from visynth.verdict.ranking import average_precision, macro_f1, recall_at_fpr
+from visynth.verdict.rule import Comparison
 
 
 def case(seed: int, count: int = 60, rounded: bool = False):
@@ -111,7 +112,7 @@ class TestVerdict:
         weighted = Scored(0, truth, scores, list("abcd"), np.array([1.0, 3.0, 1.0, 2.0]))
         rows = np.repeat(np.arange(4), [1, 3, 1, 2])
         repeated = Scored(0, truth[rows], scores[rows], [list("abcd")[r] for r in rows])
-        for metric in ("ap", "recall"):
+        for metric in ("ap", "recall@fpr"):
             first = Bootstrap([weighted]).mean([weighted], metric)
             second = Bootstrap([repeated]).mean([repeated], metric)
             assert first[0] == pytest.approx(second[0])
@@ -134,26 +135,6 @@ class TestVerdict:
         spread = [np.nanstd(Bootstrap([t]).mean([t], "ap")[1]) for t in (grouped, single)]
         assert spread[0] > 2 * spread[1]
 
-    @pytest.mark.parametrize(
-        ("interval", "answer"),
-        [
-            (Interval(0.1, 0.01, 0.2), "helps"),
-            (Interval(-0.1, -0.2, -0.01), "does not"),
-            (Interval(0.0, -0.01, 0.01), "does not"),
-            (Interval(-0.05, -0.3, 0.2), "does not"),
-            (Interval(0.05, -0.05, 0.15), "cannot tell"),
-            (Interval(-0.005, -0.1, 0.1), "cannot tell"),
-        ],
-    )
-    def test_three_outcomes(self, interval: Interval, answer: str) -> None:
-        assert decide(interval, "balanced", 0.1, worth=0.02).answer == answer
-
-    def test_detectable_effect_is_found_four_times_of_five(self) -> None:
-        rng = np.random.default_rng(0)
-        seen = verdict.detectable(rng.normal(0, 0.03, 4000))
-        found = rng.normal(seen, 0.03, 20_000) > 1.96 * 0.03
-        assert abs(found.mean() - 0.8) < 0.02
-
 
 class TestFrozen:
     def items(self, seed: int = 0, count: int = 60, width: int = 300):
@@ -170,9 +151,12 @@ class TestFrozen:
         )
         return table, items
 
-    def test_the_rotated_problem_has_the_same_scores(self) -> None:
+    def test_the_triangular_problem_has_the_same_scores(self) -> None:
         table, items = self.items()
-        train, test = _rotate(table[:40], table[40:])
+        space = _space([table], np.arange(40))
+        assert space.triangular
+        assert not np.triu(space.rows, 1).any()
+        train, test = space.rows[:40, :40], space.rows[40:, :40]
         centred = (table - table[:40].mean(0)).astype(np.float64)
         scale = np.sqrt(1280 / (centred[:40] ** 2).sum(1).mean())
         for penalty in (0.001, 0.03):
@@ -246,19 +230,40 @@ class TestArms:
 
     def built(self):
         cell = self.cell()
-        built = arms.build_arms(cell, 0, TABLES) | {f"augment {n}": i for n, i in arms.augmented_arms(cell).items()}
-        built["synthetic"] = arms.synthetic_arms(cell)[arms.HALF]
-        built["synthetic+control"] = arms.synthetic_arms(cell, control=True)[arms.HALF]
+        built = arms.build_arms(cell, 0, TABLES) | {"augment geometry": arms.augmented_arm(cell, "geometry")}
+        built["synthetic"] = arms.synthetic_arm(cell, arms.Amount())
+        built["synthetic+control"] = arms.synthetic_arm(cell, arms.Amount(control=True))
         return built
 
     def test_synthetic_images_have_their_share_of_the_class(self) -> None:
         for control in (False, True):
-            for share, items in arms.synthetic_arms(self.cell(), control=control).items():
-                made = items.positive & ~items.real
-                assert items.weights.sum() == pytest.approx(20)
-                assert items.weights[items.positive].sum() == pytest.approx(10)
-                assert items.weights[made].sum() == pytest.approx(10 * share)
-        assert arms.synthetic_arms(replace(self.cell(), synthetic=None)) == {}
+            for share in arms.SHARES:
+                for images in (None, 2):
+                    items = arms.synthetic_arm(self.cell(), arms.Amount(share, images, control=control))
+                    made = items.positive & ~items.real
+                    assert made.sum() == (images or 6)
+                    assert items.weights.sum() == pytest.approx(20)
+                    assert items.weights[items.positive].sum() == pytest.approx(10)
+                    assert items.weights[made].sum() == pytest.approx(10 * share)
+
+    def test_a_mixture_with_classic_copies_has_both_shares(self) -> None:
+        items = arms.synthetic_arm(self.cell(), arms.Amount(0.25, classic="geometry"))
+        assert items.weights[20:26].sum() == pytest.approx(10 * 0.25)
+        assert items.weights[26:32].sum() == pytest.approx(10 * arms.LESS)
+        assert items.weights[:4].sum() == pytest.approx(10 * 0.5)
+        assert items.weights.sum() == pytest.approx(20)
+
+    def test_weights_of_all_classes_are_even_where_the_class_is_balanced(self) -> None:
+        labels = np.array([0] * 4 + [1] * 12 + [2] * 4 + [0] * 4)
+        cell = replace(self.cell(), labels=labels, synthetic=replace(self.cell().synthetic, label=0))
+        items = arms.synthetic_arm(cell, arms.Amount(0.25))
+        weights = items.class_weights()
+        sums = [weights[items.labels == label].sum() for label in range(3)]
+        assert sums == pytest.approx([20 / 3] * 3)
+        made = ~items.real
+        assert weights[made].sum() == pytest.approx(0.25 * sums[0])
+        plain = arms.real_items(cell)
+        assert plain.class_weights() is plain.weights
 
     def test_every_arm_has_the_same_total_weight(self) -> None:
         built = self.built()
@@ -268,6 +273,8 @@ class TestArms:
             "logit_adjusted",
             "duplicate",
             "smote",
+            "focal",
+            "ldam",
             "augment geometry",
             "synthetic",
             "synthetic+control",
@@ -332,9 +339,10 @@ class TestArms:
         items = arms.build_arms(self.cell(), 0, TABLES)["smote"]
         assert items.features(table).shape == (26, 3, 2, 2)
 
-    def test_logit_adjustment_moves_all_scores_by_the_log_odds(self) -> None:
-        items = arms.build_arms(self.cell(), 0, TABLES)["real"]
-        np.testing.assert_allclose(arms.adjust(np.zeros(3), items), -np.log(0.2 / 0.8))
+    def test_logit_adjustment_takes_off_the_log_of_the_prior(self) -> None:
+        cell = replace(self.cell(), labels=np.array([0] * 4 + [1] * 16 + [0] * 4))
+        items = arms.build_arms(cell, 0, TABLES)["real"]
+        np.testing.assert_allclose(arms.adjust(np.zeros((3, 2)), items), np.tile(-np.log([0.2, 0.8]), (3, 1)))
 
 
 class TestBaseline:
@@ -358,14 +366,12 @@ class TestBaseline:
         """Logit adjustment ranks as "real" does: which of the two a report names must not depend on the interpreter's
         hashing."""
         results = self.results()
-        assert results.tested.keys() == {"real", "balanced", "logit_adjusted", "duplicate"}
-        for name in ("balanced", "duplicate"):
-            results.tested[name], results.inner[name] = results.tested["real"], results.inner["real"]
-        results.inner = {name: [0.5, 0.5] for name in results.inner}
-        bootstrap = Bootstrap(results.tested["real"])
-        assert summary._baseline(results, bootstrap) == "real"
-        results.inner["balanced"] = [0.6, 0.6]
-        assert summary._baseline(results, bootstrap) == "balanced"
+        assert results.tested.keys() == {"real", "balanced", "logit_adjusted", "duplicate", "focal", "ldam"}
+        for name in ("balanced", "duplicate", "focal", "ldam"):
+            results.tested[name] = results.tested["real"]
+        compared = Comparison(results.tested, Bootstrap(results.tested["real"]))
+        assert compared.best(["real", "balanced", "logit_adjusted"]) == "real"
+        assert compared.best(["balanced", "real"], first="real") == "real"
 
 
 class TestDenseWithoutMasks:

@@ -313,9 +313,9 @@ def test_evaluate_tells_what_it_leaves_out(tmp_path) -> None:
     both = write(
         tmp_path / "all", {"a/0.png": part(0), "b/1.png": part(1), "a/near.png": part(0, shot=3), "b/new.png": part(9)}
     )
-    found = assign_splits(read_images(both), trained)
+    found, _ = assign_splits(read_images(both), trained)
     assert {i.name: i.split for i in found.items} == {"a/0.png": "train", "b/1.png": "train", "b/new.png": "test"}
     assert [(b.name, b.reason) for b in found.bad] == [
         ("a/near.png", "is a near-duplicate of training image a/0.png, so it does not test")
     ]
-    assert len(assign_splits(read_images(both), trained, ["a/near.png"])) == 4
+    assert len(assign_splits(read_images(both), trained, ["a/near.png"])[0]) == 4

@@ -103,7 +103,8 @@ def evaluate_renders(
     near = images.bad[before:]
     if near:
         progress(
-            f"{len(near)} test images do not test and are left out (near-duplicates of training images, or of their groups):\n{listing([f'{b.name} {b.reason}' for b in near])}"
+            f"{len(near)} test images do not test and are left out (near-duplicates of training images, or of their "
+            f"groups):\n{listing([f'{b.name} {b.reason}' for b in near])}"
         )
     by_split = {split: images.select(lambda item, split=split: item.split == split) for split in ("train", "test")}  # type: ignore[misc]
     _check_sides(by_split["train"], by_split["test"], renders)

@@ -76,7 +76,9 @@ def score_renders(
         raise OutputError(
             f"{renders.folder / SCORES} holds something else than scores ({error}): move it away."
         ) from error
-    train = assign_splits(images, renders.members)[0].select(lambda item: item.split == "train" and len(item.labels) == 1)
+    train = assign_splits(images, renders.members)[0].select(
+        lambda item: item.split == "train" and len(item.labels) == 1
+    )
     counts = train.counts()
     items = [item for item in train.items if counts[item.labels[0]] >= LEAST]
     if len({item.labels[0] for item in items}) < 2:

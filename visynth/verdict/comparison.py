@@ -192,9 +192,10 @@ def gather(label: str, cells: Sequence[Cell], outcomes: Sequence[Outcomes], synt
     them."""
     results = Results(label)
     results.rows = [cell.test for cell in cells]
+    whole = [name for name in outcomes[0] if all(name in outcome for outcome in outcomes)] if outcomes else []
     for cell, outcome in zip(cells, outcomes, strict=True):
-        for name, arm in outcome.items():
-            results.add(cell, name, arm)
+        for name in whole:  # an arm that some cell lacks could not be paired with the others
+            results.add(cell, name, outcome[name])
     groups = [len({cell.groups[r] for r in cell.train if cell.positive[r]}) for cell in cells]
     results.counts = {
         "train": float(np.mean([cell.positive[cell.train].sum() for cell in cells])),

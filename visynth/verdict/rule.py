@@ -134,7 +134,8 @@ class Verdict:
     luck: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        rounded = {name: round(getattr(self, name), 5) for name in ("detectable", "p", "adjusted", "luck")}
+        values = {name: float(getattr(self, name)) for name in ("detectable", "p", "adjusted", "luck")}
+        rounded = {name: round(value, 5) if np.isfinite(value) else None for name, value in values.items()}
         return {**asdict(self), "difference": self.difference.to_json(), **rounded}
 
 
@@ -330,5 +331,6 @@ def decide(
     elif limits.mean > 0 and p <= ALARM:
         reason = f"{effect}: shown for this class alone, but not among all that were compared (p {p:.3f}, adjusted {adjusted:.3f})"
     else:
-        reason = f"{effect}: the interval holds both nothing and a gain; this test sees effects from {smallest:.2f} {words} on"
+        sees = f"sees effects from {smallest:.2f} {words} on" if np.isfinite(smallest) else "has too few groups for a limit"
+        reason = f"{effect}: the interval holds both nothing and a gain; this test {sees}"
     return Verdict(answer, reason, limits, baseline, smallest, metric, p, adjusted, evidence.groups, evidence.luck)

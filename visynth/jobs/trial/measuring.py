@@ -10,13 +10,11 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-import numpy as np
-
 from visynth.core.errors import DataError, VisynthError
 from visynth.core.progress import Progress, time_left
 from visynth.core.stage import Stage
 from visynth.jobs.preflight import MIN_GROUPS
-from visynth.jobs.trial.cells import Headroom, Split, bare_cell, has_both_sides, make_splits, real_cells
+from visynth.jobs.trial.cells import Headroom, Split, bare_cell, make_splits, real_cells
 from visynth.jobs.trial.data import TrialData
 from visynth.jobs.trial.options import TrialOptions
 from visynth.jobs.trial.plan import Clock, Cost, TrialPlan, plan_trial
@@ -36,8 +34,8 @@ from visynth.jobs.trial.training import (
 )
 from visynth.metrics.dense import DenseHead
 from visynth.verdict.cells import Cell
-from visynth.verdict.rule import Design
 from visynth.verdict.comparison import Outcomes, Results, Tested, add_dense, add_rival, fit_cells, gather
+from visynth.verdict.rule import Design
 
 Pairs = Sequence[tuple[Split, Cell]]
 
