@@ -81,6 +81,7 @@ class TestTrial:
             "synthetic",
             "synthetic+control",
             "dense",
+            "dense+synthetic",
             "oracle",
         } == set(numbers["arms"])
         for row in numbers["arms"].values():

@@ -40,9 +40,9 @@ def syntheses(monkeypatch) -> list[tuple[int, int]]:
     seen: list[tuple[int, int]] = []
     before = measuring.with_synthesis
 
-    def counted(data, synthesizer, name, split, cell, options):
+    def counted(data, synthesizer, name, split, cell, options, head=None):
         seen.append((split.draw, split.fold))
-        return before(data, synthesizer, name, split, cell, options)
+        return before(data, synthesizer, name, split, cell, options, head)
 
     monkeypatch.setattr(measuring, "with_synthesis", counted)
     return seen

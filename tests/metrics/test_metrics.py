@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, f1_score, roc_curve
 from torch import nn
 
-from visynth.core.errors import DataError, UsageError
+from visynth.core.errors import UsageError
 from visynth.metrics.bank import FeatureBank
 from visynth.metrics.dense import DenseHead, coverage
 from visynth.metrics.extractor import Extractor, prepare, prepare_square
@@ -153,7 +153,7 @@ class TestFrozen:
 
     def test_the_triangular_problem_has_the_same_scores(self) -> None:
         table, items = self.items()
-        space = _space([table], np.arange(40))
+        space = _space([[table]], np.arange(40))
         assert space.triangular
         assert not np.triu(space.rows, 1).any()
         train, test = space.rows[:40, :40], space.rows[40:, :40]
@@ -166,13 +166,35 @@ class TestFrozen:
             )
             np.testing.assert_allclose(test @ weights + bias, model.decision_function(centred[40:] * scale), atol=0.02)
 
-    def test_it_chooses_the_table_that_tells(self) -> None:
+    def test_it_leaves_out_what_only_adds_noise(self) -> None:
+        """Native scale tells; the other resolution, and means, are noise: by the inner folds they are left out."""
         table, items = self.items()
-        noise = np.random.default_rng(9).normal(size=table.shape).astype(np.float32)
+        noise = np.random.default_rng(9).normal(size=(3, *table.shape)).astype(np.float32) ** 3
         folds = inner_folds(items, [str(g) for g in range(20)], 3, seed=0)
-        outcome = FrozenLearner().fit({(0, "mean"): noise, (160, "max"): table}, items, np.arange(5), folds, seed=0)
-        assert (outcome.chosen["resolution"], outcome.chosen["pooling"]) == (160, "max")
+        tables = {(0, "max"): table, (160, "max"): noise[0], (0, "mean"): noise[1], (160, "mean"): noise[2]}
+        outcome = FrozenLearner().fit(tables, items, np.arange(5), folds, seed=0)
+        assert (outcome.chosen["resolution"], outcome.chosen["pooling"]) == ("native", "max")
         assert outcome.inner > 0.5
+
+    def test_scales_and_their_tables_have_equal_parts(self) -> None:
+        rng = np.random.default_rng(0)
+        parts = [rng.normal(0, spread, (30, width)) for spread, width in ((1, 9), (50, 4), (0.1, 5))]
+        space = _space([[parts[0], parts[1]], [parts[2]]], np.arange(30))
+        products = space.rows @ space.rows.T
+        expected = 0
+        for part, share in zip(parts, (320, 320, 640), strict=True):
+            centred = part - part.mean(0)
+            expected = expected + centred @ centred.T * share / (centred**2).sum(1).mean()
+        np.testing.assert_allclose(products, expected, atol=1e-3)
+
+    def test_the_distance_from_good_images_is_taken_where_it_tells(self) -> None:
+        table, items = self.items()
+        distance = (items.positive * 2.0 + np.random.default_rng(0).normal(0, 0.1, 60)).astype(np.float32)[:, None]
+        folds = inner_folds(items, [str(g) for g in range(20)], 3, seed=0)
+        noise = np.random.default_rng(9).normal(size=table.shape).astype(np.float32)
+        outcome = FrozenLearner().fit({(0, "max"): noise, (0, "anomaly"): distance}, items, np.arange(60), folds, 0)
+        assert outcome.chosen["anomaly score"] == "too"
+        assert average_precision(items.positive, outcome.scores) > 0.99
 
     def test_one_positive_group_leaves_nothing_to_choose_on(self) -> None:
         table, items = self.items()
@@ -375,19 +397,18 @@ class TestBaseline:
 
 
 class TestDenseWithoutMasks:
-    def test_without_a_mask_in_some_cell_it_says_so(self) -> None:
+    def test_an_arm_that_some_cell_lacks_is_left_out(self) -> None:
         positive = np.arange(12) % 2 == 0
         covered = [np.ones(2, np.float32) if row in (0, 2) else None for row in range(12)]
-        head = DenseHead([np.ones((2, 3), np.float16)] * 12, covered)
+        head = DenseHead(dict(enumerate([np.ones((2, 3), np.float16)] * 12)), dict(enumerate(covered)))
         groups = [f"g{i}" for i in range(12)]
         none = np.zeros(0, np.int64)
         masked = arms.Cell(0, 0, np.arange(6), none, np.arange(6, 12), positive, groups)
         bare = arms.Cell(0, 1, np.arange(6, 12), none, np.arange(6), positive, groups)
-        with pytest.raises(DataError, match="in 1 of 2 cells no training image of crack has one"):
-            comparison.add_dense(comparison.Results("crack"), [masked, bare], head)
-        results = comparison.Results("crack")
-        comparison.add_dense(results, [masked], head)
-        assert len(results.tested["dense"]) == 1
+        outcomes = [comparison.dense_arms(cell, head) for cell in (masked, bare)]
+        assert [list(outcome) for outcome in outcomes] == [["dense"], []]
+        assert "dense" not in comparison.gather("crack", [masked, bare], outcomes, 0.0).tested
+        assert len(comparison.gather("crack", [masked], outcomes[:1], 0.0).tested["dense"]) == 1
 
 
 class TestFeatures:
@@ -481,7 +502,8 @@ class TestDense:
         rows = np.arange(0, 60, 2)
         items = Items(rows, rows < 20, np.ones(30), [frozenset({str(r)}) for r in rows], np.ones(30, bool))
         test = np.arange(1, 60, 2)
-        outcome = DenseHead(places, covered).fit(items, test, inner_folds(items, [str(r) for r in rows], 2, 0), seed=0)
+        head = DenseHead(dict(enumerate(places)), dict(enumerate(covered)))
+        outcome = head.fit(items, test, inner_folds(items, [str(r) for r in rows], 2, 0), seed=0)
         assert average_precision(test < 20, outcome.scores) > 0.9
         assert outcome.inner > 0.8
 

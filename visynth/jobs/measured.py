@@ -186,9 +186,6 @@ class MeasuredSet:
         distances = np.full(len(self.bank), np.nan)
         rows = list(behind)
         distances[rows] = core.scores([self.bank.patches[row] for row in rows], [behind[row] for row in rows])
-        for extra in extras[:2]:  # of this cell alone
-            for row in extra.rows.tolist():
-                self.bank.patches.pop(row, None)
         return replace(cell, anomaly=distances)
 
     def _core(self, free: tuple[int, ...], groups: Sequence[str]) -> PatchCore:

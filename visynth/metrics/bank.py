@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from visynth.core.errors import UsageError
 from visynth.core.files import write_bytes
 from visynth.core.members import pixel_hash
 from visynth.metrics.extractor import PATCH, Array, Extractor, Floats, prepare, prepare_square
 
+Places = NDArray[np.float16]  # [P, D], the features at every place of one image
 PATCHES = ".p16"  # ending of files with patches
 
 
@@ -96,8 +98,11 @@ class FeatureBank:
     def __len__(self) -> int:
         return len(self._tables[(self.resolutions[0], "mean")])
 
-    def add(self, images: Sequence[Array], *, cache: bool = True) -> NDArray[np.int64]:
-        """Compute the features of images and return their row numbers; ``cache=False`` keeps them off the disk.
+    def add(
+        self, images: Sequence[Array], *, cache: bool = True, places: dict[int, Places] | None = None
+    ) -> NDArray[np.int64]:
+        """Compute the features of images and return their row numbers; ``cache=False`` keeps them off the disk, and then
+        ``places`` gets the features at every place of each by its row, as :meth:`places` gives them.
 
         Every image is asked for once, and none is kept: a :class:`visynth.data.imageset.Lazy` sequence is decoded as
         it goes.
@@ -122,7 +127,8 @@ class FeatureBank:
                 batch = waiting[(resolution, prepared.shape)]
                 batch.append((index, prepared, path))
                 if len(batch) == self.batch:
-                    self._pool(waiting.pop((resolution, prepared.shape)), pooled[resolution], start if wanted else None)
+                    own = places if resolution == 0 else None
+                    self._pool(waiting.pop((resolution, prepared.shape)), pooled[resolution], start, wanted, own)
             if self.trunk:
                 squares.append(prepare_square(image, self.trunk))
                 if len(squares) == self.batch or index == len(images) - 1:
@@ -131,8 +137,9 @@ class FeatureBank:
                     )
                     squares = []
         for resolution, shape in sorted(waiting):
-            own = start if keep and resolution == 0 else None
-            self._pool(waiting[(resolution, shape)], pooled[resolution], own)
+            native = resolution == 0
+            some = waiting[(resolution, shape)]
+            self._pool(some, pooled[resolution], start, keep and native, places if native else None)
         for resolution in self.resolutions:
             rows = [row for row in pooled[resolution] if row is not None]
             start_of = 0
@@ -157,8 +164,8 @@ class FeatureBank:
             for first in range(0, len(indices), self.batch):
                 some = indices[first : first + self.batch]
                 maps = self.extractor.maps([prepare(images[i], 0) for i in some])
-                for i, places in zip(some, maps.flatten(2).transpose(1, 2).numpy(), strict=True):
-                    places_of[i] = places.astype(np.float16)
+                for i, places in zip(some, _by_place(maps), strict=True):
+                    places_of[i] = places
         return [places_of[i] for i in range(len(images))]
 
     def tables(self) -> dict[tuple[int, str], Floats]:
@@ -170,20 +177,27 @@ class FeatureBank:
         return f"{self.extractor.name}@{resolution or 'native'}"
 
     def _pool(
-        self, rows: Sequence[tuple[int, Floats, Path | None]], rows_of: list[Floats | None], start: int | None
+        self,
+        rows: Sequence[tuple[int, Floats, Path | None]],
+        rows_of: list[Floats | None],
+        start: int,
+        patches: bool,
+        places: dict[int, Places] | None,
     ) -> None:
-        """Pooled features of one batch, kept in their places and on disk; patches too, where ``start`` is the first row."""
-        pooled, patches = self.extractor.pooled([image for _, image, _ in rows], patches=start is not None)
-        for k, ((index, _, path), row) in enumerate(zip(rows, pooled.numpy(), strict=True)):
+        """Pooled features of one batch, kept in their places and on disk; patches and places where they are wanted."""
+        found = self.extractor.described([image for _, image, _ in rows], patches=patches)
+        for k, ((index, _, path), row) in enumerate(zip(rows, found.pooled.numpy(), strict=True)):
             rows_of[index] = row
             self.computed += 1
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_bytes(path, row.astype("<f4").tobytes())
-            if start is not None and patches is not None:
-                self.patches[start + index] = patches[k].numpy()
+            if found.patches is not None:
+                self.patches[start + index] = found.patches[k].numpy()
                 if path is not None:
-                    write_bytes(path.with_suffix(PATCHES), patches[k].numpy().astype("<f2").tobytes())
+                    write_bytes(path.with_suffix(PATCHES), found.patches[k].numpy().astype("<f2").tobytes())
+            if places is not None:
+                places[start + index] = _by_place(found.maps[k : k + 1])[0]
 
     def _is_kept(self, path: Path, patches: bool) -> bool:
         """Whether an image's features are whole on disk, and its patches where they are wanted."""
@@ -196,3 +210,8 @@ class FeatureBank:
 
     def _path(self, key: str, resolution: int) -> Path | None:
         return None if self.cache is None else self.cache / self.name(resolution) / key[:2] / f"{key}.f32"
+
+
+def _by_place(maps: Tensor) -> Places:
+    """``[N, D, h, w]`` as ``[N, P, D]``."""
+    return np.asarray(maps.flatten(2).transpose(1, 2).numpy(), np.float16)

@@ -29,18 +29,18 @@ class DenseHead:
     """Scores an image by its highest-scoring place.
 
     Attributes:
-        places: per bank row of a real image its features ``[P, D]``.
+        places: per bank row of an image its features ``[P, D]``.
         covered: per bank row the mask pixels at each place ``[P]``, or None without a mask.
         penalties: C of the regression, chosen on the inner folds.
     """
 
-    places: Sequence[Places]
-    covered: Sequence[NDArray[np.float32] | None]
+    places: dict[int, Places]
+    covered: dict[int, NDArray[np.float32] | None]
     penalties: tuple[float, ...] = (0.01, 0.1)
 
     def can_learn(self, rows: Ints) -> bool:
         """Whether one of these rows, images of the class, has a mask that says where it is."""
-        return any(covered is not None and covered.any() for covered in (self.covered[row] for row in rows))
+        return any(covered is not None and covered.any() for covered in (self.covered[int(row)] for row in rows))
 
     def fit(self, items: Items, test: Ints, folds: Sequence[frozenset[str]], seed: int) -> Outcome:
         """Choose C on two inner folds, fit with one round of hard negatives, score the test rows."""
@@ -65,38 +65,45 @@ class DenseHead:
             return Outcome(self._scores(model, test), inner if inner >= 0 else float("nan"), {"C": penalty})
 
     def _train(self, items: Items, use: NDArray[np.bool_], penalty: float, seed: int) -> NDArray[np.float64]:
-        rows, positive = items.rows[use], items.positive[use]
+        rows, positive, weights = items.rows[use].tolist(), items.positive[use], items.weights[use]
         generator = seeding.rng(seeding.derive("dense", seed), "places")
         wanted: list[NDArray[np.float32]] = []
+        of_item: list[float] = []  # weight of each wanted place
         others: list[NDArray[np.float32]] = []
-        for row, is_positive in zip(rows, positive, strict=True):
+        for row, is_positive, weight in zip(rows, positive, weights, strict=True):
             places, covered = self.places[row].astype(np.float32), self.covered[row]
             free = np.ones(len(places), bool)
             if is_positive:
                 if covered is None or not covered.any():
                     continue  # a positive without a mask does not say where
                 wanted.append(places[covered >= SHARE * covered.max()])
+                of_item += [float(weight)] * len(wanted[-1])
                 free = covered == 0
             others.append(places[generator.permutation(np.flatnonzero(free))[:PER_IMAGE]])
-        model = _regress(wanted, others, penalty)
+        model = _regress(wanted, others, of_item, penalty)
         # One round of hard negatives: the place of each other image that this first model takes for a defect.
-        for row in rows[~positive]:
+        for row in [row for row, is_positive in zip(rows, positive, strict=True) if not is_positive]:
             places = self.places[row].astype(np.float32)
             others.append(places[[int(np.argmax(places @ model[:-1]))]])
-        return _regress(wanted, others, penalty)
+        return _regress(wanted, others, of_item, penalty)
 
     def _scores(self, model: NDArray[np.float64], rows: Ints) -> NDArray[np.float64]:
-        return np.array([float((self.places[row].astype(np.float32) @ model[:-1] + model[-1]).max()) for row in rows])
+        return np.array(
+            [float((self.places[row].astype(np.float32) @ model[:-1] + model[-1]).max()) for row in rows.tolist()]
+        )
 
 
 def _regress(
-    wanted: list[NDArray[np.float32]], others: list[NDArray[np.float32]], penalty: float
+    wanted: list[NDArray[np.float32]], others: list[NDArray[np.float32]], of_item: list[float], penalty: float
 ) -> NDArray[np.float64]:
-    """Balanced logistic regression; weights ``[D]`` and the bias behind them."""
+    """Balanced logistic regression, the places of the class weighted as their images are; weights ``[D]`` and the bias behind
+    them."""
     values = np.concatenate([*wanted, *others])
     positive = np.arange(len(values)) < sum(map(len, wanted))
     scale = float(np.sqrt(1280 / np.mean((values**2).sum(axis=1))))
-    weights = np.where(positive, 0.5 / positive.sum(), 0.5 / (~positive).sum()) * len(values)
+    weights = np.full(len(values), 0.5 / (~positive).sum())
+    weights[positive] = 0.5 * np.array(of_item) / np.sum(of_item)
+    weights *= len(values)
     coefficients, bias = logistic(values * scale, positive, weights, penalty)
     return np.append(coefficients * scale, bias)
 

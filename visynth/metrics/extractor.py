@@ -28,6 +28,22 @@ FINER = ("max", "min")  # of those at finer strides: a small defect is a peak or
 
 
 @dataclass(frozen=True)
+class Described:
+    """What one pass gives of N images.
+
+    Attributes:
+        pooled: float32 ``[N, sum of widths]``: mean and maximum of the last maps, then maximum and minimum of those at finer
+            strides.
+        maps: the last ones, float32 ``[N, D, h, w]``.
+        patches: float16 ``[N, P, PATCH]``, see :func:`patches_of`; None where they were not asked for, or cannot be had.
+    """
+
+    pooled: Tensor
+    maps: Tensor
+    patches: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Extractor:
     """A frozen convolutional network as a function from images to feature maps.
 
@@ -57,24 +73,20 @@ class Extractor:
 
     @property
     def pools(self) -> tuple[tuple[str, int], ...]:
-        """Names and widths of what :meth:`pooled` gives, in order."""
+        """Names and widths of the pooled features, in order."""
         last = tuple((pool, self.width) for pool in POOLS)
         return last + tuple((f"{pool}@{stride}", width) for stride, width in self.finer for pool in FINER)
 
-    def pooled(self, images: Sequence[Floats], *, patches: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Pooled features and patches of images as :meth:`maps` takes them, by one pass.
+    def described(self, images: Sequence[Floats], *, patches: bool = False) -> Described:
+        """All that is had of images by one pass; they are as :meth:`maps` takes them.
 
         Args:
             images: ``[H, W, 1 or 3]`` of one size.
             patches: whether those are wanted.
-
-        Returns:
-            ``[N, sum of widths]``: mean and maximum of the last maps, then maximum and minimum of those at finer strides;
-            and ``[N, P, PATCH]``, see :func:`patches_of`; None where they are not wanted, or there are no finer maps.
         """
         if not self.stages:
             maps = self.maps(images)
-            return torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1), None
+            return Described(torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1), maps)
         with torch.inference_mode():
             values, parts, finer = self._batch(images), [], []
             for stage in self.stages:
@@ -83,7 +95,7 @@ class Extractor:
                 parts += [values.amax(dim=(2, 3)), values.amin(dim=(2, 3))]
             parts = [values.mean(dim=(2, 3)), parts[-2], *parts[:-2]]
             found = patches_of(finer[:-1]).cpu() if patches and len(finer) > 1 else None
-            return torch.cat(parts, dim=1).float().cpu(), found
+            return Described(torch.cat(parts, dim=1).float().cpu(), values.float().cpu(), found)
 
     def trunk_of(self, images: Sequence[Floats]) -> Tensor:
         """Activations before the last blocks, ``[N, C, h, w]``: input of fine-tuning."""

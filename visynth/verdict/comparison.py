@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visynth.core import plugins
-from visynth.core.errors import DataError
 from visynth.core.processes import end_with_parent
 from visynth.verdict import cells as arming
 from visynth.verdict.bootstrap import Scored
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
     from visynth.metrics.dense import DenseHead  # it imports torch, which the processes that run cells do without
 
 INNER_FOLDS = 3
+DENSE = "dense+synthetic"
+DENSE_SHARES = (0.25, 0.75)  # of the class's weight to synthetic images, beside none
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Results:
         rows: the test rows of each cell.
         counts: mean numbers of images and groups.
         synthesizer: what made the arm "synthetic".
-        rivals: arms of other synthesizers, judged beside it.
+        rivals: further arms with synthetic images, judged beside it, with what made their images.
         wording: what the compared things are called.
         number: of the class among all of them.
     """
@@ -122,7 +123,7 @@ class Results:
     rows: list[NDArray[np.int64]] = field(default_factory=list)
     counts: dict[str, float] = field(default_factory=dict)
     synthesizer: str = "synthesis"
-    rivals: list[str] = field(default_factory=list)
+    rivals: dict[str, str] = field(default_factory=dict)
     wording: Wording = IMAGES
     number: int = -1
 
@@ -358,27 +359,31 @@ def _groups(cell: Cell) -> set[str]:
     return {group for group, positive in zip(cell.test_groups(), cell.test_truth(), strict=True) if positive}
 
 
-def add_dense(results: Results, cells: Sequence[Cell], head: DenseHead, seed: int = 0) -> None:
-    """The arm "dense": the mask-supervised head on each cell's real images.
-
-    Raises:
-        DataError: in some cell no training image of the class has a mask: the arm is given for all cells or for none.
-    """
-    without = [cell for cell in cells if not head.can_learn(cell.train[cell.positive[cell.train]])]
-    if without:
-        raise DataError(
-            f"the dense head learns where the class is from masks, but in {len(without)} of {len(cells)} cells no "
-            "training image of "
-            f"{results.label} has one."
-        )
-    for cell in cells:
-        items = arming.real_items(cell)
-        folds = inner_folds(items, sorted({cell.groups[row] for row in cell.train}), INNER_FOLDS, cell.draw)
-        results.add(cell, "dense", _tested(head.fit(items, cell.test, folds, seed)))
+def dense_arms(cell: Cell, head: DenseHead, seed: int = 0) -> Outcomes:
+    """The arm "dense", a head that masks teach on the cell's real images, and "dense+synthetic", the same with synthetic
+    images and their masks at the share with the best inner score, none among them. Empty where no training image of the
+    class has a mask."""
+    items = arming.real_items(cell)
+    if not head.can_learn(items.rows[items.positive]):
+        return {}
+    folds = inner_folds(items, sorted({cell.groups[row] for row in cell.train}), INNER_FOLDS, cell.draw)
+    plain = head.fit(items, cell.test, folds, seed)
+    found = {"dense": _tested(plain)}
+    if cell.synthetic is None or not head.can_learn(cell.synthetic.rows):
+        return found
+    outcomes: dict[float, Outcome] = {0.0: plain}
+    half = arming.synthetic_arm(cell, arming.Amount())
+    shares = DENSE_SHARES if _tried(half, folds) else (arming.HALF,)
+    for share in shares:
+        outcomes[share] = head.fit(arming.synthetic_arm(cell, arming.Amount(share)), cell.test, folds, seed)
+    best = _best(outcomes) if _tried(half, folds) else arming.HALF
+    tried = {f"{share:g}": outcome.inner for share, outcome in outcomes.items()}
+    found[DENSE] = _tested(outcomes[best], {"share": best}, tried)
+    return found
 
 
 def add_rival(results: Results, cells: Sequence[Cell], outcomes: Sequence[Outcomes], name: str) -> None:
     """Another synthesizer's arm ``name``, on the same cells: in their outcomes its images stood as "synthetic"."""
     for cell, outcome in zip(cells, outcomes, strict=True):
         results.add(cell, name, outcome["synthetic"])
-    results.rivals.append(name)
+    results.rivals[name] = name

@@ -331,6 +331,10 @@ def decide(
     elif limits.mean > 0 and p <= ALARM:
         reason = f"{effect}: shown for this class alone, but not among all that were compared (p {p:.3f}, adjusted {adjusted:.3f})"
     else:
-        sees = f"sees effects from {smallest:.2f} {words} on" if np.isfinite(smallest) else "has too few groups for a limit"
+        sees = (
+            f"sees effects from {smallest:.2f} {words} on"
+            if np.isfinite(smallest)
+            else "has too few groups for a limit"
+        )
         reason = f"{effect}: the interval holds both nothing and a gain; this test {sees}"
     return Verdict(answer, reason, limits, baseline, smallest, metric, p, adjusted, evidence.groups, evidence.luck)

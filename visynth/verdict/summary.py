@@ -12,7 +12,7 @@ import numpy as np
 from visynth.core.report import ClassVerdict, arms, text
 from visynth.verdict import cells as arming
 from visynth.verdict.bootstrap import WORDS, Bootstrap, Interval, compare, interval
-from visynth.verdict.comparison import Results
+from visynth.verdict.comparison import DENSE, Results
 from visynth.verdict.rule import (
     CANNOT_TELL,
     HELPS,
@@ -93,7 +93,9 @@ class _Class:
         self.baselines = _baselines(results, metric)
         self.baseline = self.compared.best(self.baselines)
         self.evidence: dict[str, Evidence] = {
-            name: self.compared.evidence(name, self.baselines, self.baseline) for name in (candidate, *results.rivals)
+            name: self.compared.evidence(name, self.baselines, self.baseline)
+            for name in (candidate, *results.rivals)
+            if name == candidate or metric in _metrics(results, name)
         }
 
     def p(self) -> float:
@@ -119,8 +121,9 @@ class _Class:
                 # Of replicates without room a share is none: those that have some speak for the limits.
                 shares = np.where(room > 0, one.replicates / np.where(room > 0, room, 1), np.nan)
                 gap = interval(one.mean / headroom.mean, shares)
-        if results.rivals:
-            duel, _ = compare(results.tested, results.rivals[0], self.candidate, self.bootstrap, metric)
+        rivals = [name for name in results.rivals if name != DENSE]
+        if rivals:
+            duel, _ = compare(results.tested, rivals[0], self.candidate, self.bootstrap, metric)
         return Summary(
             verdicts[best],
             _arm_rows(results, self.bootstrap, baseline, list(verdicts), metric),
@@ -192,8 +195,8 @@ def _arm_rows(
     results: Results, bootstrap: Bootstrap, baseline: str, candidates: Sequence[str], metric: str
 ) -> list[dict[str, Any]]:
     rows = []
-    shown = [*arming.BASELINES, "synthetic", *results.rivals, "synthetic+control", "oracle"]
-    for name in [n for n in shown if n in results.tested]:
+    shown = [*arming.BASELINES, "synthetic", *results.rivals, "synthetic+control", DENSE, "oracle"]
+    for name in [n for n in dict.fromkeys(shown) if n in results.tested]:
         has = _metrics(results, name)
         inner = results.inner(name)
         more: dict[str, Any] = {}
@@ -236,8 +239,9 @@ def class_verdict(results: Results, summary: Summary) -> ClassVerdict:
         for name, other in summary.others.items():
             reason += f"; {names.get(name, name)}: {other.answer} ({other.difference.mean:+.3f})"
         if summary.duel is not None:
+            rival = next(name for name in results.rivals if name != DENSE)
             reason += (
-                f"; {results.rivals[0]} against {results.synthesizer} {summary.duel.mean:+.3f} "
+                f"; {rival} against {results.synthesizer} {summary.duel.mean:+.3f} "
                 f"[{summary.duel.low:+.3f}, {summary.duel.high:+.3f}]"
             )
     if summary.gap is not None and summary.gap.mean > 0:
@@ -265,7 +269,8 @@ def class_verdict(results: Results, summary: Summary) -> ClassVerdict:
         **summary.verdict.to_json(),
         "exploratory": summary.exploratory,
         "recall_difference": summary.recall.to_json(),
-        "synthesizer": results.synthesizer if summary.candidate == "synthetic" else summary.candidate,
+        "synthesizer": results.rivals.get(summary.candidate, results.synthesizer),
+        "arm": summary.candidate,
         "others": {name: v.to_json() for name, v in summary.others.items()},
         "duel": summary.duel.to_json() if summary.duel else None,
         "gap_closed": summary.gap.to_json() if summary.gap else None,

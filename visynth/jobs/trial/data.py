@@ -18,6 +18,7 @@ from visynth.jobs.measured import MeasuredSet, add_features, new_bank
 from visynth.jobs.preflight import Preflight
 from visynth.jobs.trial.options import TrialOptions
 from visynth.metrics.dense import DenseHead, coverage
+from visynth.verdict.cells import Cell
 
 KEPT = 320  # images of the defect-free class in the arms, at most, spread over its groups
 
@@ -33,6 +34,7 @@ class TrialData(MeasuredSet):
 
     findings: Preflight
     sources: list[Source]
+    head: DenseHead | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -57,11 +59,22 @@ class TrialData(MeasuredSet):
             digest.update(b"" if source.mask is None else np.packbits(source.mask).tobytes())
         return digest.hexdigest()
 
+    def forget(self, cell: Cell) -> None:
+        """Let go of what only a cell's own synthetic images needed."""
+        for extra in (cell.synthetic, cell.control):
+            for row in [] if extra is None else extra.rows.tolist():
+                self.bank.patches.pop(row, None)
+                if self.head is not None:
+                    self.head.places.pop(row, None)
+                    self.head.covered.pop(row, None)
+
     def dense_head(self, progress: Progress) -> DenseHead:
         """The rival that masks teach, over features of every place."""
         progress("dense head: features of every place")
-        places = self.bank.places([s.image for s in self.sources])
-        return DenseHead(places, [None if s.mask is None else coverage(s.mask) for s in self.sources])
+        places = dict(enumerate(self.bank.places([s.image for s in self.sources])))
+        covered = {row: None if s.mask is None else coverage(s.mask) for row, s in enumerate(self.sources)}
+        self.head = DenseHead(places, covered)
+        return self.head
 
 
 def measured_items(images: ImageSet, good: str | None, seed: int) -> list[Item]:

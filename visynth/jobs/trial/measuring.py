@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from typing import Any
+
+import joblib
 
 from visynth.core.errors import DataError, VisynthError
 from visynth.core.progress import Progress, time_left
@@ -34,7 +35,7 @@ from visynth.jobs.trial.training import (
 )
 from visynth.metrics.dense import DenseHead
 from visynth.verdict.cells import Cell
-from visynth.verdict.comparison import Outcomes, Results, Tested, add_dense, add_rival, fit_cells, gather
+from visynth.verdict.comparison import DENSE, Outcomes, Results, Tested, add_rival, dense_arms, fit_cells, gather
 from visynth.verdict.rule import Design
 
 Pairs = Sequence[tuple[Split, Cell]]
@@ -159,10 +160,7 @@ class Trial:
                 whole = self.data.with_distances(whole)
             except VisynthError:  # nothing to fit on: told when the class is measured
                 continue
-            (outcome,) = self._fit_cells([whole])
-            if self._has_dense([name]):
-                with suppress(DataError):  # told when the class is measured
-                    add_dense(Results(name), [cell], self.dense_head, self.options.seed)
+            (outcome,) = self._fit_cells([whole], dense=self._has_dense([name]))
             cost = Cost(spent, ready.since(begun, workers), Clock.now().since(ready, workers))
             return cost, Pilot(_to_json(outcome), {**_key(synthesizer, name, pairs), "place": _place(split)})
         return Cost(spent, 0.0, 0.0), None
@@ -217,10 +215,21 @@ class Trial:
     def _folds(self) -> int:
         return len({split.fold for split in self.splits})
 
-    def _fit_cells(self, cells: Sequence[Cell], only: Sequence[str] | None = None) -> list[Outcomes]:
+    def _fit_cells(
+        self, cells: Sequence[Cell], only: Sequence[str] | None = None, dense: bool = False
+    ) -> list[Outcomes]:
         options = self.options
         engine: dict[str, Any] = {"learner": options.learner, "workers": options.workers, "seed": options.seed}
-        return fit_cells(cells, self.data.bank.tables(), only=only, **engine) if cells else []
+        outcomes = fit_cells(cells, self.data.bank.tables(), only=only, **engine) if cells else []
+        if dense and only is None:
+            # In threads: the features of every place are large, and what takes time lets go of Python's lock.
+            work = joblib.delayed(dense_arms)
+            jobs = (work(cell, self.dense_head, options.seed) for cell in cells)
+            more = joblib.Parallel(max(options.workers, 1), backend="threading")(jobs)
+            outcomes = [{**one, **other} for one, other in zip(outcomes, more, strict=True)]
+        for cell in cells:
+            self.data.forget(cell)
+        return outcomes
 
     def _has_dense(self, names: Sequence[str]) -> bool:
         return self.options.dense and any(self.data.findings.masked.get(name) for name in names)
@@ -265,11 +274,12 @@ class Trial:
         results = gather(name, cells, [o for _, _, o in measured], float(self.options.synthetic))
         results.synthesizer = synthesizer.name
         self.results[name], self.splits_of[name] = results, [split for split, _, _ in measured]
-        if self._has_dense([name]):
-            try:
-                add_dense(results, cells, self.dense_head, self.options.seed)
-            except DataError as error:  # a rival the less, not a trial the less
-                self.notes.append(f"{name}: no dense head: {error}")
+        if DENSE in results.tested:
+            results.rivals[DENSE] = synthesizer.name
+        elif self._has_dense([name]) and "dense" not in results.tested:
+            self.notes.append(
+                f"{name}: no dense head: in some cell no training image of the class has a mask to learn from"
+            )
 
     def _measure_rival(self, synthesizer: Synthesizer, name: str) -> None:
         """On the same cells as the class's first synthesizer, or not at all."""
@@ -334,7 +344,8 @@ class Trial:
                         self.stage.put(why, **key, place=_place(split))
                     if all_or_none:
                         return fitted
-            outcomes = self._fit_cells([cell for _, cell in ready], only)
+            dense = synthesizer is not None and self._has_dense([name])
+            outcomes = self._fit_cells([cell for _, cell in ready], only, dense)
             for (split, _), outcome in zip(ready, outcomes, strict=True):
                 fitted[_place(split)] = outcome
                 self.stage.put(_to_json(outcome), **key, place=_place(split))
@@ -346,7 +357,8 @@ class Trial:
         return {_place(split): fitted[_place(split)] for split, _ in pairs}
 
     def _with_synthesis(self, synthesizer: Synthesizer, name: str, split: Split, cell: Cell) -> Cell:
-        return with_synthesis(self.data, synthesizer, name, split, cell, self.options)
+        head = self.dense_head if self._has_dense([name]) else None
+        return with_synthesis(self.data, synthesizer, name, split, cell, self.options, head)
 
 
 @dataclass(frozen=True)

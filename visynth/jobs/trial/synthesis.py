@@ -11,6 +11,8 @@ from visynth.generators.compose_fit import fit_composition
 from visynth.jobs.trial.cells import Split
 from visynth.jobs.trial.data import TrialData
 from visynth.jobs.trial.options import TrialOptions
+from visynth.metrics.bank import Places
+from visynth.metrics.dense import DenseHead, coverage
 from visynth.verdict.cells import Cell, Extra
 
 
@@ -96,11 +98,18 @@ def composition_of(data: TrialData) -> CompositionSynthesizer | None:
 
 
 def with_synthesis(
-    data: TrialData, synthesizer: Synthesizer, name: str, split: Split, cell: Cell, options: TrialOptions
+    data: TrialData,
+    synthesizer: Synthesizer,
+    name: str,
+    split: Split,
+    cell: Cell,
+    options: TrialOptions,
+    head: DenseHead | None = None,
 ) -> Cell:
     """The cell with synthetic images of its class, and defect-free controls where each image can be traced.
 
-    Every synthesizer gets the same seeds in the same cell.
+    Every synthesizer gets the same seeds in the same cell. A dense ``head`` gets their features of every place, and their
+    masks where they have some.
 
     Raises:
         VisynthError: there is nothing to fit on the training side.
@@ -111,7 +120,14 @@ def with_synthesis(
     labels = [label] * count + ([generator.classes.index(str(data.good))] * controls if controls else [])
     seeds = [seeding.derive("trial", options.seed, split.draw, split.fold, k) for k in range(len(labels))]
     samples = generator.sample(seeds, labels)
-    rows = data.bank.add([samples.crop(k).permute(1, 2, 0).numpy() for k in range(len(samples))], cache=False)
+    images = [samples.crop(k).permute(1, 2, 0).numpy() for k in range(len(samples))]
+    places: dict[int, Places] | None = None if head is None or samples.masks is None else {}
+    rows = data.bank.add(images, cache=False, places=places)
+    if head is not None and places is not None and samples.masks is not None:
+        head.places.update(places)
+        for k, row in enumerate(rows.tolist()):
+            height, width = images[k].shape[:2]
+            head.covered[row] = coverage(samples.masks[k, :height, :width].numpy().astype(bool)) if k < count else None
     parents = _parents(data, synthesizer, name, split, samples)
     control = Extra(rows[count:], parents[count:], data.number(str(data.good))) if controls else None
     return replace(cell, synthetic=Extra(rows[:count], parents[:count], data.number(name)), control=control)
