@@ -20,10 +20,11 @@ from torch.utils.data import DataLoader, SubsetRandomSampler
 from visynth.core import balance as balancing
 from visynth.core import seeds as seeding
 from visynth.core.artifact import read_spec
-from visynth.core.errors import UsageError
+from visynth.core.errors import UsageError, choices
 from visynth.core.manifest import Renders
+from visynth.core.recipe import Recipe
 from visynth.data.labels import find_attribute, find_labels, map_classes, whole_numbers
-from visynth.generators.base import SCHEMA, Generator
+from visynth.generators.base import SCHEMA, Generator, load_generator
 from visynth.mixing.convert import random_state_kept
 from visynth.mixing.layout import Layout
 from visynth.mixing.loaders import Leaf, chosen, draws_its_own, exchange, with_dataset, within
@@ -84,9 +85,13 @@ def mix_loaders(loaders: Any, source: Any, options: Options, trainer: Any = None
     backend = choose_backend(leaves_of, source, options)
     if backend == "samples":
         renders = open_renders(source, options.keep or {})
+        if options.recipe is not None:
+            check_source(options.recipe, source, renders)
         mixed = {leaf.path: _mixed_loader(leaf, renders, options, trainer) for leaf in leaves_of}
         return Mixed(backend, exchange(loaders, mixed), {})
     synthetic = source if backend == "online" else open_renders(source, options.keep or {})
+    if options.recipe is not None:
+        check_source(options.recipe, source, synthetic)
     mixers = {leaf.path: _joiner(leaf, synthetic, options, trainer) for leaf in leaves_of}
     return Mixed(backend, loaders, {path: j for path, j in mixers.items() if j is not None}, trainer)
 
@@ -238,6 +243,9 @@ def plan_mix(
         UsageError: labels are unknown, and a balance other than a dict is asked for, or neither share nor a dict says
             how much.
     """
+    recipe = options.recipe
+    if recipe is not None:
+        options = by_recipe(recipe, names, options)
     labels_of: dict[str, int] = {}
     if labels is None:
         if isinstance(options.balance, Mapping):
@@ -272,12 +280,52 @@ def plan_mix(
             )
         return Mix(wanted, 0.0, options.spread, options.seed, wanting)
     count = int(length or 0) if labels is None else sum(int(label) >= 0 for label in labels)
-    derived = min(total / max(count + total, 1), MOST)
+    derived = total / max(count + total, 1)
+    if recipe is not None:
+        return Mix(wanted, derived, 0.0, options.seed, wanting, recipe.shares)
+    derived = min(derived, MOST)
     share = options.share if isinstance(options.share, (int, float)) else derived
     if isinstance(options.share, Mapping):
         share = share_at(options.share, 0.0)
         share = share or max(share_at(options.share, p / 20) for p in range(21))
     return Mix(wanted, float(share), options.spread, options.seed, wanting)
+
+
+def check_source(recipe: Recipe, source: Any, synthetic: Any) -> None:
+    """A recipe is that of one generator's images.
+
+    Raises:
+        UsageError: the source is of another one.
+    """
+    if recipe.generator is None:
+        return
+    if isinstance(synthetic, Renders):
+        found = synthetic.plan.get("generator")
+    else:
+        found = source.digest if isinstance(source, Generator) else load_generator(source).digest
+    if found != recipe.generator:
+        raise UsageError(
+            f"the recipe was measured with generator {recipe.generator[:16]}, but these images are of {str(found)[:16]}: give "
+            "the renders of the same trial, or a share of your own."
+        )
+
+
+def by_recipe(recipe: Recipe, names: Sequence[str], options: Options) -> Options:
+    """The options with the recipe's shares as counts of each class.
+
+    Raises:
+        UsageError: it has synthetic images of classes that the source does not make.
+    """
+    missing = [name for name in recipe.shares if name not in names]
+    if missing:
+        raise UsageError(
+            f"the recipe has synthetic images of {choices(missing)}, but there are only those of {choices(names)}."
+        )
+
+    def counts(real: Mapping[str, int]) -> dict[str, int]:
+        return {name: round(real[name] * share / (1 - share)) for name, share in recipe.shares.items() if name in real}
+
+    return replace(options, recipe=None, balance=counts)
 
 
 def _wanted(

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from visynth.core import balance as balancing
 from visynth.core.balance import Balance
 from visynth.core.errors import UsageError, choices
+from visynth.core.recipe import read_recipe
 
 Backend = Literal["auto", "samples", "batches", "online"]
 BACKENDS = get_args(Backend)
@@ -59,9 +60,15 @@ class Options:
     autocast: str | None = None
     leak_guard: bool = True
     accept_leaks: Any = None
+    recipe: Any = None
 
     def __post_init__(self) -> None:
         problems = [*_share_problems(self.share), *self._number_problems()]
+        if self.recipe is not None:
+            object.__setattr__(self, "recipe", read_recipe(self.recipe))
+            given = [name for name in ("balance", "share", "to") if getattr(self, name) is not None]
+            if given:
+                problems.append(f"recipe says how much of each class, so it cannot be given with {choices(given)}")
         if self.backend not in BACKENDS:
             problems.append(f"backend must be one of {choices(BACKENDS)}, but got {self.backend!r}")
         if self.mixup is not None and self.num_classes is None:
@@ -117,6 +124,8 @@ class Options:
     @property
     def off(self) -> bool:
         """Whether no sample is ever synthetic."""
+        if self.recipe is not None:
+            return not self.recipe.shares
         return _is_number(self.share) and self.share == 0
 
     @property

@@ -32,6 +32,7 @@ class Mix:
         spread: share of the slots dealt out evenly over all classes, so that "synthetic" does not spell "rare".
         seed: of positions and images.
         wanting: the user's labels of classes that the balance would fill, whether their images can be made or not.
+        of_class: by class, the part of its own samples that is synthetic, where that was said for each.
     """
 
     counts: Mapping[str, int]
@@ -39,6 +40,7 @@ class Mix:
     spread: float
     seed: int
     wanting: frozenset[int] = frozenset()
+    of_class: Mapping[str, float] | None = None
 
     def receiving(self, indices: Mapping[str, int]) -> set[int]:
         """The user's labels of the classes that receive synthetic samples, or should: their real ones make no room."""
@@ -211,6 +213,8 @@ def within_share(names: Sequence[str], mix: Mix, share: float) -> float:
         >>> within_share(["scratch", "spot"], mix, 0.5), within_share(["good"], mix, 0.5)
         (0.5, 0.05)
     """
+    if mix.of_class is not None:
+        return sum(mix.of_class.get(name, 0.0) for name in names) / len(names)
     return share if any(mix.counts.get(name, 0) for name in names) else share * mix.spread
 
 

@@ -203,6 +203,8 @@ class WithSynthetic(pytorch_lightning.LightningDataModule):
         leak_guard: refuse when validation or test images are among those that the generator was fitted on.
         accept_leaks: held-out images that you looked at and that are fine: a CSV with the columns candidate and member,
             or such pairs.
+        recipe: ``recipe.yaml`` of a trial (or its folder): the share of each class that was measured to be best, none for
+            most. Without a sampler of the loader's own, a class gets so many more samples; with one, that part of them.
 
     Raises:
         UsageError: arguments or classes that cannot be matched; loaders that a backend cannot mix into.
@@ -244,6 +246,7 @@ class WithSynthetic(pytorch_lightning.LightningDataModule):
         autocast: str | None = None,
         leak_guard: bool = True,
         accept_leaks: str | list[Any] | None = None,
+        recipe: str | Path | dict[str, Any] | None = None,
     ) -> Any:
         given = locals()
         return wrap(datamodule, source, Options(**{field.name: given[field.name] for field in fields(Options)}))

@@ -50,8 +50,8 @@ def run_trial(
     render: int = 60,
     progress: Progress = no_progress,
 ) -> Report:
-    """Run a trial and write ``generator/``, ``renders/``, ``report.json``, ``report.html`` and ``groups.csv`` under
-    ``out``.
+    """Run a trial and write ``generator/``, ``renders/``, ``recipe.yaml``, ``report.json``, ``report.html`` and
+    ``groups.csv`` under ``out``.
 
     Args:
         images: the set, from :func:`visynth.read_images`; give the training part only.
@@ -98,16 +98,19 @@ def run_trial(
     report.section("Preflight", *findings.blocks(), text(f"Preflight took {findings.seconds:.0f} s."))
     _sum_up(report, trial)
 
+    report.conditions |= _conditions(data, options, time.monotonic() - started)
     # The verdicts are safe before anything more is made; what an older trial left goes with it.
     with new_folder(out, parts=PARTS) as folder:
         write_groups(folder, findings)
         report.write(folder)
     try:
-        write_outputs(report, data, trial.synthesizers, trial.undertrained, out, render, options.seed, progress)
+        write_outputs(
+            report, data, trial.synthesizers, trial.undertrained, out, render, options.seed, progress, trial.results
+        )
     except (DataError, UsageError) as error:
         report.section("Not written", text(f"The generator and its renders could not be made: {error}"))
         progress(f"generator/ and renders/ could not be made: {error}")
-    report.conditions |= _conditions(data, options, time.monotonic() - started)
+    report.conditions |= {"seconds": round(time.monotonic() - started)}
     report.write(out)
     stage.clear()
     progress(f"done in {time.monotonic() - started:.0f} s: {out / 'report.html'}")

@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 
 from visynth.core import seeds as seeding
+from visynth.core.folders import put_files
 from visynth.core.pictures import outline, to_display
 from visynth.core.progress import Progress
+from visynth.core.recipe import FILE as RECIPE
 from visynth.core.report import Report, gallery, text
 from visynth.generators.base import Generator
 from visynth.jobs.trial.data import TrialData
+from visynth.jobs.trial.recipes import recipe_of
 from visynth.jobs.trial.synthesis import Synthesizer
 from visynth.jobs.trial.training import Undertrained
 from visynth.render.run import Here, make_plan, render_set
+from visynth.verdict.comparison import Results
 
 SHOWN = 3  # images of each class
 EXPLAINED = (
@@ -36,11 +40,12 @@ def write_outputs(
     count: int,
     seed: int,
     progress: Progress,
+    results: Mapping[str, Results],
 ) -> None:
     """A generator for every synthesizer that helps a class, or the composition to look at; rendered is what helps.
 
     The first goes to ``generator/`` and ``renders/``; should two synthesizers help, the second goes to folders with its
-    name.
+    name. Beside each there is a recipe: how much of it each class is to have, and what else was best.
     """
     helped: dict[str, list[str]] = {}
     for verdict in report.verdicts:
@@ -52,6 +57,8 @@ def write_outputs(
     names = list(helped) or [name for name in synthesizers if name == "composition"]
     if not names:
         report.section("Not written", text("No class was shown to help, so no generator was made."))
+        recipe = recipe_of(report.verdicts, results, [], None, None, report.conditions)
+        put_files(out, {RECIPE: recipe.to_yaml().encode()})
     for number, name in enumerate(names):
         synthesizer, ending = synthesizers[name], f"-{name}" if number else ""
         generator = synthesizer.fit_all(data)
@@ -60,6 +67,10 @@ def write_outputs(
         if classes:
             renders = out / f"renders{ending}"
             _render(report, data, synthesizer, generator, renders, classes, bool(helped), count, seed, progress)
+        recipe = recipe_of(
+            report.verdicts, results, helped.get(name, []), generator.digest, f"renders{ending}", report.conditions
+        )
+        put_files(out, {f"recipe{ending}.yaml": recipe.to_yaml().encode()})
         title = f"Synthetic images by {name}, with parents and the nearest real images"
         report.section(title, *galleries(generator, data, seed))
 

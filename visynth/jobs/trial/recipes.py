@@ -1,0 +1,66 @@
+"""From a trial's verdicts to a recipe: the share that most cells chose for a class that helps, else its best arm without."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from visynth.core.recipe import ClassRecipe, Recipe
+from visynth.core.report import ClassVerdict
+from visynth.verdict.comparison import Results, Tested
+from visynth.verdict.rule import HELPS
+
+
+def recipe_of(
+    verdicts: Sequence[ClassVerdict],
+    results: Mapping[str, Results],
+    rendered: Sequence[str],
+    generator: str | None,
+    renders: str | None,
+    conditions: Mapping[str, Any],
+) -> Recipe:
+    """What to train each measured class with.
+
+    Args:
+        verdicts: of all classes.
+        results: by class, those that were measured.
+        rendered: classes whose renders may be trained on.
+        generator: digest of what made them.
+        renders: their folder's name.
+        conditions: of the trial, for people.
+    """
+    classes = {}
+    for verdict in verdicts:
+        own = results.get(verdict.label)
+        if own is None or verdict.aside:
+            continue
+        if verdict.answer == HELPS and verdict.label in rendered:
+            classes[verdict.label] = _with_synthetic(own, str(verdict.numbers["arm"]), verdict.answer)
+        else:
+            without = str(verdict.numbers.get("without", "")).replace(" ", "_")
+            classic = most_common(own.arms["augment"], "candidate") if without == "augment" else None
+            classes[verdict.label] = ClassRecipe(arm=without, classic=classic, answer=verdict.answer)
+    used = any(one.share for one in classes.values())
+    return Recipe(classes, generator if used else None, renders if used else None, conditions)
+
+
+def _with_synthetic(results: Results, arm: str, answer: str) -> ClassRecipe:
+    cells = results.arms[arm]
+    shares = Counter(float(one.chosen.get("share", 0.0)) for one in cells)
+    above = {share: count for share, count in shares.items() if share > 0}
+    if not above:  # no cell took any: what helped was the arm's freedom to take classic copies
+        return ClassRecipe(arm="augment", classic=most_common(cells, "candidate"), answer=answer)
+    share = max(above, key=lambda value: (above[value], -value))  # of equally common ones the smaller
+    return ClassRecipe(
+        share=share,
+        images=most_common(cells, "images"),
+        arm=arm,
+        classic=most_common([one for one in cells if one.chosen.get("share") == share], "candidate"),
+        answer=answer,
+    )
+
+
+def most_common(cells: Sequence[Tested], key: str) -> Any:
+    """What most cells chose; None where most chose nothing."""
+    return Counter(one.chosen.get(key) for one in cells).most_common(1)[0][0]
