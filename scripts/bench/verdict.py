@@ -113,11 +113,11 @@ def simulate(case: Case, shift: float, level: float, seed: int) -> dict[str, lis
     return arms
 
 
-def shift_for(case: Case, gain: float, sets: int = 150) -> float:
+def shift_for(case: Case, gain: float, sets: int = 100) -> float:
     """Shift at which synthesis has ``gain`` more mean AP than "balanced", by bisection on the same simulated sets."""
     plain = replace(case, classes=1, rivals=1, draws=min(case.draws, 3))
     low, high = -1.5, 3.0
-    for _ in range(12):
+    for _ in range(10):
         middle = (low + high) / 2
         values = []
         for seed in range(sets):
@@ -176,39 +176,67 @@ def cases() -> list[Case]:
     ]
 
 
-def run(case: Case, gain: float, runs: int, workers: int, replicates: int) -> dict:
-    level = shift_for(case, 0.0)  # tied arms: the hardest null
-    shift = shift_for(case, gain) if gain else level
-    work = joblib.delayed(answers)
-    rows = joblib.Parallel(workers)(work(case, shift, level, seed, replicates) for seed in range(runs))
-    means = {name: round(float(np.mean([row[name] for row in rows])), 4) for name in rows[0]}
-    return {"case": case.name, "true gain": gain, "runs": runs, "replicates": replicates, **means}
+def lines(runs: int, only: str) -> list[tuple[Case, float, int]]:
+    """Case, true gain and number of runs of each row."""
+    found = []
+    for case in cases():
+        if only not in case.name:
+            continue
+        powered = case.classes == 1 and case.rivals == 1
+        plain = powered and "test groups" in case.name
+        for gain in (0.0, 0.05, 0.1, 0.2) if plain else ((0.0, 0.05, 0.1) if powered else (0.0,)):
+            found.append((case, gain, (runs if case.classes < 10 else runs // 3) if not gain else runs // 2))
+    return found
+
+
+def chunk(number: int, case: Case, shift: float, level: float, seeds: range, replicates: int) -> tuple[int, list]:
+    """Some runs of a row."""
+    return number, [answers(case, shift, level, seed, replicates) for seed in seeds]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("bench/verdict.jsonl"))
-    parser.add_argument("--runs", type=int, default=600)
+    parser.add_argument("--runs", type=int, default=600, help="of each null; half as many of each gain")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--replicates", type=int, default=400)
     parser.add_argument("--only", default="", help="cases whose name holds this")
     given = parser.parse_args()
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for case in cases():
-        if given.only not in case.name:
-            continue
-        powered = case.classes == 1 and case.rivals == 1
-        for gain in (0.0, 0.05, 0.1, 0.2) if powered else (0.0,):
-            line = run(case, gain, given.runs, given.workers, given.replicates)
-            lines.append(line)
-            print(json.dumps(line), flush=True)
-            with given.out.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-    print("| case | true gain | helps | does not | gate | mean gain seen |\n|---|---|---|---|---|---|")
-    for line in lines:
+    rows = lines(given.runs, given.only)
+    pool = joblib.Parallel(given.workers, return_as="generator_unordered")
+    keys = sorted(
+        {(replace(case, name=""), gain) for case, gain, _ in rows}
+        | {(replace(case, name=""), 0.0) for case, _, _ in rows},
+        key=str,
+    )
+    solved = joblib.Parallel(given.workers)(joblib.delayed(shift_for)(case, gain) for case, gain in keys)
+    shifts = dict(zip(keys, solved, strict=True))
+    print(f"{len(keys)} shifts", flush=True)
+    work = joblib.delayed(chunk)
+    jobs = []
+    for number, (case, gain, runs) in enumerate(rows):
+        shift, level = (shifts[replace(case, name=""), value] for value in (gain, 0.0))  # tied arms: the hardest null
+        jobs += [
+            work(number, case, shift, level, range(k, min(k + 25, runs)), given.replicates) for k in range(0, runs, 25)
+        ]
+    found: dict[int, list] = {}
+    for number, some in pool(jobs):
+        found.setdefault(number, []).extend(some)
+        if len(found[number]) == rows[number][2]:
+            print(json.dumps(_line(rows[number], found[number])), flush=True)
+    done = [_line(row, found[number]) for number, row in enumerate(rows)]
+    given.out.write_text("".join(json.dumps(line) + "\n" for line in done))
+    print("| case | true gain | runs | helps | does not | gate | mean gain seen |\n|---|---|---|---|---|---|---|")
+    for line in done:
         rates = " | ".join(f"{line[name]:.1%}" for name in ("helps", "does not", "gate"))
-        print(f"| {line['case']} | {line['true gain']:+.2f} | {rates} | {line['gain']:+.3f} |")
+        print(f"| {line['case']} | {line['true gain']:+.2f} | {line['runs']} | {rates} | {line['gain']:+.3f} |")
+
+
+def _line(row: tuple[Case, float, int], found: list[dict[str, float]]) -> dict:
+    case, gain, runs = row
+    means = {name: round(float(np.mean([one[name] for one in found])), 4) for name in found[0]}
+    return {"case": case.name, "true gain": gain, "runs": runs, **means}
 
 
 if __name__ == "__main__":
