@@ -26,7 +26,7 @@ SHOWN = (
     "augment",
     "dense",
     "synthetic",
-    "synthetic+control",
+    "no control",
     "oracle",
 )
 

@@ -77,7 +77,9 @@ def simulate(case: Case, shift: float, level: float, seed: int) -> dict[str, lis
         arm: rng.normal(0, GROUP, groups + negatives) * np.where(np.arange(groups + negatives) < groups, 1, 0.3)
         for arm in differing
     }
-    luck = {arm: rng.normal(0, BOTH, groups) for arm in differing}  # of each training group
+    # Luck that is a training group's own: of three of them it is as large as that of a draw, and of a draw and a test group.
+    luck = {arm: rng.normal(0, DRAW * 3**0.5, groups) for arm in differing}
+    pairs = {arm: rng.normal(0, BOTH * case.quiet * 3**0.5, (groups + negatives, groups)) for arm in differing}
     fixed = {arm: rng.normal(0, BOTH * case.quiet, groups + negatives) for arm in differing}
     arms: dict[str, list[Scored]] = {}
     for draw in range(case.draws):
@@ -103,6 +105,8 @@ def simulate(case: Case, shift: float, level: float, seed: int) -> dict[str, lis
                 training = rng.permutation(training)[: case.few].tolist()
             for arm in differing:
                 part = fixed[arm] if case.trainings == 1 else mixed[arm]
+                if case.tied and training:
+                    part = pairs[arm][:, training].mean(axis=1)
                 change = of_group[arm][of[rows]] + part[of[rows]] * np.where(truth[rows], 1, 0.3)
                 change += rng.normal(0, IMAGE * case.quiet, len(rows))
                 shared = float(np.mean(luck[arm][training])) if case.tied and training else by_draw[arm]

@@ -79,7 +79,7 @@ class TestTrial:
             "augment",
             "anomaly",
             "synthetic",
-            "synthetic+control",
+            "no control",
             "dense",
             "dense+synthetic",
             "oracle",

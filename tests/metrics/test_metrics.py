@@ -253,8 +253,8 @@ class TestArms:
     def built(self):
         cell = self.cell()
         built = arms.build_arms(cell, 0, TABLES) | {"augment geometry": arms.augmented_arm(cell, "geometry")}
-        built["synthetic"] = arms.synthetic_arm(cell, arms.Amount())
-        built["synthetic+control"] = arms.synthetic_arm(cell, arms.Amount(control=True))
+        built["synthetic"] = arms.synthetic_arm(cell, arms.Amount(control=False))
+        built["synthetic+control"] = arms.synthetic_arm(cell, arms.Amount())
         return built
 
     def test_synthetic_images_have_their_share_of_the_class(self) -> None:
@@ -269,7 +269,7 @@ class TestArms:
                     assert items.weights[made].sum() == pytest.approx(10 * share)
 
     def test_a_mixture_with_classic_copies_has_both_shares(self) -> None:
-        items = arms.synthetic_arm(self.cell(), arms.Amount(0.25, classic="geometry"))
+        items = arms.synthetic_arm(self.cell(), arms.Amount(0.25, classic="geometry", control=False))
         assert items.weights[20:26].sum() == pytest.approx(10 * 0.25)
         assert items.weights[26:32].sum() == pytest.approx(10 * arms.LESS)
         assert items.weights[:4].sum() == pytest.approx(10 * 0.5)
@@ -278,7 +278,7 @@ class TestArms:
     def test_weights_of_all_classes_are_even_where_the_class_is_balanced(self) -> None:
         labels = np.array([0] * 4 + [1] * 12 + [2] * 4 + [0] * 4)
         cell = replace(self.cell(), labels=labels, synthetic=replace(self.cell().synthetic, label=0))
-        items = arms.synthetic_arm(cell, arms.Amount(0.25))
+        items = arms.synthetic_arm(cell, arms.Amount(0.25, control=False))
         weights = items.class_weights()
         sums = [weights[items.labels == label].sum() for label in range(3)]
         assert sums == pytest.approx([20 / 3] * 3)

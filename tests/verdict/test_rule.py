@@ -113,7 +113,7 @@ def test_a_loss_that_is_not_shown_is_no_does_not() -> None:
     ("design", "draws", "groups", "needed"),
     [
         (Design(), 5, 20, False),
-        (Design(), 5, 6, True),
+        (Design(), 5, 8, True),
         (Design(), 2, 20, True),
         (Design(all_groups=True), 5, 20, True),
         (Design(draws=10), 5, 20, True),

@@ -20,7 +20,7 @@ def trial(
     rare_groups: int | None = None,
     draws: int = 10,
     folds: int = 3,
-    synthetic: int = 60,
+    synthetic: int = 100,
     render: int = 60,
     minutes: float = 10.0,
     seed: int = 0,

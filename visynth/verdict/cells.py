@@ -16,10 +16,12 @@ augment             balanced, with classic augmentations of the class's real ima
                     the class's weight, those with the best inner score
 anomaly             no image of the class at all: the distance from defect-free images (Roth et al., "PatchCore", CVPR 2022); it is
                     also a feature that every other arm may choose
-synthetic           balanced, with synthetic images of the class, which have a share of the class's weight: of several shares, of
-                    fewer images, of mixtures with classic augmentation, and of none at all (then as "balanced" or "augment") what
-                    has the best inner score; all images at half of the weight where inner folds cannot try them
-synthetic+control   as synthetic, with defect-free images under the same seams among the rest
+synthetic           balanced, with synthetic images of the class, which have a share of the class's weight: a tenth, unless another
+                    share, fewer images, a mixture with classic augmentation, or none at all (then as "balanced" or "augment") is
+                    better on every inner fold; all images at half of the weight where inner folds cannot try them. Where the
+                    synthesizer makes defect-free images with the same seams, these stand among the rest, so that a seam does not
+                    spell "defect"
+no_control          as synthetic, without those
 oracle              balanced, with all real training images of the class: what synthesis tries to stand in for
 ==================  ================================================================================================
 """
@@ -41,7 +43,8 @@ Tables = Mapping[tuple[int, str], NDArray[np.float32]]
 NEIGHBOURS = 5  # of SMOTE, as in its paper
 POOLED = ("mean", "max")  # tables of one vector an image
 SHARES = (0.05, 0.1, 0.25, 0.5)  # of the class's weight that synthetic images have, besides none
-HALF = 0.5  # where it is not chosen
+HALF = 0.5  # where it cannot be chosen
+LITTLE = 0.1  # the share that is taken unless another one, or none, is better on every inner fold
 FEWER = 3  # one of so many synthetic images is tried, too
 LESS = 0.25  # of the class's weight to classic augmentations, tried beside half
 BASELINES = ("real", "duplicate", "balanced", "logit_adjusted", "smote", "focal", "ldam", "augment", "anomaly", "dense")
@@ -186,13 +189,13 @@ class Amount:
         share: of the class's weight to synthetic images.
         images: how many of them; None for all there are.
         classic: candidate of classic augmentation that is mixed in as well, with :data:`LESS` of the class's weight.
-        control: whether defect-free images with the traces of synthesis stand among the rest.
+        control: whether defect-free images with the traces of synthesis stand among the rest, where there are some.
     """
 
     share: float = HALF
     images: int | None = None
     classic: str | None = None
-    control: bool = False
+    control: bool = True
 
 
 def synthetic_arm(cell: Cell, amount: Amount) -> Items:

@@ -21,7 +21,7 @@ from visynth.core.processes import end_with_parent
 from visynth.verdict import cells as arming
 from visynth.verdict.bootstrap import Scored
 from visynth.verdict.cells import Cell, Tables
-from visynth.verdict.learners import Items, Outcome, inner_folds, split_parts
+from visynth.verdict.learners import Items, Outcome, better, inner_folds, split_parts
 from visynth.verdict.ranking import average_precision
 
 if TYPE_CHECKING:
@@ -237,11 +237,11 @@ def _run_cell(cell: Cell, tables: Tables, learner: str, seed: int, only: Sequenc
         choice = _best_synthetic(cell, folds, fitted, balanced, classic)
         outcomes["synthetic"] = choice.tested()
         if cell.control is not None and only is None:
-            seams = choice
+            bare = choice
             if choice.amount is not None:
-                outcome = fitted(arming.synthetic_arm(cell, replace(choice.amount, control=True)))
-                seams = replace(choice, outcome=outcome)
-            outcomes["synthetic+control"] = seams.tested()
+                outcome = fitted(arming.synthetic_arm(cell, replace(choice.amount, control=False)))
+                bare = replace(choice, outcome=outcome)
+            outcomes["no_control"] = bare.tested()
     if only is not None:
         return outcomes
     real = found["real"]
@@ -296,7 +296,8 @@ def _best_synthetic(
     balanced: Outcome,
     classic: Choice | None,
 ) -> Choice:
-    """Share, number and mixture of synthetic images, and whether there are any, by the inner score; ties leave more out."""
+    """Share, number and mixture of synthetic images, and whether there are any: by default all at a tenth of the class's
+    weight, and what is better on every inner fold in its place."""
     assert cell.synthetic is not None
     half = arming.Amount()
     if not _tried(arming.synthetic_arm(cell, half), folds):
@@ -304,9 +305,9 @@ def _best_synthetic(
     without: dict[str, Choice] = {"none": Choice(balanced, {"share": 0.0})}
     if classic is not None:
         without["classic"] = replace(classic, chosen={"share": 0.0, **classic.chosen})
-    by_share = {share: arming.Amount(share) for share in arming.SHARES}
-    outcomes = {amount: fitted(arming.synthetic_arm(cell, amount)) for amount in by_share.values()}
-    best = _best(outcomes)
+    default = arming.Amount(arming.LITTLE)
+    outcomes = {amount: fitted(arming.synthetic_arm(cell, amount)) for amount in map(arming.Amount, arming.SHARES)}
+    best = _improved(outcomes, default)
     further = []
     if len(cell.synthetic.rows) >= arming.FEWER:
         further.append(replace(best, images=len(cell.synthetic.rows) // arming.FEWER))
@@ -315,13 +316,20 @@ def _best_synthetic(
     outcomes |= {amount: fitted(arming.synthetic_arm(cell, amount)) for amount in further}
     tried = {name: choice.outcome.inner for name, choice in without.items()}
     tried |= {_named(amount): outcome.inner for amount, outcome in outcomes.items()}
-    winner, plain = _best(outcomes), _best({name: choice.outcome for name, choice in without.items()})
-    if not _score(outcomes[winner]) > _score(without[plain].outcome):
-        return replace(without[plain], tried=tried)
+    winner = _improved({amount: outcomes[amount] for amount in (best, *further)}, best)
+    none = [name for name, c in without.items() if better(c.outcome.by_fold, outcomes[winner].by_fold)]
+    if none:
+        return replace(without[max(none, key=lambda name: _score(without[name].outcome))], tried=tried)
     chosen = {"share": winner.share, "images": winner.images or len(cell.synthetic.rows)}
     if winner.classic is not None:
         chosen["candidate"] = winner.classic
     return Choice(outcomes[winner], chosen, tried, winner)
+
+
+def _improved(candidates: Mapping[Any, Outcome], default: Any) -> Any:
+    """The best of those that are better than the default on every inner fold; else the default."""
+    found = [name for name, one in candidates.items() if better(one.by_fold, candidates[default].by_fold)]
+    return max(found, key=lambda name: _score(candidates[name]), default=default)
 
 
 def _named(amount: arming.Amount) -> str:

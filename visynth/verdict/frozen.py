@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth.verdict.learners import Floats, Ints, Items, Outcome, split_parts
+from visynth.verdict.learners import Floats, Ints, Items, Outcome, better, split_parts
 from visynth.verdict.linear import logistic, softmax
 from visynth.verdict.ranking import average_precision
 
@@ -50,11 +50,11 @@ class FrozenLearner:
 
     Features of several scales stand side by side, each at the same weight: at each resolution the maximum of the last maps,
     with maxima and minima of finer maps where the features have them, in which small defects are seen. One sum of all is
-    better, and less noisy, than one scale that is picked by few images (``scripts/bench/README.md``). Chosen in turn, by the
-    mean average precision over the inner folds, where only real images of held-out groups are scored and nothing made from
-    them is trained on: native scale alone, all resolutions, or these with means too, at the middle C; C; and whether the
-    distance from defect-free images is one more feature. Weak baselines make straw men, so every arm makes these choices
-    for itself.
+    better, and less noisy, than one scale that is picked by few images (``scripts/bench/README.md``). By default maxima and
+    means at all resolutions are taken, and the middle C. What is better on every inner fold replaces that, in turn: native
+    scale alone or maxima alone; another C; and the distance from defect-free images as one more feature. On inner folds only
+    real images of held-out groups are scored, and nothing made from them is trained on. Weak baselines make straw men, so
+    every arm makes these choices for itself.
 
     The features are centred and scaled by the real training rows, in all arms of a cell alike.
 
@@ -103,9 +103,9 @@ class FrozenLearner:
         parts = [split_parts(items, held) for held in folds]
         parts = [(train, held) for train, held in parts if items.positive[held].any() and items.positive[train].any()]
         middle = self.penalties[len(self.penalties) // 2]
-        tried: dict[tuple[Key, float], float] = {}
+        tried: dict[tuple[Key, float], tuple[float, ...]] = {}
 
-        def inner(space: Key, penalty: float) -> float:
+        def inner(space: Key, penalty: float) -> tuple[float, ...]:
             if (space, penalty) not in tried:
                 values, _ = spaces[space].of(items, test)
                 scores = []
@@ -114,17 +114,18 @@ class FrozenLearner:
                         values[train], items.positive[train], items.weights[train], penalty, items.loss
                     )
                     scores.append(average_precision(items.positive[held], values[held] @ weights + bias))
-                tried[space, penalty] = float(np.mean(scores))
+                tried[space, penalty] = tuple(scores)
             return tried[space, penalty]
 
-        best, penalty = next(iter(spaces)), middle
+        plain = [space for space in spaces if not space[2]]
+        best, penalty = plain[0], middle
         if parts:
-            best = max((space for space in spaces if not space[2]), key=lambda space: inner(space, middle))
-            penalty = max(
-                (middle, *(p for p in self.penalties if p != middle)), key=lambda penalty: inner(best, penalty)
-            )
+            rivals = [space for space in plain[1:] if better(inner(space, middle), inner(plain[0], middle))]
+            best = max(rivals, key=lambda space: np.mean(inner(space, middle)), default=best)
+            others = [p for p in self.penalties if p != middle and better(inner(best, p), inner(best, middle))]
+            penalty = max(others, key=lambda p: np.mean(inner(best, p)), default=middle)
             further = (best[0], best[1], True)
-            if further in spaces and inner(further, penalty) > inner(best, penalty):
+            if further in spaces and better(inner(further, penalty), inner(best, penalty)):
                 best = further
         values, test_values = spaces[best].of(items, test)
         weights, bias = logistic(values, items.positive, items.weights, penalty, items.loss)
@@ -133,9 +134,10 @@ class FrozenLearner:
             chosen["anomaly score"] = "too" if best[2] else "no"
         return Outcome(
             test_values @ weights + bias,
-            tried[best, penalty] if parts else float("nan"),
+            float(np.mean(tried[best, penalty])) if parts else float("nan"),
             chosen,
             None if items.labels is None else _of_all(values, items, penalty, test_values),
+            tried[best, penalty] if parts else (),
         )
 
 
@@ -147,12 +149,12 @@ def _of_all(values: Floats, items: Items, penalty: float, test: Floats) -> Float
 
 
 def spaces_of(tables: Iterable[tuple[int, str]]) -> dict[tuple[str, str], list[list[tuple[int, str]]]]:
-    """What may be chosen: resolutions and poolings, with the tables of each scale.
+    """What may be chosen, the default first: resolutions and poolings, with the tables of each scale.
 
     Example:
         >>> spaces = spaces_of([(0, "mean"), (0, "max"), (0, "max@8"), (160, "mean"), (160, "max"), (64, "trunk")])
         >>> spaces["native", "max"], [*spaces]
-        ([[(0, 'max'), (0, 'max@8')]], [('native', 'max'), ('all', 'max'), ('all', 'max and mean')])
+        ([[(0, 'max'), (0, 'max@8')]], [('all', 'max and mean'), ('all', 'max'), ('native', 'max')])
     """
     known = list(tables)
     resolutions = sorted({resolution for resolution, pool in known if pool in ("mean", "max")})
@@ -163,12 +165,12 @@ def spaces_of(tables: Iterable[tuple[int, str]]) -> dict[tuple[str, str], list[l
     scales = {resolution: names for resolution, names in scales.items() if names}
     means = [[key] for key in known if key[1] == "mean"]
     spaces = {}
-    if 0 in scales and len(scales) > 1:
-        spaces["native", "max"] = [scales[0]]
-    if scales:
-        spaces["all", "max"] = list(scales.values())
     if means:
         spaces["all", "max and mean"] = [*scales.values(), *means]
+    if scales:
+        spaces["all", "max"] = list(scales.values())
+    if 0 in scales and len(scales) > 1:
+        spaces["native", "max"] = [scales[0]]
     return spaces
 
 

@@ -77,6 +77,20 @@ class Outcome:
     inner: float
     chosen: dict[str, Any] = field(default_factory=dict)
     logits: Floats | None = None
+    by_fold: tuple[float, ...] = ()  # what ``inner`` is the mean of
+
+
+def better(own: Sequence[float], default: Sequence[float]) -> bool:
+    """Whether a candidate is better than the default on every inner fold.
+
+    Few groups make noisy folds: whoever takes the best mean of some candidates mostly takes noise, and pays for it on the test
+    (``scripts/bench/README.md``). So there is a default, and what is only sometimes better does not replace it.
+
+    Example:
+        >>> better([0.5, 0.6], [0.4, 0.5]), better([0.9, 0.5], [0.4, 0.5]), better([], [])
+        (True, False, False)
+    """
+    return bool(own) and all(a > b for a, b in zip(own, default, strict=True))
 
 
 class Learner(Protocol):

@@ -17,7 +17,7 @@ HELPS, DOES_NOT, CANNOT_TELL = "helps", "does not", "cannot tell"
 ALARM = 0.025  # of false "helps", one-sided, over all classes that are named
 LOSS = 0.05  # of a false loss, one-sided: the 90 % interval
 FEWEST = 2  # positive test groups below which there is no verdict
-ENOUGH = 8  # from which on the bootstrap alone is trusted, with so many draws of some of the training groups:
+ENOUGH = 10  # from which on the bootstrap alone is trusted, with so many draws of some of the training groups:
 FEWEST_DRAWS = 3
 
 

@@ -195,7 +195,7 @@ def _arm_rows(
     results: Results, bootstrap: Bootstrap, baseline: str, candidates: Sequence[str], metric: str
 ) -> list[dict[str, Any]]:
     rows = []
-    shown = [*arming.BASELINES, "synthetic", *results.rivals, "synthetic+control", DENSE, "oracle"]
+    shown = [*arming.BASELINES, "synthetic", *results.rivals, "no_control", DENSE, "oracle"]
     for name in [n for n in dict.fromkeys(shown) if n in results.tested]:
         has = _metrics(results, name)
         inner = results.inner(name)

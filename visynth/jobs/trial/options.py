@@ -41,7 +41,7 @@ class TrialOptions:
     rare_groups: int | None = None
     draws: int = 10
     folds: int = 3
-    synthetic: int = 60
+    synthetic: int = 100
     minutes: float = 10.0
     seed: int = 0
     workers: int = 2

@@ -67,8 +67,17 @@ def write_outputs(
         if classes:
             renders = out / f"renders{ending}"
             _render(report, data, synthesizer, generator, renders, classes, bool(helped), count, seed, progress)
+        control = None
+        if data.good in generator.classes and synthesizer.makes_controls:
+            control = str(data.good), int(data.positive[str(data.good)].sum())
         recipe = recipe_of(
-            report.verdicts, results, helped.get(name, []), generator.digest, f"renders{ending}", report.conditions
+            report.verdicts,
+            results,
+            helped.get(name, []),
+            generator.digest,
+            f"renders{ending}",
+            report.conditions,
+            control,
         )
         put_files(out, {f"recipe{ending}.yaml": recipe.to_yaml().encode()})
         title = f"Synthetic images by {name}, with parents and the nearest real images"

@@ -19,6 +19,7 @@ def recipe_of(
     generator: str | None,
     renders: str | None,
     conditions: Mapping[str, Any],
+    control: tuple[str, int] | None = None,
 ) -> Recipe:
     """What to train each measured class with.
 
@@ -29,6 +30,8 @@ def recipe_of(
         generator: digest of what made them.
         renders: their folder's name.
         conditions: of the trial, for people.
+        control: the defect-free class and the number of its real images, where the renders hold some of it with the traces of
+            synthesis: as in the measured arm there is one for every three of the synthetic images that were measured with.
     """
     classes = {}
     for verdict in verdicts:
@@ -42,6 +45,10 @@ def recipe_of(
             classic = most_common(own.arms["augment"], "candidate") if without == "augment" else None
             classes[verdict.label] = ClassRecipe(arm=without, classic=classic, answer=verdict.answer)
     used = any(one.share for one in classes.values())
+    if used and control is not None:
+        name, real = control
+        made = max(own.counts["synthetic"] for label, own in results.items() if label in rendered) / 3
+        classes[name] = ClassRecipe(share=round(made / (made + real), 3), arm="control")
     return Recipe(classes, generator if used else None, renders if used else None, conditions)
 
 
