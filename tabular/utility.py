@@ -27,7 +27,7 @@ from visynth.tabular.learners import Boosted, features
 from visynth.tabular.oversampler import Oversampler
 from visynth.tabular.schema import Schema, Table, taken
 from visynth.verdict.bootstrap import Scored
-from visynth.verdict.comparison import Results, Tested, Wording
+from visynth.verdict.comparison import Arm, Results, Wording
 from visynth.verdict.ranking import average_precision
 
 SHARES = (0.0, 0.25, 0.5, 0.8)  # of the class's weight that synthetic rows may get
@@ -185,7 +185,7 @@ def rare_class(
         for arm, (scores, inner, chosen) in outcome["arms"].items():
             values = np.array(scores)
             results.tested.setdefault(arm, []).append(Scored(cell.draw, truth, values, names))
-            tested = Tested(values, float("nan") if inner is None else inner, chosen)
+            tested = Arm(values, float("nan") if inner is None else inner, chosen)
             results.arms.setdefault(arm, []).append(tested)
         results.rows.append(cell.test)
         made.append(outcome["synthetic"])

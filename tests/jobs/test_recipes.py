@@ -7,14 +7,14 @@ import numpy as np
 from visynth.core.recipe import read_recipe
 from visynth.core.report import ClassVerdict
 from visynth.jobs.trial.recipes import recipe_of
-from visynth.verdict.comparison import Results, Tested
+from visynth.verdict.comparison import Arm, Results
 
 
 def results(label: str, shares: list[float], **chosen) -> Results:
     made = Results(label, counts={"synthetic": 60.0})
     scores = np.zeros(3)
-    made.arms["synthetic"] = [Tested(scores, 0.5, {"share": share, "images": 60, **chosen}) for share in shares]
-    made.arms["augment"] = [Tested(scores, 0.5, {"candidate": name}) for name in ("elastic", "light", "elastic")]
+    made.arms["synthetic"] = [Arm(scores, 0.5, {"share": share, "images": 60, **chosen}) for share in shares]
+    made.arms["augment"] = [Arm(scores, 0.5, {"candidate": name}) for name in ("elastic", "light", "elastic")]
     return made
 
 

@@ -33,7 +33,7 @@ DENSE_SHARES = (0.25, 0.75)  # of the class's weight to synthetic images, beside
 
 
 @dataclass(frozen=True)
-class Tested:
+class Arm:
     """An arm on one cell.
 
     Attributes:
@@ -55,12 +55,12 @@ class Tested:
         return {**vars(self), "scores": np.asarray(self.scores).tolist(), "predicted": predicted}
 
     @classmethod
-    def from_json(cls, kept: Mapping[str, Any]) -> Tested:
+    def from_json(cls, kept: Mapping[str, Any]) -> Arm:
         predicted = None if kept["predicted"] is None else np.array(kept["predicted"], np.int64)
         return cls(**{**kept, "scores": np.array(kept["scores"], np.float64), "predicted": predicted})
 
 
-Outcomes = dict[str, Tested]  # by arm
+Outcomes = dict[str, Arm]  # by arm
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Results:
 
     label: str
     tested: dict[str, list[Scored]] = field(default_factory=dict)
-    arms: dict[str, list[Tested]] = field(default_factory=dict)
+    arms: dict[str, list[Arm]] = field(default_factory=dict)
     rows: list[NDArray[np.int64]] = field(default_factory=list)
     counts: dict[str, float] = field(default_factory=dict)
     synthesizer: str = "synthesis"
@@ -127,7 +127,7 @@ class Results:
     wording: Wording = IMAGES
     number: int = -1
 
-    def add(self, cell: Cell, name: str, arm: Tested) -> None:
+    def add(self, cell: Cell, name: str, arm: Arm) -> None:
         """An arm on one more cell."""
         truth, groups, weights = cell.test_truth(), cell.test_groups(), cell.test_weights()
         labels = None if arm.predicted is None else cell.test_labels()
@@ -268,13 +268,13 @@ class Choice:
     tried: dict[str, float] = field(default_factory=dict)
     amount: arming.Amount | None = None
 
-    def tested(self) -> Tested:
+    def tested(self) -> Arm:
         return _tested(self.outcome, self.chosen, self.tried)
 
 
-def _tested(outcome: Outcome, chosen: Mapping[str, Any] | None = None, tried: dict[str, float] | None = None) -> Tested:
+def _tested(outcome: Outcome, chosen: Mapping[str, Any] | None = None, tried: dict[str, float] | None = None) -> Arm:
     predicted = None if outcome.logits is None else outcome.logits.argmax(axis=1)
-    return Tested(outcome.scores, outcome.inner, {**outcome.chosen, **(chosen or {})}, predicted, tried or {})
+    return Arm(outcome.scores, outcome.inner, {**outcome.chosen, **(chosen or {})}, predicted, tried or {})
 
 
 def _best_classic(cell: Cell, fitted: Callable[[Items], Outcome]) -> Choice:
@@ -338,12 +338,12 @@ def _named(amount: arming.Amount) -> str:
     return f"{amount.share:g}{extra}" + (f", with {amount.classic}" if amount.classic else "")
 
 
-def _by_distance(cell: Cell) -> Tested:
+def _by_distance(cell: Cell) -> Arm:
     """The arm "anomaly": the distance itself is the score, for each class alike."""
     assert cell.anomaly is not None
     known = cell.train[np.isfinite(cell.anomaly[cell.train])]
     inner = average_precision(cell.positive[known], cell.anomaly[known])
-    return Tested(cell.anomaly[cell.test].astype(np.float64), inner)
+    return Arm(cell.anomaly[cell.test].astype(np.float64), inner)
 
 
 def _tried(items: Items, folds: Sequence[frozenset[str]]) -> bool:

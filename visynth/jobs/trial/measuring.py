@@ -35,7 +35,7 @@ from visynth.jobs.trial.training import (
 )
 from visynth.metrics.dense import DenseHead
 from visynth.verdict.cells import Cell
-from visynth.verdict.comparison import DENSE, Outcomes, Results, Tested, add_rival, dense_arms, fit_cells, gather
+from visynth.verdict.comparison import DENSE, Arm, Outcomes, Results, add_rival, dense_arms, fit_cells, gather
 from visynth.verdict.rule import Design
 
 Pairs = Sequence[tuple[Split, Cell]]
@@ -385,4 +385,4 @@ def _to_json(outcomes: Outcomes) -> dict[str, Any]:
 
 
 def _outcomes(kept: Mapping[str, Any]) -> Outcomes:
-    return {name: Tested.from_json(arm) for name, arm in kept.items()}
+    return {name: Arm.from_json(arm) for name, arm in kept.items()}

@@ -8,7 +8,7 @@ from typing import Any
 
 from visynth.core.recipe import ClassRecipe, Recipe
 from visynth.core.report import ClassVerdict
-from visynth.verdict.comparison import Results, Tested
+from visynth.verdict.comparison import Arm, Results
 from visynth.verdict.rule import HELPS
 
 
@@ -68,6 +68,6 @@ def _with_synthetic(results: Results, arm: str, answer: str) -> ClassRecipe:
     )
 
 
-def most_common(cells: Sequence[Tested], key: str) -> Any:
+def most_common(cells: Sequence[Arm], key: str) -> Any:
     """What most cells chose; None where most chose nothing."""
     return Counter(one.chosen.get(key) for one in cells).most_common(1)[0][0]
