@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from scipy import stats
 
 from visynth.cli import main
 from visynth.core.codec import encode_png
@@ -24,8 +25,9 @@ from visynth.data.reading import read_groups, read_images
 from visynth.data.unpack import is_packed, unpack
 from visynth.generators.base import load_generator
 from visynth.jobs.evaluate import assign_splits, evaluate_renders
-from visynth.jobs.gate import decide
+from visynth.jobs.gate import check_renders, decide
 from visynth.jobs.make import fit_compose
+from visynth.jobs.planning import plan_lines
 from visynth.jobs.preflight import preflight
 from visynth.jobs.trial.flow import PARTS, run_trial
 from visynth.jobs.trial.options import TrialOptions
@@ -33,6 +35,7 @@ from visynth.networks.unet import Denoiser, recipe
 from visynth.render.run import make_plan, render_set
 from visynth.verdict.cells import Cell, Extra
 from visynth.verdict.comparison import run_cells
+from visynth.verdict.planning import error, groups_for, smallest_effect
 from visynth.verdict.summary import summarise
 
 QUICK = TrialOptions(rare_groups=2, draws=2, folds=2, synthetic=12, workers=0, others=False, learned="none")
@@ -364,10 +367,65 @@ class TestReport:
         ],
     )
     def test_gate(self, answers, outcome: str) -> None:
-        report = Report("trial", "x", [ClassVerdict(str(i), a, "r") for i, a in enumerate(answers)])
+        report = Report(
+            "trial", "x", [ClassVerdict(str(i), a, "r", "", {"gate_p": 0.001}) for i, a in enumerate(answers)]
+        )
         assert decide(report).outcome == outcome
+        weak = Report("trial", "x", [ClassVerdict(str(i), a, "r", "", {"gate_p": 0.02}) for i, a in enumerate(answers)])
+        assert decide(weak).outcome == ("insufficient evidence" if outcome == "promote" else outcome)
+        assert decide(weak, level=0.025).outcome == outcome
+        with pytest.raises(UsageError, match="level must be in"):
+            decide(report, level=0.7)
         with pytest.raises(UsageError, match="no verdict on 'rust'"):
             decide(report, ["rust"])
+
+
+def test_the_gate_wants_no_copies_and_leaves_what_nobody_named() -> None:
+    numbers = {"gate_p": 0.001, "copies": {"found": 20, "of": 60, "high": 0.46, "flagged": True}}
+    copied = ClassVerdict("crack", "helps", "r", "", numbers)
+    fine = {**numbers, "copies": {"found": 0, "of": 60, "high": 0.06, "flagged": False}}
+    good = ClassVerdict("hole", "helps", "r", "", fine)
+    aside = ClassVerdict("stain", "does not", "r", "", {"gate_p": 1.0}, aside=True)
+    decision = decide(Report("utility", "x", [copied, good, aside]))
+    assert decision.classes == {"crack": "reject", "hole": "promote"}
+    assert decision.outcome == "reject"
+    assert "20 of 60 synthetic images are copies" in decision.reasons[0]
+    assert decide(Report("utility", "x", [good, aside])).outcome == "promote"
+    assert decide(Report("utility", "x", [good, aside]), ["stain"]).outcome == "reject"
+
+
+def test_a_report_decides_on_the_renders_that_it_speaks_of(renders) -> None:
+    own = Report("utility", "x", [], conditions={"generator": renders.plan["generator"]})
+    check_renders(own, renders.folder)
+    with pytest.raises(UsageError, match="the report is about generator ffff"):
+        check_renders(Report("utility", "x", [], conditions={"generator": "f" * 64}), renders.folder)
+    with pytest.raises(UsageError, match="names no generator"):
+        check_renders(Report("trial", "x", []), renders.folder)
+
+
+def test_a_plan_says_what_a_test_will_see(sample_set) -> None:
+    lines = plan_lines(sample_set, ["spot"], grouped=True)
+    groups = len({item.group for item in sample_set.items if "spot" in item.labels})
+    assert lines[1].startswith(f"spot: 12 images of {groups} groups: ")
+    seen = smallest_effect(groups)
+    assert (f"sees gains from {seen:.2f} AP on" if seen <= 1 else "no effect can be shown") in lines[1]
+    assert "+0.1 AP needs 25 groups" in lines[1]
+    with pytest.raises(UsageError, match="there is no class 'rust'"):
+        plan_lines(sample_set, ["rust"], grouped=True)
+
+
+@pytest.mark.parametrize("groups", [2, 5, 8, 20, 100])
+def test_the_planned_effect_is_found_four_times_of_five(groups: int) -> None:
+    """By drawing: a normal mean with an estimated error, tested by t at a one-sided 2.5 %."""
+    rng = np.random.default_rng(groups)
+    effect = smallest_effect(groups)
+    values = rng.normal(effect, error(groups) * groups**0.5, (4000, groups))
+    t = values.mean(axis=1) / (values.std(axis=1, ddof=1) / groups**0.5)
+    power = float((t > stats.t.ppf(0.975, groups - 1)).mean())
+    assert power == pytest.approx(0.8, abs=0.1 if groups > 2 else 0.25)  # shifted t, not noncentral: a plan
+    needed = groups_for(effect)
+    assert needed is not None
+    assert needed <= groups
 
 
 def config_files() -> list[Path]:

@@ -22,9 +22,11 @@ from visynth.core.members import Member
 from visynth.core.progress import Progress, no_progress
 from visynth.core.report import FILES, ClassVerdict, Report, bullets, environment, table, text
 from visynth.data.imageset import BadFile, ImageSet, Item, Lazy
+from visynth.data.looks import grey_copy
 from visynth.data.transforms import CANDIDATES, backend
 from visynth.jobs.measured import MeasuredSet, add_features, new_bank
 from visynth.metrics.bank import FeatureBank
+from visynth.metrics.copies import Copies, find_copies
 from visynth.metrics.memorization import near_duplicates
 from visynth.metrics.quality import per_class, table_rows
 from visynth.mixing.leaks import Accepted, is_accepted, read_accepted
@@ -175,6 +177,7 @@ def evaluate_renders(
                 results[name].add(cell, OTHER, outcome["synthetic"])
 
     blocks = []
+    copies = {} if traceable else _copies(renders, wanted, kept, images, progress)
     design = Design(draws=seeds, trainings=1, fewest=3)
     summaries = summarise(results, metric=metric, design=design)
     duels = []
@@ -185,6 +188,8 @@ def evaluate_renders(
             duel, _ = compare(tested, "synthetic", OTHER, Bootstrap(tested["real"]), metric)
             verdict = replace(verdict, numbers={**verdict.numbers, "against": duel.to_json()})
             duels.append([name, f"{duel.mean:+.3f} [{duel.low:+.3f}, {duel.high:+.3f}]"])
+        if name in copies:
+            verdict = replace(verdict, numbers={**verdict.numbers, "copies": copies[name].to_json()})
         report.verdicts.append(verdict)
         blocks += arms_block(results[name], summaries[name], learner)
     for name in images.classes:
@@ -199,7 +204,11 @@ def evaluate_renders(
     if duels and against is not None:
         note = f"The other set is {against.folder.name}, of generator {str(against.plan['generator'])[:16]}, on the same cells."
         report.section("Against another generator", table(["class", "AP against it [95 % CI]"], duels, note))
-    report.section("Likeness and near-duplicates", *_quality(bank, rows_of, renders, kept, train, test))
+    report.section(
+        "Likeness and near-duplicates",
+        *_quality(bank, rows_of, renders, kept, train, test),
+        *_copies_block(copies, traceable),
+    )
     report.section(
         "Reading this",
         bullets(
@@ -341,6 +350,47 @@ def _quality(
             "held-out real images have mean memorising. "
             "Composites and inpainted images keep a real background, so they lie near it by design.",
         ),
+    ]
+
+
+def _copies(
+    renders: Renders, wanted: Sequence[str], kept: Sequence[Item], images: ImageSet, progress: Progress
+) -> dict[str, Copies]:
+    """Copies of training images among the rendered ones, by class; not where images or groups are too few."""
+    found = {}
+    for name in wanted:
+        sides: dict[str, list[Any]] = {"train": [], "test": []}
+        groups = []
+        for item in kept:
+            if item.labels == (name,):
+                sides[item.split].append(grey_copy(images.image(item)))
+                groups += [item.group] if item.split == "train" else []
+        made = [grey_copy(decode(renders.folder / r.file_name)) for r in renders.records if r.label == name]
+        try:
+            fresh = np.stack(sides["test"]) if sides["test"] else None
+            found[name] = find_copies(np.stack(sides["train"]), groups, np.stack(made), fresh)
+        except DataError as error:
+            progress(f"{name}: copies were not looked for: {error}")
+    return found
+
+
+def _copies_block(copies: Mapping[str, Copies], traceable: bool) -> list[dict[str, object]]:
+    """Table of copies."""
+    if traceable:
+        return [
+            text("Copies were not looked for: composites hold pixels of real images by design, and name their parents.")
+        ]
+    rows = [
+        [name, f"{one.found} of {one.of} [{one.limits[0]:.1%}, {one.limits[1]:.1%}]", f"{one.fresh} of {one.of_fresh}",
+         "yes" if one.flagged else "no"]
+        for name, one in copies.items()
+    ]  # fmt: skip
+    note = (
+        "A copy is a training image again: as it was, mirrored, turned, or with other light or colour. It lies nearer than half "
+        "of what 99 % of images of different groups keep from each other. Blends of several images are not found by this."
+    )
+    return [
+        table(["class", "copies among the synthetic [95 % CI]", "among held-out real images", "flagged"], rows, note)
     ]
 
 

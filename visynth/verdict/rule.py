@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from visynth.core.errors import DataError
 from visynth.verdict.bootstrap import WORDS, Bootstrap, Floats, Interval, Scored, measure, own_weights
 
 HELPS, DOES_NOT, CANNOT_TELL = "helps", "does not", "cannot tell"
@@ -54,8 +55,9 @@ class Evidence:
         mean: of the difference over cells.
         luck: by which the best baseline's mean is too high for having been picked as the best.
         replicates: of the difference, from the bootstrap, ``[R]``.
-        two_way: the second limit, where the design asks for it.
+        two_way: the second limit.
         groups: positive test groups.
+        both: whether the design asks for the second limit as well.
     """
 
     mean: float
@@ -63,6 +65,7 @@ class Evidence:
     replicates: Floats
     two_way: TwoWay | None
     groups: int
+    both: bool = True
 
     def limit(self, alpha: float, side: int) -> float:
         """Lower (``side`` -1) or upper (1) limit with a one-sided error of ``alpha``: the wider one of both."""
@@ -70,7 +73,7 @@ class Evidence:
         if not len(finite):
             return side * float("inf")
         limit = float(np.quantile(finite, alpha if side < 0 else 1 - alpha)) + self.luck
-        if self.two_way is None:
+        if self.two_way is None or not self.both:
             return limit
         from scipy.stats import t
 
@@ -82,13 +85,14 @@ class Evidence:
         alpha = (1 - level) / 2
         return Interval(self.mean, self.limit(alpha, -1), self.limit(alpha, 1))
 
-    def p_gain(self) -> float:
-        """One-sided p-value of no gain: the larger one of bootstrap and two-way limit."""
+    def p_gain(self, both: bool | None = None) -> float:
+        """One-sided p-value of no gain: that of the bootstrap, or the larger one of it and the two-way limit's where the design
+        asks for that, or ``both`` does."""
         finite = self.replicates[np.isfinite(self.replicates)]
         if not len(finite) or self.mean <= 0:
             return 1.0
         p = (1 + int((finite + self.luck <= 0).sum())) / (len(finite) + 1)
-        if self.two_way is not None:
+        if self.two_way is not None and (self.both if both is None else both):
             from scipy.stats import t
 
             p = max(p, float(t.sf((self.mean + self.luck) / max(self.two_way.error, 1e-12), self.two_way.freedom)))
@@ -99,7 +103,7 @@ class Evidence:
         from scipy.stats import norm, t
 
         own = float(np.nanstd(self.replicates))
-        if self.two_way is None:
+        if self.two_way is None or not self.both:
             return float(norm.ppf(1 - alpha) + norm.ppf(power)) * own
         freedom = self.two_way.freedom
         return float(t.ppf(1 - alpha, freedom) + t.ppf(power, freedom)) * max(self.two_way.error, own)
@@ -118,6 +122,7 @@ class Verdict:
         metric: that was named beforehand.
         p: one-sided, of no gain, for this class and synthesizer alone.
         adjusted: for all classes named and synthesizers compared.
+        gate_p: the same by both limits, whatever the design asks for.
         groups: positive test groups.
         luck: in the limits.
     """
@@ -130,11 +135,12 @@ class Verdict:
     metric: str = "ap"
     p: float = 1.0
     adjusted: float = 1.0
+    gate_p: float = 1.0
     groups: int = 0
     luck: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        values = {name: float(getattr(self, name)) for name in ("detectable", "p", "adjusted", "luck")}
+        values = {name: float(getattr(self, name)) for name in ("detectable", "p", "adjusted", "gate_p", "luck")}
         rounded = {name: round(value, 5) if np.isfinite(value) else None for name, value in values.items()}
         return {**asdict(self), "difference": self.difference.to_json(), **rounded}
 
@@ -165,7 +171,17 @@ class Comparison:
         return max(names, key=lambda name: (means[name], name == first))
 
     def evidence(self, candidate: str, baselines: Sequence[str], baseline: str) -> Evidence:
-        """A candidate against the best of several baselines."""
+        """A candidate against the best of several baselines.
+
+        Raises:
+            DataError: arms that were not tested on the same cells, which would pair what does not belong together.
+        """
+        for name in (candidate, *baselines):
+            own_cells, others = ([cell.draw for cell in self.tested[n]] for n in (name, baseline))
+            if own_cells != others:
+                raise DataError(
+                    f"arm {name} was tested on the draws {own_cells}, but {baseline} on {others}: they cannot be compared."
+                )
         own, replicates = self.bootstrap.mean(self.tested[candidate], self.metric)
         point, against = self.bootstrap.mean(self.tested[baseline], self.metric)
         several = np.stack([self.bootstrap.mean(self.tested[name], self.metric)[1] for name in baselines])
@@ -173,10 +189,8 @@ class Comparison:
             gained = np.max(several, axis=0) - against
         luck = float(np.nanmean(gained)) if np.isfinite(gained).any() else 0.0
         groups = positive_groups(self.tested[candidate])
-        two_way = None
-        if self.needs_two_way(groups):
-            two_way = two_way_error(self.tested[candidate], self.tested[baseline], self.metric)
-        return Evidence(own - point, luck, replicates - against, two_way, groups)
+        two_way = two_way_error(self.tested[candidate], self.tested[baseline], self.metric)
+        return Evidence(own - point, luck, replicates - against, two_way, groups, self.needs_two_way(groups))
 
     def needs_two_way(self, groups: int) -> bool:
         """Whether the bootstrap alone would tell of too many gains in this design."""
@@ -290,6 +304,7 @@ def decide(
     adjusted: float | None = None,
     metric: str = "ap",
     fewest: int = FEWEST,
+    gate_p: float | None = None,
 ) -> Verdict:
     """The three outcomes.
 
@@ -304,6 +319,7 @@ def decide(
         adjusted: p-value of no gain, adjusted for all classes; by default its own.
         metric: that the difference is in.
         fewest: test groups of the class below which there is no verdict.
+        gate_p: adjusted p-value by both limits; by default its own.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -337,4 +353,7 @@ def decide(
             else "has too few groups for a limit"
         )
         reason = f"{effect}: the interval holds both nothing and a gain; this test {sees}"
-    return Verdict(answer, reason, limits, baseline, smallest, metric, p, adjusted, evidence.groups, evidence.luck)
+    gate = evidence.p_gain(both=True) if gate_p is None else gate_p
+    return Verdict(
+        answer, reason, limits, baseline, smallest, metric, p, adjusted, gate, evidence.groups, evidence.luck
+    )

@@ -28,7 +28,6 @@ from visynth.core.progress import Progress, no_progress
 from visynth.core.report import ClassVerdict, Report
 from visynth.data.imageset import ImageSet, Item, Lazy, in_threads
 from visynth.generators.base import Generator, load_generator
-from visynth.jobs import gate
 from visynth.jobs.evaluate import assign_splits, evaluate_renders
 from visynth.jobs.make import fit_compose
 from visynth.jobs.retrain.downstream import check_downstream, train_pair
@@ -40,6 +39,7 @@ from visynth.metrics.memorization import near_duplicates
 from visynth.render.run import make_plan, render_set
 from visynth.verdict.challenge import FROZEN, INSUFFICIENT, PROMOTE, REJECT, Fingerprint, Judgement, Pair
 from visynth.verdict.drift import drifted
+from visynth.verdict.rule import DOES_NOT, HELPS
 
 FAR = 2.0  # median distance to the nearest real image, over that among real images: noise and blanks have more
 AGREEMENT = 0.25  # of what real images reach, where these are told well: less, and a class is not what it says
@@ -257,13 +257,18 @@ def decide(report: Report, job: Job) -> tuple[str, list[str]]:
     worse = [name for name, v in verdicts.items() if _high(v.numbers.get("against")) < 0]
     if worse:
         return REJECT, [*reasons, f"worse than the champion on {choices(worse)}"]
+    copied = [name for name, v in verdicts.items() if (v.numbers.get("copies") or {}).get("flagged")]
+    if copied:
+        return REJECT, [*reasons, f"synthetic {choices(copied)} are copies of training images"]
     if job.policy.require == "no harm":
         harmed = [name for name, v in verdicts.items() if _high(v.numbers.get("difference")) < 0]
         if harmed:
             return REJECT, [*reasons, f"shown to harm {choices(harmed)}"]
         return (PROMOTE if verdicts else INSUFFICIENT), reasons
-    outcome = gate.decide(report, list(job.classes)).outcome
-    return {gate.PROMOTE: PROMOTE, gate.REJECT: REJECT}.get(outcome, INSUFFICIENT), reasons
+    answers = {v.answer for v in verdicts.values()}
+    if DOES_NOT in answers:
+        return REJECT, reasons
+    return (PROMOTE if answers == {HELPS} else INSUFFICIENT), reasons
 
 
 def _high(interval: Any) -> float:
