@@ -91,8 +91,9 @@ class FinetuneLearner:
             if items.positive[train].any() and items.positive[validation].any():
                 model = self._train(values[train], items.positive[train], items.weights[train], seed)
                 inner = average_precision(items.positive[validation], _scores(model, values[validation]))
+        folded = (inner,) if np.isfinite(inner) else ()
         model = self._train(values, items.positive, items.weights, seed)
-        return Outcome(_scores(model, table[test].astype(np.float32)), inner, {"steps": self.steps})
+        return Outcome(_scores(model, table[test].astype(np.float32)), inner, {"steps": self.steps}, by_fold=folded)
 
     def _train(
         self, values: NDArray[np.float32], positive: NDArray[np.bool_], weights: Floats, seed: int

@@ -32,7 +32,7 @@ from visynth.tabular.frames import ENDINGS, check_frame, parquet_bytes, read_tab
 from visynth.tabular.inference import infer
 from visynth.tabular.schema import Schema
 from visynth.tabular.utility import rare_class
-from visynth.verdict.rule import CANNOT_TELL, HELPS
+from visynth.verdict.rule import CANNOT_TELL, HELPS, Design
 from visynth.verdict.summary import arms_block, class_verdict, summarise
 
 PARTS = ("generator*",)
@@ -143,7 +143,7 @@ def run_trial(
             frame, schema, target, label, plan.maker(plan.cell_steps), draws=plan.draws, folds=options.folds,
             groups=groups, seed=options.seed, stage=stage, progress=progress,
         )  # fmt: skip
-    for label, summary in summarise(found, seed=options.seed).items():
+    for label, summary in summarise(found, design=Design(draws=options.draws), seed=options.seed).items():
         report.verdicts.append(class_verdict(found[label], summary))
         report.section(f"Is it worth it? {target} = {label}", *arms_block(found[label], summary, "boosted trees"))
     add_sections(report, measured, generator, *halves, seed=options.seed)

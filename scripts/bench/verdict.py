@@ -60,7 +60,7 @@ class Case:
 
     @property
     def design(self) -> Design:
-        return Design(draws=self.draws, all_groups=self.few is None and self.tied, trainings=self.trainings)
+        return Design(draws=self.draws)
 
 
 def simulate(case: Case, shift: float, level: float, seed: int) -> dict[str, list[Scored]]:
@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/verdict.jsonl"))
     parser.add_argument("--runs", type=int, default=600, help="of each null; half as many of each gain")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--replicates", type=int, default=400)
+    parser.add_argument("--replicates", type=int, default=500)
     parser.add_argument("--only", default="", help="cases whose name holds this")
     given = parser.parse_args()
     given.out.parent.mkdir(parents=True, exist_ok=True)

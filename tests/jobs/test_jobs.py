@@ -368,10 +368,12 @@ class TestReport:
     )
     def test_gate(self, answers, outcome: str) -> None:
         report = Report(
-            "trial", "x", [ClassVerdict(str(i), a, "r", "", {"gate_p": 0.001}) for i, a in enumerate(answers)]
+            "trial", "x", [ClassVerdict(str(i), a, "r", "", {"adjusted": 0.001}) for i, a in enumerate(answers)]
         )
         assert decide(report).outcome == outcome
-        weak = Report("trial", "x", [ClassVerdict(str(i), a, "r", "", {"gate_p": 0.02}) for i, a in enumerate(answers)])
+        weak = Report(
+            "trial", "x", [ClassVerdict(str(i), a, "r", "", {"adjusted": 0.02}) for i, a in enumerate(answers)]
+        )
         assert decide(weak).outcome == ("insufficient evidence" if outcome == "promote" else outcome)
         assert decide(weak, level=0.025).outcome == outcome
         with pytest.raises(UsageError, match="level must be in"):
@@ -381,11 +383,11 @@ class TestReport:
 
 
 def test_the_gate_wants_no_copies_and_leaves_what_nobody_named() -> None:
-    numbers = {"gate_p": 0.001, "copies": {"found": 20, "of": 60, "high": 0.46, "flagged": True}}
+    numbers = {"adjusted": 0.001, "copies": {"found": 20, "of": 60, "high": 0.46, "flagged": True}}
     copied = ClassVerdict("crack", "helps", "r", "", numbers)
     fine = {**numbers, "copies": {"found": 0, "of": 60, "high": 0.06, "flagged": False}}
     good = ClassVerdict("hole", "helps", "r", "", fine)
-    aside = ClassVerdict("stain", "does not", "r", "", {"gate_p": 1.0}, aside=True)
+    aside = ClassVerdict("stain", "does not", "r", "", {"adjusted": 1.0}, aside=True)
     decision = decide(Report("utility", "x", [copied, good, aside]))
     assert decision.classes == {"crack": "reject", "hole": "promote"}
     assert decision.outcome == "reject"
@@ -556,8 +558,8 @@ def test_masks_without_a_defect_free_class_are_told_as_they_are(class_folders, t
 
 def test_a_share_is_chosen_only_where_it_can_be_tried() -> None:
     """Images of a trained generator have all groups behind them, so that no inner fold may train on one: then they have
-    half of the weight, and so with one group, which makes no folds. Composites are tried, none of them among the choices."""
-    from visynth.verdict.cells import HALF, SHARES, Cell, Extra
+    the default share, and so with one group, which makes no folds. Composites are tried, none of them among the choices."""
+    from visynth.verdict.cells import LITTLE, SHARES, Cell, Extra
     from visynth.verdict.comparison import fit_cells
 
     rng = np.random.default_rng(0)
@@ -575,6 +577,6 @@ def test_a_share_is_chosen_only_where_it_can_be_tried() -> None:
         (outcome,) = fit_cells([cell], {(0, "max"): table}, workers=0)
         return outcome["synthetic"].chosen["share"]
 
-    assert share([everybody] * 20) == HALF
-    assert share([frozenset({"p0"})] * 20, own=3) == HALF
+    assert share([everybody] * 20) == LITTLE
+    assert share([frozenset({"p0"})] * 20, own=3) == LITTLE
     assert share([frozenset({f"p{k % 4}"}) for k in range(20)]) in (0.0, *SHARES)

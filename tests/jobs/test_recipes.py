@@ -57,11 +57,9 @@ def test_where_nothing_helps_it_says_so() -> None:
     assert recipe.classes["crack"].arm == "logit_adjusted"
 
 
-def test_where_most_cells_took_none_the_smaller_of_the_others_counts() -> None:
-    made = {"crack": results("crack", [0.0, 0.0, 0.25, 0.5], candidate="light")}
+def test_where_most_cells_took_none_there_is_none() -> None:
+    made = {"crack": results("crack", [0.0, 0.0, 0.0, 0.5], candidate="light")}
     recipe = recipe_of([verdict("crack", "helps")], made, ["crack"], "ab", "renders", {})
-    assert recipe.classes["crack"].share == 0.25
-    assert recipe.classes["crack"].classic == "light"
-    never = {"crack": results("crack", [0.0, 0.0], candidate="light")}
-    recipe = recipe_of([verdict("crack", "helps")], never, ["crack"], "ab", "renders", {})
-    assert (recipe.shares, recipe.classes["crack"].arm) == ({}, "augment")
+    assert (recipe.shares, recipe.classes["crack"].arm, recipe.classes["crack"].classic) == ({}, "augment", "light")
+    even = {"crack": results("crack", [0.25, 0.5, 0.25, 0.5])}
+    assert recipe_of([verdict("crack", "helps")], even, ["crack"], "ab", "renders", {}).shares == {"crack": 0.25}

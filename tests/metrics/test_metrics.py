@@ -253,8 +253,8 @@ class TestArms:
     def built(self):
         cell = self.cell()
         built = arms.build_arms(cell, 0, TABLES) | {"augment geometry": arms.augmented_arm(cell, "geometry")}
-        built["synthetic"] = arms.synthetic_arm(cell, arms.Amount(control=False))
-        built["synthetic+control"] = arms.synthetic_arm(cell, arms.Amount())
+        built["synthetic"] = arms.synthetic_arm(cell, arms.Amount(arms.HALF, control=False))
+        built["synthetic+control"] = arms.synthetic_arm(cell, arms.Amount(arms.HALF))
         return built
 
     def test_synthetic_images_have_their_share_of_the_class(self) -> None:

@@ -12,8 +12,9 @@ from tests.mixing.test_policies import BACKENDS, Tensors, train, white  # noqa: 
 from tests.mixing.white import White
 from visynth.core.errors import DataError, UsageError
 from visynth.core.recipe import SCHEMA, ClassRecipe, Recipe, read_recipe
+from visynth.mixing.backends import plan_mix
 from visynth.mixing.options import Options
-from visynth.mixing.plan import Mix, within_share
+from visynth.mixing.plan import Mix, replaceable, within_share
 
 NO_BALANCE = {"balance": None, "spread": 0.1}
 
@@ -68,6 +69,25 @@ def test_with_a_sampler_it_is_the_part_of_the_class(backend: str, source) -> Non
     spots = labels == CLASSES["spot"]
     assert not made[~spots].any()
     assert float(made[spots].float().mean()) == pytest.approx(0.25, abs=0.1)
+
+
+def test_real_samples_of_rare_classes_stay(source) -> None:
+    """The defect-free class has a share too (controls): it alone makes room, and what no synthesis helps keeps its samples."""
+    both = {"schema": SCHEMA, "classes": {"spot": {"share": 0.5}, "stain": {"share": 0.0}}}
+    data = visynth.WithSynthetic(Tensors(), source("samples"), backend="samples", classes=CLASSES, recipe=both)
+    dataset = data.train_dataloader().dataset
+    labels = pictures()[1]
+    assert dataset.allowed == [k for k, label in enumerate(labels.tolist()) if label == CLASSES["good"]]
+    assert replaceable(5, [0, 0, 0, 1, 2], {0, 1}, room=0) == [0, 1, 2]
+    options = Options(recipe={"schema": SCHEMA, "classes": {"good": {"share": 0.1}, "spot": {"share": 0.1}}})
+    mix = plan_mix(["good", "spot"], {"good": 0, "spot": 1}, options, [0] * 320 + [1] * 4 + [2] * 30, None, None)
+    assert mix.counts == {"good": 36, "spot": 1}  # a class of four images gets one, not none
+    assert mix.room == 0
+    shared = {"schema": SCHEMA, "classes": {"scratch": {"share": 0.5}, "spot": {"share": 0.5}}}
+    one = plan_mix(
+        ["scratch", "spot"], {"scratch": 1, "spot": 1}, Options(recipe=shared), [0] * 50 + [1] * 20, None, None
+    )
+    assert one.counts == {"scratch": 10, "spot": 10}  # both have the label's twenty samples: as many again, not twice
 
 
 def test_shares_of_classes_in_closed_form() -> None:

@@ -12,7 +12,6 @@ from visynth.core.errors import DataError, UsageError
 from visynth.verdict.bootstrap import Bootstrap, Scored, measure, weighted_ap, weighted_recall
 from visynth.verdict.rule import (
     Comparison,
-    Design,
     Evidence,
     TwoWay,
     decide,
@@ -109,26 +108,32 @@ def test_a_loss_that_is_not_shown_is_no_does_not() -> None:
     assert decide(Evidence(-0.05, 0.0, replicates, None, 12), "real", 0.02).answer == "cannot tell"
 
 
-@pytest.mark.parametrize(
-    ("design", "draws", "groups", "needed"),
-    [
-        (Design(), 5, 20, False),
-        (Design(), 5, 8, True),
-        (Design(), 2, 20, True),
-        (Design(all_groups=True), 5, 20, True),
-        (Design(draws=10), 5, 20, True),
-        (Design(trainings=1), 5, 20, True),
-    ],
-)
-def test_where_the_second_limit_is_asked_for(design: Design, draws: int, groups: int, needed: bool) -> None:
+@pytest.mark.parametrize(("draws", "groups"), [(5, 20), (5, 6), (1, 20), (10, 12)])
+def test_the_wider_of_two_limits_counts(draws: int, groups: int) -> None:
     tested = arms(0.5, groups=groups, draws=draws)
-    evidence = Comparison(tested, Bootstrap(tested["real"]), design=design).evidence("synthetic", ["real"], "real")
-    assert (evidence.two_way is not None) is needed
-    if needed:
-        alone = Evidence(evidence.mean, evidence.luck, evidence.replicates, None, evidence.groups)
-        assert evidence.limit(0.025, -1) <= alone.limit(0.025, -1)
-        assert evidence.limit(0.025, 1) >= alone.limit(0.025, 1)
-        assert evidence.p_gain() >= alone.p_gain()
+    evidence = Comparison(tested, Bootstrap(tested["real"])).evidence("synthetic", ["real"], "real")
+    alone = Evidence(evidence.mean, evidence.luck, evidence.replicates, None, evidence.groups)
+    assert evidence.limit(0.025, -1) <= alone.limit(0.025, -1)
+    assert evidence.limit(0.025, 1) >= alone.limit(0.025, 1)
+    assert evidence.p_gain() >= alone.p_gain()
+
+
+def test_a_clear_gain_passes_any_gate() -> None:
+    """1,000 replicates that all show a gain are no floor under p: ten comparisons at 0.5 % can be passed."""
+    replicates = np.random.default_rng(0).normal(0.5, 0.05, 1000)
+    assert Evidence(0.5, 0.0, replicates, TwoWay(0.05, 15.0), 20).p_gain() * 10 < 0.005
+
+
+def test_arms_of_other_draws_are_not_compared() -> None:
+    tested = arms(0.5)
+    tested["synthetic"] = tested["synthetic"][:3]
+    with pytest.raises(DataError, match="arm synthetic was tested on the draws"):
+        Comparison(tested, Bootstrap(tested["real"])).evidence("synthetic", ["real"], "real")
+
+
+def test_groups_that_do_not_vary_tell_nothing() -> None:
+    hits = np.ones((2, 1), bool)
+    assert np.isinf(two_way_error([decided(0, hits)], [decided(0, ~hits)], "recall").error)
 
 
 def test_p_and_limit_agree() -> None:

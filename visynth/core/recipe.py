@@ -12,10 +12,11 @@ from visynth.core.errors import DataError, UsageError, choices
 SCHEMA = "visynth.recipe/1"
 FILE = "recipe.yaml"
 HEAD = """\
-# What was measured to be best for each class. Train with it as it is:
+# What was measured to be best for each class. The shares are taken by
 #   WithSynthetic(datamodule, "{renders}", recipe="{file}")
-# share: part of the class's samples that is synthetic (0: none). arm: how the class was trained without synthetic images
-# where that was best; classic: the augmentation that it had, see visynth.data.transforms.
+# share: part of the class's samples that is synthetic (0: none), under balanced classes. Yours to add are arm, which says how
+# a class was trained where no synthetic images were best, and classic, the augmentation that it had (see
+# visynth.data.transforms); images says how many synthetic ones the measured arms had.
 """
 
 
@@ -59,8 +60,8 @@ class Recipe:
         """Share of each class that has one above 0."""
         return {name: one.share for name, one in self.classes.items() if one.share > 0}
 
-    def to_yaml(self) -> str:
-        """The file's text."""
+    def to_yaml(self, file: str = FILE) -> str:
+        """The text of a file of that name."""
         import yaml
 
         body = {
@@ -70,7 +71,7 @@ class Recipe:
             "classes": {name: vars(one) for name, one in self.classes.items()},
             "conditions": dict(self.conditions),
         }
-        head = HEAD.format(renders=self.renders or "renders", file=FILE)
+        head = HEAD.format(renders=self.renders or "renders", file=file)
         return head + str(yaml.safe_dump(body, sort_keys=False, allow_unicode=True))
 
 

@@ -24,7 +24,8 @@ from visynth.core.report import FILES, ClassVerdict, Report, bullets, environmen
 from visynth.data.imageset import BadFile, ImageSet, Item, Lazy
 from visynth.data.looks import grey_copy
 from visynth.data.transforms import CANDIDATES, backend
-from visynth.jobs.measured import MeasuredSet, add_features, new_bank
+from visynth.generators.compose_fit import guess_good
+from visynth.jobs.measured import MeasuredSet, add_features, check_metric, new_bank
 from visynth.metrics.bank import FeatureBank
 from visynth.metrics.copies import Copies, find_copies
 from visynth.metrics.memorization import near_duplicates
@@ -125,7 +126,8 @@ def evaluate_renders(
         )
 
     kept = [item for item in images.items if item.split in ("train", "test")]
-    bank = new_bank(learner, cache, patches=learner == "frozen" and control_class(renders) is not None)
+    good = control_class(renders) or guess_good(images.classes, {}, images.counts())
+    bank = new_bank(learner, cache, patches=learner == "frozen" and good is not None)
     progress(f"features of {len(kept)} real and {len(renders.records)} synthetic images")
     real = MeasuredSet(
         items=kept,
@@ -134,7 +136,7 @@ def evaluate_renders(
         positive={name: np.array([name in item.labels for item in kept]) for name in images.classes},
         groups=[item.group for item in kept],
         weights=np.ones(len(kept)),
-        good=control_class(renders),
+        good=good,
     )
     add_features(bank, Lazy(images.image, kept), "real images", progress)
     rows_of = _bank_rows(bank, renders)
@@ -142,16 +144,20 @@ def evaluate_renders(
     train = np.array([row for row, item in enumerate(kept) if item.split == "train"], dtype=np.int64)
     test = np.array([row for row, item in enumerate(kept) if item.split == "test"], dtype=np.int64)
 
+    check_metric(metric, real, learner)
     results: dict[str, Results] = {}
     report = Report("utility", subject or renders.folder.name)
     both = control if control and rendered.get(control) else None
     traceable = renders.plan["kind"] == "composite"
+    untraced = sum(traceable and not set(r.parents) <= set(group_of_parent) for r in renders.records)
+    if untraced:
+        progress(f"{untraced} rendered images have parents that are not among these training images, and are left out")
     for name in wanted:
         limit = min(count or rendered.get(name, 0), rendered.get(name, 0))
         real.add_augmented(name, [row for row in train.tolist() if real.positive[name][row]], 0, progress)
         cells, others = [], []
         for seed in range(seeds):
-            own = _some_groups(real, train, None if traceable else name, seed)
+            own = _some_groups(real, train, name, not traceable, seed)
             made = partial(_rendered, real, own, group_of_parent, name, seed)
             cell = real.cell(name, draw=seed, train=own, test=test, augmented=limit, seed=seed)
             cell = replace(
@@ -161,10 +167,15 @@ def evaluate_renders(
             )
             if cell.synthetic is None:
                 continue
+            cell = real.with_cutmix(cell, name, limit, seed)
             cells.append(real.with_distances(cell))
             if against is not None and len(other_rows.get(name, ())):
                 rival = made(against, other_rows, name, limit)
-                others.append(replace(cells[-1], synthetic=rival, control=None) if rival is not None else None)
+                own_control = None
+                if both is not None and len(other_rows.get(both, ())):
+                    own_control = made(against, other_rows, both, max(1, limit // 3))
+                swapped = replace(cell, synthetic=rival, control=own_control)
+                others.append(real.with_distances(swapped) if rival is not None else None)
         if not cells:
             raise DataError(f"no rendered image of {name} can be traced to the training groups of any repetition.")
         progress(f"{name}: {len(cells)} seeds")
@@ -178,7 +189,7 @@ def evaluate_renders(
 
     blocks = []
     copies = {} if traceable else _copies(renders, wanted, kept, images, progress)
-    design = Design(draws=seeds, trainings=1, fewest=3)
+    design = Design(draws=seeds, fewest=3)
     summaries = summarise(results, metric=metric, design=design)
     duels = []
     for name in wanted:
@@ -215,6 +226,7 @@ def evaluate_renders(
             [
                 f"{left_out} of {len(whole.records)} rendered images do not count: reviewers rejected them, or keep= "
                 "filters them out.",
+                f"{untraced} rendered images were left out because a parent of theirs is not among the training images.",
                 f"{len(near)} test images were left out as near-duplicates of training images"
                 + (": " + ", ".join(b.name for b in near[:20]) + "." if near else "."),
                 "The test images are real and were never seen by the generator: their fingerprints were compared with "
@@ -246,20 +258,23 @@ def _bank_rows(bank: FeatureBank, renders: Renders) -> dict[str, np.ndarray]:
     }
 
 
-def _some_groups(real: MeasuredSet, train: np.ndarray, whole: str | None, seed: int) -> np.ndarray:
-    """Training rows of another 80 % of the groups of each class; of a class that a trained generator knows the ``whole`` of,
-    all: else its images would know more than the real ones beside them."""
+def _some_groups(real: MeasuredSet, train: np.ndarray, name: str, whole: bool, seed: int) -> np.ndarray:
+    """Training rows of another 80 % of the groups: of the measured class, then of the others, the rarest first, since a group
+    may show several. The ``whole`` of the measured class where a trained generator knows all of it: else its images would know
+    more than the real ones beside them."""
+    own = {label: {real.groups[row] for row in train if positive[row]} for label, positive in real.positive.items()}
+    order = sorted(own, key=lambda label: (label != name, len(own[label]), label))
     kept: set[str] = set()
     taken: set[str] = set()
-    for name, positive in real.positive.items():
-        own = sorted({real.groups[row] for row in train if positive[row]} - taken)
-        taken |= set(own)
-        if name == whole:
-            kept |= set(own)
-        elif own:
-            number = max(2, round(TRAINING * len(own)))
-            order = seeding.rng(seeding.derive("groups", seed, name), "evaluate").permutation(len(own))
-            kept |= {own[k] for k in order[:number]}
+    for label in order:
+        left = sorted(own[label] - taken)
+        taken |= own[label]
+        if label == name and whole:
+            kept |= own[label]
+        elif left:
+            number = max(2, round(TRAINING * len(left)))
+            chosen = seeding.rng(seeding.derive("groups", seed, label), "evaluate").permutation(len(left))[:number]
+            kept |= {left[k] for k in chosen}
     return np.array([row for row in train if real.groups[row] in kept or real.groups[row] not in taken], dtype=np.int64)
 
 
@@ -275,7 +290,8 @@ def _rendered(
     limit: int,
 ) -> Extra | None:
     """Rendered images of a class, another choice of them for each seed, with the groups of the real images behind them;
-    those alone whose every parent is in training. None where none is."""
+    those alone whose every parent is in training: what cannot be traced there could show what the real images do not. None
+    where none is."""
     records = [r for r in renders.records if r.label == name]
     order = seeding.rng(seeding.derive("subset", seed, name), "evaluate").permutation(len(records))
     if renders.plan["kind"] != "composite":
@@ -283,9 +299,9 @@ def _rendered(
         seen = frozenset(real.groups[row] for row in train if real.positive[label][row])
         chosen, parents = order[:limit], [seen] * min(limit, len(order))
     else:
-        every = [frozenset(group_of_parent.get(p, p) for p in records[i].parents) for i in order]
-        left_out = set(real.groups) - {real.groups[row] for row in train}
-        fitting = [k for k, groups in enumerate(every) if not groups & left_out][:limit]
+        every = [frozenset(group_of_parent.get(p, "") for p in records[i].parents) for i in order]
+        known = {real.groups[row] for row in train}
+        fitting = [k for k, groups in enumerate(every) if groups <= known][:limit]
         chosen, parents = order[fitting], [every[k] for k in fitting]
     if not len(chosen):
         return None

@@ -54,7 +54,9 @@ def decide(report: Report, classes: Sequence[str] | None = None, level: float = 
     if unknown:
         raise UsageError(f"the report has no verdict on {choices(unknown)}; it has {choices(known)}.")
     judged = [
-        v for v in report.verdicts if not v.aside and (v.numbers or v.answer not in ("not measured", "undertrained"))
+        v
+        for v in report.verdicts
+        if not v.aside and ("difference" in v.numbers or v.answer not in ("not measured", "undertrained"))
     ]
     asked = [known[name] for name in classes] if classes else judged
     outcomes = {v.label: _of_class(v, level) for v in asked}
@@ -80,7 +82,7 @@ def _of_class(verdict: ClassVerdict, level: float) -> tuple[str, str]:
     )
     if verdict.answer == "does not":
         return REJECT, said + measured
-    p = verdict.numbers.get("gate_p")
+    p = verdict.numbers.get("adjusted")
     if verdict.answer != HELPS:
         return INSUFFICIENT, said + measured
     if p is None or p > level:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from visynth.core import plugins
 from visynth.core import seeds as seeding
+from visynth.core.errors import UsageError
 from visynth.core.files import cache_folder
 from visynth.core.progress import Progress, no_progress, time_left
 from visynth.data.imageset import Item, Lazy
@@ -30,6 +31,7 @@ CHUNK = 256  # images between two looks at the clock
 QUIET = 15  # seconds without a line of progress
 COPIES_PER_IMAGE = 3  # augmented copies of each real image, per candidate
 CUTMIX = "cutmix"
+FEWEST = 5  # groups of defect-free images, for distances from them
 MIXED = 0.5  # of so many augmented images as of the other candidates: each costs its features in its own cell
 
 
@@ -129,9 +131,6 @@ class MeasuredSet:
             order = stream.permutation(len(pool))[:augmented]
             rows = np.array([pool[i][0] for i in order], dtype=np.int64)
             extras[candidate] = Extra(rows, [frozenset({pool[i][1]}) for i in order], self.number(name))
-        if augmented:
-            mixed = self._cutmix(name, train, max(1, round(MIXED * augmented)), seeding.derive(seed, draw, fold))
-            extras |= {} if mixed is None else {CUTMIX: mixed}
         return Cell(
             draw,
             fold,
@@ -145,6 +144,15 @@ class MeasuredSet:
             has_oracle=oracle,
             labels=self.labels,
         )
+
+    def with_cutmix(self, cell: Cell, name: str, augmented: int, seed: int) -> Cell:
+        """The cell with CutMix within the class among its classic candidates: made for this cell alone, so that it is asked for
+        once, when the cell is fitted."""
+        if not cell.augmented:
+            return cell
+        count = max(1, round(MIXED * augmented))
+        mixed = self._cutmix(name, cell.train, count, seeding.derive(seed, cell.draw, cell.fold))
+        return cell if mixed is None else replace(cell, augmented={**cell.augmented, CUTMIX: mixed})
 
     def _cutmix(self, name: str, train: Rows, count: int, seed: int) -> Extra | None:
         """Boxes of one training image of a class on another one, of another group where there are several; None where there
@@ -167,12 +175,13 @@ class MeasuredSet:
 
     def with_distances(self, cell: Cell) -> Cell:
         """The cell with the distance of its images, real and made, from its defect-free training images of other groups;
-        as it is where there are none of two groups, or no patches of them."""
+        as it is where these are of fewer than five groups (what leaves its own one out of so few
+        lies farther off than a fresh image), or without patches."""
         if self.good is None:
             return cell
         free = [int(row) for row in cell.train if self.positive[self.good][row] and int(row) in self.bank.patches]
         groups = [self.groups[row] for row in free]
-        if len(set(groups)) < 2:
+        if len(set(groups)) < FEWEST:
             return cell
         core = self._core(tuple(free), groups)
         extras = [e for e in (cell.synthetic, cell.control, *cell.augmented.values()) if e is not None]
@@ -195,6 +204,23 @@ class MeasuredSet:
         core = self._last[1]
         assert core is not None
         return core
+
+
+def check_metric(metric: str, data: MeasuredSet, learner: str) -> None:
+    """Refuse a metric of decisions early where there will be none.
+
+    Raises:
+        UsageError: images of several classes, or a learner that tells one class from the rest alone.
+    """
+    if metric not in ("recall", "macro-f1"):
+        return
+    problems = []
+    if data.labels is None:
+        problems.append("images have one class each, and these do not")
+    if not getattr(plugins.load("learners", learner), "decides", False):
+        problems.append(f"the learner tells all classes apart, and {learner} does not (frozen does)")
+    if problems:
+        raise UsageError(f"metric {metric} needs that " + "; and that ".join(problems) + ".")
 
 
 def add_features(

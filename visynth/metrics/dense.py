@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from visynth.core import seeds as seeding
 from visynth.core.pictures import resize
 from visynth.metrics.extractor import NATIVE_LIMIT, STRIDE
-from visynth.verdict.learners import Ints, Items, Outcome, split_parts
+from visynth.verdict.learners import Ints, Items, Outcome, better, split_parts
 from visynth.verdict.linear import logistic
 from visynth.verdict.ranking import average_precision
 
@@ -40,29 +40,39 @@ class DenseHead:
 
     def can_learn(self, rows: Ints) -> bool:
         """Whether one of these rows, images of the class, has a mask that says where it is."""
-        return any(covered is not None and covered.any() for covered in (self.covered[int(row)] for row in rows))
+        return any(covered is not None and covered.any() for covered in (self.covered.get(int(row)) for row in rows))
 
     def fit(self, items: Items, test: Ints, folds: Sequence[frozenset[str]], seed: int) -> Outcome:
-        """Choose C on two inner folds, fit with one round of hard negatives, score the test rows."""
+        """Choose C on two inner folds (the first one, unless another is better on both), fit with one round of hard
+        negatives, score the test rows."""
         from threadpoolctl import threadpool_limits
 
         with threadpool_limits(1):
-            best = (-1.0, self.penalties[0])
             # A fold whose other side has no mask of the class teaches nothing: nothing is chosen on it.
             parts = [split_parts(items, held) for held in folds[:2]]
-            parts = [(train, held) for train, held in parts if self.can_learn(items.rows[train & items.positive])]
-            for penalty in self.penalties:
-                precisions = []
-                for train, held in parts:
-                    if items.positive[train].any() and items.positive[held].any():
-                        scores = self._scores(self._train(items, train, penalty, seed), items.rows[held])
-                        precisions.append(average_precision(items.positive[held], scores))
-                score = float(np.mean(precisions)) if precisions else float("nan")
-                if score > best[0]:
-                    best = (score, penalty)
-            inner, penalty = best
+            parts = [
+                (train, held)
+                for train, held in parts
+                if items.positive[held].any() and self.can_learn(items.rows[train & items.positive])
+            ]
+            tried = {penalty: self._inner(items, parts, penalty, seed) for penalty in self.penalties}
+            default = self.penalties[0]
+            others = [penalty for penalty in self.penalties[1:] if better(tried[penalty], tried[default])]
+            penalty = max(others, key=lambda penalty: np.mean(tried[penalty]), default=default)
+            inner = float(np.mean(tried[penalty])) if parts else float("nan")
             model = self._train(items, np.ones(len(items), bool), penalty, seed)
-            return Outcome(self._scores(model, test), inner if inner >= 0 else float("nan"), {"C": penalty})
+            return Outcome(self._scores(model, test), inner, {"C": penalty}, by_fold=tried[penalty])
+
+    def _inner(
+        self, items: Items, parts: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]], penalty: float, seed: int
+    ) -> tuple[float, ...]:
+        """Average precision on each inner fold."""
+        return tuple(
+            average_precision(
+                items.positive[held], self._scores(self._train(items, train, penalty, seed), items.rows[held])
+            )
+            for train, held in parts
+        )
 
     def _train(self, items: Items, use: NDArray[np.bool_], penalty: float, seed: int) -> NDArray[np.float64]:
         rows, positive, weights = items.rows[use].tolist(), items.positive[use], items.weights[use]

@@ -8,6 +8,7 @@ images made there.
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -232,7 +233,7 @@ def plan_mix(
     """Plan the numbers of each class and the share of synthetic samples.
 
     Args:
-        made: classes that the source has.
+        names: classes that the source has.
         indices: the user's label of each.
         options: what WithSynthetic was told.
         labels: of the training samples, or None where they are not known.
@@ -245,7 +246,12 @@ def plan_mix(
     """
     recipe = options.recipe
     if recipe is not None:
-        options = by_recipe(recipe, names, options)
+        if labels is None:
+            raise UsageError(
+                "a recipe's shares are of each class's samples, whose labels cannot be read without loading images: give "
+                "labels= (one a sample)."
+            )
+        options = by_recipe(recipe, names, indices, options)
     labels_of: dict[str, int] = {}
     if labels is None:
         if isinstance(options.balance, Mapping):
@@ -282,7 +288,9 @@ def plan_mix(
     count = int(length or 0) if labels is None else sum(int(label) >= 0 for label in labels)
     derived = total / max(count + total, 1)
     if recipe is not None:
-        return Mix(wanted, derived, 0.0, options.seed, wanting, recipe.shares)
+        present = Counter(int(label) for label in labels or () if int(label) >= 0)
+        room = max(present, key=lambda label: (present[label], -label))
+        return Mix(wanted, derived, 0.0, options.seed, wanting, recipe.shares, room)
     derived = min(derived, MOST)
     share = options.share if isinstance(options.share, (int, float)) else derived
     if isinstance(options.share, Mapping):
@@ -310,8 +318,8 @@ def check_source(recipe: Recipe, source: Any, synthetic: Any) -> None:
         )
 
 
-def by_recipe(recipe: Recipe, names: Sequence[str], options: Options) -> Options:
-    """The options with the recipe's shares as counts of each class.
+def by_recipe(recipe: Recipe, names: Sequence[str], indices: Mapping[str, int], options: Options) -> Options:
+    """The options with the recipe's shares as counts of each class: one image at least where a class has any.
 
     Raises:
         UsageError: it has synthetic images of classes that the source does not make.
@@ -321,9 +329,16 @@ def by_recipe(recipe: Recipe, names: Sequence[str], options: Options) -> Options
         raise UsageError(
             f"the recipe has synthetic images of {choices(missing)}, but there are only those of {choices(names)}."
         )
+    sharing = Counter(
+        indices[name] for name in recipe.shares if name in indices
+    )  # classes of one label have its samples
 
     def counts(real: Mapping[str, int]) -> dict[str, int]:
-        return {name: round(real[name] * share / (1 - share)) for name, share in recipe.shares.items() if name in real}
+        wanted = {}
+        for name, share in recipe.shares.items():
+            if real.get(name):
+                wanted[name] = math.ceil(real[name] / sharing[indices[name]] * share / (1 - share) - 1e-9)
+        return wanted
 
     return replace(options, recipe=None, balance=counts)
 

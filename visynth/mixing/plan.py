@@ -33,6 +33,8 @@ class Mix:
         seed: of positions and images.
         wanting: the user's labels of classes that the balance would fill, whether their images can be made or not.
         of_class: by class, the part of its own samples that is synthetic, where that was said for each.
+        room: the only label whose real samples make room, where the share of every class was said: the largest class. Another
+            one that receives none may be as rare as those that do.
     """
 
     counts: Mapping[str, int]
@@ -41,6 +43,7 @@ class Mix:
     seed: int
     wanting: frozenset[int] = frozenset()
     of_class: Mapping[str, float] | None = None
+    room: int | None = None
 
     def receiving(self, indices: Mapping[str, int]) -> set[int]:
         """The user's labels of the classes that receive synthetic samples, or should: their real ones make no room."""
@@ -148,9 +151,9 @@ def deal(shares: Any, total: int) -> list[int]:
     return [int(count) for count in counts]
 
 
-def replaceable(length: int, labels: Sequence[int] | None, receiving: set[int]) -> list[int]:
+def replaceable(length: int, labels: Sequence[int] | None, receiving: set[int], room: int | None = None) -> list[int]:
     """Positions that may be replaced: those of classes that receive no synthetic images, or of the largest class where
-    all receive.
+    all receive; those of label ``room`` alone where it is given.
 
     Example:
         >>> replaceable(5, [0, 0, 1, -1, 2], {1}), replaceable(3, [0, 0, 1], {0, 1})
@@ -158,6 +161,8 @@ def replaceable(length: int, labels: Sequence[int] | None, receiving: set[int]) 
     """
     if labels is None:
         return list(range(length))
+    if room is not None:
+        return [p for p, label in enumerate(labels) if int(label) == room]
     # A sample without a label (-1, as semi-supervised sets have it) is left alone.
     counts = Counter(int(label) for label in labels if int(label) >= 0)
     if counts and set(counts) <= receiving:  # every class receives: the one with most samples makes room

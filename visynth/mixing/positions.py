@@ -61,7 +61,7 @@ class MixedDataset(Dataset[Any]):
         self.share_of, self.within = share_of, within
         self.labels = None if labels is None else [int(label) for label in labels]
         receiving = mix.receiving(source.indices)
-        self.allowed = replaceable(len(real), labels, receiving)
+        self.allowed = replaceable(len(real), labels, receiving, mix.room)
         if not within:
             self._warn_of_caps()
         place, self.example = first_sample(real)

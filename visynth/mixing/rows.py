@@ -191,8 +191,9 @@ class BatchMixer:
         if not count:
             return []
         labelled = [row for row, found in enumerate(shown) if not any(label < 0 for label in found)]  # -1: not labelled
-        free = [row for row in labelled if not shown[row] & self.receiving]
-        if not free and self.receiving >= set(self.plan.indices.values()):
+        room = self.plan.mix.room
+        free = [row for row in labelled if (not shown[row] & self.receiving if room is None else shown[row] == {room})]
+        if room is None and not free and self.receiving >= set(self.plan.indices.values()):
             counts = Counter(label for row in labelled for label in shown[row])
             largest = max(counts, key=lambda label: (counts[label], -label), default=None)
             free = [row for row in labelled if shown[row] == {largest}]

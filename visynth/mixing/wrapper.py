@@ -204,7 +204,8 @@ class WithSynthetic(pytorch_lightning.LightningDataModule):
         accept_leaks: held-out images that you looked at and that are fine: a CSV with the columns candidate and member,
             or such pairs.
         recipe: ``recipe.yaml`` of a trial (or its folder): the share of each class that was measured to be best, none for
-            most. Without a sampler of the loader's own, a class gets so many more samples; with one, that part of them.
+            most. With a sampler of the loader's own it is that part of the class's samples; without one the class gets so
+            many more, and real samples of the largest class make room. Classic augmentation that it names is yours to add.
 
     Raises:
         UsageError: arguments or classes that cannot be matched; loaders that a backend cannot mix into.

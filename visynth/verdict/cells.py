@@ -18,7 +18,7 @@ anomaly             no image of the class at all: the distance from defect-free 
                     also a feature that every other arm may choose
 synthetic           balanced, with synthetic images of the class, which have a share of the class's weight: a tenth, unless another
                     share, fewer images, a mixture with classic augmentation, or none at all (then as "balanced" or "augment") is
-                    better on every inner fold; all images at half of the weight where inner folds cannot try them. Where the
+                    better on every inner fold; a tenth where these cannot try it (a trained generator saw all groups). Where the
                     synthesizer makes defect-free images with the same seams, these stand among the rest, so that a seam does not
                     spell "defect"
 no_control          as synthetic, without those
@@ -43,8 +43,8 @@ Tables = Mapping[tuple[int, str], NDArray[np.float32]]
 NEIGHBOURS = 5  # of SMOTE, as in its paper
 POOLED = ("mean", "max")  # tables of one vector an image
 SHARES = (0.05, 0.1, 0.25, 0.5)  # of the class's weight that synthetic images have, besides none
-HALF = 0.5  # where it cannot be chosen
-LITTLE = 0.1  # the share that is taken unless another one, or none, is better on every inner fold
+HALF = 0.5  # of the class's weight to classic augmentations
+LITTLE = 0.1  # to synthetic images, unless another share, or none, is better on every inner fold
 FEWER = 3  # one of so many synthetic images is tried, too
 LESS = 0.25  # of the class's weight to classic augmentations, tried beside half
 BASELINES = ("real", "duplicate", "balanced", "logit_adjusted", "smote", "focal", "ldam", "augment", "anomaly", "dense")
@@ -192,7 +192,7 @@ class Amount:
         control: whether defect-free images with the traces of synthesis stand among the rest, where there are some.
     """
 
-    share: float = HALF
+    share: float = LITTLE
     images: int | None = None
     classic: str | None = None
     control: bool = True

@@ -278,15 +278,16 @@ def _tested(outcome: Outcome, chosen: Mapping[str, Any] | None = None, tried: di
 
 
 def _best_classic(cell: Cell, fitted: Callable[[Items], Outcome]) -> Choice:
-    """Classic augmentation: the best candidate at half of the class's weight, or at less of it."""
+    """Classic augmentation: the first candidate at half of the class's weight, unless another one, or less of it, is better on
+    every inner fold."""
     outcomes = {name: fitted(arming.augmented_arm(cell, name)) for name in cell.augmented}
-    candidate = _best(outcomes)
+    candidate = _improved(outcomes, next(iter(outcomes)))
     less = fitted(arming.augmented_arm(cell, candidate, arming.LESS))
     tried = {f"{name} {arming.HALF:g}": outcome.inner for name, outcome in outcomes.items()}
     tried[f"{candidate} {arming.LESS:g}"] = less.inner
-    share = _best({arming.HALF: outcomes[candidate], arming.LESS: less})
-    best = less if share == arming.LESS else outcomes[candidate]
-    return Choice(best, {"candidate": candidate, "classic share": share}, tried)
+    shares = {arming.HALF: outcomes[candidate], arming.LESS: less}
+    share = _improved(shares, arming.HALF)
+    return Choice(shares[share], {"candidate": candidate, "classic share": share}, tried)
 
 
 def _best_synthetic(
@@ -299,13 +300,12 @@ def _best_synthetic(
     """Share, number and mixture of synthetic images, and whether there are any: by default all at a tenth of the class's
     weight, and what is better on every inner fold in its place."""
     assert cell.synthetic is not None
-    half = arming.Amount()
-    if not _tried(arming.synthetic_arm(cell, half), folds):
-        return Choice(fitted(arming.synthetic_arm(cell, half)), {"share": half.share}, {}, half)
+    default = arming.Amount()
+    if not _tried(arming.synthetic_arm(cell, default), folds):
+        return Choice(fitted(arming.synthetic_arm(cell, default)), {"share": default.share}, {}, default)
     without: dict[str, Choice] = {"none": Choice(balanced, {"share": 0.0})}
     if classic is not None:
         without["classic"] = replace(classic, chosen={"share": 0.0, **classic.chosen})
-    default = arming.Amount(arming.LITTLE)
     outcomes = {amount: fitted(arming.synthetic_arm(cell, amount)) for amount in map(arming.Amount, arming.SHARES)}
     best = _improved(outcomes, default)
     further = []
@@ -353,11 +353,6 @@ def _tried(items: Items, folds: Sequence[frozenset[str]]) -> bool:
     return any((~items.real[train]).any() and items.positive[held].any() for train, held in parts)
 
 
-def _best(candidates: Mapping[Any, Outcome]) -> Any:
-    """The candidate with the best inner score; the first of equal ones."""
-    return max(candidates, key=lambda name: _score(candidates[name]))
-
-
 def _score(outcome: Outcome) -> float:
     return float(np.nan_to_num(outcome.inner, nan=-1.0))
 
@@ -368,9 +363,9 @@ def _groups(cell: Cell) -> set[str]:
 
 
 def dense_arms(cell: Cell, head: DenseHead, seed: int = 0) -> Outcomes:
-    """The arm "dense", a head that masks teach on the cell's real images, and "dense+synthetic", the same with synthetic
-    images and their masks at the share with the best inner score, none among them. Empty where no training image of the
-    class has a mask."""
+    """The arm "dense", a head that masks teach on the cell's real images, and "dense+synthetic", the same with synthetic images
+    and their masks: at the first share, unless another one, or none, is better on every inner fold. Empty where no training
+    image of the class has a mask."""
     items = arming.real_items(cell)
     if not head.can_learn(items.rows[items.positive]):
         return {}
@@ -380,11 +375,9 @@ def dense_arms(cell: Cell, head: DenseHead, seed: int = 0) -> Outcomes:
     if cell.synthetic is None or not head.can_learn(cell.synthetic.rows):
         return found
     outcomes: dict[float, Outcome] = {0.0: plain}
-    half = arming.synthetic_arm(cell, arming.Amount())
-    shares = DENSE_SHARES if _tried(half, folds) else (arming.HALF,)
-    for share in shares:
+    for share in DENSE_SHARES:
         outcomes[share] = head.fit(arming.synthetic_arm(cell, arming.Amount(share)), cell.test, folds, seed)
-    best = _best(outcomes) if _tried(half, folds) else arming.HALF
+    best = _improved(outcomes, DENSE_SHARES[0])
     tried = {f"{share:g}": outcome.inner for share, outcome in outcomes.items()}
     found[DENSE] = _tested(outcomes[best], {"share": best}, tried)
     return found

@@ -68,6 +68,7 @@ class FrozenLearner:
         True
     """
 
+    decides = True  # between all classes, too
     parallel = True  # one thread each: cells may run in several processes
     penalties: tuple[float, ...] = (0.01, 0.1, 1.0)
     _kept: dict[int, tuple[Tables, dict[Key, Space]]] = field(default_factory=dict, compare=False, repr=False)

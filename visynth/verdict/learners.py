@@ -90,7 +90,7 @@ def better(own: Sequence[float], default: Sequence[float]) -> bool:
         >>> better([0.5, 0.6], [0.4, 0.5]), better([0.9, 0.5], [0.4, 0.5]), better([], [])
         (True, False, False)
     """
-    return bool(own) and all(a > b for a, b in zip(own, default, strict=True))
+    return len(own) == len(default) > 0 and all(a > b for a, b in zip(own, default, strict=True))
 
 
 class Learner(Protocol):

@@ -18,8 +18,7 @@ HELPS, DOES_NOT, CANNOT_TELL = "helps", "does not", "cannot tell"
 ALARM = 0.025  # of false "helps", one-sided, over all classes that are named
 LOSS = 0.05  # of a false loss, one-sided: the 90 % interval
 FEWEST = 2  # positive test groups below which there is no verdict
-ENOUGH = 10  # from which on the bootstrap alone is trusted, with so many draws of some of the training groups:
-FEWEST_DRAWS = 3
+TAIL = 10  # replicates without a gain below which their number says little
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,10 @@ class Design:
 
     Attributes:
         draws: that were planned; None where as many as there are.
-        all_groups: whether the training uses every group that it may, so that draws differ little.
-        trainings: of the generator; 1 where all cells share one.
         fewest: positive test groups below which there is no verdict.
     """
 
     draws: int | None = None
-    all_groups: bool = False
-    trainings: int | None = None
     fewest: int = FEWEST
 
 
@@ -55,9 +50,8 @@ class Evidence:
         mean: of the difference over cells.
         luck: by which the best baseline's mean is too high for having been picked as the best.
         replicates: of the difference, from the bootstrap, ``[R]``.
-        two_way: the second limit.
+        two_way: the second limit; None leaves it out.
         groups: positive test groups.
-        both: whether the design asks for the second limit as well.
     """
 
     mean: float
@@ -65,7 +59,6 @@ class Evidence:
     replicates: Floats
     two_way: TwoWay | None
     groups: int
-    both: bool = True
 
     def limit(self, alpha: float, side: int) -> float:
         """Lower (``side`` -1) or upper (1) limit with a one-sided error of ``alpha``: the wider one of both."""
@@ -73,7 +66,7 @@ class Evidence:
         if not len(finite):
             return side * float("inf")
         limit = float(np.quantile(finite, alpha if side < 0 else 1 - alpha)) + self.luck
-        if self.two_way is None or not self.both:
+        if self.two_way is None:
             return limit
         from scipy.stats import t
 
@@ -85,16 +78,19 @@ class Evidence:
         alpha = (1 - level) / 2
         return Interval(self.mean, self.limit(alpha, -1), self.limit(alpha, 1))
 
-    def p_gain(self, both: bool | None = None) -> float:
-        """One-sided p-value of no gain: that of the bootstrap, or the larger one of it and the two-way limit's where the design
-        asks for that, or ``both`` does."""
-        finite = self.replicates[np.isfinite(self.replicates)]
+    def p_gain(self) -> float:
+        """One-sided p-value of no gain: the larger one of bootstrap and two-way limit. Where fewer than ten replicates show no
+        gain, that of the bootstrap is of a normal distribution with its mean and deviation."""
+        finite = self.replicates[np.isfinite(self.replicates)] + self.luck
         if not len(finite) or self.mean <= 0:
             return 1.0
-        p = (1 + int((finite + self.luck <= 0).sum())) / (len(finite) + 1)
-        if self.two_way is not None and (self.both if both is None else both):
-            from scipy.stats import t
+        from scipy.stats import norm, t
 
+        count = int((finite <= 0).sum())
+        p = (1 + count) / (len(finite) + 1)
+        if count < TAIL:
+            p = min(p, float(norm.sf(finite.mean() / max(float(finite.std()), 1e-12))))
+        if self.two_way is not None:
             p = max(p, float(t.sf((self.mean + self.luck) / max(self.two_way.error, 1e-12), self.two_way.freedom)))
         return p
 
@@ -103,7 +99,7 @@ class Evidence:
         from scipy.stats import norm, t
 
         own = float(np.nanstd(self.replicates))
-        if self.two_way is None or not self.both:
+        if self.two_way is None:
             return float(norm.ppf(1 - alpha) + norm.ppf(power)) * own
         freedom = self.two_way.freedom
         return float(t.ppf(1 - alpha, freedom) + t.ppf(power, freedom)) * max(self.two_way.error, own)
@@ -122,7 +118,6 @@ class Verdict:
         metric: that was named beforehand.
         p: one-sided, of no gain, for this class and synthesizer alone.
         adjusted: for all classes named and synthesizers compared.
-        gate_p: the same by both limits, whatever the design asks for.
         groups: positive test groups.
         luck: in the limits.
     """
@@ -135,12 +130,11 @@ class Verdict:
     metric: str = "ap"
     p: float = 1.0
     adjusted: float = 1.0
-    gate_p: float = 1.0
     groups: int = 0
     luck: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        values = {name: float(getattr(self, name)) for name in ("detectable", "p", "adjusted", "gate_p", "luck")}
+        values = {name: float(getattr(self, name)) for name in ("detectable", "p", "adjusted", "luck")}
         rounded = {name: round(value, 5) if np.isfinite(value) else None for name, value in values.items()}
         return {**asdict(self), "difference": self.difference.to_json(), **rounded}
 
@@ -190,16 +184,7 @@ class Comparison:
         luck = float(np.nanmean(gained)) if np.isfinite(gained).any() else 0.0
         groups = positive_groups(self.tested[candidate])
         two_way = two_way_error(self.tested[candidate], self.tested[baseline], self.metric)
-        return Evidence(own - point, luck, replicates - against, two_way, groups, self.needs_two_way(groups))
-
-    def needs_two_way(self, groups: int) -> bool:
-        """Whether the bootstrap alone would tell of too many gains in this design."""
-        cells = next(iter(self.tested.values()))
-        draws = len({cell.draw for cell in cells})
-        design = self.design
-        fewer = design.draws is not None and draws < design.draws
-        one = design.trainings is not None and design.trainings < 2
-        return groups < ENOUGH or draws < FEWEST_DRAWS or design.all_groups or fewer or one
+        return Evidence(own - point, luck, replicates - against, two_way, groups)
 
 
 def positive_groups(cells: Sequence[Scored]) -> int:
@@ -257,6 +242,8 @@ def two_way_error(first: Sequence[Scored], second: Sequence[Scored], metric: str
         variance += between
         pieces.append((between, draws - 1))
     variance = max(variance, *(piece for piece, _ in pieces))  # never below one of its parts
+    if variance <= 0 and mean:  # all parts equal: nothing is known of how they vary
+        return TwoWay(float("inf"), 1.0)
     below = sum(piece**2 / freedom for piece, freedom in pieces)
     return TwoWay(variance**0.5, max(variance**2 / below, 1.0) if below > 0 else 1.0)
 
@@ -304,7 +291,6 @@ def decide(
     adjusted: float | None = None,
     metric: str = "ap",
     fewest: int = FEWEST,
-    gate_p: float | None = None,
 ) -> Verdict:
     """The three outcomes.
 
@@ -319,7 +305,6 @@ def decide(
         adjusted: p-value of no gain, adjusted for all classes; by default its own.
         metric: that the difference is in.
         fewest: test groups of the class below which there is no verdict.
-        gate_p: adjusted p-value by both limits; by default its own.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -353,7 +338,4 @@ def decide(
             else "has too few groups for a limit"
         )
         reason = f"{effect}: the interval holds both nothing and a gain; this test {sees}"
-    gate = evidence.p_gain(both=True) if gate_p is None else gate_p
-    return Verdict(
-        answer, reason, limits, baseline, smallest, metric, p, adjusted, gate, evidence.groups, evidence.luck
-    )
+    return Verdict(answer, reason, limits, baseline, smallest, metric, p, adjusted, evidence.groups, evidence.luck)

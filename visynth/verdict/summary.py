@@ -78,12 +78,9 @@ def summarise(
     """
     named = list(results) if named is None else [name for name in named if name in results]
     measured = {name: _Class(own, candidate, metric, design or Design(), seed) for name, own in results.items()}
-    found = []
-    for both in (None, True):
-        own = {name: one.p(both) for name, one in measured.items()}
-        found.append(own | holm({name: own[name] for name in named}))
-    adjusted, gate = found
-    return {n: one.summary(worth, adjusted[n], gate[n], n not in named) for n, one in measured.items()}
+    own = {name: one.p() for name, one in measured.items()}
+    adjusted = own | holm({name: own[name] for name in named})
+    return {name: one.summary(worth, adjusted[name], name not in named) for name, one in measured.items()}
 
 
 class _Class:
@@ -101,19 +98,18 @@ class _Class:
             if name == candidate or metric in _metrics(results, name)
         }
 
-    def p(self, both: bool | None = None) -> float:
+    def p(self) -> float:
         """Of no gain by any synthesizer."""
-        return min(1.0, len(self.evidence) * min(one.p_gain(both) for one in self.evidence.values()))
+        return min(1.0, len(self.evidence) * min(one.p_gain() for one in self.evidence.values()))
 
-    def summary(self, worth: float, adjusted: float, gate: float, exploratory: bool) -> Summary:
+    def summary(self, worth: float, adjusted: float, exploratory: bool) -> Summary:
         results, baseline, metric = self.results, self.baseline, self.compared.metric
         verdicts = {}
         for name, one in self.evidence.items():
             # The class's p-values belong to its best synthesizer; another one's are larger as its own evidence is weaker.
-            own = _scaled(adjusted, one, list(self.evidence.values()), None)
-            own_gate = _scaled(gate, one, list(self.evidence.values()), True)
+            own = _scaled(adjusted, one, list(self.evidence.values()))
             fewest = self.compared.design.fewest
-            verdicts[name] = decide(one, baseline.replace("_", " "), worth, own, metric, fewest, own_gate)
+            verdicts[name] = decide(one, baseline.replace("_", " "), worth, own, metric, fewest)
         order = {HELPS: 2, CANNOT_TELL: 1}
         best = max(verdicts, key=lambda name: (order.get(verdicts[name].answer, 0), verdicts[name].difference.mean))
         recalls, _ = compare(results.tested, best, baseline, self.bootstrap, "recall@fpr")
@@ -144,10 +140,10 @@ class _Class:
         )
 
 
-def _scaled(adjusted: float, one: Evidence, all_of_them: Sequence[Evidence], both: bool | None) -> float:
+def _scaled(adjusted: float, one: Evidence, all_of_them: Sequence[Evidence]) -> float:
     """The adjusted p-value of a class for one of its synthesizers."""
-    smallest = min(other.p_gain(both) for other in all_of_them)
-    return max(adjusted, min(1.0, adjusted * one.p_gain(both) / max(smallest, 1e-12)))
+    smallest = min(other.p_gain() for other in all_of_them)
+    return max(adjusted, min(1.0, adjusted * one.p_gain() / max(smallest, 1e-12)))
 
 
 def _metrics(results: Results, arm: str) -> tuple[str, ...]:
@@ -291,8 +287,6 @@ def class_verdict(results: Results, summary: Summary) -> ClassVerdict:
         "curve": curve(results),
         "draws": len({cell.draw for cell in results.tested["real"]}),
         "planned_draws": summary.design.draws,
-        "all_groups": summary.design.all_groups,
-        "trainings": summary.design.trainings,
         "test_groups": positive_groups(results.tested["real"]),
         **{f"{k} per cell".replace(" ", "_"): round(v, 3) for k, v in results.counts.items()},
     }

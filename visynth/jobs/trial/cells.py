@@ -17,6 +17,8 @@ from visynth.jobs.trial.data import TrialData
 from visynth.jobs.trial.options import TrialOptions
 from visynth.verdict.cells import Cell
 from visynth.verdict.comparison import run_cells
+from visynth.verdict.planning import smallest_effect
+from visynth.verdict.rule import positive_groups
 from visynth.verdict.summary import summarise
 
 Rows = NDArray[np.int64]
@@ -154,7 +156,9 @@ def headroom(
         summary = summarise({name: results}, candidate="oracle")[name]
         means = {row["name"]: row["mean"] for row in summary.rows}
         what = "" if options.rare_groups else " (half of the groups against all of them)"
-        note = headroom_note(means["balanced"], means["oracle"], summary.verdict.detectable)
+        # What the whole trial will see, not this first draw.
+        seen = min(smallest_effect(positive_groups(results.tested["real"]), options.draws), 1.0)
+        note = headroom_note(means["balanced"], means["oracle"], seen)
         found[name] = Headroom(
             f"{name}: balanced sampler AP {means['balanced']:.2f}, with all real groups {means['oracle']:.2f}{what}; "
             f"{note}",

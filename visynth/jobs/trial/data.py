@@ -14,7 +14,7 @@ from visynth.core.files import canonical_json
 from visynth.core.progress import Progress
 from visynth.data.imageset import ImageSet, Item
 from visynth.generators.compose_fit import Source
-from visynth.jobs.measured import MeasuredSet, add_features, new_bank
+from visynth.jobs.measured import CUTMIX, MeasuredSet, add_features, new_bank
 from visynth.jobs.preflight import Preflight
 from visynth.jobs.trial.options import TrialOptions
 from visynth.metrics.dense import DenseHead, coverage
@@ -61,7 +61,7 @@ class TrialData(MeasuredSet):
 
     def forget(self, cell: Cell) -> None:
         """Let go of what only a cell's own synthetic images needed."""
-        for extra in (cell.synthetic, cell.control):
+        for extra in (cell.synthetic, cell.control, cell.augmented.get(CUTMIX)):
             for row in [] if extra is None else extra.rows.tolist():
                 self.bank.patches.pop(row, None)
                 if self.head is not None:

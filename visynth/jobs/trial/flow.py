@@ -23,6 +23,7 @@ from visynth.core.report import ClassVerdict, Report, bullets, environment, text
 from visynth.core.stage import Stage
 from visynth.data.imageset import ImageSet
 from visynth.data.transforms import CANDIDATES, backend
+from visynth.jobs.measured import check_metric
 from visynth.jobs.preflight import preflight, write_groups
 from visynth.jobs.trial.cells import headroom
 from visynth.jobs.trial.data import KEPT, TrialData, measured_items, read_trial_data
@@ -84,6 +85,7 @@ def run_trial(
         keep=lambda images, good: {item.name for item in measured_items(images, good, options.seed)},
     )
     data = read_trial_data(findings, options, progress)
+    check_metric(options.metric, data, options.learner)
     findings.seconds = time.monotonic() - started
     for line in [*findings.leak_lines(), f"defect-free class: {findings.good or 'none; name it with --good'}"]:
         progress(f"  {line}")
@@ -132,7 +134,7 @@ def _sum_up(report: Report, trial: Trial) -> None:
         suits = data.findings.suits[name]
         why = "only the named classes were measured" if suits.kind == "composition" else suits.reason
         answer, reason = "not measured", trial.skipped.get(name, why)
-        following = "train without synthetic images of it"
+        following, best = "train without synthetic images of it", ""
         for short in trial.undertrained:
             if name in short.classes:
                 answer, reason = "undertrained", short.reason()
@@ -140,10 +142,11 @@ def _sum_up(report: Report, trial: Trial) -> None:
                 if trial.headroom[name].gain <= 0:
                     following = "rather not: there is no headroom, not even more real images raise AP here"
         if name in data.rare and name in trial.results:
-            _, recipe, block = summarise_classic(trial.results[name], options.learner, options.metric, options.seed)
+            best, recipe, block = summarise_classic(trial.results[name], options.learner, options.metric, options.seed)
             following += f"; best without synthesis was {recipe}"
             blocks.append(block)
-        report.verdicts.append(ClassVerdict(name, answer, reason, following, aside=name not in data.rare))
+        numbers = {"without": best.replace("_", " ")} if best else {}
+        report.verdicts.append(ClassVerdict(name, answer, reason, following, numbers, aside=name not in data.rare))
     if blocks:
         report.section("Arms", *blocks)
     report.section("Notes", bullets(trial.notes or ["every planned cell was run"]))
@@ -162,7 +165,7 @@ def _unless_undertrained(verdict: ClassVerdict, trial: Trial, name: str) -> Clas
 
 def _inputs(data: TrialData, options: TrialOptions) -> dict[str, Any]:
     """Everything that outcomes and plan depend on, for the stage."""
-    asked = {k: v for k, v in asdict(options).items() if k not in ("workers", "cache", "dense")}
+    asked = {k: v for k, v in asdict(options).items() if k not in ("workers", "cache", "metric")}
     named = {"rare": list(data.rare), "good": data.good}  # they decide folds, scarcity and the plan
     return {"data": data.fingerprint(), "options": asked, **named, **environment()}
 

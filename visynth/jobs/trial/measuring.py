@@ -95,7 +95,7 @@ class Trial:
 
     def design(self) -> Design:
         """How the cells came about, for the rule."""
-        return Design(draws=self.options.draws, all_groups=self.options.rare_groups is None)
+        return Design(draws=self.options.draws)
 
     # -- what is measured, and how much of it ------------------------------------------------------------------------
 
@@ -157,7 +157,7 @@ class Trial:
             split, cell = pairs[0]
             try:
                 whole = cell if synthesizer is None else self._with_synthesis(synthesizer, name, split, cell)
-                whole = self.data.with_distances(whole)
+                whole = self._completed(name, whole)
             except VisynthError:  # nothing to fit on: told when the class is measured
                 continue
             (outcome,) = self._fit_cells([whole], dense=self._has_dense([name]))
@@ -285,7 +285,11 @@ class Trial:
         """On the same cells as the class's first synthesizer, or not at all."""
         begun = time.monotonic()
         splits = self.splits_of[name]
-        pairs = [(split, bare_cell(self.data, name, split)) for split in splits]
+        options = self.options
+        pairs = [
+            (split, bare_cell(self.data, name, split, augmented=options.synthetic, seed=options.seed))
+            for split in splits
+        ]
         fitted = self._fitted(synthesizer, name, pairs, only=["synthetic"], all_or_none=True)
         failed = [why for why in fitted.values() if isinstance(why, str)]
         if failed:  # what the first one measured must not be lost with it
@@ -335,7 +339,7 @@ class Trial:
             for split, cell in block:
                 try:
                     more = cell if synthesizer is None else self._with_synthesis(synthesizer, name, split, cell)
-                    ready.append((split, self.data.with_distances(more)))
+                    ready.append((split, self._completed(name, more)))
                 except VisynthError as error:
                     why = str(error).splitlines()[0]
                     self.progress(f"  {name}: draw {split.draw + 1}, fold {split.fold + 1} has no synthesis: {why}")
@@ -355,6 +359,11 @@ class Trial:
                     f"  {name}: {len(fitted)} of {len(pairs)} cells by {synthesizer.name}, {time_left(seconds)}"
                 )
         return {_place(split): fitted[_place(split)] for split, _ in pairs}
+
+    def _completed(self, name: str, cell: Cell) -> Cell:
+        """With what is made for this cell alone."""
+        cell = self.data.with_cutmix(cell, name, self.options.synthetic, self.options.seed)
+        return self.data.with_distances(cell)
 
     def _with_synthesis(self, synthesizer: Synthesizer, name: str, split: Split, cell: Cell) -> Cell:
         head = self.dense_head if self._has_dense([name]) else None

@@ -79,7 +79,8 @@ def write_outputs(
             report.conditions,
             control,
         )
-        put_files(out, {f"recipe{ending}.yaml": recipe.to_yaml().encode()})
+        file = f"recipe{ending}.yaml"
+        put_files(out, {file: recipe.to_yaml(file).encode()})
         title = f"Synthetic images by {name}, with parents and the nearest real images"
         report.section(title, *galleries(generator, data, seed))
 

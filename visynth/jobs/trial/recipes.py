@@ -55,10 +55,10 @@ def recipe_of(
 def _with_synthetic(results: Results, arm: str, answer: str) -> ClassRecipe:
     cells = results.arms[arm]
     shares = Counter(float(one.chosen.get("share", 0.0)) for one in cells)
-    above = {share: count for share, count in shares.items() if share > 0}
-    if not above:  # no cell took any: what helped was the arm's freedom to take classic copies
-        return ClassRecipe(arm="augment", classic=most_common(cells, "candidate"), answer=answer)
-    share = max(above, key=lambda value: (above[value], -value))  # of equally common ones the smaller
+    share = max(shares, key=lambda value: (shares[value], -value))  # of equally common ones the smaller
+    if not share:  # most cells took no synthetic image: what helped was the arm's freedom to take classic copies
+        classic = most_common([one for one in cells if not one.chosen.get("share")], "candidate")
+        return ClassRecipe(arm="balanced" if classic is None else "augment", classic=classic, answer=answer)
     return ClassRecipe(
         share=share,
         images=most_common(cells, "images"),
