@@ -19,6 +19,7 @@ from visynth.core.codec import encode_png
 from visynth.core.errors import DataError, IntegrityError, UsageError
 from visynth.core.folders import strangers
 from visynth.core.manifest import read_renders, write_reviews
+from visynth.core.recipe import read_recipe
 from visynth.core.report import ClassVerdict, Report, arms, bullets, gallery, read_report, table, text
 from visynth.data.parts import find_same_parts
 from visynth.data.reading import read_groups, read_images
@@ -58,6 +59,7 @@ class TestTrial:
             ".visynth.json",
             "generator",
             "groups.csv",
+            "recipe.yaml",
             "renders",
             "report.html",
             "report.json",
@@ -80,7 +82,6 @@ class TestTrial:
             "focal",
             "ldam",
             "augment",
-            "anomaly",
             "synthetic",
             "no control",
             "dense",
@@ -145,7 +146,14 @@ class TestTrial:
         options = TrialOptions(draws=1, folds=2, synthetic=6, workers=0, others=False, learned="none")
         report = run_trial(images, ["spot"], out, options=options, good="good", grouped=True)
         assert report.verdicts[0].answer == "not measured"
-        assert sorted(p.name for p in out.iterdir()) == [".visynth.json", "groups.csv", "report.html", "report.json"]
+        assert sorted(p.name for p in out.iterdir()) == [
+            ".visynth.json",
+            "groups.csv",
+            "recipe.yaml",
+            "report.html",
+            "report.json",
+        ]
+        assert read_recipe(out).shares == {}
         assert strangers(out, PARTS) == []
 
     @pytest.mark.parametrize(
