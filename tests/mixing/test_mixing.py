@@ -18,6 +18,7 @@ from torchvision.datasets import ImageFolder
 import visynth
 from tests.ranks import DDP, run_ranks
 from visynth.core.errors import IntegrityError, UsageError
+from visynth.core.recipe import ClassRecipe, Recipe
 from visynth.mixing.adapter import Adapter
 from visynth.mixing.layout import Layout
 from visynth.mixing.options import Options
@@ -575,6 +576,8 @@ def test_the_readmes_drop_in_example_runs(train, renders, tmp_path, monkeypatch)
     readme = Path(__file__).resolve().parents[2] / "README.md"
     example, *_ = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
     shutil.copytree(renders.folder, tmp_path / "trial" / "renders")
+    recipe = Recipe({"spot": ClassRecipe(0.5)}, renders.plan["generator"], "renders")
+    (tmp_path / "trial" / "recipe.yaml").write_text(recipe.to_yaml())
     monkeypatch.chdir(tmp_path)
     import pytorch_lightning
 
@@ -587,4 +590,4 @@ def test_the_readmes_drop_in_example_runs(train, renders, tmp_path, monkeypatch)
     }
     exec(example, names)
     assert len(names["my_model"].losses) == 12
-    assert len(names["trainer"].train_dataloader.dataset.plan()) == 14
+    assert set(names["trainer"].train_dataloader.dataset.counts()) == {"spot"}
