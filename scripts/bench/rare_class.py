@@ -86,7 +86,8 @@ def run(cell: Cell, data: Path, out: Path, draws: int, folds: int, workers: int,
                 arms.setdefault(name, {})[metric] = round(float(np.nanmean(values)), 5)
         lines.append({**common, "draw": draw, "synthesizer": results.synthesizer, "arms": arms})
     seconds = round(time.monotonic() - started)
-    lines.append({**common, "answer": verdict.answer, "reason": verdict.reason, "seconds": seconds, **verdict.numbers})
+    # The verdict's own "groups" are those of the tests.
+    lines.append({**verdict.numbers, **common, "answer": verdict.answer, "reason": verdict.reason, "seconds": seconds})
     (out / cell.file).write_text("".join(json.dumps(line) + "\n" for line in lines))
     stage.clear()
 
