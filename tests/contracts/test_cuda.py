@@ -1,6 +1,6 @@
 """On a GPU: every family trains in bfloat16, samples as on a CPU, renders the same bytes twice, mixes online.
 
-Skipped without CUDA; ``VISYNTH_TEST_DEVICE=cpu`` runs the same tests on a CPU.
+Left out of ``scripts/test``, skipped without CUDA; ``VISYNTH_TEST_DEVICE=cpu`` runs the same tests on a CPU.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from visynth.render.run import Here, make_plan, render_set
 DEVICE = os.environ.get("VISYNTH_TEST_DEVICE", "cuda" if torch.cuda.is_available() else "")
 CONFIGS = Path("configs/smoke").resolve()
 pytestmark = [
+    pytest.mark.gpu,
     pytest.mark.skipif(not DEVICE, reason="needs a GPU"),
     pytest.mark.filterwarnings("ignore::UserWarning"),  # a GPU's own: autotuning, missing worker processes
 ]

@@ -416,7 +416,7 @@ def test_a_report_decides_on_the_renders_that_it_speaks_of(renders) -> None:
 def test_a_plan_says_what_a_test_will_see(sample_set) -> None:
     lines = plan_lines(sample_set, ["spot"], grouped=True)
     groups = len({item.group for item in sample_set.items if "spot" in item.labels})
-    assert lines[1].startswith(f"spot: 12 images of {groups} groups: ")
+    assert lines[1].startswith(f"spot: {sample_set.counts()['spot']} images of {groups} groups: ")
     seen = smallest_effect(groups)
     assert (f"sees gains from {seen:.2f} AP on" if seen <= 1 else "no effect can be shown") in lines[1]
     assert "+0.1 AP needs 25 groups" in lines[1]

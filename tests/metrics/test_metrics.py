@@ -166,6 +166,13 @@ class TestFrozen:
             )
             np.testing.assert_allclose(test @ weights + bias, model.decision_function(centred[40:] * scale), atol=0.02)
 
+    def test_with_nothing_to_choose_it_is_still_validated(self) -> None:
+        table, items = self.items()
+        folds = inner_folds(items, [str(g) for g in range(20)], 3, seed=0)
+        outcome = FrozenLearner(penalties=(0.1,)).fit({(0, "max"): table}, items, np.arange(5), folds, seed=0)
+        assert len(outcome.by_fold) == 3
+        assert outcome.inner == pytest.approx(np.mean(outcome.by_fold))
+
     def test_it_leaves_out_what_only_adds_noise(self) -> None:
         """Native scale tells; the other resolution, and means, are noise: by the inner folds they are left out."""
         table, items = self.items()

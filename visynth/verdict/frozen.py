@@ -128,6 +128,7 @@ class FrozenLearner:
             further = (best[0], best[1], True)
             if further in spaces and better(inner(further, penalty), inner(best, penalty)):
                 best = further
+        by_fold = inner(best, penalty) if parts else ()
         values, test_values = spaces[best].of(items, test)
         weights, bias = logistic(values, items.positive, items.weights, penalty, items.loss)
         chosen = {"resolution": best[0], "pooling": best[1], "C": penalty}
@@ -135,10 +136,10 @@ class FrozenLearner:
             chosen["anomaly score"] = "too" if best[2] else "no"
         return Outcome(
             test_values @ weights + bias,
-            float(np.mean(tried[best, penalty])) if parts else float("nan"),
+            float(np.mean(by_fold)) if by_fold else float("nan"),
             chosen,
             None if items.labels is None else _of_all(values, items, penalty, test_values),
-            tried[best, penalty] if parts else (),
+            by_fold,
         )
 
 
