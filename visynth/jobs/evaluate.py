@@ -31,7 +31,7 @@ from visynth.metrics.copies import Copies, find_copies
 from visynth.metrics.memorization import near_duplicates
 from visynth.metrics.quality import per_class, table_rows
 from visynth.mixing.leaks import Accepted, is_accepted, read_accepted
-from visynth.verdict.bootstrap import METRICS, WORDS, Bootstrap, compare
+from visynth.verdict.bootstrap import NAMED, WORDS, Bootstrap, compare
 from visynth.verdict.cells import Extra
 from visynth.verdict.comparison import Results, fit_cells, run_cells
 from visynth.verdict.rule import Design
@@ -70,7 +70,7 @@ def evaluate_renders(
         count: synthetic images per class, by default all there are.
         seeds: paired repetitions, each with another 80 % of the training groups, other synthetic images, augmentations and
             inner folds.
-        metric: that the verdict is on, named beforehand, see :data:`visynth.verdict.bootstrap.METRICS`.
+        metric: that the verdict is on, named beforehand, see :data:`visynth.verdict.bootstrap.NAMED`.
         learner: registered name.
         workers: processes for fitting.
         cache: keep features of real images on disk.
@@ -87,8 +87,8 @@ def evaluate_renders(
         DataError: test images that the generator was fitted on, or nothing held out to test on.
         UsageError: a metric or class that there is not.
     """
-    if metric not in METRICS:
-        raise UsageError(f"metric must be one of {choices(METRICS)}, but got {metric!r}.")
+    if metric not in NAMED:
+        raise UsageError(f"metric must be one of {choices(NAMED)}, but got {metric!r}.")
     started = time.monotonic()
     whole = need_folders(renders if isinstance(renders, Renders) else read_renders(renders))
     check_apart(out, {*images.folders(), whole.folder})

@@ -80,6 +80,8 @@ def _of_class(verdict: ClassVerdict, level: float) -> tuple[str, str]:
         if isinstance(copies, Mapping)
         else "; copies were not measured"
     )
+    if copies is None and verdict.numbers.get("synthesizer") == "composition":
+        measured = "; composites hold pixels of real images by design"
     if verdict.answer == "does not":
         return REJECT, said + measured
     p = verdict.numbers.get("adjusted")

@@ -15,6 +15,7 @@ from visynth.core.errors import DataError, UsageError, choices
 Floats = NDArray[np.float64]
 Metric = Literal["ap", "recall@fpr", "recall@precision", "recall", "macro-f1"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
+NAMED: tuple[Metric, ...] = ("ap", "recall@fpr", "recall", "macro-f1")  # those that a verdict on images may be on
 WORDS: Mapping[str, str] = {
     "ap": "AP",
     "recall@fpr": "recall at 5 % false alarms",

@@ -185,8 +185,8 @@ def _conditions(data: TrialData, options: TrialOptions, seconds: float) -> dict[
         "features": ", ".join(data.bank.name(r) for r in data.bank.resolutions),
         "classic augmentation": f"{backend()}: {', '.join(CANDIDATES)}",
         "metric named beforehand": WORDS[options.metric],
-        "intervals": "95 %, percentile bootstrap over draws and groups (1000 replicates), paired between arms, widened to a "
-        "two-way t interval where groups or draws are few",
+        "intervals": "95 %, percentile bootstrap over draws and groups (1000 replicates), paired between arms; verdicts "
+        "by the wider one of that and a two-way t interval",
         "features that trained or chose": ", ".join(data.bank.name(r) for r in data.bank.resolutions),
         "seed": options.seed,
         "cores": os.cpu_count() or 0,

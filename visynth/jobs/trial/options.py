@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from visynth.core import plugins
 from visynth.core.errors import UsageError, choices
-from visynth.verdict.bootstrap import METRICS
+from visynth.verdict.bootstrap import NAMED
 
 Learned = Literal["auto", "none", "inpaint", "diffusion", "projection"]
 
@@ -72,7 +72,7 @@ class TrialOptions:
             problems.append(f"learned must be one of {choices(get_args(Learned))}, but got {self.learned!r}")
         if self.learner not in plugins.names("learners"):
             problems.append(f"learner must be one of {choices(plugins.names('learners'))}, but got {self.learner!r}")
-        if self.metric not in METRICS:
-            problems.append(f"metric must be one of {choices(METRICS)}, but got {self.metric!r}")
+        if self.metric not in NAMED:
+            problems.append(f"metric must be one of {choices(NAMED)}, but got {self.metric!r}")
         if problems:
             raise UsageError("trial: " + "; ".join(problems) + ".")

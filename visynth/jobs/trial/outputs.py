@@ -63,6 +63,7 @@ def write_outputs(
         synthesizer, ending = synthesizers[name], f"-{name}" if number else ""
         generator = synthesizer.fit_all(data)
         generator.save(out / f"generator{ending}")
+        report.conditions.setdefault("generator", generator.digest)  # the first: that of renders/
         classes = [c for c in helped.get(name, data.rare) if c in generator.classes]
         if classes:
             renders = out / f"renders{ending}"
