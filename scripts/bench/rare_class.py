@@ -46,6 +46,7 @@ def run(cell: Cell, data: Path, out: Path, draws: int, folds: int, workers: int,
     import torch
 
     from visynth.core.stage import Stage
+    from visynth.data.imageset import ImageSet
     from visynth.data.reading import read_images
     from visynth.jobs.preflight import preflight
     from visynth.jobs.trial.data import measured_items, read_trial_data
@@ -64,7 +65,10 @@ def run(cell: Cell, data: Path, out: Path, draws: int, folds: int, workers: int,
         rare_groups=cell.groups, draws=draws, folds=folds, minutes=600, others=False, learned="none",
         learner=cell.learner, workers=workers,
     )  # fmt: skip
-    keep = lambda images, good: {item.name for item in measured_items(images, good, options.seed)}  # noqa: E731
+
+    def keep(images: ImageSet, good: str | None) -> set[str]:
+        return {item.name for item in measured_items(images, good, options.seed)}
+
     measured = read_trial_data(preflight(images, [cell.label], grouped=True, keep=keep), options, print)
     out.mkdir(parents=True, exist_ok=True)
     stage = Stage(out / f"{cell.file}.work", {"draws": draws, "folds": folds, "cell": cell.file})

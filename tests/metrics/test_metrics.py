@@ -18,12 +18,12 @@ from visynth.metrics.extractor import Extractor, prepare, prepare_square
 from visynth.metrics.extractors import efficientnet_lite0, extractor
 from visynth.verdict import cells as arms
 from visynth.verdict import comparison
-from visynth.verdict.bootstrap import Bootstrap, Interval, Scored, compare, weighted_ap, weighted_recall
+from visynth.verdict.bootstrap import Bootstrap, Interval, Scored, compare, measure, weighted_ap, weighted_recall
 from visynth.verdict.comparison import run_cells
-from visynth.verdict.frozen import FrozenLearner, _space
+from visynth.verdict.frozen import FrozenLearner, Scale, _space
 from visynth.verdict.learners import Items, inner_folds, split_parts
 from visynth.verdict.linear import logistic
-from visynth.verdict.ranking import average_precision, macro_f1, recall_at_fpr
+from visynth.verdict.ranking import average_precision, recall_at_fpr
 from visynth.verdict.rule import Comparison
 
 
@@ -69,9 +69,8 @@ class TestRanking:
     def test_macro_f1_is_scikit_learns(self) -> None:
         rng = np.random.default_rng(0)
         truth, guess = rng.integers(0, 4, 100), rng.integers(0, 4, 100)
-        assert macro_f1(truth.tolist(), guess.tolist(), range(4)) == pytest.approx(
-            f1_score(truth, guess, average="macro")
-        )
+        cell = Scored(0, truth == 0, np.zeros(100), ["g"] * 100, None, truth, guess)
+        assert measure(cell, "macro-f1", np.ones((1, 100)))[0] == pytest.approx(f1_score(truth, guess, average="macro"))
 
     def test_without_positives_there_is_no_number(self) -> None:
         assert np.isnan(average_precision(np.array([False, False]), np.array([1.0, 2.0])))
@@ -153,7 +152,7 @@ class TestFrozen:
 
     def test_the_triangular_problem_has_the_same_scores(self) -> None:
         table, items = self.items()
-        space = _space([[table]], np.arange(40))
+        space = _space([Scale([table], np.arange(40))])
         assert space.triangular
         assert not np.triu(space.rows, 1).any()
         train, test = space.rows[:40, :40], space.rows[40:, :40]
@@ -186,7 +185,7 @@ class TestFrozen:
     def test_scales_and_their_tables_have_equal_parts(self) -> None:
         rng = np.random.default_rng(0)
         parts = [rng.normal(0, spread, (30, width)) for spread, width in ((1, 9), (50, 4), (0.1, 5))]
-        space = _space([[parts[0], parts[1]], [parts[2]]], np.arange(30))
+        space = _space([Scale(own, np.arange(30)) for own in (parts[:2], parts[2:])])
         products = space.rows @ space.rows.T
         expected = 0
         for part, share in zip(parts, (320, 320, 640), strict=True):

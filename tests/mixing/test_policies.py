@@ -23,11 +23,6 @@ BACKENDS = ["samples", "batches", "online"]
 SPOT = {"balance": {"spot": 12}, "spread": 0.0, "classes": CLASSES}
 
 
-@pytest.fixture(scope="session")
-def white(tmp_path_factory):
-    return white_set(tmp_path_factory.mktemp("white") / "set", {"spot": 30}, tuple(CLASSES))
-
-
 class Tensors(pytorch_lightning.LightningDataModule):
     def __init__(self, form=None, batch: int = 8) -> None:
         super().__init__()
@@ -64,11 +59,6 @@ def train(source, backend: str, form=None, trainer=None, batch: int = 8, **optio
     told = {"max_epochs": 10, **TRAINER, **(trainer or {})}
     pytorch_lightning.Trainer(**told).fit(module, data)
     return module
-
-
-@pytest.fixture
-def source(white):
-    return lambda backend: White() if backend == "online" else white.folder
 
 
 class TestShare:

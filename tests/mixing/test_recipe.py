@@ -8,8 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 import visynth
 from tests.mixing.kinds import CLASSES, pictures
-from tests.mixing.test_policies import BACKENDS, Tensors, train, white  # noqa: F401
-from tests.mixing.white import White
+from tests.mixing.test_policies import BACKENDS, Tensors, train
 from visynth.core.errors import DataError, UsageError
 from visynth.core.recipe import SCHEMA, ClassRecipe, Recipe, read_recipe
 from visynth.mixing.backends import plan_mix
@@ -21,11 +20,6 @@ NO_BALANCE = {"balance": None, "spread": 0.1}
 
 def recipe(share: float = 0.5, **more) -> dict:
     return {"schema": SCHEMA, "classes": {"spot": {"share": share}, "stain": {"share": 0.0}}, **more}
-
-
-@pytest.fixture
-def source(white):  # noqa: F811
-    return lambda backend: White() if backend == "online" else white.folder
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -126,7 +126,7 @@ def evaluate_renders(
         )
 
     kept = [item for item in images.items if item.split in ("train", "test")]
-    good = control_class(renders) or guess_good(images.classes, {}, images.counts())
+    good = control or guess_good(images.classes, {}, images.counts())
     bank = new_bank(learner, cache, patches=learner == "frozen" and good is not None)
     progress(f"features of {len(kept)} real and {len(renders.records)} synthetic images")
     real = MeasuredSet(
@@ -138,13 +138,13 @@ def evaluate_renders(
         weights=np.ones(len(kept)),
         good=good,
     )
+    check_metric(metric, real, learner)
     add_features(bank, Lazy(images.image, kept), "real images", progress)
     rows_of = _bank_rows(bank, renders)
     other_rows = {} if against is None else _bank_rows(bank, against)
     train = np.array([row for row, item in enumerate(kept) if item.split == "train"], dtype=np.int64)
     test = np.array([row for row, item in enumerate(kept) if item.split == "test"], dtype=np.int64)
 
-    check_metric(metric, real, learner)
     results: dict[str, Results] = {}
     report = Report("utility", subject or renders.folder.name)
     both = control if control and rendered.get(control) else None

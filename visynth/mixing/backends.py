@@ -84,15 +84,12 @@ def mix_loaders(loaders: Any, source: Any, options: Options, trainer: Any = None
     """
     leaves_of = chosen(loaders, options.loader)
     backend = choose_backend(leaves_of, source, options)
-    if backend == "samples":
-        renders = open_renders(source, options.keep or {})
-        if options.recipe is not None:
-            check_source(options.recipe, source, renders)
-        mixed = {leaf.path: _mixed_loader(leaf, renders, options, trainer) for leaf in leaves_of}
-        return Mixed(backend, exchange(loaders, mixed), {})
     synthetic = source if backend == "online" else open_renders(source, options.keep or {})
     if options.recipe is not None:
-        check_source(options.recipe, source, synthetic)
+        check_source(options.recipe, synthetic)
+    if backend == "samples":
+        mixed = {leaf.path: _mixed_loader(leaf, synthetic, options, trainer) for leaf in leaves_of}
+        return Mixed(backend, exchange(loaders, mixed), {})
     mixers = {leaf.path: _joiner(leaf, synthetic, options, trainer) for leaf in leaves_of}
     return Mixed(backend, loaders, {path: j for path, j in mixers.items() if j is not None}, trainer)
 
@@ -299,7 +296,7 @@ def plan_mix(
     return Mix(wanted, float(share), options.spread, options.seed, wanting)
 
 
-def check_source(recipe: Recipe, source: Any, synthetic: Any) -> None:
+def check_source(recipe: Recipe, source: Any) -> None:
     """A recipe is that of one generator's images.
 
     Raises:
@@ -307,8 +304,8 @@ def check_source(recipe: Recipe, source: Any, synthetic: Any) -> None:
     """
     if recipe.generator is None:
         return
-    if isinstance(synthetic, Renders):
-        found = synthetic.plan.get("generator")
+    if isinstance(source, Renders):
+        found = source.plan.get("generator")
     else:
         found = source.digest if isinstance(source, Generator) else load_generator(source).digest
     if found != recipe.generator:
@@ -329,9 +326,8 @@ def by_recipe(recipe: Recipe, names: Sequence[str], indices: Mapping[str, int], 
         raise UsageError(
             f"the recipe has synthetic images of {choices(missing)}, but there are only those of {choices(names)}."
         )
-    sharing = Counter(
-        indices[name] for name in recipe.shares if name in indices
-    )  # classes of one label have its samples
+    # Classes of one label share its samples.
+    sharing = Counter(indices[name] for name in recipe.shares if name in indices)
 
     def counts(real: Mapping[str, int]) -> dict[str, int]:
         wanted = {}

@@ -210,20 +210,6 @@ def interval(point: float, replicates: Floats, level: float = 0.95) -> Interval:
     return Interval(point, float(low), float(high))
 
 
-def detectable(replicates: Floats, level: float = 0.95) -> float:
-    """Smallest true difference found with 80 % power by a two-sided test of 1 - level: at 95 %, (1.96 + 0.84) standard
-    errors.
-
-    Example:
-        >>> round(detectable(np.array([-1.0, 1.0])), 2), round(detectable(np.array([-1.0, 1.0]), 0.975), 2)
-        (2.8, 3.08)
-    """
-    from statistics import NormalDist
-
-    normal = NormalDist()
-    return (normal.inv_cdf((1 + level) / 2) + normal.inv_cdf(0.8)) * float(np.nanstd(replicates))
-
-
 def compare(
     results: Mapping[str, Sequence[Scored]],
     first: str,

@@ -114,7 +114,6 @@ class Results:
         synthesizer: what made the arm "synthetic".
         rivals: further arms with synthetic images, judged beside it, with what made their images.
         wording: what the compared things are called.
-        number: of the class among all of them.
     """
 
     label: str
@@ -125,7 +124,6 @@ class Results:
     synthesizer: str = "synthesis"
     rivals: dict[str, str] = field(default_factory=dict)
     wording: Wording = IMAGES
-    number: int = -1
 
     def add(self, cell: Cell, name: str, arm: Arm) -> None:
         """An arm on one more cell."""
@@ -348,7 +346,8 @@ def _by_distance(cell: Cell) -> Arm:
 
 def _tried(items: Items, folds: Sequence[frozenset[str]]) -> bool:
     """Whether some inner fold is trained with synthetic images and tested on the class. A trained generator has seen all
-    groups, so that none of its images may be; and one group makes no folds: then a share is not chosen, but half."""
+    groups, so that none of its images may be; and one group makes no folds: then a share is not
+    chosen, but the default."""
     parts = [split_parts(items, held) for held in folds]
     return any((~items.real[train]).any() and items.positive[held].any() for train, held in parts)
 

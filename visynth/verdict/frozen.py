@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,13 +86,16 @@ class FrozenLearner:
         if id(tables) not in self._kept:
             self._kept.clear()
             reference = items.rows[items.real]
-            blocks = {}
-            for key, scales in spaces_of(tables).items():
-                parts = [[tables[name] for name in names] for names in scales]
-                blocks[(*key, False)] = _space(parts, reference)
+            spaces = spaces_of(tables)
+            every = [*(tuple(names) for scales in spaces.values() for names in scales), (ANOMALY,)]
+            of = {names: Scale([tables[n] for n in names], reference) for names in set(every) if names[0] in tables}
+            found = {}
+            for key, scales in spaces.items():
+                parts = [of[tuple(names)] for names in scales]
+                found[(*key, False)] = _space(parts)
                 if ANOMALY in tables:
-                    blocks[(*key, True)] = _space([*parts, [tables[ANOMALY]]], reference)
-            self._kept[id(tables)] = tables, blocks  # the tables are kept, so that their id stays theirs
+                    found[(*key, True)] = _space([*parts, of[(ANOMALY,)]])
+            self._kept[id(tables)] = tables, found  # the tables are kept, so that their id stays theirs
         return self._kept[id(tables)][1]
 
     def _fit(
@@ -176,25 +180,32 @@ def spaces_of(tables: Iterable[tuple[int, str]]) -> dict[tuple[str, str], list[l
     return spaces
 
 
-def _space(scales: Sequence[Sequence[Table]], reference: Ints) -> Space:
-    """Tables of some scales side by side, centred by the reference rows; each is scaled so that its deviations there have the
-    same mean squared norm as the others of its scale, each scale the same as the others, and the whole :data:`NORM`."""
-    widths = sum(block.shape[1] for blocks in scales for block in blocks)
-    count = len(scales[0][0])
-    products = np.zeros((count, count)) if count <= widths else None
-    parts = []
-    for blocks in scales:
+class Scale:
+    """Tables side by side, centred by the reference rows, each scaled so that its deviations there have the same mean squared
+    norm; that of all is 1. Spaces share their scales, so that the products of the rows are worked out once for all of them."""
+
+    def __init__(self, blocks: Sequence[Table], reference: Ints) -> None:
+        parts = []
         for block in blocks:
             values = block.astype(np.float64) - np.nanmean(block[reference], axis=0, dtype=np.float64)
             values = np.nan_to_num(values)  # what is unknown lies in the middle
             spread = float((values[reference] ** 2).sum(axis=1).mean())
-            values *= (NORM / len(scales) / len(blocks) / max(spread, 1e-12)) ** 0.5
-            if products is None:
-                parts.append(values)
-            else:
-                products += values @ values.T
-    if products is None:
-        return Space(np.concatenate(parts, axis=1), False)
+            parts.append(values * (1 / len(blocks) / max(spread, 1e-12)) ** 0.5)
+        self.values: Floats = np.concatenate(parts, axis=1)
+
+    @cached_property
+    def products(self) -> Floats:
+        """Inner products of all rows."""
+        return np.asarray(self.values @ self.values.T)
+
+
+def _space(scales: Sequence[Scale]) -> Space:
+    """Scales side by side, each with the same mean squared norm, and the whole with :data:`NORM`."""
+    factor = NORM / len(scales)
+    count = len(scales[0].values)
+    if count > sum(scale.values.shape[1] for scale in scales):
+        return Space(np.concatenate([scale.values for scale in scales], axis=1) * factor**0.5, False)
+    products = factor * np.sum([scale.products for scale in scales], axis=0)
     diagonal = np.arange(count)
     products[diagonal, diagonal] += JITTER * max(float(products[diagonal, diagonal].mean()), 1e-300)
     return Space(np.asarray(np.linalg.cholesky(products), np.float64), True)

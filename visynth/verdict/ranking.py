@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -45,32 +43,6 @@ def recall_at_fpr(truth: NDArray[np.bool_], scores: Floats, fpr: float = 0.05, w
         return float("nan")
     allowed = alarms / alarms[-1] <= fpr + 1e-12
     return float((hits[allowed] / hits[-1]).max(initial=0.0))
-
-
-def macro_f1(
-    truth: Sequence[int], predicted: Sequence[int], classes: Sequence[int], weights: Floats | None = None
-) -> float:
-    """Mean over classes of F1 = 2 TP / (2 TP + FP + FN); a class neither true nor predicted is passed over.
-
-    Args:
-        truth: class number of each image.
-        predicted: likewise.
-        classes: numbers that count.
-        weights: of each image, float ``[N]``, by default 1.
-
-    Example:
-        >>> macro_f1([0, 0, 1, 1], [0, 0, 1, 0], [0, 1])
-        0.7333333333333334
-    """
-    true, guess = np.asarray(truth), np.asarray(predicted)
-    weight = np.ones(len(true)) if weights is None else weights
-    values = []
-    for name in classes:
-        both = float(weight[(true == name) & (guess == name)].sum())
-        either = float(weight[true == name].sum() + weight[guess == name].sum())
-        if either:
-            values.append(2 * both / either)
-    return float(np.mean(values)) if values else float("nan")
 
 
 def _cumulative(truth: NDArray[np.bool_], scores: Floats, weights: Floats | None) -> tuple[Floats, Floats]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from visynth.core.report import ClassVerdict, arms, text
 from visynth.verdict import cells as arming
-from visynth.verdict.bootstrap import WORDS, Bootstrap, Interval, compare, interval
+from visynth.verdict.bootstrap import NAMED, WORDS, Bootstrap, Interval, compare, interval
 from visynth.verdict.comparison import DENSE, Results
 from visynth.verdict.rule import (
     CANNOT_TELL,
@@ -22,7 +22,6 @@ from visynth.verdict.rule import (
     Verdict,
     decide,
     holm,
-    positive_groups,
 )
 
 WORTH = 0.02  # gain below which it is not worth having
@@ -35,6 +34,7 @@ class Summary:
 
     verdict: Verdict
     rows: list[dict[str, Any]]
+    means: Mapping[str, Mapping[str, float]]  # by metric and arm
     gap: Interval | None
     headroom: Interval | None
     recall: Interval
@@ -98,6 +98,12 @@ class _Class:
             if name == candidate or metric in _metrics(results, name)
         }
 
+    def _means(self, metric: str) -> dict[str, float]:
+        """Mean of each arm that has the metric."""
+        arms = [name for name in self.results.tested if metric in _metrics(self.results, name)]
+        values = {name: self.bootstrap.mean(self.results.tested[name], metric)[0] for name in arms}
+        return {name.replace("_", " "): round(value, 4) for name, value in values.items()}
+
     def p(self) -> float:
         """Of no gain by any synthesizer."""
         return min(1.0, len(self.evidence) * min(one.p_gain() for one in self.evidence.values()))
@@ -127,6 +133,7 @@ class _Class:
         return Summary(
             verdicts[best],
             _arm_rows(results, self.bootstrap, baseline, list(verdicts), metric),
+            {named: self._means(named) for named in NAMED},
             gap,
             headroom,
             recalls,
@@ -263,14 +270,6 @@ def class_verdict(results: Results, summary: Summary) -> ClassVerdict:
         )
     else:
         following = f"train without synthetic {results.label}; best without it was {summary.recipe}"
-    means = {
-        decided: {
-            name.replace("_", " "): round(_mean(results, name, decided), 4)
-            for name in results.tested
-            if decided in _metrics(results, name)
-        }
-        for decided in ("ap", "recall@fpr", "recall", "macro-f1")
-    }
     numbers = {
         **summary.verdict.to_json(),
         "exploratory": summary.exploratory,
@@ -282,22 +281,15 @@ def class_verdict(results: Results, summary: Summary) -> ClassVerdict:
         "gap_closed": summary.gap.to_json() if summary.gap else None,
         "headroom": summary.headroom.to_json() if summary.headroom else None,
         "arms": {row["name"]: {k: row[k] for k in ("mean", "low", "high")} for row in summary.rows},
-        "means": means,
+        "means": summary.means,
         "without": summary.without.replace("_", " "),
         "curve": curve(results),
         "draws": len({cell.draw for cell in results.tested["real"]}),
         "planned_draws": summary.design.draws,
-        "test_groups": positive_groups(results.tested["real"]),
+        "test_groups": summary.verdict.groups,
         **{f"{k} per cell".replace(" ", "_"): round(v, 3) for k, v in results.counts.items()},
     }
     return ClassVerdict(results.label, answer, reason, following, numbers)
-
-
-def _mean(results: Results, name: str, metric: str) -> float:
-    from visynth.verdict.bootstrap import measure, own_weights
-
-    cells = results.tested[name]
-    return float(np.nanmean([measure(cell, metric, own_weights(cell)[None])[0] for cell in cells]))
 
 
 def curve(results: Results) -> dict[str, float]:

@@ -14,7 +14,7 @@ from visynth.core.files import canonical_json
 from visynth.core.progress import Progress
 from visynth.data.imageset import ImageSet, Item
 from visynth.generators.compose_fit import Source
-from visynth.jobs.measured import CUTMIX, MeasuredSet, add_features, new_bank
+from visynth.jobs.measured import CUTMIX, MeasuredSet, add_features, check_metric, new_bank
 from visynth.jobs.preflight import Preflight
 from visynth.jobs.trial.options import TrialOptions
 from visynth.metrics.dense import DenseHead, coverage
@@ -109,9 +109,7 @@ def read_trial_data(findings: Preflight, options: TrialOptions, progress: Progre
         label, problem = item.labels[0] if len(item.labels) == 1 else "", scan.known[item.name].mask_problem
         sources.append(Source(item.name, label, item.group, scan.kept(item.name), scan.masks.get(item.name), problem))
     bank = new_bank(options.learner, options.cache, patches=findings.good is not None and options.learner == "frozen")
-    progress(f"features of {len(items)} images at {', '.join(bank.name(r) for r in bank.resolutions)}")
-    add_features(bank, [s.image for s in sources], "features", progress)
-    return TrialData(
+    data = TrialData(
         findings=findings,
         items=items,
         sources=sources,
@@ -122,3 +120,7 @@ def read_trial_data(findings: Preflight, options: TrialOptions, progress: Progre
         weights=weights_of(images, items, findings.good),
         good=findings.good,
     )
+    check_metric(options.metric, data, options.learner)  # before anything that takes time
+    progress(f"features of {len(items)} images at {', '.join(bank.name(r) for r in bank.resolutions)}")
+    add_features(bank, [s.image for s in sources], "features", progress)
+    return data

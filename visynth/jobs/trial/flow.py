@@ -23,7 +23,6 @@ from visynth.core.report import ClassVerdict, Report, bullets, environment, text
 from visynth.core.stage import Stage
 from visynth.data.imageset import ImageSet
 from visynth.data.transforms import CANDIDATES, backend
-from visynth.jobs.measured import check_metric
 from visynth.jobs.preflight import preflight, write_groups
 from visynth.jobs.trial.cells import headroom
 from visynth.jobs.trial.data import KEPT, TrialData, measured_items, read_trial_data
@@ -85,7 +84,6 @@ def run_trial(
         keep=lambda images, good: {item.name for item in measured_items(images, good, options.seed)},
     )
     data = read_trial_data(findings, options, progress)
-    check_metric(options.metric, data, options.learner)
     findings.seconds = time.monotonic() - started
     for line in [*findings.leak_lines(), f"defect-free class: {findings.good or 'none; name it with --good'}"]:
         progress(f"  {line}")

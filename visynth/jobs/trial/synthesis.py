@@ -11,7 +11,6 @@ from visynth.generators.compose_fit import fit_composition
 from visynth.jobs.trial.cells import Split
 from visynth.jobs.trial.data import TrialData
 from visynth.jobs.trial.options import TrialOptions
-from visynth.metrics.bank import Places
 from visynth.metrics.dense import DenseHead, coverage
 from visynth.verdict.cells import Cell, Extra
 
@@ -121,10 +120,9 @@ def with_synthesis(
     seeds = [seeding.derive("trial", options.seed, split.draw, split.fold, k) for k in range(len(labels))]
     samples = generator.sample(seeds, labels)
     images = [samples.crop(k).permute(1, 2, 0).numpy() for k in range(len(samples))]
-    places: dict[int, Places] | None = None if head is None or samples.masks is None else {}
-    rows = data.bank.add(images, cache=False, places=places)
-    if head is not None and places is not None and samples.masks is not None:
-        head.places.update(places)
+    seen = None if head is None or samples.masks is None else head.places
+    rows = data.bank.add(images, cache=False, places=seen)
+    if head is not None and samples.masks is not None:
         for k, row in enumerate(rows.tolist()):
             height, width = images[k].shape[:2]
             head.covered[row] = coverage(samples.masks[k, :height, :width].numpy().astype(bool)) if k < count else None
