@@ -477,8 +477,40 @@ class TestFeatures:
         ours = extractor()
         with torch.inference_mode():
             expected = network.forward_features(batch)
-            torch.testing.assert_close(ours.network(batch), expected, atol=2e-4, rtol=1e-3)
-            torch.testing.assert_close(ours.tail(ours.trunk(batch)), expected, atol=2e-4, rtol=1e-3)
+            turned = expected.flip(2, 3)  # it sees images turned, so that its padding is even on all sides
+            torch.testing.assert_close(ours.network(batch), turned, atol=2e-4, rtol=1e-3)
+            torch.testing.assert_close(ours.tail(ours.trunk(batch)), turned, atol=2e-4, rtol=1e-3)
+            images = [((image + 1) / 2).permute(1, 2, 0).numpy() for image in batch]
+            torch.testing.assert_close(ours.maps(images), expected, atol=2e-4, rtol=1e-3)
+
+    @pytest.mark.parametrize("shape", [(64, 64), (96, 32), (45, 77)], ids=str)
+    def test_the_turned_network_is_the_same_at_odd_sizes_too(self, shape: tuple[int, int]) -> None:
+        import timm
+
+        from visynth.metrics import extractors
+
+        network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=1000).eval()
+        network.load_state_dict(extractors._renamed(torch.load(extractors._lite0_file(), weights_only=True), network))
+        batch = torch.rand(1, 3, *shape) * 2 - 1
+        with torch.inference_mode():
+            turned = network.forward_features(batch).flip(2, 3)
+            torch.testing.assert_close(extractor().network(batch), turned, atol=2e-4, rtol=1e-3)
+
+    def test_images_on_several_cores_have_the_features_that_each_has_alone(self) -> None:
+        ours, rng = extractor(), np.random.default_rng(0)
+        images = [rng.random((64, 96, 3), np.float32) for _ in range(9)]
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(2)
+            together = ours.described(images, patches=True)
+            assert torch.get_num_threads() == 2
+        finally:
+            torch.set_num_threads(threads)
+        for k, image in enumerate(images):
+            alone = ours.described([image], patches=True)
+            torch.testing.assert_close(together.pooled[k], alone.pooled[0], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(together.maps[k], alone.maps[0], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(together.patches[k], alone.patches[0], atol=1e-2, rtol=1e-2)
 
     def test_unknown_extractor(self) -> None:
         with pytest.raises(UsageError, match="there are 'dinov2', 'efficientnet_lite0', 'inception_v3'"):

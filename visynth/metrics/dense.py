@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from visynth.core import seeds as seeding
 from visynth.core.pictures import resize
 from visynth.metrics.extractor import NATIVE_LIMIT, STRIDE
-from visynth.verdict.learners import Ints, Items, Outcome, better, split_parts
+from visynth.verdict.learners import Ints, Items, Outcome, split_parts
 from visynth.verdict.linear import logistic
 from visynth.verdict.ranking import average_precision
 
@@ -42,9 +44,11 @@ class DenseHead:
         """Whether one of these rows, images of the class, has a mask that says where it is."""
         return any(covered is not None and covered.any() for covered in (self.covered.get(int(row)) for row in rows))
 
-    def fit(self, items: Items, test: Ints, folds: Sequence[frozenset[str]], seed: int) -> Outcome:
-        """Choose C on two inner folds (the first one, unless another is better on both), fit with one round of hard
-        negatives, score the test rows."""
+    def fit(
+        self, items: Items, test: Ints, folds: Sequence[frozenset[str]], seed: int, like: Outcome | None = None
+    ) -> Outcome:
+        """Choose C on two inner folds (the first one, unless another is better on both), or take that of an arm that is like
+        this one; fit with one round of hard negatives, score the test rows."""
         from threadpoolctl import threadpool_limits
 
         with threadpool_limits(1):
@@ -55,24 +59,24 @@ class DenseHead:
                 for train, held in parts
                 if items.positive[held].any() and self.can_learn(items.rows[train & items.positive])
             ]
-            tried = {penalty: self._inner(items, parts, penalty, seed) for penalty in self.penalties}
-            default = self.penalties[0]
-            others = [penalty for penalty in self.penalties[1:] if better(tried[penalty], tried[default])]
-            penalty = max(others, key=lambda penalty: np.mean(tried[penalty]), default=default)
-            inner = float(np.mean(tried[penalty])) if parts else float("nan")
-            model = self._train(items, np.ones(len(items), bool), penalty, seed)
-            return Outcome(self._scores(model, test), inner, {"C": penalty}, by_fold=tried[penalty])
 
-    def _inner(
-        self, items: Items, parts: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]], penalty: float, seed: int
-    ) -> tuple[float, ...]:
-        """Average precision on each inner fold."""
-        return tuple(
-            average_precision(
-                items.positive[held], self._scores(self._train(items, train, penalty, seed), items.rows[held])
-            )
-            for train, held in parts
-        )
+            @cache
+            def on(fold: int, penalty: float) -> float:
+                """Average precision on an inner fold."""
+                train, held = parts[fold]
+                model = self._train(items, train, penalty, seed)
+                return average_precision(items.positive[held], self._scores(model, items.rows[held]))
+
+            def inner(penalty: float) -> tuple[float, ...]:
+                return tuple(on(fold, penalty) for fold in range(len(parts)))
+
+            default = self.penalties[0] if like is None else like.chosen["C"]
+            rivals = [] if like is not None or not parts else self.penalties[1:]
+            others = [c for c in rivals if all(on(fold, c) > on(fold, default) for fold in range(len(parts)))]
+            penalty = max(others, key=lambda c: float(np.mean(inner(c))), default=default)
+            mean = float(np.mean(inner(penalty))) if parts else float("nan")
+            model = self._train(items, np.ones(len(items), bool), penalty, seed)
+            return Outcome(self._scores(model, test), mean, {"C": penalty}, by_fold=inner(penalty))
 
     def _train(self, items: Items, use: NDArray[np.bool_], penalty: float, seed: int) -> NDArray[np.float64]:
         rows, positive, weights = items.rows[use].tolist(), items.positive[use], items.weights[use]
@@ -81,7 +85,7 @@ class DenseHead:
         of_item: list[float] = []  # weight of each wanted place
         others: list[NDArray[np.float32]] = []
         for row, is_positive, weight in zip(rows, positive, weights, strict=True):
-            places, covered = self.places[row].astype(np.float32), self.covered[row]
+            places, covered = _wide(self.places[row]), self.covered[row]
             free = np.ones(len(places), bool)
             if is_positive:
                 if covered is None or not covered.any():
@@ -93,14 +97,17 @@ class DenseHead:
         model = _regress(wanted, others, of_item, penalty)
         # One round of hard negatives: the place of each other image that this first model takes for a defect.
         for row in [row for row, is_positive in zip(rows, positive, strict=True) if not is_positive]:
-            places = self.places[row].astype(np.float32)
+            places = _wide(self.places[row])
             others.append(places[[int(np.argmax(places @ model[:-1]))]])
         return _regress(wanted, others, of_item, penalty)
 
     def _scores(self, model: NDArray[np.float64], rows: Ints) -> NDArray[np.float64]:
-        return np.array(
-            [float((self.places[row].astype(np.float32) @ model[:-1] + model[-1]).max()) for row in rows.tolist()]
-        )
+        return np.array([float((_wide(self.places[row]) @ model[:-1] + model[-1]).max()) for row in rows.tolist()])
+
+
+def _wide(places: Places) -> NDArray[np.float32]:
+    """As float32, by torch: numpy takes ten times as long, more than all else here."""
+    return np.asarray(torch.from_numpy(places).float().numpy(), np.float32)
 
 
 def _regress(

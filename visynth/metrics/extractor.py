@@ -6,7 +6,8 @@ multiple of 32: a fully convolutional network needs neither cropping nor squashi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ STRIDE = 32
 NATIVE_LIMIT = 512  # pixels of the square of equal area above which even "native" shrinks
 POOLS = ("mean", "max")  # of the last maps
 PATCH = 64  # numbers of a patch
+PIXELS = 200_000  # of the images that one core takes at a time, and
+MOST = 4  # of them
 FINER = ("max", "min")  # of those at finer strides: a small defect is a peak or a hole there, and lost in a mean
 
 
@@ -58,6 +61,8 @@ class Extractor:
         mean: subtracted from values in [0, 1].
         std: then divided by.
         resizes: whether it brings images to a size by itself; then it gets them as they are.
+        turned: whether its maps, and those of its parts, come out turned by 180 degrees; what this class returns is turned back,
+            but for activations that only its own tail is fed with.
     """
 
     name: str
@@ -70,6 +75,7 @@ class Extractor:
     resizes: bool = False
     stages: tuple[nn.Module, ...] = ()
     finer: tuple[tuple[int, int], ...] = ()
+    turned: bool = False
 
     @property
     def pools(self) -> tuple[tuple[str, int], ...]:
@@ -87,29 +93,31 @@ class Extractor:
         if not self.stages:
             maps = self.maps(images)
             return Described(torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1), maps)
-        with torch.inference_mode():
-            values, parts, finer = self._batch(images), [], []
+
+        def describe(values: Tensor) -> tuple[Tensor, ...]:
+            parts, finer = [], []
             for stage in self.stages:
                 values = stage(values)
-                finer.append(values)
+                finer.append(self._upright(values))
                 parts += [values.amax(dim=(2, 3)), values.amin(dim=(2, 3))]
             parts = [values.mean(dim=(2, 3)), parts[-2], *parts[:-2]]
-            found = patches_of(finer[:-1]).cpu() if patches and len(finer) > 1 else None
-            return Described(torch.cat(parts, dim=1).float().cpu(), values.float().cpu(), found)
+            found = (patches_of(finer[:-1]),) if patches and len(finer) > 1 else ()
+            return torch.cat(parts, dim=1).float(), finer[-1].float(), *found
+
+        return Described(*self._by_parts(describe, images))
 
     def trunk_of(self, images: Sequence[Floats]) -> Tensor:
         """Activations before the last blocks, ``[N, C, h, w]``: input of fine-tuning."""
         if self.trunk is None:
             raise UsageError(f"{self.name} does not say where its last blocks begin, so they cannot be fine-tuned.")
-        with torch.inference_mode():
-            activations: Tensor = self.trunk(self._batch(images))
-            return activations.float().cpu()
+        trunk = self.trunk
+        (activations,) = self._by_parts(lambda values: (trunk(values).float(),), images)
+        return activations
 
     def maps(self, images: Sequence[Floats]) -> Tensor:
         """Feature maps ``[N, D, h, w]`` of images ``[H, W, 1 or 3]`` of one size with values in [0, 1]."""
-        with torch.inference_mode():
-            maps: Tensor = self.network(self._batch(images))
-            return maps.float().cpu()
+        (maps,) = self._by_parts(lambda values: (self._upright(self.network(values)).float(),), images)
+        return maps
 
     def prepare(self, image: Array, resolution: int) -> Floats:
         """An image as :meth:`maps` takes it, see :func:`prepare`."""
@@ -118,6 +126,34 @@ class Extractor:
                 np.iinfo(image.dtype).max
             )
         return prepare(image, resolution)
+
+    def _upright(self, maps: Tensor) -> Tensor:
+        return maps.flip(2, 3) if self.turned else maps
+
+    def _by_parts(self, work: Callable[[Tensor], tuple[Tensor, ...]], images: Sequence[Floats]) -> tuple[Tensor, ...]:
+        """What work gives of all images. On a CPU each core takes a few of them: a core's cache holds the maps of few images,
+        and one image's small maps do not keep several cores busy."""
+        batch = self._batch(images)
+        cores = torch.get_num_threads()
+        few = max(1, min(MOST, PIXELS // max(batch.shape[2] * batch.shape[3], 1)))
+
+        def run(part: Tensor) -> tuple[Tensor, ...]:
+            with torch.inference_mode():
+                return tuple(value.cpu() for value in work(part))
+
+        if batch.device.type != "cpu":
+            return run(batch)
+        parts = torch.split(batch, few)
+        if cores == 1 or len(parts) == 1:
+            found = [run(part) for part in parts]
+        else:
+            # Threads of this call alone: those of a kept pool would be missing in a forked process.
+            try:
+                with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                    found = list(pool.map(run, parts))
+            finally:
+                torch.set_num_threads(cores)
+        return tuple(torch.cat(values) for values in zip(*found, strict=True))
 
     def _batch(self, images: Sequence[Floats]) -> Tensor:
         batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)

@@ -69,6 +69,7 @@ def efficientnet_lite0(weights: str | Path | None = None) -> Extractor:
     network.load_state_dict(_renamed(torch.load(_lite0_file(), weights_only=True, map_location="cpu"), network))
     network.eval().requires_grad_(False)
     _fold_batch_norms(network, fuse_conv_bn_eval)
+    _turn(network)
 
     # The last two of seven stages and the head are the tail: 80 % of the weights, 15 % of the work.
     to_8 = nn.Sequential(network.conv_stem, network.bn1, *network.blocks[:3]).to(memory_format=torch.channels_last)
@@ -83,6 +84,7 @@ def efficientnet_lite0(weights: str | Path | None = None) -> Extractor:
         tail=tail,
         stages=(to_8, to_16, tail),
         finer=((8, 40), (16, 112)),
+        turned=True,
     )
 
 
@@ -117,6 +119,40 @@ def _fold_batch_norms(network: nn.Module, fuse: Callable[..., nn.Module]) -> Non
                     name,
                     nn.Sequential(getattr(second, "drop", nn.Identity()), getattr(second, "act", nn.Identity())),
                 )
+
+
+def _turn(network: nn.Module) -> None:
+    """Let the network see images turned by 180 degrees, with kernels that are turned as well: the same maps, turned.
+
+    TensorFlow's "same" padding puts the odd row at the bottom and the odd column at the right, which a convolution cannot do
+    by itself: every strided layer would copy its input into a larger one first, a fifth of the whole work. Turned, the odd
+    ones are at the top and left, where padding that is even on all sides has them, and what that has beyond at the bottom
+    and right no stride reaches.
+    """
+    from timm.layers import Conv2dSame
+
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if not isinstance(child, nn.Conv2d):
+                continue
+            child.weight.data = child.weight.data.flip(2, 3)
+            if isinstance(child, Conv2dSame) or name == "conv_stem":
+                setattr(module, name, _plainly_padded(child, TurnedConv2d if name == "conv_stem" else nn.Conv2d))
+
+
+class TurnedConv2d(nn.Conv2d):
+    """A convolution of the images turned by 180 degrees."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return super().forward(values.flip(2, 3).contiguous(memory_format=torch.channels_last))
+
+
+def _plainly_padded(conv: nn.Conv2d, kind: type[nn.Conv2d]) -> nn.Conv2d:
+    size, stride = (int(conv.kernel_size[0]), int(conv.stride[0]))
+    with torch.random.fork_rng(devices=[]):
+        made = kind(conv.in_channels, conv.out_channels, size, stride, size // 2, groups=conv.groups)
+    made.load_state_dict(conv.state_dict())
+    return made.requires_grad_(False).eval()
 
 
 class _Inception(nn.Module):

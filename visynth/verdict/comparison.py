@@ -218,8 +218,8 @@ def _run_cell(cell: Cell, tables: Tables, learner: str, seed: int, only: Sequenc
     items = arming.build_arms(cell, seed, tables)
     folds = inner_folds(items["real"], sorted({cell.groups[row] for row in cell.train}), INNER_FOLDS, cell.draw)
 
-    def fitted(arm: Items) -> Outcome:
-        outcome: Outcome = fitter.fit(tables, arm, cell.test, folds, seed)
+    def fitted(arm: Items, like: Outcome | None = None) -> Outcome:
+        outcome: Outcome = fitter.fit(tables, arm, cell.test, folds, seed, like)
         return outcome
 
     wanted = [name for name in items if name != "logit_adjusted" and (only is None or name in only)]
@@ -237,7 +237,7 @@ def _run_cell(cell: Cell, tables: Tables, learner: str, seed: int, only: Sequenc
         if cell.control is not None and only is None:
             bare = choice
             if choice.amount is not None:
-                outcome = fitted(arming.synthetic_arm(cell, replace(choice.amount, control=False)))
+                outcome = fitted(arming.synthetic_arm(cell, replace(choice.amount, control=False)), choice.outcome)
                 bare = replace(choice, outcome=outcome)
             outcomes["no_control"] = bare.tested()
     if only is not None:
@@ -275,12 +275,15 @@ def _tested(outcome: Outcome, chosen: Mapping[str, Any] | None = None, tried: di
     return Arm(outcome.scores, outcome.inner, {**outcome.chosen, **(chosen or {})}, predicted, tried or {})
 
 
-def _best_classic(cell: Cell, fitted: Callable[[Items], Outcome]) -> Choice:
+def _best_classic(cell: Cell, fitted: Callable[..., Outcome]) -> Choice:
     """Classic augmentation: the first candidate at half of the class's weight, unless another one, or less of it, is better on
-    every inner fold."""
-    outcomes = {name: fitted(arming.augmented_arm(cell, name)) for name in cell.augmented}
-    candidate = _improved(outcomes, next(iter(outcomes)))
-    less = fitted(arming.augmented_arm(cell, candidate, arming.LESS))
+    every inner fold. The learner makes its own choices for the first one, and all share them."""
+    first = next(iter(cell.augmented))
+    outcomes = {first: fitted(arming.augmented_arm(cell, first))}
+    for name in list(cell.augmented)[1:]:
+        outcomes[name] = fitted(arming.augmented_arm(cell, name), outcomes[first])
+    candidate = _improved(outcomes, first)
+    less = fitted(arming.augmented_arm(cell, candidate, arming.LESS), outcomes[first])
     tried = {f"{name} {arming.HALF:g}": outcome.inner for name, outcome in outcomes.items()}
     tried[f"{candidate} {arming.LESS:g}"] = less.inner
     shares = {arming.HALF: outcomes[candidate], arming.LESS: less}
@@ -291,12 +294,13 @@ def _best_classic(cell: Cell, fitted: Callable[[Items], Outcome]) -> Choice:
 def _best_synthetic(
     cell: Cell,
     folds: Sequence[frozenset[str]],
-    fitted: Callable[[Items], Outcome],
+    fitted: Callable[..., Outcome],
     balanced: Outcome,
     classic: Choice | None,
 ) -> Choice:
     """Share, number and mixture of synthetic images, and whether there are any: by default all at a tenth of the class's
-    weight, and what is better on every inner fold in its place."""
+    weight, and what is better on every inner fold in its place. The learner makes its own choices for the default, and all
+    share them."""
     assert cell.synthetic is not None
     default = arming.Amount()
     if not _tried(arming.synthetic_arm(cell, default), folds):
@@ -304,14 +308,18 @@ def _best_synthetic(
     without: dict[str, Choice] = {"none": Choice(balanced, {"share": 0.0})}
     if classic is not None:
         without["classic"] = replace(classic, chosen={"share": 0.0, **classic.chosen})
-    outcomes = {amount: fitted(arming.synthetic_arm(cell, amount)) for amount in map(arming.Amount, arming.SHARES)}
+    usual = fitted(arming.synthetic_arm(cell, default))
+    outcomes = {default: usual}
+    for amount in map(arming.Amount, arming.SHARES):
+        if amount != default:
+            outcomes[amount] = fitted(arming.synthetic_arm(cell, amount), usual)
     best = _improved(outcomes, default)
     further = []
     if len(cell.synthetic.rows) >= arming.FEWER:
         further.append(replace(best, images=len(cell.synthetic.rows) // arming.FEWER))
     if classic is not None and best.share + arming.LESS < 1:
         further.append(replace(best, classic=classic.chosen["candidate"]))
-    outcomes |= {amount: fitted(arming.synthetic_arm(cell, amount)) for amount in further}
+    outcomes |= {amount: fitted(arming.synthetic_arm(cell, amount), usual) for amount in further}
     tried = {name: choice.outcome.inner for name, choice in without.items()}
     tried |= {_named(amount): outcome.inner for amount, outcome in outcomes.items()}
     winner = _improved({amount: outcomes[amount] for amount in (best, *further)}, best)
@@ -375,7 +383,8 @@ def dense_arms(cell: Cell, head: DenseHead, seed: int = 0) -> Outcomes:
         return found
     outcomes: dict[float, Outcome] = {0.0: plain}
     for share in DENSE_SHARES:
-        outcomes[share] = head.fit(arming.synthetic_arm(cell, arming.Amount(share)), cell.test, folds, seed)
+        like = outcomes[DENSE_SHARES[0]] if share != DENSE_SHARES[0] else None
+        outcomes[share] = head.fit(arming.synthetic_arm(cell, arming.Amount(share)), cell.test, folds, seed, like)
     best = _improved(outcomes, DENSE_SHARES[0])
     tried = {f"{share:g}": outcome.inner for share, outcome in outcomes.items()}
     found[DENSE] = _tested(outcomes[best], {"share": best}, tried)

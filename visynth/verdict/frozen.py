@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth.verdict.learners import Floats, Ints, Items, Outcome, better, split_parts
+from visynth.verdict.learners import Floats, Ints, Items, Outcome, split_parts
 from visynth.verdict.linear import logistic, softmax
 from visynth.verdict.ranking import average_precision
 
@@ -18,6 +18,7 @@ Tables = Mapping[tuple[int, str], Table]
 Key = tuple[
     str, str, bool
 ]  # of a space: resolutions, poolings, and whether the distance from defect-free images is in it
+Choice = tuple[Key, float]  # a space and C
 ANOMALY = (0, "anomaly")  # key of the table with each row's distance from defect-free images
 NORM = 1280.0  # mean squared norm of training rows, so that C means the same in every space
 JITTER = 1e-9  # of the mean squared norm: makes the products of repeated rows invertible
@@ -74,12 +75,21 @@ class FrozenLearner:
     penalties: tuple[float, ...] = (0.01, 0.1, 1.0)
     _kept: dict[int, tuple[Tables, dict[Key, Space]]] = field(default_factory=dict, compare=False, repr=False)
 
-    def fit(self, tables: Tables, items: Items, test: Ints, folds: Sequence[frozenset[str]], seed: int) -> Outcome:
-        """Choose on the inner folds, fit on all items, score the test rows (decision values)."""
+    def fit(
+        self,
+        tables: Tables,
+        items: Items,
+        test: Ints,
+        folds: Sequence[frozenset[str]],
+        seed: int,
+        like: Outcome | None = None,
+    ) -> Outcome:
+        """Choose on the inner folds, or take the choice of an arm that is like this one; fit on all items, score the test rows
+        (decision values)."""
         from threadpoolctl import threadpool_limits
 
         with threadpool_limits(1):  # these matrices are small: two threads take six times as long as one
-            return self._fit(self._spaces(tables, items), items, test, folds)
+            return self._fit(self._spaces(tables, items), items, test, folds, like)
 
     def _spaces(self, tables: Tables, items: Items) -> dict[Key, Space]:
         """Spaces of tables, once for all arms that are fitted on them."""
@@ -104,36 +114,35 @@ class FrozenLearner:
         items: Items,
         test: Ints,
         folds: Sequence[frozenset[str]],
+        like: Outcome | None,
     ) -> Outcome:
         parts = [split_parts(items, held) for held in folds]
         parts = [(train, held) for train, held in parts if items.positive[held].any() and items.positive[train].any()]
-        middle = self.penalties[len(self.penalties) // 2]
-        tried: dict[tuple[Key, float], tuple[float, ...]] = {}
+
+        @cache
+        def features_of(space: Key) -> tuple[Floats, Floats]:
+            return spaces[space].of(items, test)
+
+        @cache
+        def on(fold: int, space: Key, penalty: float) -> float:
+            train, held = parts[fold]
+            values, _ = features_of(space)
+            weights, bias = logistic(values[train], items.positive[train], items.weights[train], penalty, items.loss)
+            return average_precision(items.positive[held], values[held] @ weights + bias)
 
         def inner(space: Key, penalty: float) -> tuple[float, ...]:
-            if (space, penalty) not in tried:
-                values, _ = spaces[space].of(items, test)
-                scores = []
-                for train, held in parts:
-                    weights, bias = logistic(
-                        values[train], items.positive[train], items.weights[train], penalty, items.loss
-                    )
-                    scores.append(average_precision(items.positive[held], values[held] @ weights + bias))
-                tried[space, penalty] = tuple(scores)
-            return tried[space, penalty]
+            return tuple(on(fold, space, penalty) for fold in range(len(parts)))
 
-        plain = [space for space in spaces if not space[2]]
-        best, penalty = plain[0], middle
-        if parts:
-            rivals = [space for space in plain[1:] if better(inner(space, middle), inner(plain[0], middle))]
-            best = max(rivals, key=lambda space: np.mean(inner(space, middle)), default=best)
-            others = [p for p in self.penalties if p != middle and better(inner(best, p), inner(best, middle))]
-            penalty = max(others, key=lambda p: np.mean(inner(best, p)), default=middle)
-            further = (best[0], best[1], True)
-            if further in spaces and better(inner(further, penalty), inner(best, penalty)):
-                best = further
-        by_fold = inner(best, penalty) if parts else ()
-        values, test_values = spaces[best].of(items, test)
+        def beats(one: tuple[Key, float], other: tuple[Key, float]) -> bool:
+            """As :func:`visynth.verdict.learners.better`; no further fold is fitted after one that is lost."""
+            return len(parts) > 0 and all(on(fold, *one) > on(fold, *other) for fold in range(len(parts)))
+
+        if like is None:
+            best, penalty = self._choice(spaces, beats, lambda one: float(np.mean(inner(*one))))
+        else:
+            best, penalty = _chosen(like)
+        by_fold = inner(best, penalty)
+        values, test_values = features_of(best)
         weights, bias = logistic(values, items.positive, items.weights, penalty, items.loss)
         chosen = {"resolution": best[0], "pooling": best[1], "C": penalty}
         if any(space[2] for space in spaces):
@@ -145,6 +154,25 @@ class FrozenLearner:
             None if items.labels is None else _of_all(values, items, penalty, test_values),
             by_fold,
         )
+
+    def _choice(
+        self, spaces: Collection[Key], beats: Callable[[Choice, Choice], bool], mean: Callable[[Choice], float]
+    ) -> Choice:
+        """Space and C: the defaults, and in turn what beats them."""
+        middle = self.penalties[len(self.penalties) // 2]
+        plain = [space for space in spaces if not space[2]]
+        default = plain[0], middle
+        best = max([c for c in ((s, middle) for s in plain[1:]) if beats(c, default)], key=mean, default=default)
+        rivals = [(best[0], penalty) for penalty in self.penalties if penalty != middle]
+        best = max([c for c in rivals if beats(c, best)], key=mean, default=best)
+        further = (best[0][0], best[0][1], True), best[1]
+        return further if further[0] in spaces and beats(further, best) else best
+
+
+def _chosen(outcome: Outcome) -> Choice:
+    """The choice that an outcome tells."""
+    told = outcome.chosen
+    return (told["resolution"], told["pooling"], told.get("anomaly score") == "too"), told["C"]
 
 
 def _of_all(values: Floats, items: Items, penalty: float, test: Floats) -> Floats:

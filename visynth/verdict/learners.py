@@ -103,8 +103,18 @@ class Learner(Protocol):
         test: Ints,
         folds: Sequence[frozenset[str]],
         seed: int,
+        like: Outcome | None = None,
     ) -> Outcome:
-        """Choose on the inner folds, fit on all items, score the test rows."""
+        """Choose on the inner folds, fit on all items, score the test rows.
+
+        Args:
+            tables: features by (resolution, pooling), ``[bank rows, D]``.
+            items: the training items.
+            test: rows to score.
+            folds: sets of groups that are held out in turn.
+            seed: of all that is random.
+            like: of an arm that is like this one: what was chosen for it is taken, and the inner folds only measure.
+        """
         ...
 
 
