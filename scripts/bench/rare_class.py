@@ -14,13 +14,21 @@ import argparse
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-SETS = {"magnetic_tile": ("blowhole", "crack", "break")}
+if TYPE_CHECKING:
+    from visynth.jobs.trial.cells import Split
+    from visynth.jobs.trial.data import TrialData
+
+SETS = {
+    "magnetic_tile": ("blowhole", "crack", "break"),
+    "magnetic_tile, shift": ("blowhole", "crack", "break"),
+}
+SEEN = ("exp1_", "exp2_")  # exposures of the class that training has under the shift; the test has the others
 GROUPS = (2, 3, 5, 8)
 METRICS = ("ap", "recall@fpr", "macro-f1")
 
@@ -36,7 +44,7 @@ class Cell:
 
     @property
     def file(self) -> str:
-        return f"{self.set}-{self.label}-{self.groups}-{self.learner}.jsonl"
+        return f"{self.set.replace(', ', '_')}-{self.label}-{self.groups}-{self.learner}.jsonl"
 
 
 def run(cell: Cell, data: Path, out: Path, draws: int, folds: int, workers: int, device: str) -> None:
@@ -59,7 +67,7 @@ def run(cell: Cell, data: Path, out: Path, draws: int, folds: int, workers: int,
     torch.set_num_threads(workers)
     extractor().network.to(device)
     started = time.monotonic()
-    root = data / cell.set
+    root = data / cell.set.split(",")[0]
     images = read_images(root / "images", masks=root / "masks", groups=root / "groups.csv")
     options = TrialOptions(
         rare_groups=cell.groups, draws=draws, folds=folds, minutes=600, others=False, learned="none",
@@ -73,6 +81,8 @@ def run(cell: Cell, data: Path, out: Path, draws: int, folds: int, workers: int,
     out.mkdir(parents=True, exist_ok=True)
     stage = Stage(out / f"{cell.file}.work", {"draws": draws, "folds": folds, "cell": cell.file})
     trial = Trial(measured, options, stage, lambda words: print(f"{cell.file}: {words}", flush=True))
+    if cell.set.endswith("shift"):
+        trial.splits = [shifted(split, measured, cell.label) for split in trial.splits]
     trial.measure()
     results = trial.results[cell.label]
     summary = summarise({cell.label: results}, design=trial.design())[cell.label]
@@ -94,6 +104,21 @@ def run(cell: Cell, data: Path, out: Path, draws: int, folds: int, workers: int,
     lines.append({**verdict.numbers, **common, "answer": verdict.answer, "reason": verdict.reason, "seconds": seconds})
     (out / cell.file).write_text("".join(json.dumps(line) + "\n" for line in lines))
     stage.clear()
+
+
+def shifted(split: Split, data: TrialData, name: str) -> Split:
+    """The split with a coverage shift: the class's training images are of few exposures, its test images of the others.
+    What training loses goes to the oracle, which has every exposure."""
+
+    def seen(row: int) -> bool:
+        return Path(data.items[row].name).name.startswith(SEEN)
+
+    own = data.positive[name]
+    lost = [row for row in split.train.tolist() if own[row] and not seen(row)]
+    train = [row for row in split.train.tolist() if not own[row] or seen(row)]
+    test = [row for row in split.test.tolist() if not own[row] or not seen(row)]
+    more = sorted({*split.more.tolist(), *lost})
+    return replace(split, train=np.array(train), test=np.array(test), more=np.array(more, dtype=np.int64))
 
 
 def table(out: Path) -> str:
@@ -139,6 +164,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("VISYNTH_DATA", "../shared/data")))
     parser.add_argument("--out", type=Path, default=Path("bench/rare_class"))
     parser.add_argument("--groups", type=int, nargs="*", default=GROUPS)
+    parser.add_argument("--sets", nargs="*", choices=SETS)
     parser.add_argument("--classes", nargs="*")
     parser.add_argument("--learner", default="frozen")
     parser.add_argument("--draws", type=int, default=10)
@@ -154,6 +180,7 @@ def main() -> None:
         Cell(name, label, groups, given.learner)
         for groups in given.groups
         for name, classes in SETS.items()
+        if not given.sets or name in given.sets
         for label in classes
         if not given.classes or label in given.classes
     ]
