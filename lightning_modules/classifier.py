@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,7 @@ class FinetuneLearner:
 
     def fit(
         self,
-        tables: dict[tuple[int, str], NDArray[Any]],
+        tables: Mapping[tuple[int, str], NDArray[Any]],
         items: Items,
         test: Ints,
         folds: Sequence[frozenset[str]],

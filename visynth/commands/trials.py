@@ -52,7 +52,8 @@ def trial(
             cell, if that is 2 minutes for each.
         seed: of everything.
         workers: processes for fitting.
-        learner: frozen or finetune.
+        learner: frozen, finetune, or a training of yours: a configuration with model and data (training.yaml), or the path
+            of a LightningModule (my_package.MyModule).
         others: also give verdicts for the classes that were not named.
         dense: also measure a dense head taught by the masks, as a rival.
         cache: keep features of real images on disk ($VISYNTH_CACHE, else the user's cache folder).
@@ -203,7 +204,8 @@ def evaluate(
         count: synthetic images per class; by default all there are.
         seeds: paired repetitions, each with other training groups and synthetic images.
         metric: that the verdict is on, named beforehand: ap, recall@fpr, recall or macro-f1.
-        learner: frozen or finetune.
+        learner: frozen, finetune, or a training of yours: a configuration with model and data (training.yaml), or the path
+            of a LightningModule (my_package.MyModule).
         workers: processes for fitting.
         cache: keep features of real images on disk.
         accept_leaks: CSV with the columns candidate,member: pairs of test and training images that you looked at and

@@ -35,6 +35,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "frozen": "visynth.verdict.frozen:FrozenLearner",
         "finetune": "visynth.lightning_modules.classifier:FinetuneLearner",
     },
+    "trainings": {"learner": "visynth.jobs.user_training:UserTraining"},
     "synthesizers": {
         "masked": "visynth.tabular.masked:Masked",
         "ctgan": "visynth.tabular.gan:CTGAN",

@@ -13,11 +13,13 @@ def quiet_lightning(level: int = logging.WARNING) -> Iterator[None]:
     """No greetings, and no hints that do not fit: images lie in memory, not behind workers.
 
     Args:
-        level: below which ``pytorch_lightning`` logs nothing; a trial, which has many short fits, takes ``logging.ERROR``.
+        level: below which ``pytorch_lightning`` and ``lightning.pytorch`` log nothing; a trial, which has many short fits,
+            takes ``logging.ERROR``.
     """
-    logger = logging.getLogger("pytorch_lightning")
-    before = logger.level
-    logger.setLevel(level)
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(level)
     try:
         with warnings.catch_warnings():
             hints = (
@@ -29,4 +31,5 @@ def quiet_lightning(level: int = logging.WARNING) -> Iterator[None]:
                 warnings.filterwarnings("ignore", message=words)
             yield
     finally:
-        logger.setLevel(before)
+        for logger, old in zip(loggers, before, strict=True):
+            logger.setLevel(old)

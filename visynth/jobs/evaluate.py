@@ -25,7 +25,7 @@ from visynth.data.imageset import BadFile, ImageSet, Item, Lazy
 from visynth.data.looks import grey_copy
 from visynth.data.transforms import CANDIDATES, backend
 from visynth.generators.compose_fit import guess_good
-from visynth.jobs.measured import MeasuredSet, add_features, check_metric, new_bank
+from visynth.jobs.measured import MeasuredSet, add_features, check_learner, new_bank
 from visynth.metrics.bank import FeatureBank
 from visynth.metrics.copies import Copies, find_copies
 from visynth.metrics.memorization import near_duplicates
@@ -34,6 +34,7 @@ from visynth.mixing.leaks import Accepted, is_accepted, read_accepted
 from visynth.verdict.bootstrap import NAMED, WORDS, Bootstrap, compare
 from visynth.verdict.cells import Extra
 from visynth.verdict.comparison import Results, fit_cells, run_cells
+from visynth.verdict.learners import learner_of
 from visynth.verdict.rule import Design
 from visynth.verdict.summary import arms_block, class_verdict, summarise
 
@@ -71,7 +72,7 @@ def evaluate_renders(
         seeds: paired repetitions, each with another 80 % of the training groups, other synthetic images, augmentations and
             inner folds.
         metric: that the verdict is on, named beforehand, see :data:`visynth.verdict.bootstrap.NAMED`.
-        learner: registered name.
+        learner: as for a trial.
         workers: processes for fitting.
         cache: keep features of real images on disk.
         keep: which images count, as for :class:`visynth.WithSynthetic`; by default all but those that a reviewer
@@ -127,7 +128,8 @@ def evaluate_renders(
 
     kept = [item for item in images.items if item.split in ("train", "test")]
     good = control or guess_good(images.classes, {}, images.counts())
-    bank = new_bank(learner, cache, patches=learner == "frozen" and good is not None)
+    fitter = learner_of(learner)
+    bank = new_bank(fitter, cache, patches=learner == "frozen" and good is not None)
     progress(f"features of {len(kept)} real and {len(renders.records)} synthetic images")
     real = MeasuredSet(
         items=kept,
@@ -138,7 +140,7 @@ def evaluate_renders(
         weights=np.ones(len(kept)),
         good=good,
     )
-    check_metric(metric, real, learner)
+    check_learner(fitter, learner, metric, real)
     add_features(bank, Lazy(images.image, kept), "real images", progress)
     rows_of = _bank_rows(bank, renders)
     other_rows = {} if against is None else _bank_rows(bank, against)
@@ -179,11 +181,11 @@ def evaluate_renders(
         if not cells:
             raise DataError(f"no rendered image of {name} can be traced to the training groups of any repetition.")
         progress(f"{name}: {len(cells)} seeds")
-        results[name] = run_cells(name, cells, bank.tables(), learner=learner, workers=workers)
+        results[name] = run_cells(name, cells, bank.tables(), learner=fitter, workers=workers)
         results[name].synthesizer = "the rendered set"
         rivals = [cell for cell in others if cell is not None]
         if rivals and len(rivals) == len(cells):
-            outcomes = fit_cells(rivals, bank.tables(), learner=learner, workers=workers, only=("synthetic",))
+            outcomes = fit_cells(rivals, bank.tables(), learner=fitter, workers=workers, only=("synthetic",))
             for cell, outcome in zip(cells, outcomes, strict=True):
                 results[name].add(cell, OTHER, outcome["synthetic"])
 

@@ -9,12 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth.core import plugins
 from visynth.core import seeds as seeding
 from visynth.core.errors import UsageError
 from visynth.core.files import cache_folder
@@ -25,6 +24,7 @@ from visynth.metrics.bank import FeatureBank
 from visynth.metrics.extractors import extractor
 from visynth.metrics.patchcore import PatchCore, fit_patchcore
 from visynth.verdict.cells import Cell, Extra
+from visynth.verdict.learners import Learner
 
 Rows = NDArray[np.int64]
 CHUNK = 256  # images between two looks at the clock
@@ -33,6 +33,14 @@ COPIES_PER_IMAGE = 3  # augmented copies of each real image, per candidate
 CUTMIX = "cutmix"
 FEWEST = 5  # groups of defect-free images, for distances from them
 MIXED = 0.5  # of so many augmented images as of the other candidates: each costs its features in its own cell
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A learner that can say beforehand whether it fits the images."""
+
+    def check(self, names: Sequence[str], images: Sequence[Any]) -> None:
+        """Raise a UsageError if it does not; ``names`` are the classes by their numbers."""
 
 
 @dataclass(kw_only=True)
@@ -206,21 +214,32 @@ class MeasuredSet:
         return core
 
 
-def check_metric(metric: str, data: MeasuredSet, learner: str) -> None:
-    """Refuse a metric of decisions early where there will be none.
+def check_learner(learner: Learner, name: str, metric: str, data: MeasuredSet) -> None:
+    """Refuse early what will not do: a metric of decisions where there will be none, or a training that does not fit the
+    images.
+
+    Args:
+        learner: as :func:`visynth.verdict.learners.learner_of` gives it, and
+        name: what it was called by.
+        metric: of the verdict.
+        data: the images.
 
     Raises:
-        UsageError: images of several classes, or a learner that tells one class from the rest alone.
+        UsageError: images of several classes, or a learner that tells one class from the rest alone; a module or a DataModule
+            that these images do not fit.
     """
-    if metric not in ("recall", "macro-f1"):
-        return
     problems = []
-    if data.labels is None:
+    pixels = getattr(learner, "pixels", False)
+    if data.labels is None and (metric in ("recall", "macro-f1") or pixels):
         problems.append("images have one class each, and these do not")
-    if not getattr(plugins.load("learners", learner), "decides", False):
-        problems.append(f"the learner tells all classes apart, and {learner} does not (frozen does)")
+    if metric in ("recall", "macro-f1") and not getattr(learner, "decides", False):
+        problems.append(f"the learner tells all classes apart, and {name} does not (frozen does)")
     if problems:
-        raise UsageError(f"metric {metric} needs that " + "; and that ".join(problems) + ".")
+        what = f"metric {metric}" if not pixels else f"learner {name}"
+        raise UsageError(f"{what} needs that " + "; and that ".join(problems) + ".")
+    if isinstance(learner, Checked):
+        first = [int(np.flatnonzero(own)[0]) for own in data.positive.values() if own.any()]
+        learner.check(list(data.positive), [data.image(row) for row in first])
 
 
 def add_features(
@@ -238,12 +257,13 @@ def add_features(
     return np.concatenate(rows) if rows else np.zeros(0, np.int64)
 
 
-def new_bank(learner: str, cache: bool, patches: bool = False) -> FeatureBank:
+def new_bank(learner: Learner, cache: bool, patches: bool = False) -> FeatureBank:
     """An empty bank with all that a learner needs; ``cache`` keeps the features of real images on disk, and ``patches`` are
     those of a distance from defect-free images."""
     return FeatureBank(
         extractor(),
         cache=cache_folder() / "features" if cache else None,
-        trunk=getattr(plugins.load("learners", learner), "trunk", 0),
+        trunk=getattr(learner, "trunk", 0),
+        keep_images=getattr(learner, "pixels", False),
         keep_patches=patches,
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from visynth.core.errors import UsageError
 from visynth.core.files import write_bytes
 from visynth.core.members import pixel_hash
 from visynth.metrics.extractor import PATCH, Array, Extractor, Floats, prepare, prepare_square
+from visynth.verdict.learners import IMAGES
 
 Places = NDArray[np.float16]  # [P, D], the features at every place of one image
 PATCHES = ".p16"  # ending of files with patches
@@ -81,9 +83,11 @@ class FeatureBank:
     cache: Path | None = None
     trunk: int = 0  # side of the squares whose trunk activations are kept for fine-tuning; 0 keeps none
     keep_patches: bool = False  # of images at native scale, see :attr:`patches`
+    keep_images: bool = False  # for learners that see pixels; what is made (``cache=False``) then has no features
     batch: int = 8  # small enough for the caches of a CPU: twice as fast as 16
     computed: int = 0
     patches: dict[int, NDArray[np.float16]] = field(default_factory=dict)  # [P, PATCH] by row
+    images: dict[int, Callable[[], Array]] = field(default_factory=dict)  # by row: each is had again, not held twice
     _tables: dict[tuple[int, str], Growing] = field(default_factory=dict)
     _pools: dict[str, int] = field(default_factory=dict)
 
@@ -108,6 +112,10 @@ class FeatureBank:
         it goes.
         """
         start = len(self)
+        if self.keep_images:
+            self.images |= {start + k: partial(images.__getitem__, k) for k in range(len(images))}
+            if not cache:
+                return self._add_without_features(len(images))
         keep = self.keep_patches and bool(self.extractor.stages) and 0 in self.resolutions
         pooled: dict[int, list[Floats | None]] = {resolution: [None] * len(images) for resolution in self.resolutions}
         waiting: dict[tuple[int, tuple[int, ...]], list[tuple[int, Floats, Path | None]]] = defaultdict(list)
@@ -149,6 +157,15 @@ class FeatureBank:
                 start_of += width
         return np.arange(start, start + len(images))
 
+    def _add_without_features(self, count: int) -> NDArray[np.int64]:
+        start = len(self)
+        for key, table in self._tables.items():
+            width = self._pools.get(key[1], 0)
+            if not width:
+                raise UsageError("images without features cannot stand among trunk activations.")
+            table.extend(np.full((count, width), np.nan, np.float32))
+        return np.arange(start, start + count)
+
     def get(self, resolution: int, pool: str) -> Floats:
         """``[rows, D]`` of one resolution and pooling: ``"mean"`` or ``"max"`` over places of the last maps, and where the
         extractor has them ``"max@8"``, ``"min@8"`` and the like of finer ones."""
@@ -168,9 +185,15 @@ class FeatureBank:
                     places_of[i] = places
         return [places_of[i] for i in range(len(images))]
 
-    def tables(self) -> dict[tuple[int, str], Floats]:
-        """All there is, by (resolution, pooling), and trunk activations under (side, "trunk")."""
-        return {key: table.view() for key, table in self._tables.items()}
+    def tables(self) -> dict[tuple[int, str], NDArray[Any]]:
+        """All there is, by (resolution, pooling), trunk activations under (side, "trunk"), and with ``keep_images`` under
+        :data:`visynth.verdict.learners.IMAGES` functions that give the images."""
+        tables: dict[tuple[int, str], Any] = {key: table.view() for key, table in self._tables.items()}
+        if self.keep_images:
+            given = np.empty(len(self), object)
+            given[list(self.images)] = list(self.images.values())
+            tables[IMAGES] = given
+        return tables
 
     def name(self, resolution: int) -> str:
         """The extractor's name with its resolution, as caches and reports quote it."""

@@ -16,12 +16,11 @@ import joblib
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth.core import plugins
 from visynth.core.processes import end_with_parent
 from visynth.verdict import cells as arming
 from visynth.verdict.bootstrap import Scored
 from visynth.verdict.cells import Cell, Tables
-from visynth.verdict.learners import Items, Outcome, better, inner_folds, split_parts
+from visynth.verdict.learners import Items, Learner, Outcome, better, inner_folds, learner_of, split_parts
 from visynth.verdict.ranking import average_precision
 
 if TYPE_CHECKING:
@@ -144,7 +143,7 @@ def run_cells(
     cells: Sequence[Cell],
     tables: Tables,
     *,
-    learner: str = "frozen",
+    learner: str | Learner = "frozen",
     workers: int = 2,
     seed: int = 0,
 ) -> Results:
@@ -162,7 +161,7 @@ def fit_cells(
     cells: Sequence[Cell],
     tables: Tables,
     *,
-    learner: str = "frozen",
+    learner: str | Learner = "frozen",
     workers: int = 2,
     seed: int = 0,
     only: Sequence[str] | None = None,
@@ -172,12 +171,12 @@ def fit_cells(
     Args:
         cells: with the bank rows of their images.
         tables: features by (resolution, pooling), ``[bank rows, D]``.
-        learner: registered name.
+        learner: registered name, or a learner.
         workers: processes for learners that run on one thread; 0 stays in this one.
         seed: of everything random in the arms.
         only: these arms alone.
     """
-    parallel = workers > 1 and len(cells) > 1 and getattr(plugins.load("learners", learner), "parallel", False)
+    parallel = workers > 1 and len(cells) > 1 and getattr(learner_of(learner), "parallel", False)
     if not parallel:
         return [_run_cell(*arming.compact(cell, tables), learner, seed, only) for cell in cells]
     # joblib does not run the caller's script again in its workers: no __main__ guard.
@@ -207,14 +206,19 @@ def gather(label: str, cells: Sequence[Cell], outcomes: Sequence[Outcomes], synt
     return results
 
 
-def _run_for(parent: int, cell: Cell, tables: Tables, learner: str, seed: int, only: Sequence[str] | None) -> Outcomes:
+def _run_for(
+    parent: int, cell: Cell, tables: Tables, learner: str | Learner, seed: int, only: Sequence[str] | None
+) -> Outcomes:
     end_with_parent(parent)
     return _run_cell(cell, tables, learner, seed, only)
 
 
-def _run_cell(cell: Cell, tables: Tables, learner: str, seed: int, only: Sequence[str] | None = None) -> Outcomes:
+def _run_cell(
+    cell: Cell, tables: Tables, learner: str | Learner, seed: int, only: Sequence[str] | None = None
+) -> Outcomes:
     """Every arm of a cell that :func:`visynth.verdict.cells.compact` made small, or ``only`` some."""
-    fitter = plugins.load("learners", learner)()
+    fitter = learner_of(learner)
+    arms, chooses = getattr(fitter, "arms", None), getattr(fitter, "chooses", True)
     items = arming.build_arms(cell, seed, tables)
     folds = inner_folds(items["real"], sorted({cell.groups[row] for row in cell.train}), INNER_FOLDS, cell.draw)
 
@@ -222,19 +226,25 @@ def _run_cell(cell: Cell, tables: Tables, learner: str, seed: int, only: Sequenc
         outcome: Outcome = fitter.fit(tables, arm, cell.test, folds, seed, like)
         return outcome
 
-    wanted = [name for name in items if name != "logit_adjusted" and (only is None or name in only)]
+    def has(name: str) -> bool:
+        return (only is None or name in only) and (arms is None or name in arms)
+
+    wanted = [name for name in items if name != "logit_adjusted" and has(name)]
     found = {name: fitted(items[name]) for name in wanted}
     outcomes = {name: _tested(outcome) for name, outcome in found.items()}
     classic: Choice | None = None
-    if cell.augmented and (only is None or "augment" in only or "synthetic" in only):
-        classic = _best_classic(cell, fitted)
-        if only is None or "augment" in only:
+    if cell.augmented and (has("augment") or (has("synthetic") and chooses)):
+        classic = _best_classic(cell, fitted, chooses)
+        if has("augment"):
             outcomes["augment"] = classic.tested()
-    if cell.synthetic is not None and (only is None or "synthetic" in only):
-        balanced = found.get("balanced") or fitted(items["balanced"])
-        choice = _best_synthetic(cell, folds, fitted, balanced, classic)
+    if cell.synthetic is not None and has("synthetic"):
+        if chooses:
+            balanced = found.get("balanced") or fitted(items["balanced"])
+            choice = _best_synthetic(cell, folds, fitted, balanced, classic)
+        else:
+            choice = _usual_synthetic(cell, fitted)
         outcomes["synthetic"] = choice.tested()
-        if cell.control is not None and only is None:
+        if cell.control is not None and only is None and has("no_control"):
             bare = choice
             if choice.amount is not None:
                 outcome = fitted(arming.synthetic_arm(cell, replace(choice.amount, control=False)), choice.outcome)
@@ -275,11 +285,13 @@ def _tested(outcome: Outcome, chosen: Mapping[str, Any] | None = None, tried: di
     return Arm(outcome.scores, outcome.inner, {**outcome.chosen, **(chosen or {})}, predicted, tried or {})
 
 
-def _best_classic(cell: Cell, fitted: Callable[..., Outcome]) -> Choice:
+def _best_classic(cell: Cell, fitted: Callable[..., Outcome], chooses: bool = True) -> Choice:
     """Classic augmentation: the first candidate at half of the class's weight, unless another one, or less of it, is better on
     every inner fold. The learner makes its own choices for the first one, and all share them."""
     first = next(iter(cell.augmented))
     outcomes = {first: fitted(arming.augmented_arm(cell, first))}
+    if not chooses:
+        return Choice(outcomes[first], {"candidate": first, "classic share": arming.HALF})
     for name in list(cell.augmented)[1:]:
         outcomes[name] = fitted(arming.augmented_arm(cell, name), outcomes[first])
     candidate = _improved(outcomes, first)
@@ -289,6 +301,11 @@ def _best_classic(cell: Cell, fitted: Callable[..., Outcome]) -> Choice:
     shares = {arming.HALF: outcomes[candidate], arming.LESS: less}
     share = _improved(shares, arming.HALF)
     return Choice(shares[share], {"candidate": candidate, "classic share": share}, tried)
+
+
+def _usual_synthetic(cell: Cell, fitted: Callable[..., Outcome]) -> Choice:
+    default = arming.Amount()
+    return Choice(fitted(arming.synthetic_arm(cell, default)), {"share": default.share}, {}, default)
 
 
 def _best_synthetic(
@@ -304,7 +321,7 @@ def _best_synthetic(
     assert cell.synthetic is not None
     default = arming.Amount()
     if not _tried(arming.synthetic_arm(cell, default), folds):
-        return Choice(fitted(arming.synthetic_arm(cell, default)), {"share": default.share}, {}, default)
+        return _usual_synthetic(cell, fitted)
     without: dict[str, Choice] = {"none": Choice(balanced, {"share": 0.0})}
     if classic is not None:
         without["classic"] = replace(classic, chosen={"share": 0.0, **classic.chosen})

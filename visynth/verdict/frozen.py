@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +75,9 @@ class FrozenLearner:
     parallel = True  # one thread each: cells may run in several processes
     penalties: tuple[float, ...] = (0.01, 0.1, 1.0)
     _kept: dict[int, tuple[Tables, dict[Key, Space]]] = field(default_factory=dict, compare=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_kept": {}}  # what was worked out here is much to send to another process
 
     def fit(
         self,

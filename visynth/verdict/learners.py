@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from visynth.core import plugins
+from visynth.core.errors import UsageError, choices
 from visynth.verdict.linear import Loss
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+IMAGES = (0, "image")  # key of the table with functions that give each row's image, for learners that see pixels
 
 
 @dataclass(frozen=True)
@@ -94,11 +97,16 @@ def better(own: Sequence[float], default: Sequence[float]) -> bool:
 
 
 class Learner(Protocol):
-    """Fits one class against the rest. Inner folds are sets of groups, held out together."""
+    """Fits one class against the rest. Inner folds are sets of groups, held out together.
+
+    Further attributes that a learner may have: ``parallel``, it runs on one thread; ``decides``, it tells all classes apart;
+    ``trunk``, the side of the squares whose activations it needs; ``pixels``, it sees the images themselves; ``arms``, those
+    that it takes part in; ``chooses = False``, its fits are too dear for inner folds, and each arm is fitted by default.
+    """
 
     def fit(
         self,
-        tables: dict[tuple[int, str], NDArray[np.float32]],
+        tables: Mapping[tuple[int, str], NDArray[Any]],
         items: Items,
         test: Ints,
         folds: Sequence[frozenset[str]],
@@ -116,6 +124,24 @@ class Learner(Protocol):
             like: of an arm that is like this one: what was chosen for it is taken, and the inner folds only measure.
         """
         ...
+
+
+def learner_of(name: str | Learner) -> Learner:
+    """A learner by its registered name, or a training of the user's: a file that ends in .yaml, or the path of a class.
+
+    Raises:
+        UsageError: there is no such learner.
+    """
+    if not isinstance(name, str):
+        return name
+    if name in plugins.names("learners"):
+        return plugins.load("learners", name)()  # type: ignore[no-any-return]
+    if "." not in name:
+        raise UsageError(
+            f"learner must be one of {choices(plugins.names('learners'))}, a configuration of your training "
+            f"(training.yaml) or the path of a LightningModule (my_package.MyModule), but got {name!r}."
+        )
+    return plugins.load("trainings", "learner")(name)  # type: ignore[no-any-return]
 
 
 def inner_folds(items: Items, groups: Sequence[str], folds: int, seed: int) -> list[frozenset[str]]:

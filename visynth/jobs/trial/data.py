@@ -14,11 +14,12 @@ from visynth.core.files import canonical_json
 from visynth.core.progress import Progress
 from visynth.data.imageset import ImageSet, Item
 from visynth.generators.compose_fit import Source
-from visynth.jobs.measured import CUTMIX, MeasuredSet, add_features, check_metric, new_bank
+from visynth.jobs.measured import CUTMIX, MeasuredSet, add_features, check_learner, new_bank
 from visynth.jobs.preflight import Preflight
 from visynth.jobs.trial.options import TrialOptions
 from visynth.metrics.dense import DenseHead, coverage
 from visynth.verdict.cells import Cell
+from visynth.verdict.learners import Learner, learner_of
 
 KEPT = 320  # images of the defect-free class in the arms, at most, spread over its groups
 
@@ -30,10 +31,12 @@ class TrialData(MeasuredSet):
     Attributes:
         findings: of the preflight; its ``images`` are all images, with groups.
         sources: by row, the images with their masks.
+        learner: of the arms.
     """
 
     findings: Preflight
     sources: list[Source]
+    learner: Learner
     head: DenseHead | None = None
 
     @property
@@ -64,6 +67,7 @@ class TrialData(MeasuredSet):
         for extra in (cell.synthetic, cell.control, cell.augmented.get(CUTMIX)):
             for row in [] if extra is None else extra.rows.tolist():
                 self.bank.patches.pop(row, None)
+                self.bank.images.pop(row, None)
                 if self.head is not None:
                     self.head.places.pop(row, None)
                     self.head.covered.pop(row, None)
@@ -108,7 +112,8 @@ def read_trial_data(findings: Preflight, options: TrialOptions, progress: Progre
     for item in items:
         label, problem = item.labels[0] if len(item.labels) == 1 else "", scan.known[item.name].mask_problem
         sources.append(Source(item.name, label, item.group, scan.kept(item.name), scan.masks.get(item.name), problem))
-    bank = new_bank(options.learner, options.cache, patches=findings.good is not None and options.learner == "frozen")
+    learner = learner_of(options.learner)
+    bank = new_bank(learner, options.cache, patches=findings.good is not None and options.learner == "frozen")
     data = TrialData(
         findings=findings,
         items=items,
@@ -119,8 +124,9 @@ def read_trial_data(findings: Preflight, options: TrialOptions, progress: Progre
         groups=[i.group for i in items],
         weights=weights_of(images, items, findings.good),
         good=findings.good,
+        learner=learner,
     )
-    check_metric(options.metric, data, options.learner)  # before anything that takes time
+    check_learner(learner, options.learner, options.metric, data)  # before anything that takes time
     progress(f"features of {len(items)} images at {', '.join(bank.name(r) for r in bank.resolutions)}")
     add_features(bank, [s.image for s in sources], "features", progress)
     return data

@@ -165,7 +165,8 @@ def _inputs(data: TrialData, options: TrialOptions) -> dict[str, Any]:
     """Everything that outcomes and plan depend on, for the stage."""
     asked = {k: v for k, v in asdict(options).items() if k not in ("workers", "cache", "metric")}
     named = {"rare": list(data.rare), "good": data.good}  # they decide folds, scarcity and the plan
-    return {"data": data.fingerprint(), "options": asked, **named, **environment()}
+    learner = getattr(data.learner, "inputs", None)  # a file may have changed under its name
+    return {"data": data.fingerprint(), "options": asked, "learner": learner, **named, **environment()}
 
 
 def _conditions(data: TrialData, options: TrialOptions, seconds: float) -> dict[str, Any]:

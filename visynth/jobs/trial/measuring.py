@@ -219,7 +219,7 @@ class Trial:
         self, cells: Sequence[Cell], only: Sequence[str] | None = None, dense: bool = False
     ) -> list[Outcomes]:
         options = self.options
-        engine: dict[str, Any] = {"learner": options.learner, "workers": options.workers, "seed": options.seed}
+        engine: dict[str, Any] = {"learner": self.data.learner, "workers": options.workers, "seed": options.seed}
         outcomes = fit_cells(cells, self.data.bank.tables(), only=only, **engine) if cells else []
         if dense and only is None:
             # In threads: the features of every place are large, and what takes time lets go of Python's lock.
@@ -232,6 +232,8 @@ class Trial:
         return outcomes
 
     def _has_dense(self, names: Sequence[str]) -> bool:
+        if getattr(self.data.learner, "pixels", False):  # its features are not those of the user's training
+            return False
         return self.options.dense and any(self.data.findings.masked.get(name) for name in names)
 
     def _spent(self) -> float:

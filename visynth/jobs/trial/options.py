@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from visynth.core import plugins
 from visynth.core.errors import UsageError, choices
 from visynth.verdict.bootstrap import NAMED
+from visynth.verdict.learners import learner_of
 
 Learned = Literal["auto", "none", "inpaint", "diffusion", "projection"]
 
@@ -26,7 +26,7 @@ class TrialOptions:
         minutes: budget; draws and unnamed classes that do not fit are not planned, and the report says so.
         seed: of everything.
         workers: processes for fitting the arms.
-        learner: registered name.
+        learner: ``"frozen"``, ``"finetune"``, or a training of yours, see :mod:`visynth.jobs.user_training`.
         others: also give a verdict for the other classes that can be composed.
         dense: also measure a dense head taught by the masks, as a rival.
         cache: keep features of real images on disk.
@@ -70,8 +70,10 @@ class TrialOptions:
             problems.append(f"learn_size must be a multiple of 8, or 0 to choose, but got {self.learn_size}")
         if self.learned not in get_args(Learned):
             problems.append(f"learned must be one of {choices(get_args(Learned))}, but got {self.learned!r}")
-        if self.learner not in plugins.names("learners"):
-            problems.append(f"learner must be one of {choices(plugins.names('learners'))}, but got {self.learner!r}")
+        try:
+            learner_of(self.learner)
+        except UsageError as error:
+            problems.append(str(error).removesuffix("."))
         if self.metric not in NAMED:
             problems.append(f"metric must be one of {choices(NAMED)}, but got {self.metric!r}")
         if problems:
