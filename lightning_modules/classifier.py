@@ -81,7 +81,6 @@ class FinetuneLearner:
         test: Ints,
         folds: Sequence[frozenset[str]],
         seed: int,
-        like: Outcome | None = None,
     ) -> Outcome:
         """Train on all items and score the test rows; the first inner fold gives the validation score."""
         table = tables[(self.trunk, "trunk")]

@@ -10,10 +10,11 @@ from torch import nn
 
 from visynth.core.errors import UsageError
 from visynth.data.imageset import Item
-from visynth.jobs.measured import CUTMIX, MeasuredSet, check_metric
+from visynth.jobs.measured import CUTMIX, MeasuredSet, check_learner
 from visynth.metrics.bank import FeatureBank
 from visynth.metrics.extractor import Extractor
 from visynth.verdict.cells import Extra
+from visynth.verdict.learners import learner_of
 
 GOOD, CRACKS = 12, 4
 
@@ -72,11 +73,11 @@ def test_cutmix_mixes_two_groups_of_the_training_side(measured: MeasuredSet) -> 
 
 
 def test_metrics_of_decisions_are_refused_before_anything_is_measured(measured: MeasuredSet) -> None:
-    check_metric("macro-f1", measured, "frozen")
-    check_metric("ap", measured, "finetune")
+    check_learner(learner_of("frozen"), "frozen", "macro-f1", measured)
+    check_learner(learner_of("finetune"), "finetune", "ap", measured)
     with pytest.raises(UsageError, match="the learner tells all classes apart, and finetune does not"):
-        check_metric("macro-f1", measured, "finetune")
+        check_learner(learner_of("finetune"), "finetune", "macro-f1", measured)
     measured.items = [Item(Path("a"), "a", ("good", "crack"))] * 16
     del measured.labels
     with pytest.raises(UsageError, match="metric recall needs that images have one class each"):
-        check_metric("recall", measured, "frozen")
+        check_learner(learner_of("frozen"), "frozen", "recall", measured)

@@ -146,7 +146,6 @@ class UserTraining:
         test: Ints,
         folds: Sequence[frozenset[str]],
         seed: int,
-        like: Outcome | None = None,
     ) -> Outcome:
         """Train on all items and score the test rows by the log-odds of the class.
 

@@ -44,11 +44,9 @@ class DenseHead:
         """Whether one of these rows, images of the class, has a mask that says where it is."""
         return any(covered is not None and covered.any() for covered in (self.covered.get(int(row)) for row in rows))
 
-    def fit(
-        self, items: Items, test: Ints, folds: Sequence[frozenset[str]], seed: int, like: Outcome | None = None
-    ) -> Outcome:
-        """Choose C on two inner folds (the first one, unless another is better on both), or take that of an arm that is like
-        this one; fit with one round of hard negatives, score the test rows."""
+    def fit(self, items: Items, test: Ints, folds: Sequence[frozenset[str]], seed: int) -> Outcome:
+        """Choose C on two inner folds (the first one, unless another is better on both), fit with one round of hard
+        negatives, score the test rows."""
         from threadpoolctl import threadpool_limits
 
         with threadpool_limits(1):
@@ -70,8 +68,8 @@ class DenseHead:
             def inner(penalty: float) -> tuple[float, ...]:
                 return tuple(on(fold, penalty) for fold in range(len(parts)))
 
-            default = self.penalties[0] if like is None else like.chosen["C"]
-            rivals = [] if like is not None or not parts else self.penalties[1:]
+            default = self.penalties[0]
+            rivals = self.penalties[1:] if parts else ()
             others = [c for c in rivals if all(on(fold, c) > on(fold, default) for fold in range(len(parts)))]
             penalty = max(others, key=lambda c: float(np.mean(inner(c))), default=default)
             mean = float(np.mean(inner(penalty))) if parts else float("nan")

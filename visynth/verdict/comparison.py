@@ -222,9 +222,8 @@ def _run_cell(
     items = arming.build_arms(cell, seed, tables)
     folds = inner_folds(items["real"], sorted({cell.groups[row] for row in cell.train}), INNER_FOLDS, cell.draw)
 
-    def fitted(arm: Items, like: Outcome | None = None) -> Outcome:
-        outcome: Outcome = fitter.fit(tables, arm, cell.test, folds, seed, like)
-        return outcome
+    def fitted(arm: Items) -> Outcome:
+        return fitter.fit(tables, arm, cell.test, folds, seed)
 
     def has(name: str) -> bool:
         return (only is None or name in only) and (arms is None or name in arms)
@@ -247,7 +246,7 @@ def _run_cell(
         if cell.control is not None and only is None and has("no_control"):
             bare = choice
             if choice.amount is not None:
-                outcome = fitted(arming.synthetic_arm(cell, replace(choice.amount, control=False)), choice.outcome)
+                outcome = fitted(arming.synthetic_arm(cell, replace(choice.amount, control=False)))
                 bare = replace(choice, outcome=outcome)
             outcomes["no_control"] = bare.tested()
     if only is not None:
@@ -285,17 +284,16 @@ def _tested(outcome: Outcome, chosen: Mapping[str, Any] | None = None, tried: di
     return Arm(outcome.scores, outcome.inner, {**outcome.chosen, **(chosen or {})}, predicted, tried or {})
 
 
-def _best_classic(cell: Cell, fitted: Callable[..., Outcome], chooses: bool = True) -> Choice:
+def _best_classic(cell: Cell, fitted: Callable[[Items], Outcome], chooses: bool = True) -> Choice:
     """Classic augmentation: the first candidate at half of the class's weight, unless another one, or less of it, is better on
-    every inner fold. The learner makes its own choices for the first one, and all share them."""
+    every inner fold."""
     first = next(iter(cell.augmented))
-    outcomes = {first: fitted(arming.augmented_arm(cell, first))}
+    candidates = cell.augmented if chooses else [first]
+    outcomes = {name: fitted(arming.augmented_arm(cell, name)) for name in candidates}
     if not chooses:
         return Choice(outcomes[first], {"candidate": first, "classic share": arming.HALF})
-    for name in list(cell.augmented)[1:]:
-        outcomes[name] = fitted(arming.augmented_arm(cell, name), outcomes[first])
     candidate = _improved(outcomes, first)
-    less = fitted(arming.augmented_arm(cell, candidate, arming.LESS), outcomes[first])
+    less = fitted(arming.augmented_arm(cell, candidate, arming.LESS))
     tried = {f"{name} {arming.HALF:g}": outcome.inner for name, outcome in outcomes.items()}
     tried[f"{candidate} {arming.LESS:g}"] = less.inner
     shares = {arming.HALF: outcomes[candidate], arming.LESS: less}
@@ -303,7 +301,7 @@ def _best_classic(cell: Cell, fitted: Callable[..., Outcome], chooses: bool = Tr
     return Choice(shares[share], {"candidate": candidate, "classic share": share}, tried)
 
 
-def _usual_synthetic(cell: Cell, fitted: Callable[..., Outcome]) -> Choice:
+def _usual_synthetic(cell: Cell, fitted: Callable[[Items], Outcome]) -> Choice:
     default = arming.Amount()
     return Choice(fitted(arming.synthetic_arm(cell, default)), {"share": default.share}, {}, default)
 
@@ -311,13 +309,12 @@ def _usual_synthetic(cell: Cell, fitted: Callable[..., Outcome]) -> Choice:
 def _best_synthetic(
     cell: Cell,
     folds: Sequence[frozenset[str]],
-    fitted: Callable[..., Outcome],
+    fitted: Callable[[Items], Outcome],
     balanced: Outcome,
     classic: Choice | None,
 ) -> Choice:
     """Share, number and mixture of synthetic images, and whether there are any: by default all at a tenth of the class's
-    weight, and what is better on every inner fold in its place. The learner makes its own choices for the default, and all
-    share them."""
+    weight, and what is better on every inner fold in its place."""
     assert cell.synthetic is not None
     default = arming.Amount()
     if not _tried(arming.synthetic_arm(cell, default), folds):
@@ -325,18 +322,14 @@ def _best_synthetic(
     without: dict[str, Choice] = {"none": Choice(balanced, {"share": 0.0})}
     if classic is not None:
         without["classic"] = replace(classic, chosen={"share": 0.0, **classic.chosen})
-    usual = fitted(arming.synthetic_arm(cell, default))
-    outcomes = {default: usual}
-    for amount in map(arming.Amount, arming.SHARES):
-        if amount != default:
-            outcomes[amount] = fitted(arming.synthetic_arm(cell, amount), usual)
+    outcomes = {amount: fitted(arming.synthetic_arm(cell, amount)) for amount in map(arming.Amount, arming.SHARES)}
     best = _improved(outcomes, default)
     further = []
     if len(cell.synthetic.rows) >= arming.FEWER:
         further.append(replace(best, images=len(cell.synthetic.rows) // arming.FEWER))
     if classic is not None and best.share + arming.LESS < 1:
         further.append(replace(best, classic=classic.chosen["candidate"]))
-    outcomes |= {amount: fitted(arming.synthetic_arm(cell, amount), usual) for amount in further}
+    outcomes |= {amount: fitted(arming.synthetic_arm(cell, amount)) for amount in further}
     tried = {name: choice.outcome.inner for name, choice in without.items()}
     tried |= {_named(amount): outcome.inner for amount, outcome in outcomes.items()}
     winner = _improved({amount: outcomes[amount] for amount in (best, *further)}, best)
@@ -400,8 +393,7 @@ def dense_arms(cell: Cell, head: DenseHead, seed: int = 0) -> Outcomes:
         return found
     outcomes: dict[float, Outcome] = {0.0: plain}
     for share in DENSE_SHARES:
-        like = outcomes[DENSE_SHARES[0]] if share != DENSE_SHARES[0] else None
-        outcomes[share] = head.fit(arming.synthetic_arm(cell, arming.Amount(share)), cell.test, folds, seed, like)
+        outcomes[share] = head.fit(arming.synthetic_arm(cell, arming.Amount(share)), cell.test, folds, seed)
     best = _improved(outcomes, DENSE_SHARES[0])
     tried = {f"{share:g}": outcome.inner for share, outcome in outcomes.items()}
     found[DENSE] = _tested(outcomes[best], {"share": best}, tried)

@@ -86,14 +86,12 @@ class FrozenLearner:
         test: Ints,
         folds: Sequence[frozenset[str]],
         seed: int,
-        like: Outcome | None = None,
     ) -> Outcome:
-        """Choose on the inner folds, or take the choice of an arm that is like this one; fit on all items, score the test rows
-        (decision values)."""
+        """Choose on the inner folds, fit on all items, score the test rows (decision values)."""
         from threadpoolctl import threadpool_limits
 
         with threadpool_limits(1):  # these matrices are small: two threads take six times as long as one
-            return self._fit(self._spaces(tables, items), items, test, folds, like)
+            return self._fit(self._spaces(tables, items), items, test, folds)
 
     def _spaces(self, tables: Tables, items: Items) -> dict[Key, Space]:
         """Spaces of tables, once for all arms that are fitted on them."""
@@ -118,7 +116,6 @@ class FrozenLearner:
         items: Items,
         test: Ints,
         folds: Sequence[frozenset[str]],
-        like: Outcome | None,
     ) -> Outcome:
         parts = [split_parts(items, held) for held in folds]
         parts = [(train, held) for train, held in parts if items.positive[held].any() and items.positive[train].any()]
@@ -141,10 +138,7 @@ class FrozenLearner:
             """As :func:`visynth.verdict.learners.better`; no further fold is fitted after one that is lost."""
             return len(parts) > 0 and all(on(fold, *one) > on(fold, *other) for fold in range(len(parts)))
 
-        if like is None:
-            best, penalty = self._choice(spaces, beats, lambda one: float(np.mean(inner(*one))))
-        else:
-            best, penalty = _chosen(like)
+        best, penalty = self._choice(spaces, beats, lambda one: float(np.mean(inner(*one))))
         by_fold = inner(best, penalty)
         values, test_values = features_of(best)
         weights, bias = logistic(values, items.positive, items.weights, penalty, items.loss)
@@ -171,12 +165,6 @@ class FrozenLearner:
         best = max([c for c in rivals if beats(c, best)], key=mean, default=best)
         further = (best[0][0], best[0][1], True), best[1]
         return further if further[0] in spaces and beats(further, best) else best
-
-
-def _chosen(outcome: Outcome) -> Choice:
-    """The choice that an outcome tells."""
-    told = outcome.chosen
-    return (told["resolution"], told["pooling"], told.get("anomaly score") == "too"), told["C"]
 
 
 def _of_all(values: Floats, items: Items, penalty: float, test: Floats) -> Floats:

@@ -111,7 +111,6 @@ class Learner(Protocol):
         test: Ints,
         folds: Sequence[frozenset[str]],
         seed: int,
-        like: Outcome | None = None,
     ) -> Outcome:
         """Choose on the inner folds, fit on all items, score the test rows.
 
@@ -121,7 +120,6 @@ class Learner(Protocol):
             test: rows to score.
             folds: sets of groups that are held out in turn.
             seed: of all that is random.
-            like: of an arm that is like this one: what was chosen for it is taken, and the inner folds only measure.
         """
         ...
 
