@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from visynth.core.errors import DataError
 
 SAME = 1e-4  # distance of unit vectors that is nothing but rounding
+FEWEST = 10  # images a side below which a rate means nothing
 QUANTILE = 0.05  # of real images' distances to their nearest other real one: closer than that is called a copy
 
 
@@ -53,11 +54,9 @@ def near_duplicates(train: NDArray[Any], synthetic: NDArray[Any], quantile: floa
         raise DataError(
             f"near-duplicates need at least 3 training images and a synthetic one, but there are {len(train)} and {len(synthetic)}."
         )
-    x, y = _unit(train), _unit(synthetic)
+    x, y = unit(train), unit(synthetic)
     apart = np.unique(x.round(6), axis=0)  # images that are in the set twice would make the threshold 0
-    among = _distances(apart, apart) if len(apart) > 2 else _distances(x, x)
-    np.fill_diagonal(among, np.inf)
-    own = among.min(axis=1)
+    own = distances_within(apart if len(apart) > 2 else x)
     across = _distances(y, x)
     nearest = across.argmin(axis=1)
     distances = across[np.arange(len(y)), nearest]
@@ -67,7 +66,65 @@ def near_duplicates(train: NDArray[Any], synthetic: NDArray[Any], quantile: floa
     return NearDuplicates(float(same.mean()), threshold, ratio, nearest.astype(np.int64), distances)
 
 
-def _unit(features: NDArray[Any]) -> NDArray[np.float64]:
+def memorization(train: NDArray[Any], held_out: NDArray[Any], synthetic: NDArray[Any]) -> float:
+    """Chance that a synthetic image lies nearer to its nearest training image than a fresh real image does to its own: 0.5 where
+    nothing is copied, 1 where all is.
+
+    Source: the Mann-Whitney statistic of Meehan et al. (AISTATS 2020), section 3.1, over the whole space; ties count half.
+
+    Args:
+        train: features ``[n, D]`` of the images that the generator was fitted on.
+        held_out: of real images of the same class that it was not.
+        synthetic: of what it makes.
+
+    Raises:
+        DataError: too few of them to say anything.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> train, fresh = rng.normal(size=(40, 6)), rng.normal(size=(40, 6))
+        >>> memorization(train, fresh, train), 0.3 < memorization(train, fresh, rng.normal(size=(40, 6))) < 0.7
+        (1.0, True)
+    """
+    if min(len(train), len(held_out), len(synthetic)) < FEWEST:
+        raise DataError(
+            f"memorization needs at least {FEWEST} training, held-out and synthetic images, but there are {len(train)}, "
+            f"{len(held_out)} and {len(synthetic)}."
+        )
+    x = unit(train)
+    fresh, made = (_distances(unit(side), x).min(axis=1) for side in (held_out, synthetic))
+    difference = fresh[:, None] - made[None, :]
+    return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
+
+
+def authenticity(train: NDArray[Any], synthetic: NDArray[Any]) -> float:
+    """Part of the synthetic images that are farther from their nearest training image than that is from its own nearest one:
+    about one half for fresh images, 0 for copies.
+
+    Source: Alaa et al., "How faithful is your synthetic data?" (ICML 2022), section 4.3, with the true nearest neighbours.
+
+    Example:
+        >>> authenticity(np.eye(4), np.eye(4)), authenticity(np.eye(4), -np.ones((2, 4)))
+        (0.0, 1.0)
+    """
+    if len(train) < 3 or not len(synthetic):
+        raise DataError(
+            f"authenticity needs at least 3 training images and a synthetic one, but there are {len(train)}."
+        )
+    x = unit(train)
+    across = _distances(unit(synthetic), x)
+    nearest = across.argmin(axis=1)
+    return float((across[np.arange(len(across)), nearest] > distances_within(x)[nearest]).mean())
+
+
+def distances_within(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Distance of each unit vector to its nearest other one, ``[n]``."""
+    among = _distances(x, x)
+    np.fill_diagonal(among, np.inf)
+    return np.asarray(among.min(axis=1))
+
+
+def unit(features: NDArray[Any]) -> NDArray[np.float64]:
     values = features.astype(np.float64)
     return np.asarray(values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12))
 
