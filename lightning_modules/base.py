@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from visynth.core import distributed
 from visynth.core.errors import Diverged, UsageError
+from visynth.core.judges import USED
 from visynth.core.members import Member
 from visynth.generators.base import Spec
 from visynth.lightning_modules.data_checks import check_same_data
@@ -65,6 +66,15 @@ class GeneratorModule(pytorch_lightning.LightningModule):
         """The datamodule that the module is trained with, or None."""
         return None if self._trainer is None else getattr(self._trainer, "datamodule", None)
 
+    @property
+    def extractors(self) -> dict[str, str]:
+        """Networks of features that train this module, or choose among its states, and what for."""
+        return dict(self.__dict__.get("_extractors", {}))
+
+    def uses_extractor(self, name: str, what: str) -> None:
+        """Note a network that has a hand in the training: it cannot judge what comes out."""
+        self.__dict__.setdefault("_extractors", {})[name] = what
+
     def members(self) -> Sequence[Member]:
         """Fingerprints of the images behind the module, as far as its datamodule knows them."""
         return self.data.members() if hasattr(self.data, "members") else ()
@@ -79,6 +89,7 @@ class GeneratorModule(pytorch_lightning.LightningModule):
             "images seen in training": int(self.images_seen),
             "parameters": sum(p.numel() for p in network.parameters()),
             **more,
+            **({USED: dict(self.extractors)} if self.extractors else {}),
             "licence": "as the images that it was trained on",
             "made by": "visynth fit",
         }

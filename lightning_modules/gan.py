@@ -289,4 +289,6 @@ class GAN(GeneratorModule):
         """Entries of the generator's card."""
         used = f"{self.args.augment}, at the end with probability {float(self.gan.ada_p):.3f}"
         task = f"class-conditional GAN ({type(self).__name__})"
+        if getattr(self.args, "discriminator", "") == "projected":
+            self.uses_extractor("efficientnet_lite0", "features of the discriminator")
         return self.trained_card(task, self.gan.generator_ema, augmentation=used)

@@ -12,7 +12,7 @@ import torch
 from tests.callbacks.test_callbacks import SMALL, Means
 from tests.lightning_modules.test_gan import data, module
 from tests.ranks import TRAINER
-from visynth.callbacks import CollapseAlarm
+from visynth.callbacks import CollapseAlarm, CopyAlarm
 from visynth.core.errors import UsageError
 from visynth.metrics.support import precision, recall, within
 
@@ -63,7 +63,7 @@ def test_a_class_that_is_lost_is_told_and_the_training_may_stop(tmp_path: Path, 
     assert len(words) == 2
     assert words[0].startswith("the generator has lost most of class 'bright': it reaches 0% of its real images")
     assert trainer.global_step == 4  # two evaluations, one every second optimiser step
-    assert watch.lost == {"bright", "dark"}
+    assert watch.bad == {"bright", "dark"}
 
 
 def test_real_images_raise_no_alarm(tmp_path: Path, monkeypatch) -> None:
@@ -85,8 +85,44 @@ def test_real_images_raise_no_alarm(tmp_path: Path, monkeypatch) -> None:
 
     monkeypatch.setattr(own, "sample", real)
     trainer = fit(tmp_path, watch, own)
-    assert watch.lost == set()
+    assert watch.bad == set()
     for name in ("dark", "bright"):
         value, null = watch.recalls[name]
         assert value > 0.5 * null > 0
         assert f"recall/{name}" in trainer.callback_metrics
+
+
+@pytest.mark.injected
+def test_a_generator_that_gives_training_images_back_is_told_and_the_training_may_stop(
+    tmp_path: Path, monkeypatch
+) -> None:
+    own, watch, given = module(), CopyAlarm(**{**TOLD, "features": Means()}, stop=True, stop_after=0), data()
+    given.setup()
+
+    def copied(seeds, labels, **options):
+        rows = [int(np.flatnonzero(given.pool.labels == label)[0]) for label in labels]
+        return type("S", (), {"images": given.pool.images[rows], "crop": crop, "__len__": lambda self: len(rows)})()
+
+    monkeypatch.setattr(own, "sample", copied)
+    with pytest.warns(UserWarning, match="gives training images of class") as told:
+        trainer = fit(tmp_path, watch, own, steps=30)
+    assert len([w for w in told if "gives training images" in str(w.message)]) == 2
+    assert trainer.global_step == 4
+    assert watch.bad == {"bright", "dark"}
+    assert watch.copies["dark"] == (1.0, 0.0)
+    assert trainer.callback_metrics["copies/dark"] == 1.0
+    assert trainer.callback_metrics["authenticity/dark"] == 0.0
+
+
+def test_noise_is_no_copy(tmp_path: Path) -> None:
+    own, watch = module(), CopyAlarm(**{**TOLD, "features": Means()})
+    fit(tmp_path, watch, own)
+    assert watch.bad == set()
+    assert watch.state_dict() == {"times": {"bright": 0, "dark": 0}, "bad": []}
+
+
+def crop(self, i: int):
+    return torch.from_numpy(self.images[i])
+
+
+TOLD = {**SMALL, "options": {}, "count": 60}

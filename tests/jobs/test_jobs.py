@@ -25,8 +25,9 @@ from visynth.data.parts import find_same_parts
 from visynth.data.reading import read_groups, read_images
 from visynth.data.unpack import is_packed, unpack
 from visynth.generators.base import load_generator
-from visynth.jobs.evaluate import assign_splits, evaluate_renders
+from visynth.jobs.evaluate import evaluate_renders
 from visynth.jobs.gate import check_renders, decide
+from visynth.jobs.held_out import assign_splits
 from visynth.jobs.make import fit_compose
 from visynth.jobs.planning import plan_lines
 from visynth.jobs.preflight import preflight

@@ -23,7 +23,7 @@ from tests.ranks import DDP, TRAINER, run_ranks
 from visynth.core.errors import DataError
 from visynth.core.members import overlaps
 from visynth.data.reading import read_images
-from visynth.jobs.evaluate import assign_splits
+from visynth.jobs.held_out import assign_splits
 from visynth.mixing import leaks
 from visynth.mixing import wrapper as mixing
 from visynth.mixing.leaks import check_leaks, datasets_of, file_paths, fingerprints

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from visynth.callbacks.collapse import CollapseAlarm
+    from visynth.callbacks.copying import CopyAlarm
     from visynth.callbacks.progress import TimeLeft
     from visynth.callbacks.quality import FIDCallback, KIDCallback
 
-__all__ = ["CollapseAlarm", "FIDCallback", "KIDCallback", "TimeLeft"]
+__all__ = ["CollapseAlarm", "CopyAlarm", "FIDCallback", "KIDCallback", "TimeLeft"]
 
 _HOMES = {
     "CollapseAlarm": "collapse",
+    "CopyAlarm": "copying",
     "FIDCallback": "quality",
     "KIDCallback": "quality",
     "TimeLeft": "progress",

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 
-from visynth.callbacks.quality import QualityCallback
-from visynth.metrics.quality import Quality
+from visynth.callbacks.alarm import ClassAlarm
 from visynth.metrics.support import NEIGHBOURS, recall
 
 
-class CollapseAlarm(QualityCallback):
+class CollapseAlarm(ClassAlarm):
     """Logs ``recall/<class>`` of synthetic images beside ``recall_null/<class>``, what one half of the real images reaches
     of the other; warns, or stops, when a class is lost.
 
@@ -31,14 +29,10 @@ class CollapseAlarm(QualityCallback):
     """
 
     def __init__(self, alarm: float = 0.1, stop: bool = False, stop_after: int = 2000, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.alarm, self.stop, self.stop_after = alarm, stop, stop_after
+        super().__init__(alarm, stop, stop_after, **kwargs)
         self.recalls: dict[str, tuple[float, float]] = {}
-        self.lost: set[str] = set()
-        self._low: dict[str, int] = {}
 
-    def evaluate(self, trainer: Any, pl_module: Any) -> list[Quality]:
-        quality = super().evaluate(trainer, pl_module)
+    def watched(self, trainer: Any, pl_module: Any) -> dict[str, tuple[bool, str]]:
         real, classes = self._real_features(trainer, pl_module)
         fake = self._made_features(trainer, pl_module, len(classes))
         self.recalls = {}
@@ -49,31 +43,15 @@ class CollapseAlarm(QualityCallback):
                 null = recall(own[order[half:]], own[order[:half]])
                 # As many synthetic images as the null has real ones: more of them would reach more.
                 self.recalls[name] = recall(own[order[half:]], theirs[:half]), null
-        self._watch(trainer)
-        return quality
-
-    def _watch(self, trainer: Any) -> None:
-        for name, (value, null) in self.recalls.items():
-            self._low[name] = self._low.get(name, 0) + 1 if value < self.alarm * null else 0
-        lost = {name for name, times in self._low.items() if times >= 2}
-        for name in sorted(lost - self.lost):
-            value, null = self.recalls[name]
-            warnings.warn(
+        return {
+            name: (
+                value < self.alarm * null,
                 f"the generator has lost most of class {name!r}: it reaches {value:.0%} of its real images, real ones "
-                f"reach {null:.0%} of each other. "
-                "More images of a step, a larger gamma, transition= or shared= may help; composition or transfer may "
-                "be better.",
-                stacklevel=2,
+                f"reach {null:.0%} of each other. More images of a step, a larger gamma, transition= or shared= may help; "
+                "composition or transfer may be better.",
             )
-        self.lost = lost
-        if lost and self.stop and trainer.global_step >= self.stop_after:
-            trainer.should_stop = True
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"low": dict(self._low), "lost": sorted(self.lost)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._low, self.lost = dict(state_dict["low"]), set(state_dict["lost"])
+            for name, (value, null) in self.recalls.items()
+        }
 
     def values(self, pl_module: Any) -> dict[str, float]:
         found = super().values(pl_module)

@@ -29,7 +29,7 @@ def log_values(trainer: Any, pl_module: Any, values: Mapping[str, float], monito
 
 def log_grid(trainer: Any, tag: str, sheet: NDArray[np.uint8], source: str) -> None:
     """An RGB sheet ``[H, W, 3]`` as ``<log folder>/samples/<step>.png`` and to loggers that take images
-    (TensorBoard)."""
+    (TensorBoard, Weights & Biases, MLflow)."""
     if not trainer.is_global_zero:
         return
     # Not trainer.log_dir: it is a broadcast, and only the main rank is here.
@@ -40,6 +40,17 @@ def log_grid(trainer: Any, tag: str, sheet: NDArray[np.uint8], source: str) -> N
         folder.mkdir(parents=True, exist_ok=True)
         write_png(path, sheet)
     for logger in trainer.loggers:
+        _log_image(logger, f"{tag}/{source}", sheet, trainer.global_step)
+
+
+def _log_image(logger: Any, name: str, sheet: NDArray[np.uint8], step: int) -> None:
+    """To a logger in its own way; one that takes no images has the file on disk."""
+    kind = type(logger).__name__
+    if kind == "WandbLogger":
+        logger.log_image(key=name, images=[sheet], step=step)
+    elif kind == "MLFlowLogger":
+        logger.experiment.log_image(logger.run_id, sheet, artifact_file=f"{name}/{step:08d}.png")
+    else:
         add = getattr(getattr(logger, "experiment", None), "add_image", None)
-        if callable(add):
-            add(f"{tag}/{source}", sheet, trainer.global_step, dataformats="HWC")
+        if callable(add):  # TensorBoard
+            add(name, sheet, step, dataformats="HWC")

@@ -8,7 +8,7 @@ training time.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -181,10 +181,18 @@ class QualityCallback(Callback):
     def _log(self, trainer: Any, pl_module: Any, found: Sequence[Quality], monitor: bool = True) -> None:
         values = self.values(pl_module)
         values["quality_seconds"] = self.seconds
+        if hasattr(pl_module, "uses_extractor") and self._chooses(trainer, values):
+            assert self._extractor is not None
+            pl_module.uses_extractor(self._extractor.name, "distances that checkpoints were chosen by")
         log_values(trainer, pl_module, values, monitor)
         sheet = self._sampled_at(trainer).get("sheet")
         if self.grid and sheet is not None:
             log_grid(trainer, "samples", sheet, type(self).__name__)
+
+    @staticmethod
+    def _chooses(trainer: Any, values: Collection[str]) -> bool:
+        """Whether a state of the module is kept, or the training ended, by one of these values."""
+        return any(getattr(callback, "monitor", None) in values for callback in trainer.callbacks)
 
     def _side(self, pl_module: Any) -> int:
         return self.resolution or (224 if torch.device(pl_module.device).type == "cuda" else 112)

@@ -186,6 +186,7 @@ def evaluate(
     seeds: int = 10,
     metric: str = "ap",
     learner: str = "frozen",
+    judge: str = "auto",
     workers: int = 2,
     cache: bool = True,
     keep: dict[str, Any] | None = None,
@@ -206,6 +207,8 @@ def evaluate(
         metric: that the verdict is on, named beforehand: ap, recall@fpr, recall or macro-f1.
         learner: frozen, finetune, or a training of yours: a configuration with model and data (training.yaml), or the path
             of a LightningModule (my_package.MyModule).
+        judge: whose features tell how alike the images are: own (an encoder trained on your real images from scratch), an
+            extractor's name, or auto (the default features, unless they had a hand in the images).
         workers: processes for fitting.
         cache: keep features of real images on disk.
         accept_leaks: CSV with the columns candidate,member: pairs of test and training images that you looked at and
@@ -228,6 +231,7 @@ def evaluate(
         seeds=seeds,
         metric=metric,
         learner=learner,
+        judge=judge,
         workers=workers,
         cache=cache,
         keep=keep,

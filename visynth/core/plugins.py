@@ -35,7 +35,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "frozen": "visynth.verdict.frozen:FrozenLearner",
         "finetune": "visynth.lightning_modules.classifier:FinetuneLearner",
     },
-    "trainings": {"learner": "visynth.jobs.user_training:UserTraining"},
+    "trainings": {
+        "learner": "visynth.jobs.user_training:UserTraining",
+        "encoder": "visynth.lightning_modules.encoder:train_encoder",
+    },
     "synthesizers": {
         "masked": "visynth.tabular.masked:Masked",
         "ctgan": "visynth.tabular.gan:CTGAN",

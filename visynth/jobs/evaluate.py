@@ -11,26 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from visynth.core import members as members_file
 from visynth.core import seeds as seeding
 from visynth.core.codec import decode
 from visynth.core.errors import DataError, UsageError, choices, listing
 from visynth.core.filters import selected
 from visynth.core.folders import check_apart, claim_files
 from visynth.core.manifest import Renders, control_class, need_folders, read_renders
-from visynth.core.members import Member
 from visynth.core.progress import Progress, no_progress
-from visynth.core.report import FILES, ClassVerdict, Report, bullets, environment, table, text
-from visynth.data.imageset import BadFile, ImageSet, Item, Lazy
-from visynth.data.looks import grey_copy
+from visynth.core.report import FILES, ClassVerdict, Report, bullets, environment, table
+from visynth.data.imageset import ImageSet, Lazy
 from visynth.data.transforms import CANDIDATES, backend
 from visynth.generators.compose_fit import guess_good
+from visynth.jobs.held_out import TRAINING, assign_splits, check_sides, some_groups
+from visynth.jobs.likeness import AUTO, check_judge, copies_block, copies_of, judge_of, likeness_blocks, used_by
 from visynth.jobs.measured import MeasuredSet, add_features, check_learner, new_bank
 from visynth.metrics.bank import FeatureBank
-from visynth.metrics.copies import Copies, find_copies
-from visynth.metrics.memorization import near_duplicates
-from visynth.metrics.quality import per_class, table_rows
-from visynth.mixing.leaks import Accepted, is_accepted, read_accepted
+from visynth.mixing.leaks import Accepted
 from visynth.verdict.bootstrap import NAMED, WORDS, Bootstrap, compare
 from visynth.verdict.cells import Extra
 from visynth.verdict.comparison import Results, fit_cells, run_cells
@@ -38,7 +34,6 @@ from visynth.verdict.learners import learner_of
 from visynth.verdict.rule import Design
 from visynth.verdict.summary import arms_block, class_verdict, summarise
 
-TRAINING = 0.8  # of the training groups in each repetition
 OTHER = "other"  # arm of another generator's images, not judged by itself
 
 
@@ -52,6 +47,7 @@ def evaluate_renders(
     seeds: int = 10,
     metric: str = "ap",
     learner: str = "frozen",
+    judge: str = AUTO,
     workers: int = 2,
     cache: bool = True,
     keep: Mapping[str, Any] | None = None,
@@ -73,6 +69,8 @@ def evaluate_renders(
             inner folds.
         metric: that the verdict is on, named beforehand, see :data:`visynth.verdict.bootstrap.NAMED`.
         learner: as for a trial.
+        judge: network whose features tell how alike the images are: ``"own"`` is trained on the real images from scratch, and
+            taken by ``"auto"`` where the default features had a hand in the images; else an extractor's name.
         workers: processes for fitting.
         cache: keep features of real images on disk.
         keep: which images count, as for :class:`visynth.WithSynthetic`; by default all but those that a reviewer
@@ -92,6 +90,8 @@ def evaluate_renders(
         raise UsageError(f"metric must be one of {choices(NAMED)}, but got {metric!r}.")
     started = time.monotonic()
     whole = need_folders(renders if isinstance(renders, Renders) else read_renders(renders))
+    used = used_by(whole, keep)
+    check_judge(judge, used)
     check_apart(out, {*images.folders(), whole.folder})
     out = claim_files(out, FILES)
     renders = selected(whole, keep)
@@ -111,7 +111,7 @@ def evaluate_renders(
             f"groups):\n{listing([f'{b.name} {b.reason}' for b in near])}"
         )
     by_split = {split: images.select(lambda item, split=split: item.split == split) for split in ("train", "test")}  # type: ignore[misc]
-    _check_sides(by_split["train"], by_split["test"], renders)
+    check_sides(by_split["train"], by_split["test"], renders)
 
     counts = {split: part.counts() for split, part in by_split.items()}
     possible = [name for name in images.classes if counts["train"][name] and counts["test"][name]]
@@ -159,7 +159,7 @@ def evaluate_renders(
         real.add_augmented(name, [row for row in train.tolist() if real.positive[name][row]], 0, progress)
         cells, others = [], []
         for seed in range(seeds):
-            own = _some_groups(real, train, name, not traceable, seed)
+            own = some_groups(real, train, name, not traceable, seed)
             made = partial(_rendered, real, own, group_of_parent, name, seed)
             cell = real.cell(name, draw=seed, train=own, test=test, augmented=limit, seed=seed)
             cell = replace(
@@ -189,8 +189,9 @@ def evaluate_renders(
             for cell, outcome in zip(cells, outcomes, strict=True):
                 results[name].add(cell, OTHER, outcome["synthetic"])
 
+    seen_by = judge_of(judge, used, bank, rows_of, renders, kept, images, progress)
     blocks = []
-    copies = {} if traceable else _copies(renders, wanted, kept, images, progress)
+    copies = {} if traceable else copies_of(renders, wanted, kept, images, progress)
     design = Design(draws=seeds, fewest=3)
     summaries = summarise(results, metric=metric, design=design)
     duels = []
@@ -219,8 +220,8 @@ def evaluate_renders(
         report.section("Against another generator", table(["class", "AP against it [95 % CI]"], duels, note))
     report.section(
         "Likeness and near-duplicates",
-        *_quality(bank, rows_of, renders, kept, train, test),
-        *_copies_block(copies, traceable),
+        *likeness_blocks(seen_by, kept, train, test),
+        *copies_block(copies, traceable),
     )
     report.section(
         "Reading this",
@@ -241,6 +242,8 @@ def evaluate_renders(
         "metric named beforehand": WORDS[metric],
         "features": ", ".join(bank.name(r) for r in bank.resolutions),
         "classic augmentation": f"{backend()}: {', '.join(CANDIDATES)}",
+        "judge of likeness": seen_by.name,
+        "networks that had a hand in the images": "; ".join(f"{n}: {what}" for n, what in used.items()) or "none known",
         "generator": renders.plan["generator"],
         "seconds": round(time.monotonic() - started),
         **environment(),
@@ -258,26 +261,6 @@ def _bank_rows(bank: FeatureBank, renders: Renders) -> dict[str, np.ndarray]:
         )
         for name in renders.classes
     }
-
-
-def _some_groups(real: MeasuredSet, train: np.ndarray, name: str, whole: bool, seed: int) -> np.ndarray:
-    """Training rows of another 80 % of the groups: of the measured class, then of the others, the rarest first, since a group
-    may show several. The ``whole`` of the measured class where a trained generator knows all of it: else its images would know
-    more than the real ones beside them."""
-    own = {label: {real.groups[row] for row in train if positive[row]} for label, positive in real.positive.items()}
-    order = sorted(own, key=lambda label: (label != name, len(own[label]), label))
-    kept: set[str] = set()
-    taken: set[str] = set()
-    for label in order:
-        left = sorted(own[label] - taken)
-        taken |= own[label]
-        if label == name and whole:
-            kept |= own[label]
-        elif left:
-            number = max(2, round(TRAINING * len(left)))
-            chosen = seeding.rng(seeding.derive("groups", seed, label), "evaluate").permutation(len(left))[:number]
-            kept |= {left[k] for k in chosen}
-    return np.array([row for row in train if real.groups[row] in kept or real.groups[row] not in taken], dtype=np.int64)
 
 
 def _rendered(
@@ -320,164 +303,3 @@ def _why_not(
         return "it was not rendered"
     side = "training" if not counts["train"].get(name) else "test"
     return f"it has no real {side} images"
-
-
-def _quality(
-    bank: FeatureBank,
-    rows_of: dict[str, np.ndarray],
-    renders: Renders,
-    kept: Sequence[Item],
-    train: np.ndarray,
-    test: np.ndarray,
-) -> list[dict[str, object]]:
-    """KID with its null against the held-out images, and near-duplicates of training images, per class."""
-    resolution = bank.resolutions[0]
-    features = bank.get(resolution, "mean")
-
-    def real(rows: np.ndarray, name: str) -> np.ndarray:
-        return features[[int(r) for r in rows if name in kept[int(r)].labels]]
-
-    names = [n for n in renders.classes if len(rows_of[n])]
-    synthetic = {name: features[rows_of[name]] for name in names}
-    against = per_class({n: real(np.concatenate([train, test]), n) for n in names}, synthetic, bank.name(resolution))
-    fresh = {
-        n: near_duplicates(real(train, n), real(test, n))
-        for n in names
-        if len(real(train, n)) > 2 and len(real(test, n))
-    }
-    own = {n: near_duplicates(real(train, n), synthetic[n]) for n in names if len(real(train, n)) > 2}
-    columns, rows = table_rows(against)
-    rates = [
-        [n, f"{own[n].share:.0%}", f"{fresh[n].share:.0%}" if n in fresh else "-", f"{own[n].ratio:.2f}"] for n in own
-    ]
-    return [
-        text(
-            f"Features: {bank.name(resolution)}, so distances are not FID. KID near or below that of real halves means "
-            "that the sets cannot be told apart at this size."
-        ),
-        table(columns, rows, "Real: training and held-out images."),
-        table(
-            [
-                "class",
-                "near-duplicates among the synthetic",
-                "the same among held-out real images",
-                "distance to training over distance within it",
-            ],
-            rates,
-            "A near-duplicate lies closer to a training image than 95 % of training images lie to each other. More of them than "
-            "held-out real images have mean memorising. "
-            "Composites and inpainted images keep a real background, so they lie near it by design.",
-        ),
-    ]
-
-
-def _copies(
-    renders: Renders, wanted: Sequence[str], kept: Sequence[Item], images: ImageSet, progress: Progress
-) -> dict[str, Copies]:
-    """Copies of training images among the rendered ones, by class; not where images or groups are too few."""
-    found = {}
-    for name in wanted:
-        sides: dict[str, list[Any]] = {"train": [], "test": []}
-        groups = []
-        for item in kept:
-            if item.labels == (name,):
-                sides[item.split].append(grey_copy(images.image(item)))
-                groups += [item.group] if item.split == "train" else []
-        made = [grey_copy(decode(renders.folder / r.file_name)) for r in renders.records if r.label == name]
-        try:
-            fresh = np.stack(sides["test"]) if sides["test"] else None
-            found[name] = find_copies(np.stack(sides["train"]), groups, np.stack(made), fresh)
-        except DataError as error:
-            progress(f"{name}: copies were not looked for: {error}")
-    return found
-
-
-def _copies_block(copies: Mapping[str, Copies], traceable: bool) -> list[dict[str, object]]:
-    """Table of copies."""
-    if traceable:
-        return [
-            text("Copies were not looked for: composites hold pixels of real images by design, and name their parents.")
-        ]
-    rows = [
-        [name, f"{one.found} of {one.of} [{one.limits[0]:.1%}, {one.limits[1]:.1%}]", f"{one.fresh} of {one.of_fresh}",
-         "yes" if one.flagged else "no"]
-        for name, one in copies.items()
-    ]  # fmt: skip
-    note = (
-        "A copy is a training image again: as it was, mirrored, turned, or with other light or colour. It lies nearer than half "
-        "of what 99 % of images of different groups keep from each other. Blends of several images are not found by this."
-    )
-    return [
-        table(["class", "copies among the synthetic [95 % CI]", "among held-out real images", "flagged"], rows, note)
-    ]
-
-
-def assign_splits(
-    images: ImageSet, members: Sequence[Member], accept: Accepted = None
-) -> tuple[ImageSet, dict[str, str]]:
-    """Each image's split and group: the data's own, else those of the same member, else test and a group of its own; and
-    the group of the image that each member is, by the member's path: files may have been renamed.
-
-    Test images that are near-duplicates of training images, or of a group that is trained on, are left out, and told in
-    ``bad``.
-
-    Args:
-        images: real ones.
-        members: of the generator.
-        accept: pairs that were looked at and are different, see :func:`visynth.mixing.leaks.read_accepted`.
-
-    Raises:
-        DataError: images that the data call test or validation, but that the generator was fitted on (all listed).
-    """
-    accepted = read_accepted(accept)
-    meetings = members_file.overlaps(images.members("test"), members)
-    met = {o.candidate: o for o in meetings if o.how in (members_file.SAME_FILE, members_file.SAME_PIXELS)}
-    like = {o.candidate: o for o in meetings if o.how == members_file.NEARLY}
-    leaked = [
-        f"{item.name} ({item.split}) was the training image {met[item.name].member.path} ({met[item.name].how})"
-        for item in images.items
-        if item.split in ("val", "test")
-        and item.name in met
-        and met[item.name].member.split == "train"
-        and not is_accepted(met[item.name], accepted)
-    ]
-    if leaked:
-        raise DataError(
-            f"{len(leaked)} test images were used to fit the generator, so they cannot test it. Pairs that are "
-            "different can be accepted with "
-            f"--accept-leaks (a CSV with the columns candidate,member):\n{listing(leaked)}"
-        )
-    kept, bad = [], []
-    for item in images.items:
-        member = met[item.name].member if item.name in met else None
-        split = item.split or (member.split if member else "test")
-        near = like.get(item.name)
-        if split == "test" and near is not None and near.member.split == "train" and not is_accepted(near, accepted):
-            # A near-copy of a training image would test what was learned by heart.
-            bad.append(
-                BadFile(item.name, f"is a near-duplicate of training image {near.member.path}, so it does not test")
-            )
-            continue
-        kept.append(replace(item, split=split, group=item.group or (member.group if member else item.name)))
-    trained = {item.group for item in kept if item.split == "train"}
-    for item in kept:
-        if item.split == "test" and item.group in trained:
-            bad.append(BadFile(item.name, f"is of group {item.group}, which is trained on, so it does not test"))
-    kept = [item for item in kept if item.split != "test" or item.group not in trained]
-    group_of = {met[item.name].member.path: item.group for item in kept if item.name in met}
-    return replace(images, items=tuple(kept), bad=(*images.bad, *bad)), group_of
-
-
-def _check_sides(train: ImageSet, test: ImageSet, renders: Renders) -> None:
-    if not len(test):
-        raise DataError(
-            f"the generator of {renders.folder} was fitted on all {len(train)} images, so there is nothing to test on. "
-            "Hold images out "
-            "before 'visynth fit' (a split column, or train/ and test/ folders), or use 'visynth trial', which "
-            "cross-validates."
-        )
-    if not len(train):
-        raise DataError(
-            f"none of the images was used to fit the generator of {renders.folder}: give the data that it was fitted "
-            "on, with the held-out images."
-        )

@@ -21,7 +21,7 @@ from visynth.core.files import cache_folder, canonical_json, write_text
 from visynth.core.manifest import SCORES, Renders, need_folders, read_renders, read_scores
 from visynth.core.progress import Progress, no_progress
 from visynth.data.imageset import ImageSet, Lazy
-from visynth.jobs.evaluate import assign_splits
+from visynth.jobs.held_out import assign_splits
 from visynth.metrics.bank import FeatureBank
 from visynth.metrics.extractors import extractor
 from visynth.metrics.memorization import SAME, NearDuplicates, near_duplicates

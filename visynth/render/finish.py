@@ -12,6 +12,7 @@ from typing import Any
 
 from visynth.core.errors import DataError, IntegrityError
 from visynth.core.files import readable_json
+from visynth.core.judges import USED
 from visynth.core.manifest import METADATA, PLAN, SHARDS, SUMMARY_SCHEMA, in_archives
 from visynth.render.describe import croissant, dataset_card
 from visynth.render.plan import ShardPlan
@@ -156,6 +157,7 @@ def _finish(stage: Stage, plan: ShardPlan, allow_failed: bool) -> dict[str, Any]
         "rounds": {str(number): round_ for number, round_ in sorted(state.committed.items()) if round_},
     }
     card = stage.card()
+    summary[USED] = card.get(USED, {})  # who judges the images must know which networks had a hand in them
     stage.note(
         {
             "README.md": dataset_card(said, summary, card).encode(),

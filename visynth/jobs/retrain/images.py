@@ -28,7 +28,8 @@ from visynth.core.progress import Progress, no_progress
 from visynth.core.report import ClassVerdict, Report
 from visynth.data.imageset import ImageSet, Item, Lazy, in_threads
 from visynth.generators.base import Generator, load_generator
-from visynth.jobs.evaluate import assign_splits, evaluate_renders
+from visynth.jobs.evaluate import evaluate_renders
+from visynth.jobs.held_out import assign_splits
 from visynth.jobs.make import fit_compose
 from visynth.jobs.retrain.downstream import check_downstream, train_pair
 from visynth.jobs.retrain.options import Job

@@ -1,0 +1,41 @@
+"""Which networks had a hand in a generator: whoever trained or chose by a network's features cannot be judged by them alone.
+
+A generator that was trained against some features, or picked by a distance in them, is good in just those; the same distance
+then says little about the images (Morozov et al., "On self-supervised image representations for GAN evaluation", ICLR 2021;
+Kynkaanniemi et al., "The role of ImageNet classes in Frechet inception distance", ICLR 2023, section 4).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+USED = "extractors"  # entry of a generator's card and of a rendered set's summary: {name: what for}
+OWN = "own"  # an encoder that is trained on the user's images
+SAME = {"dinov": "vit", "tf": "efficientnet"}
+
+
+def family(name: str) -> str:
+    """Backbone family of an extractor, by its name.
+
+    Example:
+        >>> [family(n) for n in ("efficientnet_lite0@112", "tf_efficientnet_b0.in1k", "dinov2", "vit_small_patch14_dinov2")]
+        ['efficientnet', 'efficientnet', 'vit', 'vit']
+        >>> family("inception_v3"), family("own@64"), family("Conv2d")
+        ('inception', 'own', 'conv')
+    """
+    found = re.match(r"(?:tf_)?([a-z]+)", name.lower())
+    word = found.group(1) if found else name.lower()
+    return SAME.get(word, word)
+
+
+def circular(used: Mapping[str, str], judge: str) -> list[str]:
+    """What the family of a judge was used for in making the images; empty where it is free to judge.
+
+    Example:
+        >>> circular({"efficientnet_lite0": "features of the discriminator"}, "efficientnet_lite0@native")
+        ['efficientnet_lite0: features of the discriminator']
+        >>> circular({"efficientnet_lite0": "features of the discriminator"}, "own@64")
+        []
+    """
+    return [f"{name}: {what}" for name, what in used.items() if family(name) == family(judge)]
