@@ -146,6 +146,7 @@ def _near(side: float) -> int:
 
 
 def _train(module: Any, data: Any, minutes: float, progress: Progress) -> Generator:
+    losses = Losses()
     with tempfile.TemporaryDirectory(prefix="visynth.") as root, quiet_lightning(logging.ERROR):
         trainer = pytorch_lightning.Trainer(
             max_time={"seconds": max(1, round(60 * minutes))},
@@ -157,6 +158,7 @@ def _train(module: Any, data: Any, minutes: float, progress: Progress) -> Genera
             enable_progress_bar=False,
             enable_model_summary=False,
             gradient_clip_val=1.0 if module.automatic_optimization else None,
+            callbacks=[losses],
         )
         started = time.monotonic()
         trainer.fit(module, data)
@@ -169,4 +171,23 @@ def _train(module: Any, data: Any, minutes: float, progress: Progress) -> Genera
             trainer.strategy.root_device
         ).generator()  # Lightning leaves the module on the CPU
         generator.card |= {"images seen in training": seen, "seconds of training": round(seconds, 1)}
+        generator.card["loss over training"] = losses.curve()
         return generator
+
+
+class Losses(pytorch_lightning.Callback):
+    """The logged loss against the images seen, as means of at most ``points`` equal parts of the training."""
+
+    def __init__(self, points: int = 24, every: int = 5) -> None:
+        self.points, self.every = points, every
+        self.seen: list[tuple[int, float]] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        value = None if batch_idx % self.every else trainer.callback_metrics.get("loss")
+        if value is not None:
+            self.seen.append((int(pl_module.images_seen), float(value)))
+
+    def curve(self) -> list[list[float]]:
+        """Images seen and loss, in order."""
+        parts = np.array_split(np.array(self.seen), min(self.points, len(self.seen))) if self.seen else []
+        return [[float(part[-1, 0]), round(float(part[:, 1].mean()), 4)] for part in parts]

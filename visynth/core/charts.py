@@ -1,4 +1,4 @@
-"""Small charts of a report as inline SVG: histograms of two sides, matrices as heat maps, points of two sides."""
+"""Small charts of a report as inline SVG: histograms of two sides, matrices as heat maps, points of two sides, curves."""
 
 from __future__ import annotations
 
@@ -100,6 +100,59 @@ def scatter(block: Mapping[str, Any]) -> str:
             f'aria-label="{escape(block["title"])}, {escape(name)}">{dots}</svg></figure>'
         )
     return f'<h3>{escape(block["title"])}</h3><div class="charts wide">{"".join(parts)}</div>{_note(block)}'
+
+
+def lines(block: Mapping[str, Any]) -> str:
+    """A curve through points, each with its value, and further values as dashed lines across with their names."""
+    points, others = block["points"], block["others"]
+    values = [y for _, y in points] + list(others.values())
+    low, high = min(values), max(values)
+    room = max(high - low, 0.02) * 0.25
+    low, span = low - room, (high - low) + 2 * room
+    left, right = min([x for x, _ in points], default=0.0), max([x for x, _ in points], default=1.0)
+    width, height, edge = 460, 190, 44
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return edge + (width - 2 * edge) * (x - left) / ((right - left) or 1.0), 10 + height * (1 - (y - low) / span)
+
+    drawn = [place(x, y) for x, y in points]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in drawn)
+    parts = [f'<polyline points="{path}" fill="none" stroke="{FAKE}" stroke-width="2"/>'] if len(drawn) > 1 else []
+    for (x, y), (share, value) in zip(drawn, points, strict=True):
+        parts += [
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{FAKE}"/>',
+            f'<text x="{x:.1f}" y="{y - 9:.1f}" font-size="11" text-anchor="middle" fill="{FAKE}">{value:.3f}</text>',
+            f'<text x="{x:.1f}" y="{height + 26}" font-size="11" text-anchor="middle" fill="{SOFT}">{share:g}</text>',
+        ]
+    spots = _apart([place(left, value)[1] for value in others.values()], 13.0)
+    for (name, value), spot in zip(others.items(), spots, strict=True):
+        y = place(left, value)[1]
+        parts += [
+            f'<line x1="{edge}" x2="{width - edge + 8}" y1="{y:.1f}" y2="{y:.1f}" stroke="{REAL}" stroke-dasharray="4 4"/>',
+            f'<text x="{width - edge + 12}" y="{spot + 4:.1f}" font-size="11" fill="{SOFT}">{escape(name)} {value:.3f}</text>',
+        ]
+    label = escape(f"{block['y']} by {block['x']}")
+    return (
+        f'<h3>{escape(block["title"])}</h3><svg width="{width + 150}" height="{height + 46}" role="img" '
+        f'viewBox="0 0 {width + 150} {height + 46}" style="max-width:100%" aria-label="{label}">'
+        f'<line x1="{edge}" x2="{width - edge}" y1="{height + 10}" y2="{height + 10}" stroke="{LINE}"/>{"".join(parts)}'
+        f'<text x="{width / 2:.0f}" y="{height + 42}" font-size="11" text-anchor="middle" fill="{SOFT}">'
+        f"{escape(block['x'])}</text></svg>{_note(block)}"
+    )
+
+
+def _apart(places: Sequence[float], least: float) -> list[float]:
+    """Places moved down so far that each is apart from the one above it.
+
+    Example:
+        >>> _apart([10.0, 12.0, 40.0], 13.0)
+        [10.0, 23.0, 40.0]
+    """
+    found = list(places)
+    above = -least
+    for k in sorted(range(len(found)), key=lambda k: places[k]):
+        above = found[k] = max(places[k], above + least)
+    return found
 
 
 def _short(label: str, length: int) -> str:

@@ -1,8 +1,8 @@
 """The report: one schema for what was measured, as JSON for machines and as one self-contained page for people.
 
 A report is a list of *sections*. Each has a title and blocks; a block is a dict with a ``kind``: ``text``, ``table``,
-``arms`` (estimates with intervals, drawn), ``gallery`` (images with captions), ``list``, ``histograms``, ``heatmaps`` or
-``scatter`` (see :mod:`visynth.core.charts`). Verdicts stand apart, at
+``arms`` (estimates with intervals, drawn), ``gallery`` (images with captions), ``list``, ``histograms``, ``heatmaps``,
+``scatter`` or ``lines`` (see :mod:`visynth.core.charts`). Verdicts stand apart, at
 the top, one per class, so that a gate can read them without knowing the sections.
 """
 
@@ -157,6 +157,21 @@ def arms(title: str, rows: Sequence[Mapping[str, Any]], note: str = "", metric: 
     return {"kind": "arms", "title": title, "rows": [dict(row) for row in rows], "note": note, "metric": metric}
 
 
+def lines(
+    title: str,
+    points: Sequence[tuple[float, float]],
+    others: Mapping[str, float],
+    x: str,
+    y: str,
+    note: str = "",
+) -> dict[str, Any]:
+    """A curve through points, with further values by name as lines across."""
+    return {
+        "kind": "lines", "title": title, "points": [list(p) for p in points], "others": dict(others), "x": x, "y": y,
+        "note": note,
+    }  # fmt: skip
+
+
 def gallery(captions: Sequence[str], images: Sequence[Any], columns: int, note: str = "") -> dict[str, Any]:
     """RGB uint8 images with captions, ``columns`` in a row."""
     return {"kind": "gallery", "captions": list(captions), "pictures": list(images), "columns": columns, "note": note}
@@ -169,7 +184,7 @@ STYLE = """
 --maybe:#8a6100;--mark:#2458b3}
 *{box-sizing:border-box}body{margin:0;background:var(--back);color:var(--ink);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
-main{max-width:1180px;margin:0 auto;padding:32px 24px 64px}h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;
+main{max-width:1180px;margin:0 auto;padding:32px 24px 64px}h1{font-size:26px;margin:0 0 4px;overflow-wrap:anywhere}h2{font-size:18px;
 margin:0 0 12px}h3{font-size:15px;margin:18px 0 6px}
 p{margin:6px 0}.sub{color:var(--soft);margin-bottom:20px}section{background:var(--paper);
 border:1px solid var(--line);border-radius:8px;padding:20px 22px;margin:16px 0}
@@ -181,7 +196,8 @@ padding:14px 18px}
 table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}th{text-align:left;
 font-weight:600;color:var(--soft);border-bottom:1px solid var(--line);padding:5px 12px 5px 0}
 td{border-bottom:1px solid var(--line);padding:5px 12px 5px 0;vertical-align:top}tr.mark td{font-weight:600;
-color:var(--mark)}.arms td,.arms th{white-space:nowrap;padding-right:14px}td.wide{width:240px;padding:0}
+color:var(--mark)}.scroll{overflow-x:auto}.arms td{white-space:nowrap}.arms th{vertical-align:bottom;max-width:110px}
+.arms td,.arms th{padding-right:14px}.arms .wide{width:240px;max-width:none;padding:0 14px 0 0}
 .note{color:var(--soft);font-size:13px;margin-top:8px}.gallery{display:grid;gap:10px}figure{margin:0}
 figure img{width:100%;height:auto;border:1px solid var(--line);border-radius:4px;display:block;image-rendering:auto}
 .charts{display:flex;flex-wrap:wrap;gap:16px;margin-top:8px}.charts figure{width:250px}.charts.wide figure{width:420px}
@@ -212,7 +228,7 @@ def page(report: Report) -> str:
         f"<h1>Does synthesis help on {escape(report.subject)}?</h1>"
         f'<p class="sub">{escape(report.lead)}</p>'
         f'<div class="cards">{cards}</div>{more}{sections}'
-        f"<section><h2>Conditions</h2><table>{conditions}</table></section></main></body></html>\n"
+        f"<section><h2>Conditions</h2><div class='scroll'><table>{conditions}</table></div></section></main></body></html>\n"
     )
 
 
@@ -224,7 +240,12 @@ def _card(verdict: ClassVerdict) -> str:
 
 def _block(block: Mapping[str, Any]) -> str:
     blocks = {"text": _text, "list": _list, "table": _table, "arms": _arms, "gallery": _gallery}
-    drawn = {"histograms": charts.histograms, "heatmaps": charts.heatmaps, "scatter": charts.scatter}
+    drawn = {
+        "histograms": charts.histograms,
+        "heatmaps": charts.heatmaps,
+        "scatter": charts.scatter,
+        "lines": charts.lines,
+    }
     return (blocks | drawn)[block["kind"]](block)
 
 
@@ -241,16 +262,15 @@ def _table(block: Mapping[str, Any]) -> str:
     rows = "".join(
         "<tr>" + "".join(f"<td>{escape(_plain(cell))}</td>" for cell in row) + "</tr>" for row in block["rows"]
     )
-    return f"<table><tr>{head}</tr>{rows}</table>{_note(block)}"
+    return f"<div class='scroll'><table><tr>{head}</tr>{rows}</table></div>{_note(block)}"
 
 
 def _arms(block: Mapping[str, Any]) -> str:
-    """A table whose last column draws each estimate with its interval on one common axis from 0 to 1."""
+    """A table whose third column draws each estimate with its interval on one common axis from 0 to 1."""
     more = list(dict.fromkeys(key for row in block["rows"] for key in row.get("more", {})))
     head = (
-        f"<th>arm</th><th>{escape(block.get('metric', 'AP'))} [95 % CI]</th>"
+        f"<th>arm</th><th>{escape(block.get('metric', 'AP'))} [95 % CI]</th><th class='wide'>{_axis()}</th>"
         + "".join(f"<th>{escape(key)}</th>" for key in more)
-        + f"<th>{_axis()}</th>"
     )
     rows = []
     for row in block["rows"]:
@@ -258,10 +278,11 @@ def _arms(block: Mapping[str, Any]) -> str:
         limits = "" if row["low"] is None else f" [{row['low']:.2f}, {row['high']:.2f}]"
         tone = ' class="mark"' if row.get("highlight") else ""
         rows.append(
-            f"<tr{tone}><td>{escape(row['name'])}</td><td>{row['mean']:.3f}{limits}</td>{cells}<td "
-            f"class='wide'>{_whisker(row)}</td></tr>"
+            f"<tr{tone}><td>{escape(row['name'])}</td><td>{row['mean']:.3f}{limits}</td><td "
+            f"class='wide'>{_whisker(row)}</td>{cells}</tr>"
         )
-    return f"<h3>{escape(block['title'])}</h3><table class='arms'><tr>{head}</tr>{''.join(rows)}</table>{_note(block)}"
+    body = f"<div class='scroll'><table class='arms'><tr>{head}</tr>{''.join(rows)}</table></div>"
+    return f"<h3>{escape(block['title'])}</h3>{body}{_note(block)}"
 
 
 WIDTH, TICKS = 240, (0, 0.25, 0.5, 0.75, 1)  # of the common axis

@@ -13,13 +13,14 @@ from visynth.core import seeds as seeding
 from visynth.core.errors import DataError, UsageError, choices
 
 Floats = NDArray[np.float64]
-Metric = Literal["ap", "recall@fpr", "recall@precision", "recall", "macro-f1"]
+Metric = Literal["ap", "recall@fpr", "recall@precision", "alarms@recall", "recall", "macro-f1"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 NAMED: tuple[Metric, ...] = ("ap", "recall@fpr", "recall", "macro-f1")  # those that a verdict on images may be on
 WORDS: Mapping[str, str] = {
     "ap": "AP",
     "recall@fpr": "recall at 5 % false alarms",
     "recall@precision": "recall at half precision",
+    "alarms@recall": "false alarms per 1,000 at 80 % recall",
     "recall": "recall",
     "macro-f1": "macro-F1",
 }
@@ -95,7 +96,8 @@ class Bootstrap:
         Args:
             cells: of one arm.
             metric: one of :data:`METRICS`.
-            level: false-positive rate of ``"recall@fpr"``, or least precision of ``"recall@precision"``.
+            level: false-positive rate of ``"recall@fpr"``, least precision of ``"recall@precision"``, or recall of
+                ``"alarms@recall"``.
         """
         key = id(cells), metric, level
         if key not in self._means:  # the cells are kept, so that their id stays theirs
@@ -132,6 +134,8 @@ def measure(cell: Scored, metric: str, weights: Floats, level: float = 0.05) -> 
         return weighted_recall(cell.truth, cell.scores, weights, level)
     if metric == "recall@precision":
         return weighted_recall_at_precision(cell.truth, cell.scores, weights, level)
+    if metric == "alarms@recall":
+        return 1000 * weighted_alarms(cell.truth, cell.scores, weights, level)
     if metric not in METRICS:
         raise UsageError(f"metric must be one of {choices(METRICS)}, but got {metric!r}.")
     if cell.labels is None or cell.predicted is None:
@@ -190,6 +194,21 @@ def weighted_recall_at_precision(
     hits, alarms = _steps(truth, scores, weights)
     enough = hits >= least * (hits + alarms) - 1e-9
     return _ratio((hits * enough).max(axis=1), hits[:, -1])
+
+
+def weighted_alarms(truth: NDArray[np.bool_], scores: Floats, weights: Floats, recall: float = 0.8) -> Floats:
+    """Least part ``[R]`` of the images without the class that are called where at least ``recall`` of those with it are, for R
+    rows of weights; NaN without negatives.
+
+    Example:
+        >>> truth, scores = np.array([True, False, True, False]), np.array([0.9, 0.8, 0.7, 0.6])
+        >>> weighted_alarms(truth, scores, np.ones((1, 4)), 0.5).tolist(), weighted_alarms(truth, scores, np.ones((1, 4))).tolist()
+        ([0.0], [0.5])
+    """
+    hits, alarms = _steps(truth, scores, weights)
+    enough = hits >= recall * hits[:, -1:] - 1e-9
+    least = np.where(enough, alarms, np.inf).min(axis=1)
+    return np.where(hits[:, -1] > 0, _ratio(least, alarms[:, -1]), np.nan)
 
 
 def _steps(truth: NDArray[np.bool_], scores: Floats, weights: Floats) -> tuple[Floats, Floats]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from visynth.core.report import ClassVerdict, arms, text
+from visynth.core.report import ClassVerdict, arms, lines, table, text
 from visynth.verdict import cells as arming
 from visynth.verdict.bootstrap import NAMED, WORDS, Bootstrap, Interval, compare, interval
 from visynth.verdict.comparison import DENSE, Results
@@ -26,6 +26,7 @@ from visynth.verdict.rule import (
 
 WORTH = 0.02  # gain below which it is not worth having
 FPR = 0.05
+RECALL = 0.8
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Summary:
     without: str = ""  # its name
     exploratory: bool = False  # not among the classes that were named beforehand
     design: Design = field(default_factory=Design)
+    line: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)  # by arm and metric: what a line would see
 
     @property
     def metric(self) -> str:
@@ -144,7 +146,13 @@ class _Class:
             baseline,
             exploratory,
             self.compared.design,
+            {name: self._on_a_line(name) for name in dict.fromkeys(("real", baseline, best))},
         )
+
+    def _on_a_line(self, arm: str) -> dict[str, Interval]:
+        tested, mean = self.results.tested[arm], self.bootstrap.mean
+        levels = {"recall@fpr": FPR, "alarms@recall": RECALL}
+        return {metric: interval(*mean(tested, metric, level)) for metric, level in levels.items()}
 
 
 def _scaled(adjusted: float, one: Evidence, all_of_them: Sequence[Evidence]) -> float:
@@ -220,7 +228,7 @@ def _arm_rows(
         if "macro-f1" in _metrics(results, "real"):
             for decided in ("recall", "macro-f1"):
                 value = bootstrap.mean(results.tested[name], decided)[0] if decided in has else None
-                more[f"{WORDS[decided]} of one model of all classes"] = "-" if value is None else round(value, 3)
+                more[f"{WORDS[decided]}, one model of all classes"] = "-" if value is None else round(value, 3)
         more["validation AP"] = round(inner, 3) if np.isfinite(inner) else "-"
         against = f"against {baseline.replace('_', ' ')}"
         own: dict[str, float | None] = {"mean": None, "low": None, "high": None}
@@ -284,12 +292,53 @@ def class_verdict(results: Results, summary: Summary) -> ClassVerdict:
         "means": summary.means,
         "without": summary.without.replace("_", " "),
         "curve": curve(results),
+        "line": {arm: {metric: one.to_json() for metric, one in own.items()} for arm, own in summary.line.items()},
         "draws": len({cell.draw for cell in results.tested["real"]}),
         "planned_draws": summary.design.draws,
         "test_groups": summary.verdict.groups,
         **{f"{k} per cell".replace(" ", "_"): round(v, 3) for k, v in results.counts.items()},
     }
     return ClassVerdict(results.label, answer, reason, following, numbers)
+
+
+def _line_block(results: Results, summary: Summary) -> dict[str, Any]:
+    """What the arms mean where parts go by."""
+    names = {"synthetic": f"with synthetic images by {results.synthesizer}", "real": "the images as they are"}
+    rows = []
+    for arm, own in summary.line.items():
+        recalls, alarms = own["recall@fpr"], own["alarms@recall"]
+        rows.append(
+            [
+                names.get(arm, arm.replace("_", " ")),
+                f"{recalls.mean:.0%} [{recalls.low:.0%}, {recalls.high:.0%}]",
+                f"{alarms.mean:.0f} [{alarms.low:.0f}, {alarms.high:.0f}]",
+            ]
+        )
+    counts, items = results.counts, results.wording.items
+    note = (
+        f"By {counts['test']:.0f} {results.label} {items}"
+        + (f" of {counts['test groups']:.0f} groups" if "test groups" in counts else "")
+        + f" a cell, {len(results.rows)} cells. False calls are counted among all {items} that do not show {results.label}."
+    )
+    columns = [
+        f"{results.label}, on a line",
+        f"found at {FPR:.0%} false calls",
+        f"false calls per 1,000 to find {RECALL:.0%}",
+    ]
+    return table(columns, rows, note)
+
+
+def _points(tried: Mapping[str, float]) -> tuple[list[tuple[float, float]], dict[str, float]]:
+    """Points of the shares that were tried, and what else was, by name."""
+    points, others = [], {}
+    for name, score in tried.items():
+        if name == "none":
+            points.append((0.0, score))
+        elif name.replace(".", "", 1).isdigit():
+            points.append((float(name), score))
+        else:
+            others[name] = score
+    return sorted(points), others
 
 
 def curve(results: Results) -> dict[str, float]:
@@ -329,14 +378,13 @@ def arms_block(results: Results, summary: Summary, learner: str) -> list[dict[st
         note += (
             f"The limits of the verdict allow {summary.verdict.luck:.3f} for the luck of the best of several baselines."
         )
-    blocks = [arms(title, summary.rows, note, words)]
+    blocks = [arms(title, summary.rows, note, words), _line_block(results, summary)]
     tried = curve(results)
     if tried:
-        rows = [{"name": name, "mean": score, "low": None, "high": None} for name, score in tried.items()]
-        over = f"Share of the class's weight to synthetic {results.label}, on inner folds"
-        blocks.append(
-            arms(over, rows, "Mean validation AP of what was tried in every cell; each cell chose for itself.", "AP")
-        )
+        over = f"Share of the class's weight to synthetic {results.label}, on inner folds of {len(results.rows)} cells"
+        note = "Mean validation AP of what was tried in every cell; each cell chose for itself, and took the default where nothing "
+        note += "was better on every fold."
+        blocks.append(lines(over, *_points(tried), "share", "AP", note))
     picked = Counter(", ".join(f"{k} {v}" for k, v in arm.chosen.items()) for arm in results.arms.get("synthetic", []))
     if picked:
         choices = "; ".join(f"{k} ({n} cells)" for k, n in picked.most_common(3))

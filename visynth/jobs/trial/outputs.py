@@ -13,14 +13,15 @@ from visynth.core.folders import put_files
 from visynth.core.pictures import outline, to_display
 from visynth.core.progress import Progress
 from visynth.core.recipe import FILE as RECIPE
-from visynth.core.report import Report, gallery, text
+from visynth.core.recipe import Recipe
+from visynth.core.report import Report, gallery, lines, table, text
 from visynth.generators.base import Generator
 from visynth.jobs.trial.data import TrialData
 from visynth.jobs.trial.recipes import recipe_of
 from visynth.jobs.trial.synthesis import Synthesizer
-from visynth.jobs.trial.training import Undertrained
+from visynth.jobs.trial.training import LOSSES, Undertrained
 from visynth.render.run import Here, make_plan, render_set
-from visynth.verdict.comparison import Results
+from visynth.verdict.comparison import IMAGES, Results
 
 SHOWN = 3  # images of each class
 EXPLAINED = (
@@ -59,6 +60,7 @@ def write_outputs(
         report.section("Not written", text("No class was shown to help, so no generator was made."))
         recipe = recipe_of(report.verdicts, results, [], None, None, report.conditions)
         put_files(out, {RECIPE: recipe.to_yaml().encode()})
+        report.sections.insert(0, _recipe_section(recipe, RECIPE))
     for number, name in enumerate(names):
         synthesizer, ending = synthesizers[name], f"-{name}" if number else ""
         generator = synthesizer.fit_all(data)
@@ -82,8 +84,45 @@ def write_outputs(
         )
         file = f"recipe{ending}.yaml"
         put_files(out, {file: recipe.to_yaml(file).encode()})
+        report.sections.insert(number, _recipe_section(recipe, file))
         title = f"Synthetic images by {name}, with parents and the nearest real images"
         report.section(title, *galleries(generator, data, seed))
+        report.section(f"The generator: {name}", *_card_blocks(generator))
+
+
+def _recipe_section(recipe: Recipe, file: str) -> dict[str, Any]:
+    """What to train each class with, in a table."""
+    rows = []
+    for name, one in recipe.classes.items():
+        share = f"{one.share:.0%} of its samples" if one.share else "none"
+        words = {
+            **IMAGES.recipes,
+            "synthetic": "a balanced sampler",
+            "control": "defect-free images with the same seams",
+        }
+        images = "-" if one.images is None else one.images
+        rows.append(
+            [name, one.answer or "-", share, images, words.get(one.arm, one.arm.replace("_", " ")), one.classic or "-"]
+        )
+    columns = ["class", "verdict", "synthetic images", "measured with", "with what else", "classic augmentation"]
+    note = f"The same is in {file}: WithSynthetic(your_datamodule, renders, recipe=...) takes it as it is."
+    return {"title": "What to train with", "blocks": [table(columns, rows, note)]}
+
+
+def _card_blocks(generator: Generator) -> list[dict[str, Any]]:
+    """The generator's card, and how its loss fell where it was trained."""
+    card = {name: value for name, value in generator.card.items() if name != LOSSES}
+    facts = {
+        "network": generator.spec.network,
+        "classes": ", ".join(generator.classes),
+        "digest": generator.digest[:16],
+        **card,
+    }
+    blocks = [table(["", ""], [[name, value] for name, value in facts.items()])]
+    losses = generator.card.get(LOSSES)
+    if losses:
+        blocks.append(lines("Loss over the training", [tuple(point) for point in losses], {}, "images seen", "loss"))
+    return blocks
 
 
 def _render(

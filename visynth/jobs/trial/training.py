@@ -28,6 +28,7 @@ ARM = {"inpaint": "inpainting", "diffusion": "diffusion", "projection": "project
 # runs at 32 and 64 pixels (scripts/bench/README.md): below, images were blurs.
 NEARLY = 0.8  # of these, in a training that fell short of its plan, is enough all the same
 ENOUGH = {"inpaint": 2_000, "diffusion": 20_000, "projection": 4_000}
+LOSSES = "loss over training"  # entry of a trained generator's card: pairs of images seen and loss
 SEEN, SECONDS = "images seen in training", "seconds of training"  # entries of a trained generator's card
 
 
