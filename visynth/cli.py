@@ -18,6 +18,7 @@ VERBS = {
     "fit": "make a generator: 'fit -c config.yaml' trains one, 'fit compose' needs no training",
     "render": "render a class-balanced image set from a generator, resumable",
     "renders": "status, verify, sweep, retry-failed, finalize, export (COCO, YOLO, VOC), score or review a rendered set",
+    "search": "choose how much of a rendered set to mix in, on validation, then open the test once",
     "evaluate": "measure a rendered set on real test images, per class, against honest baselines",
     "gate": "turn a report into promote, reject or insufficient evidence",
     "explore": "look at what a generator makes: sheets, interpolations, an animation",

@@ -24,6 +24,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "renders.score": sets.renders_score,
     "renders.review": sets.renders_review,
     "evaluate": trials.evaluate,
+    "search": trials.search,
     "gate": trials.gate,
     "explore": rendering.explore,
     "project": generators.project,

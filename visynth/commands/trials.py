@@ -243,6 +243,61 @@ def evaluate(
     return 0
 
 
+def search(
+    renders: str,
+    data: DataOptions,
+    out: str = "search",
+    classes: list[str] | None = None,
+    count: int | None = None,
+    draws: int = 10,
+    metric: str = "ap",
+    learner: str = "frozen",
+    cache: bool = True,
+    keep: dict[str, Any] | None = None,
+    accept_leaks: str | None = None,
+    title: str | None = None,
+    json: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Choose share, amount and mixture of a rendered set on validation, none included, then open the test once.
+
+    Args:
+        renders: what 'visynth render' wrote.
+        data: the real images, held-out ones among them; their own split named val is the validation, if they have one.
+        out: folder for report.json, report.html and recipe.yaml.
+        classes: which to search for; by default all that can be.
+        count: synthetic images per class; by default all there are.
+        draws: of the training groups that the chosen recipe is tested with.
+        metric: that the verdict is on, named beforehand: ap, recall@fpr, recall or macro-f1.
+        learner: frozen or finetune.
+        cache: keep features of real images on disk.
+        keep: which rendered images count, as for evaluate.
+        accept_leaks: CSV with the columns candidate,member: pairs that you looked at and that are different.
+        title: what the report calls the set, instead of the rendered set's name.
+        json: print the verdicts as JSON.
+        quiet: no progress.
+    """
+    from visynth.jobs.search import search_renders
+
+    report = search_renders(
+        data.read(),
+        renders,
+        out,
+        classes=classes,
+        count=count,
+        draws=draws,
+        metric=metric,
+        learner=learner,
+        cache=cache,
+        keep=keep,
+        accept_leaks=accept_leaks,
+        subject=title or "",
+        progress=printer(quiet),
+    )
+    verdicts(report, json)
+    return 0
+
+
 def gate(
     report: str | None = None,
     classes: list[str] | None = None,

@@ -230,7 +230,7 @@ def _run_cell(
 
     wanted = [name for name in items if name != "logit_adjusted" and has(name)]
     found = {name: fitted(items[name]) for name in wanted}
-    outcomes = {name: _tested(outcome) for name, outcome in found.items()}
+    outcomes = {name: arm_of(outcome) for name, outcome in found.items()}
     classic: Choice | None = None
     if cell.augmented and (has("augment") or (has("synthetic") and chooses)):
         classic = _best_classic(cell, fitted, chooses)
@@ -276,10 +276,10 @@ class Choice:
     amount: arming.Amount | None = None
 
     def tested(self) -> Arm:
-        return _tested(self.outcome, self.chosen, self.tried)
+        return arm_of(self.outcome, self.chosen, self.tried)
 
 
-def _tested(outcome: Outcome, chosen: Mapping[str, Any] | None = None, tried: dict[str, float] | None = None) -> Arm:
+def arm_of(outcome: Outcome, chosen: Mapping[str, Any] | None = None, tried: dict[str, float] | None = None) -> Arm:
     predicted = None if outcome.logits is None else outcome.logits.argmax(axis=1)
     return Arm(outcome.scores, outcome.inner, {**outcome.chosen, **(chosen or {})}, predicted, tried or {})
 
@@ -388,7 +388,7 @@ def dense_arms(cell: Cell, head: DenseHead, seed: int = 0) -> Outcomes:
         return {}
     folds = inner_folds(items, sorted({cell.groups[row] for row in cell.train}), INNER_FOLDS, cell.draw)
     plain = head.fit(items, cell.test, folds, seed)
-    found = {"dense": _tested(plain)}
+    found = {"dense": arm_of(plain)}
     if cell.synthetic is None or not head.can_learn(cell.synthetic.rows):
         return found
     outcomes: dict[float, Outcome] = {0.0: plain}
@@ -396,7 +396,7 @@ def dense_arms(cell: Cell, head: DenseHead, seed: int = 0) -> Outcomes:
         outcomes[share] = head.fit(arming.synthetic_arm(cell, arming.Amount(share)), cell.test, folds, seed)
     best = _improved(outcomes, DENSE_SHARES[0])
     tried = {f"{share:g}": outcome.inner for share, outcome in outcomes.items()}
-    found[DENSE] = _tested(outcomes[best], {"share": best}, tried)
+    found[DENSE] = arm_of(outcomes[best], {"share": best}, tried)
     return found
 
 
