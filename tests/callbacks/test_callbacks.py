@@ -17,6 +17,7 @@ from tests.lightning_modules.test_diffusion import data, equal, module
 from tests.ranks import DDP, TRAINER, run_ranks
 from visynth.callbacks import FIDCallback, KIDCallback, TimeLeft, sampling
 from visynth.core.errors import DataError, UsageError
+from visynth.metrics.extractors import efficientnet_lite0
 
 SMALL = {"every_n_steps": 2, "max_cost": 1.0, "count": 41, "grid": 2, "resolution": 32, "options": {"steps": 2}}
 
@@ -90,7 +91,9 @@ def test_real_features_are_computed_once_and_read_from_disk_later(tmp_path: Path
     assert calls == [30]
     assert first.latest[0].real == second.latest[0].real == 20
     assert [q.to_json() for q in first.latest] == [q.to_json() for q in second.latest]
-    assert list((tmp_path / "cache" / "quality" / "efficientnet_lite0@32").iterdir())
+    assert list(
+        (tmp_path / "cache" / "quality" / f"efficientnet_lite0@32-{efficientnet_lite0().fingerprint}").iterdir()
+    )
 
 
 def test_two_callbacks_share_what_was_sampled(tmp_path: Path, monkeypatch) -> None:

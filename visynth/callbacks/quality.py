@@ -289,8 +289,9 @@ class QualityCallback(Callback):
         if not self.cache or not isinstance(self.features, str):
             return None
         digest = sha256("".join(pixel_hash(image) for image in images).encode()).hexdigest()
-        weights = "" if self.weights is None else "-" + sha256(Path(self.weights).read_bytes()).hexdigest()[:8]
-        return cache_folder() / "quality" / f"{self.name(pl_module)}{weights}" / f"{digest}.f32"
+        assert self._extractor is not None
+        folder = f"{self.name(pl_module)}-{self._extractor.fingerprint}"
+        return cache_folder() / "quality" / folder / f"{digest}.f32"
 
     def _read_cache(self, path: Path | None, count: int) -> NDArray[np.float32] | None:
         assert self._extractor is not None

@@ -64,7 +64,7 @@ class FeatureBank:
     """Pooled features of images at several resolutions, each image computed once.
 
     Rows are appended by :meth:`add` and named by their number. With ``cache``, an image's features are kept on
-    disk under (pixels' sha256, extractor, resolution).
+    disk under (pixels' sha256, extractor, its weights, resolution).
 
     Example:
         >>> from torch import nn
@@ -232,7 +232,9 @@ class FeatureBank:
         )
 
     def _path(self, key: str, resolution: int) -> Path | None:
-        return None if self.cache is None else self.cache / self.name(resolution) / key[:2] / f"{key}.f32"
+        if self.cache is None:
+            return None
+        return self.cache / f"{self.name(resolution)}-{self.extractor.fingerprint}" / key[:2] / f"{key}.f32"
 
 
 def _by_place(maps: Tensor) -> Places:

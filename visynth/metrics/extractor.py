@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -76,6 +78,15 @@ class Extractor:
     stages: tuple[nn.Module, ...] = ()
     finer: tuple[tuple[int, int], ...] = ()
     turned: bool = False
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Eight hex digits of its weights: what was kept of other weights under the same name is not its own."""
+        digest = sha256()
+        for name, value in sorted(self.network.state_dict().items()):
+            digest.update(f"{name} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:8]
 
     @property
     def pools(self) -> tuple[tuple[str, int], ...]:
