@@ -54,7 +54,7 @@ class Tiles(lightning.pytorch.LightningDataModule):
 
 
 def weights(out: Path) -> Path:
-    """ImageNet weights under timm's names, as a file that torchgeo reads."""
+    """ImageNet weights under timm's names, as a checkpoint that torchgeo reads."""
     import timm
     import torch
 
@@ -63,7 +63,8 @@ def weights(out: Path) -> Path:
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=1000)
     state = _renamed(torch.load(_lite0_file(), weights_only=True, map_location="cpu"), network)
     file = out / "lite0.pth"
-    torch.save({name: value for name, value in state.items() if not name.startswith("classifier")}, file)
+    hyper = {"hyper_parameters": {"model": "tf_efficientnet_lite0"}}
+    torch.save({**hyper, "state_dict": {f"model.{name}": value for name, value in state.items()}}, file)
     return file
 
 

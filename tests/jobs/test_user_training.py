@@ -89,7 +89,12 @@ class Net(LightningModule):
         raise AssertionError("no validation in an arm")
 
     def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), 1e-2)
+        optimizer = torch.optim.Adam(self.parameters(), 1e-2)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        return {{"optimizer": optimizer, "lr_scheduler": {{"scheduler": plateau, "monitor": "val_loss"}}}}
+
+    def configure_callbacks(self):
+        raise AssertionError("no callbacks in an arm")
 
 
 class Mute(LightningModule):

@@ -9,7 +9,8 @@ A file names the LightningModule and, if wanted, the LightningDataModule by ``cl
 In each arm of each cell a fresh module is trained on that arm's images, for as many steps in each. Of the DataModule its
 transforms, its containers, its batch size and its class numbers are used, never its images: each image of the comparison goes
 through the training transform to train and through the validation transform to test. Without one, samples are
-``(image float32 [3, 128, 128] in [0, 1], class number in alphabetical order)``.
+``(image float32 [3, 128, 128] in [0, 1], class number in alphabetical order)``. Arms have no validation, so that callbacks,
+loggers and schedulers that wait for a validation metric rest; all arms are trained alike.
 """
 
 from __future__ import annotations
@@ -214,7 +215,11 @@ class UserTraining:
         arguments: dict[str, Any] = dict(self.model.get("init_args") or {})
         if self.kit is not None and "num_classes" in inspect.signature(self.kind.__init__).parameters:
             arguments.setdefault("num_classes", 1 + max(self.kit.numbers.values()))
-        return _instance(self.kind, {**self.model, "init_args": arguments}, self.lightning.LightningModule)
+        module = _instance(self.kind, {**self.model, "init_args": arguments}, self.lightning.LightningModule)
+        # An arm has no validation: nothing is kept, stopped or slowed down by it.
+        module.configure_callbacks = list
+        module.configure_optimizers = functools.partial(_lenient, module.configure_optimizers)
+        return module
 
     def _trainer(self) -> Any:
         with _quiet():
@@ -358,6 +363,26 @@ def _log_probabilities(values: Tensor, kit: Kit) -> Floats:
     return logs[:, [kit.numbers[name] for name in kit.names]].numpy()
 
 
+def _lenient(configure: Callable[[], Any]) -> Any:
+    """What configure_optimizers gives, with schedulers that wait for a validation metric left waiting."""
+
+    def walk(part: Any) -> None:
+        if isinstance(part, dict):
+            if isinstance(part.get("scheduler"), torch.optim.lr_scheduler.ReduceLROnPlateau):
+                part["strict"] = False
+            for value in part.values():
+                walk(value)
+        elif isinstance(part, (list, tuple)):
+            for value in part:
+                walk(value)
+
+    given = configure()
+    if isinstance(given, dict) and isinstance(given.get("lr_scheduler"), torch.optim.lr_scheduler.ReduceLROnPlateau):
+        given["lr_scheduler"] = {"scheduler": given["lr_scheduler"], "monitor": given.get("monitor", "val_loss")}
+    walk(given)
+    return given
+
+
 def _plain(array: Array) -> Tensor:
     values = prepare_square(array, SIDE)
     channels = np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values
@@ -444,7 +469,8 @@ def _only_loader(loaders: Any, what: str) -> DataLoader[Any]:
 def _quiet() -> Iterator[None]:
     with quiet_lightning(logging.ERROR), warnings.catch_warnings():
         warnings.filterwarnings(
-            "ignore", message=".*val_dataloader|.*validation_step|.*log_every_n_steps|.*GPU|.*predict returned None"
+            "ignore",
+            message=".*val_dataloader|.*validation_step|.*log_every_n_steps|.*GPU|.*predict returned None|.*ReduceLROnPlateau cond",
         )
         yield
 
