@@ -15,7 +15,8 @@ import yaml
 
 from visynth.cli import main
 from visynth.core.errors import UsageError
-from visynth.jobs.user_training import Epochs, UserTraining
+from visynth.jobs.epochs import Epochs
+from visynth.jobs.user_training import UserTraining
 from visynth.verdict.learners import IMAGES, Items, learner_of
 
 # It knows nothing of visynth; {lightning} is either package.

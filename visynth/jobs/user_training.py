@@ -16,11 +16,8 @@ loggers and schedulers that wait for a validation metric rest; all arms are trai
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import logging
-import os
-import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,16 +28,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from visynth.core import seeds as seeding
 from visynth.core.codec import Array
-from visynth.core.errors import UsageError, VisynthError, choices
+from visynth.core.errors import UsageError, VisynthError
 from visynth.core.files import hash_file
 from visynth.core.quiet import quiet_lightning
+from visynth.jobs.epochs import Epochs
+from visynth.jobs.user_parts import ENDS, TAKEN, class_of, instance, lenient, only_loader, package_of, read_training
 from visynth.metrics.extractor import prepare_square
 from visynth.mixing.convert import random_state_kept
 from visynth.mixing.samples import Samples
@@ -49,12 +47,6 @@ from visynth.verdict.learners import IMAGES, Floats, Ints, Items, Outcome
 STEPS = 300  # unless the trainer of the file says otherwise
 BATCH = 32  # without a DataModule
 SIDE = 128
-ENDS = ("max_steps", "max_epochs")
-TAKEN = (*ENDS, "accelerator", "precision", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches",
-         "deterministic", "benchmark")  # fmt: skip
-LEFT = ("callbacks", "logger", "default_root_dir", "enable_progress_bar", "enable_model_summary", "enable_checkpointing",
-        "limit_val_batches", "val_check_interval", "check_val_every_n_epoch", "log_every_n_steps", "num_sanity_val_steps",
-        "devices", "strategy", "num_nodes")  # of a trainer; nothing in an arm needs them  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -104,15 +96,15 @@ class UserTraining:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        parts = _read(name) if name.endswith((".yaml", ".yml")) else {"model": {"class_path": name}}
+        parts = read_training(name) if name.endswith((".yaml", ".yml")) else {"model": {"class_path": name}}
         self.model: dict[str, Any] = parts["model"]
         self.data: dict[str, Any] | None = parts.get("data")
         self.trainer = {k: v for k, v in (parts.get("trainer") or {}).items() if k in TAKEN}
         if not any(self.trainer.get(end) for end in ENDS):
             self.trainer["max_steps"] = STEPS
         self.kit: Kit | None = None
-        self.kind = _class_of(self.model["class_path"])
-        self.lightning = _package_of(self.kind)
+        self.kind = class_of(self.model["class_path"])
+        self.lightning = package_of(self.kind)
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -184,12 +176,12 @@ class UserTraining:
                 return _plain(array), numbers[name]
 
             return Kit(names, numbers, sample, sample, lambda batch: batch[0])
-        module = _instance(_class_of(self.data["class_path"]), self.data, self.lightning.LightningDataModule)
+        module = instance(class_of(self.data["class_path"]), self.data, self.lightning.LightningDataModule)
         module.prepare_data()
         module.setup("fit")
-        loaders = {"train_dataloader": _only_loader(module.train_dataloader(), "train_dataloader")}
+        loaders = {"train_dataloader": only_loader(module.train_dataloader(), "train_dataloader")}
         try:
-            loaders["val_dataloader"] = _only_loader(module.val_dataloader(), "val_dataloader")
+            loaders["val_dataloader"] = only_loader(module.val_dataloader(), "val_dataloader")
         except NotImplementedError as error:
             raise UsageError(
                 f"{self.data['class_path']} has no val_dataloader, and its training transform must not meet test images: "
@@ -215,10 +207,10 @@ class UserTraining:
         arguments: dict[str, Any] = dict(self.model.get("init_args") or {})
         if self.kit is not None and "num_classes" in inspect.signature(self.kind.__init__).parameters:
             arguments.setdefault("num_classes", 1 + max(self.kit.numbers.values()))
-        module = _instance(self.kind, {**self.model, "init_args": arguments}, self.lightning.LightningModule)
+        module = instance(self.kind, {**self.model, "init_args": arguments}, self.lightning.LightningModule)
         # An arm has no validation: nothing is kept, stopped or slowed down by it.
         module.configure_callbacks = list
-        module.configure_optimizers = functools.partial(_lenient, module.configure_optimizers)
+        module.configure_optimizers = functools.partial(lenient, module.configure_optimizers)
         return module
 
     def _trainer(self) -> Any:
@@ -305,34 +297,6 @@ class UserTraining:
             raise UsageError(f"{self.model['class_path']} failed in {doing}: {_first(error)}{where}") from error
 
 
-class Epochs(Sampler[int]):
-    """Epochs of a fixed length in which each item comes in proportion to its weight, as evenly as whole numbers allow: by
-    systematic sampling (Madow, 1949), one random offset an epoch. With equal weights each comes once, as in any training.
-
-    Example:
-        >>> sorted(Epochs(np.ones(4), 4, seed=0))
-        [0, 1, 2, 3]
-        >>> sorted(Epochs(np.array([2.0, 1.0, 1.0]), 8, seed=0))
-        [0, 0, 0, 0, 1, 1, 2, 2]
-    """
-
-    def __init__(self, weights: Floats, length: int, seed: int) -> None:
-        self.weights, self.length, self.seed, self.epoch = weights / weights.sum(), length, seed, 0
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[int]:
-        stream = seeding.rng(seeding.derive("epoch", self.seed, self.epoch), "order")
-        self.epoch += 1
-        order = stream.permutation(len(self.weights))  # which item an uneven rest falls to is drawn, too
-        ends = np.cumsum(self.weights[order])
-        ends[-1] = 1.0
-        points = (np.arange(self.length) + stream.random()) / self.length
-        chosen = order[np.searchsorted(ends, points, side="right")]
-        return iter(chosen[stream.permutation(self.length)].tolist())
-
-
 class _Arm(Dataset[Any]):
     """An arm's images as samples of the user's training."""
 
@@ -363,106 +327,10 @@ def _log_probabilities(values: Tensor, kit: Kit) -> Floats:
     return logs[:, [kit.numbers[name] for name in kit.names]].numpy()
 
 
-def _lenient(configure: Callable[[], Any]) -> Any:
-    """What configure_optimizers gives, with schedulers that wait for a validation metric left waiting."""
-
-    def walk(part: Any) -> None:
-        if isinstance(part, dict):
-            if isinstance(part.get("scheduler"), torch.optim.lr_scheduler.ReduceLROnPlateau):
-                part["strict"] = False
-            for value in part.values():
-                walk(value)
-        elif isinstance(part, (list, tuple)):
-            for value in part:
-                walk(value)
-
-    given = configure()
-    if isinstance(given, dict) and isinstance(given.get("lr_scheduler"), torch.optim.lr_scheduler.ReduceLROnPlateau):
-        given["lr_scheduler"] = {"scheduler": given["lr_scheduler"], "monitor": given.get("monitor", "val_loss")}
-    walk(given)
-    return given
-
-
 def _plain(array: Array) -> Tensor:
     values = prepare_square(array, SIDE)
     channels = np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values
     return torch.from_numpy(np.ascontiguousarray(channels.transpose(2, 0, 1)))
-
-
-def _read(name: str) -> dict[str, Any]:
-    path = Path(name)
-    if not path.is_file():
-        raise UsageError(f"learner: there is no configuration {name}.")
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UsageError(f"learner: {name} is no YAML: {error}") from error
-    problems = []
-    if not isinstance(found, dict):
-        raise UsageError(f"learner: {name} must hold model, and perhaps data and trainer.")
-    for part in ("model", "data"):
-        if (part == "model" or part in found) and "class_path" not in (found.get(part) or {}):
-            problems.append(f"{part} has no class_path")
-    unknown = sorted(set(found) - {"model", "data", "trainer", "seed_everything", "ckpt_path"})
-    if unknown:
-        problems.append(f"{choices(unknown)} cannot be respected here: let the module's configure_optimizers do it")
-    given = found.get("trainer") or {}
-    odd = sorted(set(given) - {*TAKEN, *LEFT})
-    if odd:
-        problems.append(f"trainer: {choices(odd)} cannot be respected here; it takes {choices(TAKEN)}")
-    if problems:
-        raise UsageError(f"learner: {name}: {'; '.join(problems)}.")
-    return found
-
-
-def _class_of(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    if os.getcwd() not in sys.path:  # last, so that nothing is hidden: a class of a file beside the configuration
-        sys.path.append(os.getcwd())
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(
-            f"learner: {path} cannot be imported ({error}). Registered learners are frozen and finetune; yours is named by "
-            "the path of its class, from the folder where you start visynth."
-        ) from error
-
-
-def _package_of(kind: Any) -> Any:
-    """The Lightning package whose LightningModule a class is: there are two."""
-    for base in getattr(kind, "__mro__", ()):
-        top = base.__module__.split(".")[0]
-        if base.__name__ == "LightningModule" and top in ("pytorch_lightning", "lightning"):
-            return importlib.import_module("pytorch_lightning" if top == "pytorch_lightning" else "lightning.pytorch")
-    raise UsageError(f"learner: {getattr(kind, '__qualname__', kind)} is no LightningModule.")
-
-
-def _instance(kind: Any, config: Mapping[str, Any], base: Any) -> Any:
-    """An object by its class_path and init_args, checked and made as LightningCLI does."""
-    from jsonargparse import ArgumentParser
-
-    if not (isinstance(kind, type) and issubclass(kind, base)):
-        raise UsageError(f"learner: {config['class_path']} is no {base.__module__.split('.')[0]} {base.__name__}.")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(base, "part", required=True)
-    given = {name: value for name, value in config.items() if name in ("class_path", "init_args", "dict_kwargs")}
-    try:
-        return parser.instantiate_classes(parser.parse_object({"part": given})).part
-    except VisynthError:
-        raise
-    except Exception as error:
-        raise UsageError(f"learner: {config['class_path']} could not be made: {error}") from error
-
-
-def _only_loader(loaders: Any, what: str) -> DataLoader[Any]:
-    if isinstance(loaders, (list, tuple)) and len(loaders) == 1:
-        loaders = loaders[0]
-    if not isinstance(loaders, DataLoader) or not hasattr(loaders.dataset, "__getitem__"):
-        raise UsageError(
-            f"{what} must give one DataLoader of a map-style dataset, so that its samples can be looked at, but gave "
-            f"{type(loaders).__name__}."
-        )
-    return loaders
 
 
 @contextmanager

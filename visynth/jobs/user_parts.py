@@ -1,0 +1,142 @@
+"""Parts of a user's training: its file, its classes, made as LightningCLI makes them, and what of them can be respected."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch.utils.data import DataLoader
+
+from visynth.core.errors import UsageError, VisynthError, choices
+
+ENDS = ("max_steps", "max_epochs")
+TAKEN = (*ENDS, "accelerator", "precision", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches",
+         "deterministic", "benchmark")  # fmt: skip
+LEFT = ("callbacks", "logger", "default_root_dir", "enable_progress_bar", "enable_model_summary", "enable_checkpointing",
+        "limit_val_batches", "val_check_interval", "check_val_every_n_epoch", "log_every_n_steps", "num_sanity_val_steps",
+        "devices", "strategy", "num_nodes")  # of a trainer; nothing in an arm needs them  # fmt: skip
+
+
+def read_training(name: str) -> dict[str, Any]:
+    """The file of a training: ``model``, and perhaps ``data`` and ``trainer``.
+
+    Raises:
+        UsageError: there is none, it is no YAML, or it asks for what an arm of a comparison cannot respect, all of it told.
+    """
+    path = Path(name)
+    if not path.is_file():
+        raise UsageError(f"learner: there is no configuration {name}.")
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UsageError(f"learner: {name} is no YAML: {error}") from error
+    problems = []
+    if not isinstance(found, dict):
+        raise UsageError(f"learner: {name} must hold model, and perhaps data and trainer.")
+    for part in ("model", "data"):
+        if (part == "model" or part in found) and "class_path" not in (found.get(part) or {}):
+            problems.append(f"{part} has no class_path")
+    unknown = sorted(set(found) - {"model", "data", "trainer", "seed_everything", "ckpt_path"})
+    if unknown:
+        problems.append(f"{choices(unknown)} cannot be respected here: let the module's configure_optimizers do it")
+    given = found.get("trainer") or {}
+    odd = sorted(set(given) - {*TAKEN, *LEFT})
+    if odd:
+        problems.append(f"trainer: {choices(odd)} cannot be respected here; it takes {choices(TAKEN)}")
+    if problems:
+        raise UsageError(f"learner: {name}: {'; '.join(problems)}.")
+    return found
+
+
+def class_of(path: str) -> Any:
+    """The class of a path, ``my_package.MyModule``, from installed packages or the working folder.
+
+    Raises:
+        UsageError: it cannot be imported.
+    """
+    module, _, name = path.rpartition(".")
+    if os.getcwd() not in sys.path:  # last, so that nothing is hidden: a class of a file beside the configuration
+        sys.path.append(os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"learner: {path} cannot be imported ({error}). Registered learners are frozen and finetune; yours is named by "
+            "the path of its class, from the folder where you start visynth."
+        ) from error
+
+
+def package_of(kind: Any) -> Any:
+    """The Lightning package whose LightningModule a class is: there are two.
+
+    Raises:
+        UsageError: it is none.
+    """
+    for base in getattr(kind, "__mro__", ()):
+        top = base.__module__.split(".")[0]
+        if base.__name__ == "LightningModule" and top in ("pytorch_lightning", "lightning"):
+            return importlib.import_module("pytorch_lightning" if top == "pytorch_lightning" else "lightning.pytorch")
+    raise UsageError(f"learner: {getattr(kind, '__qualname__', kind)} is no LightningModule.")
+
+
+def instance(kind: Any, config: Mapping[str, Any], base: Any) -> Any:
+    """An object by its class_path and init_args, checked and made as LightningCLI does.
+
+    Raises:
+        UsageError: arguments that it does not take, or a class of another kind than ``base``.
+    """
+    from jsonargparse import ArgumentParser
+
+    if not (isinstance(kind, type) and issubclass(kind, base)):
+        raise UsageError(f"learner: {config['class_path']} is no {base.__module__.split('.')[0]} {base.__name__}.")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(base, "part", required=True)
+    given = {name: value for name, value in config.items() if name in ("class_path", "init_args", "dict_kwargs")}
+    try:
+        return parser.instantiate_classes(parser.parse_object({"part": given})).part
+    except VisynthError:
+        raise
+    except Exception as error:
+        raise UsageError(f"learner: {config['class_path']} could not be made: {error}") from error
+
+
+def only_loader(loaders: Any, what: str) -> DataLoader[Any]:
+    """The one DataLoader of a hook of a DataModule.
+
+    Raises:
+        UsageError: several, or one whose samples cannot be looked at one by one.
+    """
+    if isinstance(loaders, (list, tuple)) and len(loaders) == 1:
+        loaders = loaders[0]
+    if not isinstance(loaders, DataLoader) or not hasattr(loaders.dataset, "__getitem__"):
+        raise UsageError(
+            f"{what} must give one DataLoader of a map-style dataset, so that its samples can be looked at, but gave "
+            f"{type(loaders).__name__}."
+        )
+    return loaders
+
+
+def lenient(configure: Callable[[], Any]) -> Any:
+    """What configure_optimizers gives, with schedulers that wait for a validation metric left waiting."""
+
+    def walk(part: Any) -> None:
+        if isinstance(part, dict):
+            if isinstance(part.get("scheduler"), torch.optim.lr_scheduler.ReduceLROnPlateau):
+                part["strict"] = False
+            for value in part.values():
+                walk(value)
+        elif isinstance(part, (list, tuple)):
+            for value in part:
+                walk(value)
+
+    given = configure()
+    if isinstance(given, dict) and isinstance(given.get("lr_scheduler"), torch.optim.lr_scheduler.ReduceLROnPlateau):
+        given["lr_scheduler"] = {"scheduler": given["lr_scheduler"], "monitor": given.get("monitor", "val_loss")}
+    walk(given)
+    return given
