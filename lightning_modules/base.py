@@ -163,10 +163,14 @@ class GeneratorModule(pytorch_lightning.LightningModule):
         checkpoint["visynth_facts"] = self.facts.to_json()
         if hasattr(self.data, "state"):
             checkpoint["visynth_data"] = self.data.state()
+        if self.extractors:
+            checkpoint["visynth_extractors"] = self.extractors
         # The images of a step that was not finished are met again.
         checkpoint["state_dict"]["images_seen"] = self.stepped_at.clone()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name, what in checkpoint.get("visynth_extractors", {}).items():
+            self.uses_extractor(name, what)
         if hasattr(self.data, "state"):
             check_same_data(checkpoint.get("visynth_data", {}), self.data.state())
         if not self.built:

@@ -114,6 +114,13 @@ def test_a_generator_that_gives_training_images_back_is_told_and_the_training_ma
     assert trainer.callback_metrics["authenticity/dark"] == 0.0
 
 
+def test_few_images_of_a_class_raise_no_alarm(tmp_path: Path, monkeypatch) -> None:
+    watch = CopyAlarm(**{**TOLD, "features": Means(), "count": 8})
+    assert watch.max_real == 20_000
+    fit(tmp_path, watch, module())
+    assert watch.copies == {}
+
+
 def test_noise_is_no_copy(tmp_path: Path) -> None:
     own, watch = module(), CopyAlarm(**{**TOLD, "features": Means()})
     fit(tmp_path, watch, own)

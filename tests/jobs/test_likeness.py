@@ -49,7 +49,7 @@ def test_the_default_features_judge_where_they_had_no_hand(made, tmp_path: Path)
     (section,) = [s for s in report["sections"] if s["title"] == "Likeness and near-duplicates"]
     (suite,) = [b for b in section["blocks"] if b["kind"] == "table" and b["columns"][0] == "metric"]
     values = {row[0].split(":")[1].strip(): row[1:] for row in suite["rows"]}
-    assert "spot" in suite["columns"]
+    assert any(head.startswith("spot (n ") for head in suite["columns"])
     assert all(len(row) == len(suite["columns"]) for row in suite["rows"])
     assert values["clusters of real images that are reached"]
     told = [line for b in section["blocks"] if b["kind"] == "list" for line in b["lines"]]
@@ -107,6 +107,9 @@ def test_what_chose_by_agreement_is_recorded(made) -> None:
     from visynth.jobs.likeness import used_by
 
     assert used_by(made[1], {"agreement": 0.5}) == {"efficientnet_lite0": "features of the filter by agreement"}
+    assert used_by(made[1], {"near_duplicates": False}) == {
+        "efficientnet_lite0": "features of the filter of near-duplicates"
+    }
     assert used_by(made[1], None) == {}
 
 
@@ -116,9 +119,44 @@ def test_families() -> None:
     assert circular({"inception_v3": "chosen"}, "efficientnet_lite0@160") == []
 
 
-def test_an_unknown_judge_is_told_before_anything_else(made, tmp_path: Path, capsys) -> None:
+def test_an_unknown_judge_is_told_before_anything_else(made, medium, tmp_path: Path, capsys) -> None:
     _, renders = made
-    assert main(["evaluate", str(renders.folder), "--data", str(tmp_path), "--judge", "nobody"]) != 0
+    told = ["--data", str(medium / "images"), "--out", str(tmp_path / "out"), "--judge", "nobody"]
+    assert main(["evaluate", str(renders.folder), *told]) == 64
+    assert "there are no features 'nobody'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_sets_are_compared_at_one_size() -> None:
+    """A collapsed class must not look more diverse than held-out images because there is more of it."""
+    from visynth.jobs.likeness import Judge, likeness_blocks
+
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(64, 6)).astype(np.float32)
+    fake = rng.normal(size=(400, 6)).astype(np.float32) * np.array([1, 1, 1, 0.05, 0.05, 0.05], np.float32)
+    items = [type("I", (), {"labels": ("crack",)})() for _ in range(64)]
+    blocks = likeness_blocks(Judge("toy", real, {"crack": fake}, ""), items, np.arange(40), np.arange(40, 64))
+    (suite,) = [b for b in blocks if b["kind"] == "table" and b["columns"][0] == "metric"]
+    assert suite["columns"] == ["metric", "crack (n 24)"]
+    values = {row[0]: row[1] for row in suite["rows"]}
+    own, held = (float(v.strip("()")) for v in values["diversity: real images with a synthetic neighbour"].split())
+    assert own < held
+    assert "(" not in values["memorization: chance to be nearer to training than a held-out image"]
+
+
+def test_a_hand_survives_a_checkpoint(tmp_path: Path) -> None:
+    import pytorch_lightning
+
+    from tests.lightning_modules.test_gan import data, module
+    from tests.ranks import TRAINER
+
+    own = module()
+    own.uses_extractor("dinov2", "loss")
+    trainer = pytorch_lightning.Trainer(**TRAINER, default_root_dir=tmp_path, max_steps=2)
+    trainer.fit(own, data())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again = type(own).load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    assert again.extractors == {"dinov2": "loss"}
 
 
 class TestEncoder:

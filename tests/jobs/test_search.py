@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from visynth.cli import main
-from visynth.core.errors import UsageError
+from visynth.core.errors import DataError, UsageError
 from visynth.core.recipe import read_recipe
 from visynth.jobs import search
 from visynth.jobs.search import search_renders
@@ -127,6 +127,47 @@ def test_one_recipe_meets_one_arm_and_both_are_told(made, tmp_path: Path, monkey
     assert written["classes"]["spot"]["answer"] == verdict.answer
 
 
+def test_every_class_is_searched_before_the_test_is_opened_for_any(made, tmp_path: Path, monkeypatch) -> None:
+    images, renders = made
+    order: list[str] = []
+    searched, tested, choose = search._searched, search._tested, search._choose
+    real = search.open_rendered
+
+    def opened(*args, **options):
+        setting = real(*args, **options)
+        setting.wanted = ["spot", "good"]
+        return setting
+
+    def watched(setting, name, limit, progress):
+        order.append(f"search {name}")
+        if name == "good":
+            raise DataError("good: nothing to choose on.")
+        return replace(searched(setting, name, limit, progress), amount=search.Amount(0.25))
+
+    monkeypatch.setattr(search, "open_rendered", opened)
+    monkeypatch.setattr(search, "_searched", watched)
+    monkeypatch.setattr(search, "_tested", lambda s, name, *a: order.append(f"test {name}") or tested(s, name, *a))
+    report = search_renders(images, renders, tmp_path / "out", count=8, draws=3)
+    assert order == ["search spot", "search good", "test spot"]
+    answers = {v.label: (v.answer, v.reason) for v in report.verdicts}
+    assert answers["good"] == ("not measured", "good: nothing to choose on")
+    assert choose is search._choose
+
+
+def test_the_recipe_says_what_was_measured(made, tmp_path: Path, monkeypatch) -> None:
+    images, renders = made
+    choose = search._choose
+    monkeypatch.setattr(search, "_choose", lambda *a: replace(choose(*a), amount=search.Amount(0.25)))
+    monkeypatch.setattr(search, "HELPS", "cannot tell")  # whatever the test says, the recipe is written as if it helped
+    summarised = search.class_verdict
+    monkeypatch.setattr(search, "class_verdict", lambda *a: replace(summarised(*a), answer="cannot tell"))
+    out = tmp_path / "results" / "out"
+    search_renders(images, renders, out, count=8, draws=3, classes=["spot"])
+    written = yaml.safe_load((out / "recipe.yaml").read_text())
+    assert written["classes"]["spot"]["images"] == 8
+    assert (out / written["renders"]).resolve() == renders.folder.resolve()
+
+
 def test_validation_of_the_datas_own(made, tmp_path: Path, monkeypatch) -> None:
     """Groups of the split named val choose; one that trains is not among them."""
     images, renders = made
@@ -140,6 +181,7 @@ def test_validation_of_the_datas_own(made, tmp_path: Path, monkeypatch) -> None:
         seen.append(how)
         assert not set(cell.test.tolist()) & set(cell.train.tolist())
         assert {cell.groups[row] for row in cell.test}.isdisjoint({cell.groups[row] for row in cell.train})
+        assert cell.anomaly is None or np.isfinite(cell.anomaly[cell.test]).all()
         return replace(choose(cell, tables, score, how), amount=None)
 
     monkeypatch.setattr(search, "_choose", watched)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from collections import Counter
 from functools import partial
@@ -37,9 +38,15 @@ class Flip:
         return image.flip(-1) if random.random() < 0.5 else image
 
 
+def blend(samples):
+    images, labels = torch.utils.data.default_collate(samples)
+    return 0.5 * (images + images.flip(0)), labels
+
+
 class Images(LightningDataModule):
-    def __init__(self, root: str):
+    def __init__(self, root: str, blends: bool = False):
         super().__init__()
+        self.blends = blends
         size = [transforms.Resize((24, 24)), transforms.ToTensor()]
         self.root, self.seen = root, transforms.Compose([*size, Flip()])
         self.plain = transforms.Compose(size)
@@ -48,7 +55,7 @@ class Images(LightningDataModule):
         self.sets = {{part: ImageFolder(self.root, getattr(self, part)) for part in ("seen", "plain")}}
 
     def train_dataloader(self):
-        return DataLoader(self.sets["seen"], 8, shuffle=True)
+        return DataLoader(self.sets["seen"], 8, shuffle=True, collate_fn=blend if self.blends else None)
 
     def val_dataloader(self):
         return DataLoader(self.sets["plain"], 8)
@@ -61,8 +68,26 @@ class Images(LightningDataModule):
         return batch
 
 
+class Bare(Images):
+    def setup(self, stage=None):
+        super().setup()
+        for one in self.sets.values():
+            del one.classes, one.class_to_idx
+
+
+class Weighted(Images):
+    class Set(ImageFolder):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return {{"image": image, "label": label, "weight": float(index % 7) / 7}}
+
+    def setup(self, stage=None):
+        self.sets = {{part: self.Set(self.root, getattr(self, part)) for part in ("seen", "plain")}}
+
+
 class Net(LightningModule):
     asked = []
+    scored = []
 
     def __init__(self, num_classes: int, width: int = 8, fault: str = ""):
         super().__init__()
@@ -77,6 +102,10 @@ class Net(LightningModule):
             return None
         if self.fault == "nan":
             return self.body(images) * float("nan")
+        if self.fault == "decides":
+            return self.body(images).argmax(1)
+        if not self.training:
+            Net.scored.append(images.detach().clone())
         return self.body(images)
 
     def training_step(self, batch, index):
@@ -212,6 +241,74 @@ class TestFit:
         other = learner.fit(table(images), items, test, [frozenset({"b"})], seed=3)
         assert not np.array_equal(outcome.scores, other.scores)
 
+    def test_images_are_scored_one_by_one_whatever_the_training_blends(self, project, sample_set, images) -> None:
+        learner = UserTraining(changed("data", init_args={"root": "", "blends": True}))
+        learner.data["init_args"]["root"] = yaml.safe_load(Path("training.yaml").read_text())["data"]["init_args"][
+            "root"
+        ]
+        learner.check(sample_set.classes, images[:4])
+        import factory
+
+        items = items_of(sample_set)
+        factory.Net.scored.clear()
+        learner.fit(table(images), items, items.rows[:5], [], seed=0)
+        (seen,) = factory.Net.scored
+        expected = torch.stack([learner.kit.test(image, "good")[0] for image in images[:5]])
+        torch.testing.assert_close(seen, expected)
+
+    def test_a_fit_is_the_same_whatever_state_it_finds(self, project, sample_set, images) -> None:
+        learner = UserTraining("training.yaml")
+        learner.check(sample_set.classes, images[:4])
+        items, found = items_of(sample_set), []
+        for state in (1, 2):
+            random.seed(state)
+            np.random.seed(state)
+            torch.manual_seed(state)
+            found.append(learner.fit(table(images), items, items.rows[:5], [], seed=0).scores)
+            assert random.random() == random.Random(state).random()
+        np.testing.assert_array_equal(*found)
+
+    def test_a_rest_of_one_image_makes_no_batch(self, project, sample_set, images) -> None:
+        learner = UserTraining(changed("trainer", max_steps=6))
+        learner.check(sample_set.classes, images[:4])
+        import factory
+
+        whole = items_of(sample_set)
+        rows = np.concatenate([np.arange(15), np.flatnonzero(whole.positive)[:2]])
+        items = Items(**{**vars(whole), **{k: np.asarray(v)[rows] for k, v in vars(whole).items() if isinstance(v, np.ndarray)},
+                         "parents": [whole.parents[r] for r in rows]})  # fmt: skip
+        factory.Net.asked.clear()
+        learner.fit(table(images), items, whole.rows[:5], [], seed=0)
+        assert {shape[0] for _, shape in factory.Net.asked} == {8}
+
+    def test_what_it_depends_on_is_its_key(self, project) -> None:
+        learner = UserTraining("training.yaml")
+        before = learner.inputs
+        assert list(before["code"]) == ["factory"]
+        Path("factory.py").write_text(Path("factory.py").read_text() + "\n# mended\n")
+        assert learner.inputs["code"] != before["code"]
+        Path("weights.bin").write_bytes(b"1")
+        learner.model["init_args"] = {"fault": "weights.bin"}
+        first = learner.inputs["files"]
+        Path("weights.bin").write_bytes(b"2")
+        assert learner.inputs["files"] != first
+
+    def test_the_trainer_knows_its_epochs(self, project) -> None:
+        learner = UserTraining(changed("trainer", max_steps=10))
+        assert learner._trainer(4).max_epochs == 3
+        learner = UserTraining(changed("trainer", max_steps=-1, max_epochs=5))
+        assert (learner._trainer(4).max_epochs, learner._trainer(4).max_steps) == (5, -1)
+        assert UserTraining(changed("trainer", max_steps=-1, max_time=None)).trainer["max_steps"] == 300
+
+    def test_numbers_that_only_the_file_knows(self, project, sample_set, images) -> None:
+        numbers = {"good": 0, "scratch": 1, "spot": 2, "stain": 3}
+        config = yaml.safe_load(Path("training.yaml").read_text())
+        config["data"]["class_path"] = "factory.Bare"
+        Path("bare.yaml").write_text(yaml.safe_dump({**config, "classes": numbers}))
+        learner = UserTraining("bare.yaml")
+        learner.check(sample_set.classes, images[:4])
+        assert dict(learner.kit.numbers) == numbers
+
     def test_the_numbers_of_the_users_classes_decide(self, project, sample_set, images, monkeypatch) -> None:
         learner = UserTraining("training.yaml")
         import factory
@@ -288,6 +385,12 @@ class TestRefused:
             ("model", {"init_args": {"fault": "nan"}}, "scores that are not finite"),
             ("model", {"class_path": "factory.Mute"}, r"factory.Mute lacks what scoring needs.*forward\(images\)"),
             ("data", {"class_path": "factory.Detections"}, "masks or boxes: this takes a training that classifies images"),
+            ("model", {"init_args": {"fault": "decides"}}, "gives decisions .*rank nothing"),
+            ("data", {"class_path": "factory.Bare"}, "does not say which number is which class.*under classes"),
+            ("data", {"class_path": "factory.Weighted"}, "carry 'weight' beside image and label"),
+            ("trainer", {"callbacks": [{"class_path": "a.StochasticWeightAveraging"}]}, "may change the training"),
+            ("ckpt_path", {"a": "b"}, "'ckpt_path' cannot be respected"),
+            ("classes", {"good": "zero"}, "classes must be"),
             ("trainer", {"max_time": "00:01:00"}, "trainer: 'max_time' cannot be respected here"),
             ("optimizer", {"class_path": "torch.optim.Adam"}, "'optimizer' cannot be respected here"),
         ],

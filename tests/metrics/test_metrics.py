@@ -496,6 +496,26 @@ class TestFeatures:
             turned = network.forward_features(batch).flip(2, 3)
             torch.testing.assert_close(extractor().network(batch), turned, atol=2e-4, rtol=1e-3)
 
+    def test_a_network_that_keeps_things_is_called_by_one_thread(self) -> None:
+        import threading
+
+        from visynth.metrics.extractors import of_module
+
+        class Keeps(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.threads: set[int] = set()
+
+            def forward(self, values):
+                self.threads.add(threading.get_ident())
+                self.last = values.mean(dim=(2, 3))
+                return self.last
+
+        own = Keeps()
+        made = of_module(own, "keeps")
+        made.described([np.full((400, 400, 1), k / 9, np.float32) for k in range(9)])
+        assert own.threads == {threading.get_ident()}
+
     def test_images_on_several_cores_have_the_features_that_each_has_alone(self) -> None:
         ours, rng = extractor(), np.random.default_rng(0)
         images = [rng.random((64, 96, 3), np.float32) for _ in range(9)]

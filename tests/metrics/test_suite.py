@@ -88,10 +88,17 @@ class TestProbe:
         assert probe(normal(60, 20, 2), normal(60, 20, 3)) == pytest.approx(0.5, abs=0.15)
 
     def test_utility(self) -> None:
-        real = {name: normal(60, 4, k, 2.0 * k) for k, name in enumerate("abc")}
-        fresh = {name: normal(60, 4, 10 + k, 2.0 * k) for k, name in enumerate("abc")}
-        assert utility(real, fresh) == pytest.approx(1.0, abs=0.08)
-        assert utility(real, {**fresh, "c": fresh["a"]}) < 0.8
+        real, held, fresh = ({n: normal(60, 4, s + k, 2.0 * k) for k, n in enumerate("abc")} for s in (0, 10, 20))
+        assert utility(real, held, fresh) == pytest.approx(1.0, abs=0.08)
+        assert utility(real, held, {**fresh, "c": fresh["a"]}) < 0.8
+
+    def test_copies_are_worth_what_they_copy(self) -> None:
+        """Classes of pure noise: whoever gives training images back must not look better than real ones."""
+        found = []
+        for seed in range(8):
+            real, held = ({n: normal(40, 8, 100 * seed + s + k) for k, n in enumerate("ab")} for s in (0, 10))
+            found.append(utility(real, held, {name: own + 1e-4 for name, own in real.items()}))
+        assert np.mean(found) == pytest.approx(1.0, abs=0.02)
 
 
 class TestLimit:
@@ -159,7 +166,25 @@ class TestSuite:
         with pytest.raises(UsageError, match="labels must be 0 to 0"):
             metric.update(torch.zeros(1, 6), torch.ones(1, dtype=torch.int64), "real")
         with pytest.raises(DataError, match="two classes"):
-            utility({"a": normal(30)}, {"a": normal(30)})
+            utility({"a": normal(30)}, {"a": normal(30)}, {"a": normal(30)})
+
+    def test_called_as_a_metric_it_keeps_what_it_saw(self) -> None:
+        metric = SetQuality(["a"], 6, features="toy", metrics=["recall"])
+        labels = torch.zeros(30, dtype=torch.int64)
+        metric.update(torch.from_numpy(normal(30)), labels, "real")
+        assert metric(torch.from_numpy(normal(30, seed=1)), labels, "fake") is None
+        assert set(metric.compute()) == {"recall/a"}
+
+    def test_a_rare_class_is_kept_whole_beside_many(self) -> None:
+        metric = SetQuality(["free", "crack"], 6, features="toy", metrics=["recall"], size=100)
+        for seed in range(10):
+            labels = (torch.arange(100) >= 96).long()
+            for side in ("real", "fake"):
+                metric.update(torch.from_numpy(normal(100, seed=seed)), labels, side)
+        features, labels = metric.real.compute()
+        assert len(features) == 100
+        assert torch.bincount(labels).tolist() == [60, 40]
+        assert "recall/crack" in metric.compute()
 
     def test_two_ranks_with_uneven_batches_have_what_one_has(self, tmp_path: Path) -> None:
         run_ranks(suite_worker, str(tmp_path))

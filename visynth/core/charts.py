@@ -118,7 +118,11 @@ def lines(block: Mapping[str, Any]) -> str:
     drawn = [place(x, y) for x, y in points]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in drawn)
     parts = [f'<polyline points="{path}" fill="none" stroke="{FAKE}" stroke-width="2"/>'] if len(drawn) > 1 else []
-    for (x, y), (share, value) in zip(drawn, points, strict=True):
+    every = -(-len(points) // 8)  # more numbers than that would run into each other
+    for k, ((x, y), (share, value)) in enumerate(zip(drawn, points, strict=True)):
+        if k % every:
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{FAKE}"/>')
+            continue
         parts += [
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{FAKE}"/>',
             f'<text x="{x:.1f}" y="{y - 9:.1f}" font-size="11" text-anchor="middle" fill="{FAKE}">{value:.3f}</text>',

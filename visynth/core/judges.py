@@ -12,21 +12,31 @@ from collections.abc import Mapping
 
 USED = "extractors"  # entry of a generator's card and of a rendered set's summary: {name: what for}
 OWN = "own"  # an encoder that is trained on the user's images
-SAME = {"dinov": "vit", "tf": "efficientnet"}
+# Backbones as they are called within names, the longer ones first, and the family of each.
+STEMS = {
+    "inception_next": "inception_next", "inception": "inception", "efficientnet": "efficientnet", "mobilenet": "mobilenet",
+    "mnasnet": "mobilenet", "resnext": "resnet", "resnet": "resnet", "resnest": "resnet", "regnet": "regnet", "deit": "vit",
+    "dino": "vit", "beit": "vit", "vit": "vit", "convnext": "convnext", "swin": "swin", "densenet": "densenet", "vgg": "vgg",
+}  # fmt: skip
 
 
 def family(name: str) -> str:
     """Backbone family of an extractor, by its name.
 
     Example:
-        >>> [family(n) for n in ("efficientnet_lite0@112", "tf_efficientnet_b0.in1k", "dinov2", "vit_small_patch14_dinov2")]
-        ['efficientnet', 'efficientnet', 'vit', 'vit']
+        >>> [family(n) for n in ("efficientnet_lite0@112", "tf_efficientnetv2_s.in1k", "dinov2", "deit_tiny", "vit_small_patch14")]
+        ['efficientnet', 'efficientnet', 'vit', 'vit', 'vit']
+        >>> [family(n) for n in ("wide_resnet50_2", "seresnext50", "resnetv2_50", "ssl_resnet18", "inception_next_tiny")]
+        ['resnet', 'resnet', 'resnet', 'resnet', 'inception_next']
         >>> family("inception_v3"), family("own@64"), family("Conv2d")
         ('inception', 'own', 'conv')
     """
-    found = re.match(r"(?:tf_)?([a-z]+)", name.lower())
-    word = found.group(1) if found else name.lower()
-    return SAME.get(word, word)
+    lower = name.lower()
+    for stem, own in STEMS.items():
+        if stem in lower:
+            return own
+    found = re.match(r"[a-z]+", lower)
+    return found.group(0) if found else lower
 
 
 def circular(used: Mapping[str, str], judge: str) -> list[str]:

@@ -129,7 +129,16 @@ def read_report(path: str | Path) -> Report:
 def environment() -> dict[str, str]:
     """Versions that a figure depends on."""
     versions = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in ("visynth", "torch", "numpy", "opencv-python-headless", "scikit-learn", "timm", "albumentations"):
+    for name in (
+        "visynth",
+        "torch",
+        "pytorch-lightning",
+        "numpy",
+        "opencv-python-headless",
+        "scikit-learn",
+        "timm",
+        "albumentations",
+    ):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:

@@ -86,6 +86,9 @@ def evaluate_renders(
     rendered, fitter, out = setting.rendered, setting.fitter, Path(out)
     other_rows = {} if against is None else bank_rows(bank, against)
 
+    kept, images, used = real.items, setting.images, setting.used
+    seen_by = judge_of(judge, used, bank, setting.rows_of, renders, kept, images, progress)  # first: it may refuse
+
     results: dict[str, Results] = {}
     report = Report("utility", subject or renders.folder.name)
     for name in wanted:
@@ -109,8 +112,6 @@ def evaluate_renders(
             for cell, outcome in zip(cells, outcomes, strict=True):
                 results[name].add(cell, OTHER, outcome["synthetic"])
 
-    kept, images, used = real.items, setting.images, setting.used
-    seen_by = judge_of(judge, used, bank, setting.rows_of, renders, kept, images, progress)
     blocks = []
     copies = {} if setting.traceable else copies_of(renders, wanted, kept, images, progress)
     design = Design(draws=seeds, fewest=3)

@@ -59,7 +59,12 @@ def assign_splits(
         member = met[item.name].member if item.name in met else None
         split = item.split or (member.split if member else "test")
         near = like.get(item.name)
-        if split == "test" and near is not None and near.member.split == "train" and not is_accepted(near, accepted):
+        if (
+            split in ("val", "test")
+            and near is not None
+            and near.member.split == "train"
+            and not is_accepted(near, accepted)
+        ):
             # A near-copy of a training image would test what was learned by heart.
             bad.append(
                 BadFile(item.name, f"is a near-duplicate of training image {near.member.path}, so it does not test")
@@ -68,9 +73,9 @@ def assign_splits(
         kept.append(replace(item, split=split, group=item.group or (member.group if member else item.name)))
     trained = {item.group for item in kept if item.split == "train"}
     for item in kept:
-        if item.split == "test" and item.group in trained:
+        if item.split in ("val", "test") and item.group in trained:
             bad.append(BadFile(item.name, f"is of group {item.group}, which is trained on, so it does not test"))
-    kept = [item for item in kept if item.split != "test" or item.group not in trained]
+    kept = [item for item in kept if item.split not in ("val", "test") or item.group not in trained]
     group_of = {met[item.name].member.path: item.group for item in kept if item.name in met}
     return replace(images, items=tuple(kept), bad=(*images.bad, *bad)), group_of
 

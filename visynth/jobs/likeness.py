@@ -27,7 +27,7 @@ from visynth.metrics.copies import Copies, find_copies
 from visynth.metrics.extractors import extractor
 from visynth.metrics.memorization import near_duplicates
 from visynth.metrics.quality import EVERYTHING, per_class, table_rows
-from visynth.metrics.suite import SetQuality
+from visynth.metrics.suite import FEW, SetQuality, Side
 
 Features = np.ndarray[Any, Any]
 AUTO = "auto"
@@ -68,6 +68,8 @@ def used_by(renders: Renders, keep: Mapping[str, Any] | None) -> dict[str, str]:
     used = {str(name): str(what) for name, what in dict(renders.summary.get(USED, {})).items()}
     if keep and "agreement" in keep:
         used["efficientnet_lite0"] = "features of the filter by agreement"
+    elif keep and not keep.get("near_duplicates", True):
+        used["efficientnet_lite0"] = "features of the filter of near-duplicates"
     return used
 
 
@@ -121,8 +123,11 @@ def judge_of(
         known = [item.labels[0] if len(item.labels) == 1 else "" for item in kept]
         numbers = {name: k for k, name in enumerate(sorted({*known} - {""}))}
         train = plugins.load("trainings", "encoder")
-        network, side = train(Lazy(images.image, kept), [numbers.get(name, -1) for name in known]), 64
-        words = f"It was trained from scratch on the {len(kept)} real images."
+        # Held-out images are what the synthetic ones are compared with: it knows neither.
+        fitted = [k for k, item in enumerate(kept) if item.split == "train"]
+        labels = [numbers.get(known[k], -1) for k in fitted]
+        network, side = train(Lazy(images.image, [kept[k] for k in fitted]), labels), 64
+        words = f"It was trained from scratch on the {len(fitted)} real training images."
         if judge == AUTO:
             words += f" {bank.extractor.name} is no judge here: {'; '.join(hands)}."
     else:
@@ -180,15 +185,22 @@ def likeness_blocks(
 
 
 def _suite_blocks(judge: Judge, sides: Mapping[str, tuple[Features, Features]]) -> list[dict[str, Any]]:
+    """As many synthetic images of each class as there are held-out ones, where these are enough: more of anything reach more,
+    and repeat each other more."""
     names = list(sides)
-    made = {"synthetic": judge.made, "held-out real": {n: held for n, (_, held) in sides.items()}}
+    counts = {n: len(held) if len(held) >= FEW else len(judge.made[n]) for n, (_, held) in sides.items()}
+    made = {
+        "synthetic": {n: some(judge.made[n], counts[n]) for n in names},
+        "held-out real": {n: some(sides[n][1], len(judge.made[n])) for n in names},
+    }
     values, notes = {}, []
     for kind, fakes in made.items():
-        metric = SetQuality(names, judge.real.shape[1], features=judge.name, metrics=[*SHOWN, "utility"])
+        asked = [*SHOWN, "utility"] if kind == "synthetic" else [name for name in SHOWN if name != "memorization"]
+        metric = SetQuality(names, judge.real.shape[1], features=judge.name, metrics=asked)
         for number, name in enumerate(names):
-            fitted, held = sides[name]
-            for side, own in (("real", fitted), ("held_out", held), ("fake", fakes[name])):
-                metric.update(torch.from_numpy(np.asarray(own, np.float32)), torch.full((len(own),), number), side)  # type: ignore[arg-type]
+            parts: dict[Side, Features] = {"real": sides[name][0], "held_out": sides[name][1], "fake": fakes[name]}
+            for side, own in parts.items():
+                metric.update(torch.from_numpy(np.asarray(own, np.float32)), torch.full((len(own),), number), side)
         values[kind] = metric.compute()
         notes += metric.notes if kind == "synthetic" else []
     shown = [*names, *([EVERYTHING] if len(names) > 1 else [])]
@@ -198,27 +210,33 @@ def _suite_blocks(judge: Judge, sides: Mapping[str, tuple[Features, Features]]) 
         for name in shown:
             ending = "" if name == EVERYTHING else f"/{name}"
             found, fresh = (values[kind].get(f"{metric_name}{ending}") for kind in made)
-            beside = "" if fresh is None or metric_name == "memorization" else f" ({float(fresh):.2f})"
+            alike = name != EVERYTHING and len(made["synthetic"][name]) == len(made["held-out real"][name])
+            beside = f" ({float(fresh):.2f})" if fresh is not None and alike else ""
             cells.append("-" if found is None else f"{float(found):.2f}{beside}")
         rows.append([words, *cells])
     if "utility" in values["synthetic"]:
-        lacking = ["-"] * len(names)
-        rows.append(
-            [
-                "utility: learned from synthetic over learned from real",
-                *lacking,
-                f"{float(values['synthetic']['utility']):.2f}",
-            ]
-        )
+        value = f"{float(values['synthetic']['utility']):.2f}"
+        rows.append(["utility: learned from synthetic over learned from real", *["-"] * len(names), value])
+    heads = [name if name == EVERYTHING else f"{name} (n {len(made['synthetic'][name])})" for name in shown]
     return [
         table(
-            ["metric", *shown],
+            ["metric", *heads],
             rows,
-            "In brackets what held-out real images reach in the place of the synthetic. Held-out images are the measure of "
-            "memorization: 0.5 copies nothing, 1 copies all. Of composites it says little: their backgrounds are real by design.",
+            "In brackets what as many held-out real images reach in the place of the synthetic. Held-out images are the measure "
+            "of memorization and of utility: 0.5 copies nothing, 1 copies all. Of composites it says little: their backgrounds "
+            "are real by design.",
         ),
         *([bullets([f"not given: {note}" for note in notes])] if notes else []),
     ]
+
+
+def some(features: Features, count: int) -> Features:
+    """So many of them at most, evenly spaced."""
+    return (
+        features[np.linspace(0, len(features) - 1, min(count, len(features))).astype(int)]
+        if len(features)
+        else features
+    )
 
 
 def copies_of(
@@ -236,6 +254,8 @@ def copies_of(
         made = [grey_copy(decode(renders.folder / r.file_name)) for r in renders.records if r.label == name]
         try:
             fresh = np.stack(sides["test"]) if sides["test"] else None
+            if not sides["train"]:
+                raise DataError("no training image shows this class alone.")
             found[name] = find_copies(np.stack(sides["train"]), groups, np.stack(made), fresh)
         except DataError as error:
             progress(f"{name}: copies were not looked for: {error}")

@@ -70,9 +70,10 @@ class Rendered:
     left_out: tuple[int, int]
 
     def validation(self, name: str) -> Rows:
-        """Rows of the data's own validation split, of groups that do not train; empty where none of them shows the class."""
-        trained = {self.real.groups[row] for row in self.train.tolist()}
-        rows = [k for k, i in enumerate(self.real.items) if i.split == "val" and self.real.groups[k] not in trained]
+        """Rows of the data's own validation split; empty where none of them shows the class. Groups that train were left out of
+        it, and those that test are here: a choice on a part is a choice on its other images, too."""
+        tested = {self.real.groups[row] for row in self.test.tolist()}
+        rows = [k for k, i in enumerate(self.real.items) if i.split == "val" and self.real.groups[k] not in tested]
         shows = any(self.real.positive[name][k] for k in rows)
         return np.array(rows if shows else [], np.int64)
 

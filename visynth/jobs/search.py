@@ -9,6 +9,7 @@ validation, trained on other draws of the training groups, on the test images: o
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from visynth.core.recipe import ClassRecipe, Recipe
 from visynth.core.report import ClassVerdict, Report, bullets, environment, lines, table, text
 from visynth.data.imageset import ImageSet
 from visynth.data.splits import group_folds
+from visynth.jobs.likeness import copies_block, copies_of
 from visynth.jobs.rendered import Rendered, open_rendered
 from visynth.mixing.leaks import Accepted
 from visynth.verdict import cells as arming
@@ -112,29 +114,47 @@ def search_renders(
         )
     report = Report("search", subject or setting.renders.folder.name)
     found: dict[str, Found] = {}
+    blind: dict[str, str] = {}  # classes without anything to choose on, and why
     results: dict[str, Results] = {}
-    for name in setting.wanted:
-        limit = min(count or setting.rendered[name], setting.rendered[name])
+    limits = {name: min(count or setting.rendered[name], setting.rendered[name]) for name in setting.wanted}
+    for name, limit in limits.items():  # all of them before the test is opened for any
         progress(f"{name}: searching on validation")
-        found[name] = _searched(setting, name, limit, progress)
-        if found[name].amount is not None:
+        try:
+            found[name] = _searched(setting, name, limit, progress)
+        except DataError as error:
+            blind[name] = str(error).removesuffix(".")
+            progress(f"  {error}")
+    if not found:
+        raise DataError("nothing could be chosen: " + "; ".join(blind.values()) + ".")
+    for name, one in found.items():
+        if one.amount is not None:
             progress(f"{name}: opening the test, {draws} draws")
-            results[name] = _tested(setting, name, limit, found[name], draws, progress)
+            results[name] = _tested(setting, name, limits[name], one, draws, progress)
+    copies = (
+        {} if setting.traceable else copies_of(setting.renders, list(results), setting.real.items, images, progress)
+    )
     summaries = summarise(results, metric=metric, design=Design(draws=draws, fewest=3)) if results else {}
     blocks = []
     for name in setting.wanted:
         if name in results:
-            report.verdicts.append(class_verdict(results[name], summaries[name]))
+            verdict = class_verdict(results[name], summaries[name])
+            if name in copies:
+                verdict = replace(verdict, numbers={**verdict.numbers, "copies": copies[name].to_json()})
+            report.verdicts.append(verdict)
             blocks += arms_block(results[name], summaries[name], learner)
-        else:
+        elif name in found:
             report.verdicts.append(_none(name, found[name]))
+        else:
+            report.verdicts.append(
+                ClassVerdict(name, "not measured", blind[name], "train without synthetic images of it")
+            )
     report.verdicts += setting.not_measured(classes)
-    recipe = _recipe(setting, found, report.verdicts)
+    recipe = _recipe(setting, found, report.verdicts, limits, out)
     report.section("What to train with", _recipe_table(recipe))
     for name, one in found.items():
         report.section(f"Validation: {name}", *_validation_blocks(one))
     if blocks:
-        report.section("The test, opened once", *blocks)
+        report.section("The test, opened once", *blocks, *copies_block(copies, setting.traceable))
     report.section("Images", setting.counts_block())
     opened = ", ".join(results) or "no class"
     report.section(
@@ -151,6 +171,9 @@ def search_renders(
     report.conditions |= {
         "metric named beforehand": WORDS[metric],
         "draws of the test": draws if results else "none",
+        "synthetic images that count": "those that a reviewer did not reject"
+        if keep is None
+        else f"keep={dict(keep)}, in a training, too",
         "features": ", ".join(bank.name(r) for r in bank.resolutions),
         "generator": setting.renders.plan["generator"],
         "seconds": round(time.monotonic() - started),
@@ -170,13 +193,14 @@ def _searched(setting: Rendered, name: str, limit: int, progress: Progress) -> F
         raise DataError(f"no rendered image of {name} can be traced to the training groups.")
     validation = setting.validation(name)
     # Rows that are scored: those of validation, else a training row, which nobody looks at. The test stays closed.
-    cell = replace(cell, test=validation if len(validation) else cell.train[:1])
+    cell = replace(cell, test=validation if len(validation) else cell.train[:1], anomaly=None)
+    cell = setting.real.with_distances(cell)
     small, tables = arming.compact(cell, setting.real.bank.tables())
     if len(validation):
         return _choose(small, tables, *_on_validation(small, tables, setting.fitter))
     folded = _on_folds(small, tables, setting.fitter)
     if folded is None:
-        raise UsageError(
+        raise DataError(
             f"{name}: nothing to choose on. The generator saw every training image of the class (or there is one group of it), "
             "and the data have no validation split: hold some groups out as val, before the generator is fitted."
         )
@@ -314,12 +338,18 @@ def _none(name: str, found: Found) -> ClassVerdict:
     )
 
 
-def _recipe(setting: Rendered, found: Mapping[str, Found], verdicts: Sequence[ClassVerdict]) -> Recipe:
+def _recipe(
+    setting: Rendered,
+    found: Mapping[str, Found],
+    verdicts: Sequence[ClassVerdict],
+    limits: Mapping[str, int],
+    out: Path,
+) -> Recipe:
     answers = {verdict.label: verdict.answer for verdict in verdicts}
     classes: dict[str, ClassRecipe] = {}
     for name, one in found.items():
         if one.amount is not None and answers[name] == HELPS:
-            count = one.amount.images or setting.rendered[name]
+            count = one.amount.images or limits[name]
             classes[name] = ClassRecipe(one.amount.share, count, "synthetic", one.amount.classic, HELPS)
         else:
             classes[name] = ClassRecipe(arm=one.without, classic=one.candidate, answer=answers[name])
@@ -334,7 +364,8 @@ def _recipe(setting: Rendered, found: Mapping[str, Found], verdicts: Sequence[Cl
         if real:
             classes[setting.control] = ClassRecipe(share=round(made / (made + real), 3), arm="control")
     renders = setting.renders
-    return Recipe(classes, str(renders.plan["generator"]) if used else None, str(renders.folder) if used else None)
+    folder = os.path.relpath(renders.folder, out) if used else None  # as it is seen from the recipe's file
+    return Recipe(classes, str(renders.plan["generator"]) if used else None, folder)
 
 
 def _recipe_table(recipe: Recipe) -> dict[str, Any]:

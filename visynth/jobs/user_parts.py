@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,10 +15,14 @@ import yaml
 from torch.utils.data import DataLoader
 
 from visynth.core.errors import UsageError, VisynthError, choices
+from visynth.core.files import hash_file
 
 ENDS = ("max_steps", "max_epochs")
 TAKEN = (*ENDS, "accelerator", "precision", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches",
          "deterministic", "benchmark")  # fmt: skip
+# Callbacks that only look on, or that wait for a validation, rest in an arm; any other may change the training.
+RESTING = ("ModelCheckpoint", "EarlyStopping", "LearningRateMonitor", "DeviceStatsMonitor", "ModelSummary", "RichModelSummary",
+           "RichProgressBar", "TQDMProgressBar", "Timer", "TimeLeft", "KeepLast")  # fmt: skip
 LEFT = ("callbacks", "logger", "default_root_dir", "enable_progress_bar", "enable_model_summary", "enable_checkpointing",
         "limit_val_batches", "val_check_interval", "check_val_every_n_epoch", "log_every_n_steps", "num_sanity_val_steps",
         "devices", "strategy", "num_nodes")  # of a trainer; nothing in an arm needs them  # fmt: skip
@@ -42,16 +47,64 @@ def read_training(name: str) -> dict[str, Any]:
     for part in ("model", "data"):
         if (part == "model" or part in found) and "class_path" not in (found.get(part) or {}):
             problems.append(f"{part} has no class_path")
-    unknown = sorted(set(found) - {"model", "data", "trainer", "seed_everything", "ckpt_path"})
+    asked = {name: value for name, value in found.items() if value is not None}
+    unknown = sorted(set(asked) - {"model", "data", "trainer", "classes", "seed_everything"})
     if unknown:
-        problems.append(f"{choices(unknown)} cannot be respected here: let the module's configure_optimizers do it")
-    given = found.get("trainer") or {}
+        problems.append(
+            f"{choices(unknown)} cannot be respected here: let the module's __init__ and configure_optimizers do it"
+        )
+    given = {name: value for name, value in (asked.get("trainer") or {}).items() if value is not None}
+    given = {name: value for name, value in given.items() if name not in ENDS or value > 0}  # -1 is no end
     odd = sorted(set(given) - {*TAKEN, *LEFT})
     if odd:
         problems.append(f"trainer: {choices(odd)} cannot be respected here; it takes {choices(TAKEN)}")
+    called = [
+        str(one.get("class_path", one) if isinstance(one, dict) else one) for one in _several(given.get("callbacks"))
+    ]
+    working = [path for path in called if path.rpartition(".")[2] not in RESTING]
+    if working:
+        problems.append(f"trainer: callbacks {choices(working)} may change the training, and cannot be respected here")
+    numbers = asked.get("classes")
+    if numbers is not None and not (isinstance(numbers, dict) and all(isinstance(v, int) for v in numbers.values())):
+        problems.append(f"classes must be {{name: number}}, but is {numbers!r}")
     if problems:
         raise UsageError(f"learner: {name}: {'; '.join(problems)}.")
-    return found
+    return {**asked, "trainer": given}
+
+
+def _several(given: Any) -> list[Any]:
+    return given if isinstance(given, list) else [] if given is None else [given]
+
+
+def code_of(kinds: Sequence[Any]) -> dict[str, str]:
+    """Sha256 of the source files of classes, their bases and what those import from beside them; installed packages, which have
+    versions, are left out."""
+    names = {base.__module__ for kind in kinds for base in kind.__mro__}
+    found: dict[str, str] = {}
+    while names:
+        name = names.pop()
+        module = sys.modules.get(name)
+        file = getattr(module, "__file__", None)
+        if name in found or file is None or "site-packages" in file or not file.endswith(".py") or _is_standard(file):
+            continue
+        found[name] = hash_file(Path(file))
+        names |= {getattr(value, "__module__", None) or "" for value in vars(module).values()}
+        names |= {value.__name__ for value in vars(module).values() if isinstance(value, ModuleType)}
+        names -= {"", *found}
+    return dict(sorted(found.items()))
+
+
+def _is_standard(file: str) -> bool:
+    return Path(file).is_relative_to(Path(os.__file__).parent)
+
+
+def named_files(settings: Any) -> list[str]:
+    """Files that exist among the words of some settings, such as weights."""
+    if isinstance(settings, dict):
+        settings = list(settings.values())
+    if isinstance(settings, (list, tuple)):
+        return sorted({file for one in settings for file in named_files(one)})
+    return [settings] if isinstance(settings, str) and Path(settings).is_file() else []
 
 
 def class_of(path: str) -> Any:

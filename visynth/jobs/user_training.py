@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import random
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,7 +39,18 @@ from visynth.core.errors import UsageError, VisynthError
 from visynth.core.files import hash_file
 from visynth.core.quiet import quiet_lightning
 from visynth.jobs.epochs import Epochs
-from visynth.jobs.user_parts import ENDS, TAKEN, class_of, instance, lenient, only_loader, package_of, read_training
+from visynth.jobs.user_parts import (
+    ENDS,
+    TAKEN,
+    class_of,
+    code_of,
+    instance,
+    lenient,
+    named_files,
+    only_loader,
+    package_of,
+    read_training,
+)
 from visynth.metrics.extractor import prepare_square
 from visynth.mixing.convert import random_state_kept
 from visynth.mixing.samples import Samples
@@ -58,9 +70,10 @@ class Kit:
         numbers: by class, the module's number.
         train: ``(array, class) -> sample`` as the training sees it.
         test: the same as validation sees it.
-        inputs: what the module is called with, of a batch.
+        inputs: what the module is called with, of a batch of the validation.
         batch: batch size.
-        collate: makes a batch of samples; None for torch's own way.
+        collate: makes a batch of training samples (it may blend them); None for torch's own way.
+        test_collate: the same of validation samples.
         datamodule: the user's, for its transfer hooks.
         drop_last: whether an epoch's last batch is left out where it is not full.
     """
@@ -73,6 +86,7 @@ class Kit:
     batch: int = BATCH
     collate: Callable[[list[Any]], Any] | None = None
     drop_last: bool = False
+    test_collate: Callable[[list[Any]], Any] | None = None
     datamodule: Any = None
 
 
@@ -96,24 +110,31 @@ class UserTraining:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        parts = read_training(name) if name.endswith((".yaml", ".yml")) else {"model": {"class_path": name}}
+        parts: dict[str, Any] = (
+            read_training(name) if name.endswith((".yaml", ".yml")) else {"model": {"class_path": name}}
+        )
         self.model: dict[str, Any] = parts["model"]
         self.data: dict[str, Any] | None = parts.get("data")
         self.trainer = {k: v for k, v in (parts.get("trainer") or {}).items() if k in TAKEN}
-        if not any(self.trainer.get(end) for end in ENDS):
+        if not any(self.trainer.get(end) for end in ENDS):  # read_training leaves out what is no end
             self.trainer["max_steps"] = STEPS
+        self.given_numbers: dict[str, int] | None = parts.get("classes")
         self.kit: Kit | None = None
         self.kind = class_of(self.model["class_path"])
         self.lightning = package_of(self.kind)
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """Plain JSON of what the outcomes depend on, but for the user's code."""
+        """Plain JSON of what the outcomes depend on: settings, the user's own code, and files that the settings name."""
+        kinds = [self.kind] if self.data is None else [self.kind, class_of(self.data["class_path"])]
         return {
             "model": self.model,
             "data": self.data,
             "trainer": self.trainer,
-            "file": hash_file(Path(self.name)) if Path(self.name).is_file() else None,
+            "classes": self.given_numbers,
+            "code": code_of(kinds),
+            "files": {path: hash_file(Path(path)) for path in named_files([self.model, self.data])},
+            "lightning": self.lightning.__version__,
         }
 
     def check(self, names: Sequence[str], images: Sequence[Array]) -> None:
@@ -150,13 +171,20 @@ class UserTraining:
         own = np.flatnonzero(items.labels >= 0)
         seed = seeding.derive("training", seed, *(sorted(held) for held in folds))  # arms of a cell begin alike
         length = round(float(items.weights.sum()))
+        if length % kit.batch == 1 and length > 1 and not kit.drop_last:
+            length -= 1  # a last batch of one image is more than batch norms can bear
         order = Epochs(items.class_weights()[own], length, seed)
         data = _Arm([images[row] for row in items.rows[own]], [kit.names[k] for k in items.labels[own]], kit.train)
         with random_state_kept():
             module = self._module(seed)
-            np.random.seed(seed % 2**32)  # transforms may draw from it; the state is given back
-            trainer = self._trainer()
-            self._train(trainer, module, data, order)
+            np.random.seed(seed % 2**32)  # transforms may draw from these; the states are given back
+            random.seed(seed)
+            loader: DataLoader[Any] = DataLoader(
+                data, min(kit.batch, len(order)), sampler=order, collate_fn=kit.collate, drop_last=kit.drop_last
+            )
+            trainer = self._trainer(len(loader))
+            with _quiet(), self._blamed("training"):
+                trainer.fit(module, **self._given(loader, "train_dataloader"))
             logits = self._logits(trainer, module, list(images[test]))
         label = int(items.labels[items.positive][0])
         rest = np.delete(logits, label, axis=1)
@@ -187,19 +215,21 @@ class UserTraining:
                 f"{self.data['class_path']} has no val_dataloader, and its training transform must not meet test images: "
                 "give it one."
             ) from error
-        train, test = (Samples(loader.dataset, names, images) for loader in loaders.values())
+        train, test = (Samples(loader.dataset, names, images, self.given_numbers) for loader in loaders.values())
         if dict(train.numbers) != dict(test.numbers):
             raise UsageError(
                 f"the DataModule numbers its classes {dict(train.numbers)} in training, but {dict(test.numbers)} in "
                 "validation."
             )
         loader = loaders["train_dataloader"]
-        layout = train.layout
-        own = None if loader.collate_fn is torch.utils.data.default_collate else loader.collate_fn
+        layout = test.layout
+        own, theirs = (
+            None if one.collate_fn is torch.utils.data.default_collate else one.collate_fn for one in loaders.values()
+        )
         size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or BATCH
         return Kit(
             names, train.numbers, train, test, lambda batch: layout.get(batch, layout.image), int(size), own,
-            bool(loader.drop_last), module,
+            bool(loader.drop_last), theirs, module,
         )  # fmt: skip
 
     def _module(self, seed: int) -> Any:
@@ -213,10 +243,15 @@ class UserTraining:
         module.configure_optimizers = functools.partial(lenient, module.configure_optimizers)
         return module
 
-    def _trainer(self) -> Any:
+    def _trainer(self, batches: int = 1) -> Any:
+        """A trainer whose epochs are counted, too: schedulers may ask it for them."""
+        ends = dict(self.trainer)
+        if "max_epochs" not in ends:
+            steps = max(batches // int(ends.get("accumulate_grad_batches") or 1), 1)
+            ends["max_epochs"] = -(-int(ends["max_steps"]) // steps)
         with _quiet():
             return self.lightning.Trainer(
-                **{"max_epochs": -1, **self.trainer},
+                **ends,
                 devices=1,
                 logger=False,
                 enable_checkpointing=False,
@@ -237,14 +272,6 @@ class UserTraining:
         setattr(own, name, lambda: loader)
         return {"datamodule": own}
 
-    def _train(self, trainer: Any, module: Any, data: Dataset[Any], order: Epochs) -> None:
-        kit = self._ready()
-        loader: DataLoader[Any] = DataLoader(
-            data, min(kit.batch, len(order)), sampler=order, collate_fn=kit.collate, drop_last=kit.drop_last
-        )
-        with _quiet(), self._blamed("training"):
-            trainer.fit(module, **self._given(loader, "train_dataloader"))
-
     def _logits(self, trainer: Any, module: Any, images: Sequence[Callable[[], Array]]) -> Floats:
         """Log-probabilities ``[images, classes of the comparison]``."""
         kit = self._ready()
@@ -252,12 +279,13 @@ class UserTraining:
             module.predict_step = lambda batch, batch_idx=0, dataloader_idx=0: module(kit.inputs(batch))
         # Any class will do, and the true one must not be seen: the first.
         data = _Arm(images, [kit.names[0]] * len(images), kit.test)
-        loader: DataLoader[Any] = DataLoader(data, kit.batch, collate_fn=kit.collate)
+        loader: DataLoader[Any] = DataLoader(data, kit.batch, collate_fn=kit.test_collate)
         with _quiet(), self._blamed("scoring"):
             found = trainer.predict(module, **self._given(loader, "predict_dataloader"))
         sizes = [min(kit.batch, len(images) - start) for start in range(0, len(images), kit.batch)]
         parts = [self._checked(out, size) for out, size in zip(found or [None] * len(sizes), sizes, strict=True)]
-        return _log_probabilities(torch.cat(parts).double(), kit)
+        own = "predict_step" not in vars(module)
+        return _log_probabilities(torch.cat(parts).double(), kit, own)
 
     def _checked(self, out: Any, count: int) -> Tensor:
         kit = self._ready()
@@ -269,6 +297,10 @@ class UserTraining:
             raise UsageError(
                 f"{name} returns no scores: for {count} images it gave {shape}, but a tensor [{count}, classes] of logits or "
                 "probabilities is needed, from forward(images) or from predict_step(batch, batch_idx)."
+            )
+        if not out.is_floating_point():
+            raise UsageError(
+                f"{name} gives decisions ({out.dtype}), which rank nothing: let predict_step return logits or probabilities."
             )
         needed = 1 + max(kit.numbers.values())
         if out.shape[1] < needed and not (out.shape[1] == 1 and len(kit.names) == 2):
@@ -312,11 +344,18 @@ class _Arm(Dataset[Any]):
         return self.made(self.images[index](), self.names[index])
 
 
-def _log_probabilities(values: Tensor, kit: Kit) -> Floats:
-    """Of the comparison's classes, from logits or probabilities by the module's numbers."""
-    if values.shape[1] == 1:  # one logit, or one probability, of class number 1
+def _log_probabilities(values: Tensor, kit: Kit, predicted: bool = False) -> Floats:
+    """Of the comparison's classes, from logits or probabilities by the module's numbers.
+
+    Args:
+        values: ``[images, module's classes]``, or one a row of class number 1: a logit where ``forward`` gave it, and a
+            probability where the user's own ``predict_step`` gave numbers in [0, 1].
+        kit: with the numbers.
+        predicted: whether that was a ``predict_step``.
+    """
+    if values.shape[1] == 1:
         odds = values[:, 0]
-        if bool(((odds >= 0) & (odds <= 1)).all()):
+        if predicted and bool(((odds >= 0) & (odds <= 1)).all()):
             odds = torch.logit(odds, eps=1e-7)
         both = torch.stack([-odds, odds], dim=1)
         logs = torch.nn.functional.logsigmoid(both)

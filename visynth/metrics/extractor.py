@@ -65,6 +65,7 @@ class Extractor:
         resizes: whether it brings images to a size by itself; then it gets them as they are.
         turned: whether its maps, and those of its parts, come out turned by 180 degrees; what this class returns is turned back,
             but for activations that only its own tail is fed with.
+        threads: whether it keeps nothing from one call to the next, so that several threads may call it at once.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Extractor:
     stages: tuple[nn.Module, ...] = ()
     finer: tuple[tuple[int, int], ...] = ()
     turned: bool = False
+    threads: bool = False
 
     @cached_property
     def fingerprint(self) -> str:
@@ -155,7 +157,7 @@ class Extractor:
         if batch.device.type != "cpu":
             return run(batch)
         parts = torch.split(batch, few)
-        if cores == 1 or len(parts) == 1:
+        if cores == 1 or len(parts) == 1 or not self.threads:
             found = [run(part) for part in parts]
         else:
             # Threads of this call alone: those of a kept pool would be missing in a forked process.

@@ -85,6 +85,7 @@ def efficientnet_lite0(weights: str | Path | None = None) -> Extractor:
         stages=(to_8, to_16, tail),
         finer=((8, 40), (16, 112)),
         turned=True,
+        threads=True,
     )
 
 

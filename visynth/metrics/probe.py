@@ -13,6 +13,7 @@ from visynth.core.errors import DataError
 
 Features = NDArray[Any]
 FEWEST = 20  # images a side
+TESTED = 10  # held-out images of a class
 FOLDS = 5
 
 
@@ -52,40 +53,47 @@ def probe(real: Features, fake: Features, seed: int = 0) -> float:
     return float(np.mean(areas))
 
 
-def utility(real: Mapping[str, Features], fake: Mapping[str, Features], seed: int = 0) -> float:
-    """Balanced accuracy over all classes of a linear classifier that learned from synthetic images alone, on real ones, over that
-    of one that learned from as many real ones (train on synthetic, test on real): 1 is as good as real images.
-
-    Half of each class's real images test both; the other half teaches the one.
+def utility(
+    real: Mapping[str, Features], held_out: Mapping[str, Features], fake: Mapping[str, Features], seed: int = 0
+) -> float:
+    """Balanced accuracy over all classes of a linear classifier that learned from synthetic images alone, on real ones that the
+    generator was not fitted on, over that of one that learned from as many real ones that it was (train on synthetic, test on
+    real): 1 is as good as real images.
 
     Source: Esteban et al., "Real-valued (medical) time series generation with recurrent conditional GANs" (2017), section 4.2.
 
     Args:
-        real: features by class.
-        fake: the same.
-        seed: of the halves.
+        real: features by class, of images that the generator was fitted on; they teach.
+        held_out: of images that it was not; they test.
+        fake: of its own.
+        seed: of which images teach.
 
     Raises:
-        DataError: fewer than two classes with 20 real and as many synthetic images.
+        DataError: fewer than two classes with 20 real and synthetic images, and 10 held-out ones.
 
     Example:
         >>> rng = np.random.default_rng(0)
-        >>> real = {name: rng.normal(k * 4, 1, (40, 3)) for k, name in enumerate("ab")}
-        >>> round(utility(real, real), 1), utility(real, {"a": real["b"], "b": real["a"]}) < 0.1
+        >>> real, test, fake = ({name: rng.normal(k * 4, 1, (40, 3)) for k, name in enumerate("ab")} for _ in range(3))
+        >>> round(utility(real, test, fake), 1), utility(real, test, {"a": fake["b"], "b": fake["a"]}) < 0.1
         (1.0, True)
     """
     from sklearn.metrics import balanced_accuracy_score
 
-    names = [name for name in real if min(len(real[name]), len(fake.get(name, ()))) >= FEWEST]
+    names = [
+        name
+        for name in real
+        if min(len(real[name]), len(fake.get(name, ()))) >= FEWEST and len(held_out.get(name, ())) >= TESTED
+    ]
     if len(names) < 2:
         raise DataError(
-            f"utility needs two classes with at least {FEWEST} real and synthetic images, but there are {len(names)}."
+            f"utility needs two classes with at least {FEWEST} real and synthetic images and {TESTED} held-out ones, but there "
+            f"are {len(names)}."
         )
-    stream = seeding.rng(seeding.derive("utility", seed), "halves")
+    stream = seeding.rng(seeding.derive("utility", seed), "rows")
     own = {name: real[name][stream.permutation(len(real[name]))] for name in names}
     made = {name: fake[name][stream.permutation(len(fake[name]))] for name in names}
-    counts = {name: min(len(own[name]) // 2, len(made[name])) for name in names}
-    test, truth = _stacked({name: own[name][len(own[name]) // 2 :] for name in names})
+    counts = {name: min(len(own[name]), len(made[name])) for name in names}
+    test, truth = _stacked({name: held_out[name] for name in names})
     scores = []
     for side in (made, own):
         x, labels = _stacked({name: side[name][: counts[name]] for name in names})

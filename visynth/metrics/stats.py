@@ -72,6 +72,14 @@ class FeatureReservoir(Metric):
     batches. (An even reservoir by priorities: Efraimidis and Spirakis, "Weighted random sampling with a reservoir",
     2006, with equal weights.)
 
+    Args:
+        width: of a feature.
+        size: that are kept, at most.
+        seed: of the sample.
+        rank: of this process.
+        by_class: as many of each class as there is room for, so that a rare class is kept whole where it can be; by default
+            all features are alike. What each rank keeps of a class is never less than what all together keep.
+
     Example:
         >>> pool = FeatureReservoir(2, size=3)
         >>> pool.update(torch.arange(10.0).reshape(5, 2), torch.arange(5))
@@ -84,11 +92,13 @@ class FeatureReservoir(Metric):
     labels: Tensor
     priorities: Tensor
 
-    def __init__(self, width: int, size: int = 5000, seed: int = 0, rank: int = 0, **kwargs: Any) -> None:
+    def __init__(
+        self, width: int, size: int = 5000, seed: int = 0, rank: int = 0, by_class: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         if size < 1:
             raise UsageError(f"a reservoir holds at least one feature, but size is {size}.")
-        self.size, self.seed, self.source = size, seed, rank
+        self.size, self.seed, self.source, self.by_class = size, seed, rank, by_class
         self.met = 0
         self.add_state("features", torch.zeros(size, width), dist_reduce_fx=_joined)
         self.add_state("labels", torch.full((size,), -1, dtype=torch.int64), dist_reduce_fx=_joined)
@@ -106,14 +116,27 @@ class FeatureReservoir(Metric):
             torch.cat([self.labels, given.to(self.labels)]),
             torch.cat([self.priorities, torch.from_numpy(drawn).to(self.priorities)]),
         )
-        keep = everything[2].topk(self.size).indices.sort().values
+        keep = self._first(everything[2], everything[1])[: self.size].sort().values
         self.features, self.labels, self.priorities = (part[keep] for part in everything)
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Features ``[n, D]`` and labels ``[n]``, n at most ``size``."""
-        order = self.priorities.argsort(descending=True)[: self.size]
+        order = self._first(self.priorities, self.labels)[: self.size]
         order = order[self.priorities[order] >= 0]
         return self.features[order], self.labels[order]
+
+    def _first(self, priorities: Tensor, labels: Tensor) -> Tensor:
+        """Rows in the order in which they are kept; empty ones, of negative priority, are the last."""
+        order = priorities.argsort(descending=True)
+        if not self.by_class:
+            return order
+        own = labels[order]
+        place = torch.zeros_like(own)  # among those of its class, which stand in the order of their priorities
+        for label in set(own.tolist()):
+            of = own == label
+            place[of] = torch.arange(int(of.sum()), device=own.device)
+        place[priorities[order] < 0] = len(order)
+        return order[place.argsort(stable=True)]
 
     def reset(self) -> None:
         super().reset()

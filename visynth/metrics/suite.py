@@ -121,7 +121,7 @@ class SetQuality(Metric):
         width: of a feature.
         features: name of the extractor with its resolution: it is part of the names of distances.
         metrics: which, by default all of :data:`KINDS` and :data:`ACROSS`.
-        size: images of a side that are kept, an even sample.
+        size: images of a side that are kept, as many of each class as there is room for.
         seed: of the sample.
         rank: of this process.
 
@@ -147,7 +147,7 @@ class SetQuality(Metric):
         *,
         features: str = "features",
         metrics: Sequence[str] | None = None,
-        size: int = 2000,
+        size: int = 5000,
         seed: int = 0,
         rank: int = 0,
         **kwargs: Any,
@@ -161,7 +161,7 @@ class SetQuality(Metric):
         self.metrics = tuple(known if metrics is None else metrics)
         self.notes: list[str] = []
         for side in SIDES:
-            setattr(self, side, FeatureReservoir(width, size, seed, rank))
+            setattr(self, side, FeatureReservoir(width, size, seed, rank, by_class=True))
 
     def update(self, features: Tensor, labels: Tensor, side: Side) -> None:
         """Add images of a side.
@@ -199,10 +199,15 @@ class SetQuality(Metric):
             values |= self._of(whole, "", EVERYTHING)
         if "utility" in self.metrics:
             try:
-                values["utility"] = utility({n: by_class[n].real for n in made}, {n: by_class[n].fake for n in made})
+                real, held_out, fake = ({n: getattr(by_class[n], side) for n in made} for side in SIDES)
+                values["utility"] = utility(real, held_out, fake)
             except VisynthError as error:
                 self.notes.append(f"utility: {error}")
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+
+    def forward(self, features: Tensor, labels: Tensor, side: Side) -> None:
+        """As :meth:`update`; there is no value of a batch."""
+        self.update(features, labels, side)
 
     def reset(self) -> None:
         super().reset()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from visynth.core.codec import Array
 from visynth.core.errors import UsageError, choices
-from visynth.data.labels import find_labels, map_classes
+from visynth.data.labels import class_names, find_labels, map_classes
 from visynth.mixing.agreement import check_values
 from visynth.mixing.convert import find_converter, random_state_kept
 from visynth.mixing.fields import learn_fields
@@ -26,9 +27,11 @@ class Samples:
         dataset: the user's, map-style, giving ``(image, label)``, dicts or dataclasses, whose labels are classes.
         names: classes of the images.
         examples: some images ``[H, W, C]``, uint8 or uint16.
+        classes: number of each class, where the dataset does not say it.
 
     Raises:
-        UsageError: labels are masks or boxes; classes that the dataset has no number for; images that cannot be converted.
+        UsageError: labels are masks or boxes; classes that the dataset has no number for; images that cannot be converted;
+            further fields that have no value for another image.
 
     Example:
         >>> import numpy as np, torch
@@ -41,9 +44,20 @@ class Samples:
         ((3, 8, 8), 0)
     """
 
-    def __init__(self, dataset: Any, names: Sequence[str], examples: Sequence[Array]) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        names: Sequence[str],
+        examples: Sequence[Array],
+        classes: Mapping[str, int] | None = None,
+    ) -> None:
         labels = find_labels(dataset)
-        self.numbers: Mapping[str, int] = map_classes(dataset, list(names), list(names), None, labels)
+        if classes is None and class_names(dataset) is None:
+            raise UsageError(
+                f"{type(dataset).__name__} does not say which number is which class, and an order is never guessed: give it "
+                f"class_to_idx or classes, or name the numbers ({', '.join(names)}) under classes."
+            )
+        self.numbers: Mapping[str, int] = map_classes(dataset, list(names), list(names), classes, labels)
         with random_state_kept():
             place, self.example = first_sample(dataset)
             samples = [(place, self.example), *more_samples(dataset, labels, place, set(self.numbers.values()))]
@@ -59,9 +73,16 @@ class Samples:
             )
         shown = [(p, _only(label), sample) for (p, sample), label in zip(samples, given, strict=True)]
         options = Options()
-        self.fields = learn_fields(
-            self.layout, shown, only_names(self.numbers), options.extra, sharing_names(self.numbers)
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it warns of is refused
+            self.fields = learn_fields(
+                self.layout, shown, only_names(self.numbers), options.extra, sharing_names(self.numbers)
+            )
+        if self.fields.unknown:
+            raise UsageError(
+                f"samples of {type(dataset).__name__} carry {choices(self.fields.unknown)} beside image and label, which other "
+                "images have no value for: let the dataset give samples without them here."
+            )
         images = [self.layout.get(sample, self.layout.image) for _, sample in samples]
         self.convert = find_converter(dataset, images[0], images[0], targets, None, examples[0], stacked(images))
         check_values(self.convert, dataset, images, list(examples), lambda s: self.layout.get(s, self.layout.image))
