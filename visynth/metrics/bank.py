@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,11 @@ from torch import Tensor
 from visynth.core.errors import UsageError
 from visynth.core.files import write_bytes
 from visynth.core.members import pixel_hash
-from visynth.metrics.extractor import PATCH, Array, Extractor, Floats, prepare, prepare_square
+from visynth.metrics.extractor import PATCH, Array, Described, Extractor, Floats, prepare, prepare_square
 from visynth.verdict.learners import IMAGES
 
 Places = NDArray[np.float16]  # [P, D], the features at every place of one image
+AHEAD = 8  # batches that wait for a core, or to be kept
 PATCHES = ".p16"  # ending of files with patches
 
 
@@ -118,8 +119,41 @@ class FeatureBank:
                 return self._add_without_features(len(images))
         keep = self.keep_patches and bool(self.extractor.stages) and 0 in self.resolutions
         pooled: dict[int, list[Floats | None]] = {resolution: [None] * len(images) for resolution in self.resolutions}
-        waiting: dict[tuple[int, tuple[int, ...]], list[tuple[int, Floats, Path | None]]] = defaultdict(list)
         squares: list[Floats] = []
+        due: deque[tuple[Callable[[], Described], list[tuple[int, Floats, Path | None]], int]] = deque()
+
+        def take() -> None:
+            found, rows, resolution = due.popleft()
+            self._keep(found(), rows, pooled[resolution], start, places if resolution == 0 else None)
+
+        with self.extractor.crew() as submit:
+            for some, resolution in self._batches(images, start, pooled, keep, cache, squares):
+                call = partial(self.extractor.described, [i for _, i, _ in some], patches=keep and resolution == 0)
+                due.append((submit(call), some, resolution))
+                while len(due) > AHEAD:
+                    take()
+            while due:
+                take()
+        for resolution in self.resolutions:
+            rows = [row for row in pooled[resolution] if row is not None]
+            start_of = 0
+            for pool, width in self._pools.items():
+                block = [row[start_of : start_of + width] for row in rows]
+                self._tables[(resolution, pool)].extend(np.array(block, np.float32))
+                start_of += width
+        return np.arange(start, start + len(images))
+
+    def _batches(
+        self,
+        images: Sequence[Array],
+        start: int,
+        pooled: Mapping[int, list[Floats | None]],
+        keep: bool,
+        cache: bool,
+        squares: list[Floats],
+    ) -> Iterator[tuple[list[tuple[int, Floats, Path | None]], int]]:
+        """Images of one prepared shape together, with their resolution; what is kept on disk is read on the way."""
+        waiting: dict[tuple[int, tuple[int, ...]], list[tuple[int, Floats, Path | None]]] = defaultdict(list)
         for index, image in enumerate(images):
             key = pixel_hash(image) if cache and self.cache is not None else ""
             for resolution in self.resolutions:
@@ -135,27 +169,16 @@ class FeatureBank:
                 batch = waiting[(resolution, prepared.shape)]
                 batch.append((index, prepared, path))
                 if len(batch) == self.batch:
-                    own = places if resolution == 0 else None
-                    self._pool(waiting.pop((resolution, prepared.shape)), pooled[resolution], start, wanted, own)
+                    yield waiting.pop((resolution, prepared.shape)), resolution
             if self.trunk:
                 squares.append(prepare_square(image, self.trunk))
                 if len(squares) == self.batch or index == len(images) - 1:
                     self._tables[(self.trunk, "trunk")].extend(
                         self.extractor.trunk_of(squares).numpy().astype(np.float16)
                     )
-                    squares = []
+                    squares.clear()
         for resolution, shape in sorted(waiting):
-            native = resolution == 0
-            some = waiting[(resolution, shape)]
-            self._pool(some, pooled[resolution], start, keep and native, places if native else None)
-        for resolution in self.resolutions:
-            rows = [row for row in pooled[resolution] if row is not None]
-            start_of = 0
-            for pool, width in self._pools.items():
-                block = [row[start_of : start_of + width] for row in rows]
-                self._tables[(resolution, pool)].extend(np.array(block, np.float32))
-                start_of += width
-        return np.arange(start, start + len(images))
+            yield waiting[(resolution, shape)], resolution
 
     def _add_without_features(self, count: int) -> NDArray[np.int64]:
         start = len(self)
@@ -177,12 +200,23 @@ class FeatureBank:
         shapes: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, image in enumerate(images):
             shapes[prepare(image, 0).shape].append(index)
-        for indices in shapes.values():
-            for first in range(0, len(indices), self.batch):
-                some = indices[first : first + self.batch]
-                maps = self.extractor.maps([prepare(images[i], 0) for i in some])
-                for i, places in zip(some, _by_place(maps), strict=True):
-                    places_of[i] = places
+        due: deque[tuple[Callable[[], Places], list[int]]] = deque()
+
+        def take() -> None:
+            found, own = due.popleft()
+            for i, places in zip(own, found(), strict=True):
+                places_of[i] = places
+
+        with self.extractor.crew() as submit:
+            for indices in shapes.values():
+                for first in range(0, len(indices), self.batch):
+                    some = indices[first : first + self.batch]
+                    prepared = [prepare(images[i], 0) for i in some]
+                    due.append((submit(partial(self._places_of, prepared)), some))
+                    while len(due) > AHEAD:
+                        take()
+            while due:
+                take()
         return [places_of[i] for i in range(len(images))]
 
     def tables(self) -> dict[tuple[int, str], NDArray[Any]]:
@@ -199,16 +233,18 @@ class FeatureBank:
         """The extractor's name with its resolution, as caches and reports quote it."""
         return f"{self.extractor.name}@{resolution or 'native'}"
 
-    def _pool(
+    def _places_of(self, prepared: Sequence[Floats]) -> Places:
+        return _by_place(self.extractor.maps(prepared))
+
+    def _keep(
         self,
+        found: Described,
         rows: Sequence[tuple[int, Floats, Path | None]],
         rows_of: list[Floats | None],
         start: int,
-        patches: bool,
         places: dict[int, Places] | None,
     ) -> None:
-        """Pooled features of one batch, kept in their places and on disk; patches and places where they are wanted."""
-        found = self.extractor.described([image for _, image, _ in rows], patches=patches)
+        """What one pass gave of a batch, kept in its places and on disk; patches and places where they are wanted."""
         for k, ((index, _, path), row) in enumerate(zip(rows, found.pooled.numpy(), strict=True)):
             rows_of[index] = row
             self.computed += 1

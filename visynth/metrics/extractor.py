@@ -6,12 +6,13 @@ multiple of 32: a fully convolutional network needs neither cropping nor squashi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from visynth.core.pictures import resize
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
+T = TypeVar("T")
 STRIDE = 32
 NATIVE_LIMIT = 512  # pixels of the square of equal area above which even "native" shrinks
 POOLS = ("mean", "max")  # of the last maps
@@ -140,6 +142,29 @@ class Extractor:
             )
         return prepare(image, resolution)
 
+    @contextmanager
+    def crew(self) -> Iterator[Callable[[Callable[[], T]], Callable[[], T]]]:
+        """A function that takes calls on this extractor and gives functions that wait for what comes of each: on a CPU as many
+        run at a time as there are cores, each on one; elsewhere each runs at once.
+
+        Images of many sizes make small batches, of which one does not keep several cores busy.
+        """
+        cores, device = torch.get_num_threads(), next((p.device.type for p in self.network.parameters()), "cpu")
+        if cores == 1 or not self.threads or device != "cpu":
+
+            def now(call: Callable[[], T]) -> Callable[[], T]:
+                found = call()
+                return lambda: found
+
+            yield now
+            return
+        # Threads of this work alone: those of a kept pool would be missing in a forked process.
+        try:
+            with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                yield lambda call: pool.submit(call).result
+        finally:
+            torch.set_num_threads(cores)
+
     def _upright(self, maps: Tensor) -> Tensor:
         return maps.flip(2, 3) if self.turned else maps
 
@@ -147,7 +172,6 @@ class Extractor:
         """What work gives of all images. On a CPU each core takes a few of them: a core's cache holds the maps of few images,
         and one image's small maps do not keep several cores busy."""
         batch = self._batch(images)
-        cores = torch.get_num_threads()
         few = max(1, min(MOST, PIXELS // max(batch.shape[2] * batch.shape[3], 1)))
 
         def run(part: Tensor) -> tuple[Tensor, ...]:
@@ -157,15 +181,11 @@ class Extractor:
         if batch.device.type != "cpu":
             return run(batch)
         parts = torch.split(batch, few)
-        if cores == 1 or len(parts) == 1 or not self.threads:
-            found = [run(part) for part in parts]
-        else:
-            # Threads of this call alone: those of a kept pool would be missing in a forked process.
-            try:
-                with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                    found = list(pool.map(run, parts))
-            finally:
-                torch.set_num_threads(cores)
+        if len(parts) == 1:
+            return run(batch)
+        with self.crew() as submit:
+            due = [submit(partial(run, part)) for part in parts]
+            found = [wait() for wait in due]
         return tuple(torch.cat(values) for values in zip(*found, strict=True))
 
     def _batch(self, images: Sequence[Floats]) -> Tensor:
