@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ import torch
 from visynth.cli import main
 from visynth.core.errors import DataError, UsageError
 from visynth.core.judges import circular, family
+from visynth.jobs import likeness
 from visynth.jobs.evaluate import evaluate_renders
+from visynth.lightning_modules import encoder
 from visynth.lightning_modules.encoder import train_encoder
 from visynth.metrics.memorization import near_duplicates
 from visynth.metrics.probe import probe
@@ -56,18 +59,26 @@ def test_the_default_features_judge_where_they_had_no_hand(made, tmp_path: Path)
     assert any("precision of spot" in line for line in told)  # too few real spots, and it says so
 
 
-def test_a_network_that_had_a_hand_is_no_judge(made, tmp_path: Path) -> None:
+def test_a_network_that_had_a_hand_is_no_judge(made, tmp_path: Path, monkeypatch) -> None:
     images, renders = made
     hands = {"efficientnet_lite0": "features of the discriminator"}
     used = replace(renders, summary={**renders.summary, "extractors": hands})
     with pytest.raises(UsageError, match=r"cannot judge these images: .*features of the discriminator.*--judge own"):
         evaluate_renders(images, used, tmp_path / "no", judge="efficientnet_lite0")
     assert not (tmp_path / "no").exists()
+    monkeypatch.setattr(encoder, "train_encoder", partial(train_encoder, steps=2))
     evaluate_renders(images, used, tmp_path / "report", seeds=3, count=8, workers=0)
     report = report_of(tmp_path / "report")
     assert report["conditions"]["judge of likeness"] == "own@64"
     assert "features of the discriminator" in report["conditions"]["networks that had a hand in the images"]
     assert "efficientnet_lite0 is no judge here" in json.dumps(report)
+    monkeypatch.setattr(
+        likeness, "FEWEST", 1000
+    )  # as on a small set: the verdicts stand, likeness is not measured, and says so
+    evaluate_renders(images, used, tmp_path / "report", seeds=3, count=8, workers=0)
+    report = report_of(tmp_path / "report")
+    assert report["conditions"]["judge of likeness"].startswith("Not measured: efficientnet_lite0 is no judge here")
+    assert [v for v in report["verdicts"] if v["label"] == "spot" and "difference" in v["numbers"]]
 
 
 def test_the_hand_is_recorded_from_training_to_the_rendered_set(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def evaluate_renders(
         "metric named beforehand": WORDS[metric],
         "features": ", ".join(bank.name(r) for r in bank.resolutions),
         "classic augmentation": f"{backend()}: {', '.join(CANDIDATES)}",
-        "judge of likeness": seen_by.name,
+        "judge of likeness": seen_by if isinstance(seen_by, str) else seen_by.name,
         "networks that had a hand in the images": "; ".join(f"{n}: {what}" for n, what in used.items()) or "none known",
         "generator": renders.plan["generator"],
         "seconds": round(time.monotonic() - started),

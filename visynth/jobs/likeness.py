@@ -31,6 +31,7 @@ from visynth.metrics.suite import FEW, SetQuality, Side
 
 Features = np.ndarray[Any, Any]
 AUTO = "auto"
+FEWEST = 20  # real training images, for an encoder of them
 SIDE = 160  # of images that a further judge sees, 64 for one of your own images
 SHOWN = {
     "precision": "fidelity: synthetic images among the real ones",
@@ -99,8 +100,9 @@ def judge_of(
     kept: Sequence[Item],
     images: ImageSet,
     progress: Progress,
-) -> Judge:
-    """The judge that was asked for; with ``"auto"`` the features that are there, unless they had a hand in the images.
+) -> Judge | str:
+    """The judge that was asked for; with ``"auto"`` the features that are there, unless they had a hand in the images. Why there
+    is none, where real images are too few to train one.
 
     Args:
         judge: ``"auto"``, ``"own"`` or an extractor's name.
@@ -119,13 +121,18 @@ def judge_of(
         made = {name: features[rows] for name, rows in rows_of.items() if len(rows)}
         return Judge(bank.name(first), features[: len(kept)], made, "It had no hand in these images.")
     if judge in (AUTO, OWN):
-        progress("training an encoder on your real images, to judge by")
         known = [item.labels[0] if len(item.labels) == 1 else "" for item in kept]
         numbers = {name: k for k, name in enumerate(sorted({*known} - {""}))}
-        train = plugins.load("trainings", "encoder")
         # Held-out images are what the synthetic ones are compared with: it knows neither.
         fitted = [k for k, item in enumerate(kept) if item.split == "train"]
         labels = [numbers.get(known[k], -1) for k in fitted]
+        if judge == AUTO and len(fitted) < FEWEST:
+            return (
+                f"Not measured: {bank.extractor.name} is no judge here ({'; '.join(hands)}), and {len(fitted)} real training images "
+                f"are too few to train another ({FEWEST}). Name one with --judge."
+            )
+        progress("training an encoder on your real images, to judge by")
+        train = plugins.load("trainings", "encoder")
         network, side = train(Lazy(images.image, [kept[k] for k in fitted]), labels), 64
         words = f"It was trained from scratch on the {len(fitted)} real training images."
         if judge == AUTO:
@@ -144,10 +151,12 @@ def judge_of(
 
 
 def likeness_blocks(
-    judge: Judge, kept: Sequence[Item], train: np.ndarray[Any, Any], test: np.ndarray[Any, Any]
+    judge: Judge | str, kept: Sequence[Item], train: np.ndarray[Any, Any], test: np.ndarray[Any, Any]
 ) -> list[dict[str, Any]]:
     """KID with its null, near-duplicates, and metrics of fidelity, diversity and memorization beside what held-out real images
     reach, per class."""
+    if isinstance(judge, str):
+        return [text(judge)]
     names = list(judge.made)
 
     def real(rows: np.ndarray[Any, Any], name: str) -> Features:
