@@ -98,3 +98,4 @@ def test_a_class_without_test_images(medium, tmp_path: Path) -> None:
     renders = render_set(generator, make_plan(generator, per_class=4), tmp_path / "renders")
     with pytest.raises(UsageError, match=r"classes 'spot' cannot be measured: .*real test images"):
         evaluate_renders(images, renders, tmp_path / "report", classes=["spot"])
+    assert not (tmp_path / "report").exists()  # an empty folder would be half a report

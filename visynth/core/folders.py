@@ -287,6 +287,21 @@ def claim_files(folder: str | Path, names: Sequence[str]) -> Path:
     return folder
 
 
+@contextmanager
+def claimed_files(folder: str | Path, names: Sequence[str]) -> Iterator[Path]:
+    """As :func:`claim_files`, for checks that may yet refuse: a folder that was made for them goes again where they do, if it is
+    still empty."""
+    there = Path(folder).exists()
+    path = claim_files(folder, names)
+    try:
+        yield path
+    except BaseException:
+        if not there:
+            with suppress(OSError):  # something is in it: it stays
+                path.rmdir()
+        raise
+
+
 def put_files(folder: str | Path, files: Mapping[str, bytes]) -> None:
     """Write files into a folder and note them as ours, each complete or not at all.
 

@@ -13,7 +13,7 @@ from visynth.core import seeds as seeding
 from visynth.core.codec import decode
 from visynth.core.errors import UsageError, choices, listing
 from visynth.core.filters import selected
-from visynth.core.folders import check_apart, claim_files
+from visynth.core.folders import check_apart, claimed_files
 from visynth.core.manifest import Renders, control_class, need_folders, read_renders
 from visynth.core.progress import Progress, no_progress
 from visynth.core.report import FILES, ClassVerdict, table
@@ -183,79 +183,83 @@ def open_rendered(
     used = used_by(whole, keep)
     check_judge(judge, used)
     check_apart(out, {*images.folders(), whole.folder})
-    claim_files(out, FILES)
-    renders = selected(whole, keep)
-    left_out = len(whole.records) - len(renders.records)
-    if left_out:
-        progress(
-            f"{left_out} of {len(whole.records)} rendered images do not count (rejected by reviewers, or filtered by "
-            "keep)"
-        )
-    progress("fingerprints of the real images")
-    before = len(images.bad)
-    images, group_of_parent = assign_splits(images, renders.members, accept_leaks)
-    near = images.bad[before:]
-    if near:
-        progress(
-            f"{len(near)} test images do not test and are left out (near-duplicates of training images, or of their "
-            f"groups):\n{listing([f'{b.name} {b.reason}' for b in near])}"
-        )
-    by_split = {split: images.select(lambda item, split=split: item.split == split) for split in ("train", "test")}  # type: ignore[misc]
-    check_sides(by_split["train"], by_split["test"], renders)
+    with claimed_files(out, FILES):
+        renders = selected(whole, keep)
+        left_out = len(whole.records) - len(renders.records)
+        if left_out:
+            progress(
+                f"{left_out} of {len(whole.records)} rendered images do not count (rejected by reviewers, or filtered by "
+                "keep)"
+            )
+        progress("fingerprints of the real images")
+        before = len(images.bad)
+        images, group_of_parent = assign_splits(images, renders.members, accept_leaks)
+        near = images.bad[before:]
+        if near:
+            progress(
+                f"{len(near)} test images do not test and are left out (near-duplicates of training images, or of their "
+                f"groups):\n{listing([f'{b.name} {b.reason}' for b in near])}"
+            )
+        by_split = {split: images.select(lambda item, split=split: item.split == split) for split in ("train", "test")}  # type: ignore[misc]
+        check_sides(by_split["train"], by_split["test"], renders)
 
-    counts = {split: part.counts() for split, part in by_split.items()}
-    possible = [name for name in images.classes if counts["train"][name] and counts["test"][name]]
-    rendered, control = renders.counts(), control_class(renders)
-    wanted = (
-        list(classes) if classes is not None else [name for name in possible if rendered.get(name) and name != control]
-    )
-    unknown = [name for name in wanted if name not in possible or not rendered.get(name)]
-    if unknown or not wanted:
-        raise UsageError(
-            f"classes {choices(unknown or wanted)} cannot be measured: rendered are {rendered}, "
-            f"real training images {counts['train']}, real test images {counts['test']}."
+        counts = {split: part.counts() for split, part in by_split.items()}
+        possible = [name for name in images.classes if counts["train"][name] and counts["test"][name]]
+        rendered, control = renders.counts(), control_class(renders)
+        wanted = (
+            list(classes)
+            if classes is not None
+            else [name for name in possible if rendered.get(name) and name != control]
         )
+        unknown = [name for name in wanted if name not in possible or not rendered.get(name)]
+        if unknown or not wanted:
+            raise UsageError(
+                f"classes {choices(unknown or wanted)} cannot be measured: rendered are {rendered}, "
+                f"real training images {counts['train']}, real test images {counts['test']}."
+            )
 
-    sides = ("train", "val", "test") if validates else ("train", "test")
-    kept = [item for item in images.items if item.split in sides]
-    good = control or guess_good(images.classes, {}, images.counts())
-    fitter = learner_of(learner)
-    bank = new_bank(fitter, cache, patches=learner == "frozen" and good is not None)
-    progress(f"features of {len(kept)} real and {len(renders.records)} synthetic images")
-    real = MeasuredSet(
-        items=kept,
-        image=lambda row: images.image(kept[row]),
-        bank=bank,
-        positive={name: np.array([name in item.labels for item in kept]) for name in images.classes},
-        groups=[item.group for item in kept],
-        weights=np.ones(len(kept)),
-        good=good,
-    )
-    check_learner(fitter, learner, metric, real)
-    add_features(bank, Lazy(images.image, kept), "real images", progress)
-    train, test = (np.array([k for k, i in enumerate(kept) if i.split == side], np.int64) for side in ("train", "test"))
-    setting = Rendered(
-        renders=renders,
-        images=images,
-        real=real,
-        fitter=fitter,
-        rows_of=bank_rows(bank, renders),
-        train=train,
-        test=test,
-        wanted=wanted,
-        counts=counts,
-        rendered=rendered,
-        control=control,
-        group_of_parent=group_of_parent,
-        used=used,
-        near=near,
-        left_out=(left_out, len(whole.records)),
-    )
-    if setting.untraced:
-        progress(
-            f"{setting.untraced} rendered images have parents that are not among these training images, and are left out"
+        sides = ("train", "val", "test") if validates else ("train", "test")
+        kept = [item for item in images.items if item.split in sides]
+        good = control or guess_good(images.classes, {}, images.counts())
+        fitter = learner_of(learner)
+        bank = new_bank(fitter, cache, patches=learner == "frozen" and good is not None)
+        progress(f"features of {len(kept)} real and {len(renders.records)} synthetic images")
+        real = MeasuredSet(
+            items=kept,
+            image=lambda row: images.image(kept[row]),
+            bank=bank,
+            positive={name: np.array([name in item.labels for item in kept]) for name in images.classes},
+            groups=[item.group for item in kept],
+            weights=np.ones(len(kept)),
+            good=good,
         )
-    return setting
+        check_learner(fitter, learner, metric, real)
+        add_features(bank, Lazy(images.image, kept), "real images", progress)
+        train, test = (
+            np.array([k for k, i in enumerate(kept) if i.split == side], np.int64) for side in ("train", "test")
+        )
+        setting = Rendered(
+            renders=renders,
+            images=images,
+            real=real,
+            fitter=fitter,
+            rows_of=bank_rows(bank, renders),
+            train=train,
+            test=test,
+            wanted=wanted,
+            counts=counts,
+            rendered=rendered,
+            control=control,
+            group_of_parent=group_of_parent,
+            used=used,
+            near=near,
+            left_out=(left_out, len(whole.records)),
+        )
+        if setting.untraced:
+            progress(
+                f"{setting.untraced} rendered images have parents that are not among these training images, and are left out"
+            )
+        return setting
 
 
 def bank_rows(bank: FeatureBank, renders: Renders) -> dict[str, Rows]:

@@ -124,6 +124,12 @@ class UserTraining:
         self.lightning = package_of(self.kind)
 
     @property
+    def words(self) -> str:
+        """What a cell takes, for those who wait for it."""
+        ends = ", ".join(f"{self.trainer[end]} {end.removeprefix('max_')}" for end in ENDS if end in self.trainer)
+        return f"learner {self.name}: a training of {ends} in each of the {len(self.arms)} arms of a cell"
+
+    @property
     def inputs(self) -> dict[str, Any]:
         """Plain JSON of what the outcomes depend on: settings, the user's own code, and files that the settings name."""
         kinds = [self.kind] if self.data is None else [self.kind, class_of(self.data["class_path"])]

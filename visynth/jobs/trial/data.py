@@ -127,6 +127,8 @@ def read_trial_data(findings: Preflight, options: TrialOptions, progress: Progre
         learner=learner,
     )
     check_learner(learner, options.learner, options.metric, data)  # before anything that takes time
+    if hasattr(learner, "words"):
+        progress(learner.words)
     progress(f"features of {len(items)} images at {', '.join(bank.name(r) for r in bank.resolutions)}")
     add_features(bank, [s.image for s in sources], "features", progress)
     return data
