@@ -18,23 +18,6 @@ from visynth.jobs.search import search_renders
 from visynth.verdict.cells import Cell, Extra
 
 
-@pytest.fixture(scope="module")
-def made(medium, tmp_path_factory):
-    """A generator of half of the medium set's groups, its images, and the set."""
-    from visynth.data.reading import read_images
-    from visynth.generators.base import load_generator
-    from visynth.jobs.make import fit_compose
-    from visynth.render.run import make_plan, render_set
-
-    root = tmp_path_factory.mktemp("search")
-    images = read_images(medium / "images", masks=medium / "masks", groups=medium / "groups.csv")
-    groups = sorted({item.group for item in images.items})
-    train = images.select(lambda item: item.group in groups[::2])
-    fit_compose(train, root / "generator", classes=["spot"])
-    generator = load_generator(root / "generator")
-    return images, render_set(generator, make_plan(generator, per_class=24), root / "renders")
-
-
 def cell_of(gain: float, seed: int = 0) -> tuple[Cell, dict]:
     """Six groups of the class and six others, and synthetic images of the class that lie well (gain 1) or at random."""
     rng = np.random.default_rng(seed)
