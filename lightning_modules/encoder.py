@@ -21,13 +21,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from visynth.core import seeds as seeding
 from visynth.core.errors import DataError
-from visynth.core.judges import OWN
+from visynth.core.judges import FEWEST, OWN
+from visynth.core.judges import OWN_SIDE as SIDE
 from visynth.core.quiet import quiet_lightning
 from visynth.metrics.extractor import Extractor, prepare_square
 
-SIDE = 64  # of the squares it sees
 WIDTH = 256  # of its features
-FEWEST = 20  # images
 STEPS, BATCH = 300, 48
 
 

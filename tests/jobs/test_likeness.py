@@ -107,6 +107,18 @@ def test_what_chose_by_agreement_is_recorded(made) -> None:
     assert used_by(made[1], None) == {}
 
 
+def test_copies_are_looked_for_among_training_images_beside_a_validation_split(made) -> None:
+    """Of a trained generator, whose search chose on a split named val: those images are on neither side."""
+    images, renders = made
+    groups = sorted({i.group for i in images.items if i.labels == ("spot",)})
+    side = {group: ("train", "val", "test")[k % 3] for k, group in enumerate(groups)}
+    items = [replace(i, split=side[i.group]) for i in images.items if i.labels == ("spot",)]
+    said: list[str] = []
+    found = likeness.copies_of(renders, ["spot"], items, images, said.append)
+    fresh = sum(side[i.group] == "test" for i in items)
+    assert said or found["spot"].of_fresh == fresh
+
+
 def test_families() -> None:
     assert family("tf_efficientnet_lite0.in1k") == family("efficientnet_lite0@112")
     assert circular({"dinov2": "loss"}, "vit_small_patch14_dinov2.lvd142m") == ["dinov2: loss"]

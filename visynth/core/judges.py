@@ -11,7 +11,9 @@ import re
 from collections.abc import Mapping
 
 USED = "extractors"  # entry of a generator's card and of a rendered set's summary: {name: what for}
-OWN = "own"  # an encoder that is trained on the user's images
+OWN = "own"  # an encoder that is trained on the user's images,
+OWN_SIDE = 64  # on squares of so many pixels,
+FEWEST = 20  # and on so many of them at least
 # Backbones as they are called within names, the longer ones first, and the family of each.
 STEMS = {
     "inception_next": "inception_next", "inception": "inception", "efficientnet": "efficientnet", "mobilenet": "mobilenet",

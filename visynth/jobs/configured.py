@@ -13,6 +13,13 @@ from visynth.core.errors import UsageError, VisynthError
 CLIP = 1.0  # of gradients, for modules with one optimiser
 
 
+def find_in_working_folder() -> None:
+    """A class_path may be of a file beside the configuration: the working folder is looked in last, so that nothing is hidden by
+    it."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
 def configured(words: Sequence[str], logger: bool = True) -> Any:
     """The instantiated LightningCLI; its own errors are told as ours."""
     import pytorch_lightning
@@ -21,8 +28,7 @@ def configured(words: Sequence[str], logger: bool = True) -> Any:
     from visynth.callbacks.checkpoint import AtomicCheckpointIO, KeepLast
     from visynth.callbacks.progress import TimeLeft
 
-    if os.getcwd() not in sys.path:  # last, so that nothing is hidden: a class_path of a file beside the configuration
-        sys.path.append(os.getcwd())
+    find_in_working_folder()
 
     class FitCLI(LightningCLI):
         def add_arguments_to_parser(self, parser: Any) -> None:

@@ -16,7 +16,7 @@ import torch
 from visynth.core import plugins
 from visynth.core.codec import decode
 from visynth.core.errors import DataError, UsageError
-from visynth.core.judges import OWN, USED, circular
+from visynth.core.judges import FEWEST, OWN, OWN_SIDE, USED, circular
 from visynth.core.manifest import Renders
 from visynth.core.progress import Progress
 from visynth.core.report import bullets, table, text
@@ -26,13 +26,12 @@ from visynth.metrics.bank import FeatureBank
 from visynth.metrics.copies import Copies, find_copies
 from visynth.metrics.extractors import extractor
 from visynth.metrics.memorization import near_duplicates
-from visynth.metrics.quality import EVERYTHING, per_class, table_rows
+from visynth.metrics.quality import EVERYTHING, evenly, per_class, table_rows
 from visynth.metrics.suite import FEW, SetQuality, Side
 
 Features = np.ndarray[Any, Any]
 AUTO = "auto"
-FEWEST = 20  # real training images, for an encoder of them
-SIDE = 160  # of images that a further judge sees, 64 for one of your own images
+SIDE = 160  # of images that a further judge sees
 SHOWN = {
     "precision": "fidelity: synthetic images among the real ones",
     "density": "fidelity: how densely",
@@ -133,7 +132,7 @@ def judge_of(
             )
         progress("training an encoder on your real images, to judge by")
         train = plugins.load("trainings", "encoder")
-        network, side = train(Lazy(images.image, [kept[k] for k in fitted]), labels), 64
+        network, side = train(Lazy(images.image, [kept[k] for k in fitted]), labels), OWN_SIDE
         words = f"It was trained from scratch on the {len(fitted)} real training images."
         if judge == AUTO:
             words += f" {bank.extractor.name} is no judge here: {'; '.join(hands)}."
@@ -199,8 +198,8 @@ def _suite_blocks(judge: Judge, sides: Mapping[str, tuple[Features, Features]]) 
     names = list(sides)
     counts = {n: len(held) if len(held) >= FEW else len(judge.made[n]) for n, (_, held) in sides.items()}
     made = {
-        "synthetic": {n: some(judge.made[n], counts[n]) for n in names},
-        "held-out real": {n: some(sides[n][1], len(judge.made[n])) for n in names},
+        "synthetic": {n: evenly(judge.made[n], counts[n]) for n in names},
+        "held-out real": {n: evenly(sides[n][1], len(judge.made[n])) for n in names},
     }
     values, notes = {}, []
     for kind, fakes in made.items():
@@ -239,15 +238,6 @@ def _suite_blocks(judge: Judge, sides: Mapping[str, tuple[Features, Features]]) 
     ]
 
 
-def some(features: Features, count: int) -> Features:
-    """So many of them at most, evenly spaced."""
-    return (
-        features[np.linspace(0, len(features) - 1, min(count, len(features))).astype(int)]
-        if len(features)
-        else features
-    )
-
-
 def copies_of(
     renders: Renders, wanted: Sequence[str], kept: Sequence[Item], images: ImageSet, progress: Progress
 ) -> dict[str, Copies]:
@@ -257,7 +247,9 @@ def copies_of(
         sides: dict[str, list[Any]] = {"train": [], "test": []}
         groups = []
         for item in kept:
-            if item.labels == (name,):
+            if (
+                item.labels == (name,) and item.split in sides
+            ):  # what chooses neither trained the generator nor tests it
                 sides[item.split].append(grey_copy(images.image(item)))
                 groups += [item.group] if item.split == "train" else []
         made = [grey_copy(decode(renders.folder / r.file_name)) for r in renders.records if r.label == name]

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,18 +29,20 @@ from visynth.data.imageset import ImageSet
 from visynth.data.splits import group_folds
 from visynth.jobs.likeness import copies_block, copies_of
 from visynth.jobs.rendered import Rendered, open_rendered
+from visynth.jobs.trial.recipes import RECIPE_TITLE, control_recipe, recipe_table
 from visynth.mixing.leaks import Accepted
 from visynth.verdict import cells as arming
 from visynth.verdict.bootstrap import WORDS
 from visynth.verdict.cells import Amount, Cell, Tables
-from visynth.verdict.comparison import INNER_FOLDS, Results, arm_of, gather
-from visynth.verdict.learners import Items, Learner, Outcome, better, inner_folds
+from visynth.verdict.comparison import INNER_FOLDS, Results, arm_of, gather, name_of
+from visynth.verdict.learners import Items, Learner, better, inner_folds
 from visynth.verdict.ranking import average_precision
 from visynth.verdict.rule import HELPS, Design
 from visynth.verdict.summary import arms_block, class_verdict, summarise
 
 REPEATS = 5  # of the inner folds
 WITHOUT = ("balanced", "real", "duplicate", "smote", "focal", "ldam")  # arms without synthesis, the default first
+Key = TypeVar("Key")
 Scores = tuple[float, ...]  # one a repeat, or a part of the validation images
 
 
@@ -53,7 +55,9 @@ class Found:
         candidate: of classic augmentation, and
         share: of the class's weight to it, where that arm is it.
         amount: of synthetic images; None where none are better in every repeat.
-        tried: scores by what was tried.
+        plain: scores of what was tried without them, by name.
+        best: name of the best of these.
+        amounts: scores of the amounts that were tried.
         how: where they come from, in words.
     """
 
@@ -61,8 +65,15 @@ class Found:
     candidate: str | None
     share: float
     amount: Amount | None
-    tried: Mapping[str, Scores]
+    plain: Mapping[str, Scores]
+    best: str
+    amounts: Mapping[Amount, Scores]
     how: str
+
+    @property
+    def tried(self) -> dict[str, Scores]:
+        """Scores of all that was tried, by name."""
+        return {**self.plain, **{f"synthetic: {name_of(amount)}": scores for amount, scores in self.amounts.items()}}
 
 
 def search_renders(
@@ -150,7 +161,7 @@ def search_renders(
             )
     report.verdicts += setting.not_measured(classes)
     recipe = _recipe(setting, found, report.verdicts, limits, out)
-    report.section("What to train with", _recipe_table(recipe))
+    report.section(RECIPE_TITLE, recipe_table(recipe, RECIPE))
     for name, one in found.items():
         report.section(f"Validation: {name}", *_validation_blocks(one))
     if blocks:
@@ -218,7 +229,8 @@ def _on_folds(cell: Cell, tables: Tables, fitter: Learner) -> tuple[Callable[[It
         return None
 
     def score(items: Items) -> Scores:
-        return tuple(float(np.mean(_fit(fitter, cell, tables, items, deal, k).by_fold)) for k, deal in enumerate(deals))
+        fits = (fitter.fit(tables, items, cell.test, deal, seed) for seed, deal in enumerate(deals))
+        return tuple(float(np.mean(one.by_fold)) for one in fits)
 
     return score, f"{REPEATS} deals of {INNER_FOLDS} inner folds of {len(groups)} training groups"
 
@@ -235,7 +247,7 @@ def _on_validation(cell: Cell, tables: Tables, fitter: Learner) -> tuple[Callabl
     deal = inner_folds(real, sorted({cell.groups[row] for row in cell.train}), INNER_FOLDS, 0)
 
     def score(items: Items) -> Scores:
-        scores = _fit(fitter, cell, tables, items, deal, 0).scores
+        scores = fitter.fit(tables, items, cell.test, deal, 0).scores
         return tuple(average_precision(truth[part], scores[part]) for part in parts if truth[part].any())
 
     return (
@@ -244,48 +256,34 @@ def _on_validation(cell: Cell, tables: Tables, fitter: Learner) -> tuple[Callabl
     )
 
 
-def _fit(
-    fitter: Learner, cell: Cell, tables: Tables, items: Items, deal: Sequence[frozenset[str]], seed: int
-) -> Outcome:
-    return fitter.fit(tables, items, cell.test, deal, seed)
-
-
 def _choose(cell: Cell, tables: Tables, score: Callable[[Items], Scores], how: str) -> Found:
     """The best arm without synthesis, and the amount that beats it in every repeat, if any does."""
     built = arming.build_arms(cell, 0, tables)
-    tried: dict[str, Scores] = {name: score(built[name]) for name in WITHOUT if name in built}
-    classic = {(c, share): f"augment: {c}, {share:g}" for c in cell.augmented for share in (arming.HALF, arming.LESS)}
-    for (candidate, share), name in classic.items():
-        tried[name] = score(arming.augmented_arm(cell, candidate, share))
-    without = _improved(tried, WITHOUT[0])
-    chosen = next((key for key, name in classic.items() if name == without), None)
-    mixed = chosen or max(classic, key=lambda key: float(np.mean(tried[classic[key]])), default=None)
+    plain: dict[str, Scores] = {name: score(built[name]) for name in WITHOUT if name in built}
+    classic = {f"augment: {c}, {share:g}": (c, share) for c in cell.augmented for share in (arming.HALF, arming.LESS)}
+    plain |= {name: score(arming.augmented_arm(cell, *key)) for name, key in classic.items()}
+    best = max(_winners(plain, plain[WITHOUT[0]]), key=lambda name: _mean(plain[name]), default=WITHOUT[0])
+    mixed = best if best in classic else max(classic, key=lambda name: _mean(plain[name]), default=None)
     number = len(cell.synthetic.rows) if cell.synthetic is not None else 0
     amounts = {
-        f"synthetic: {share:g}, {images or number} images" + (f", with {candidate}" if candidate else ""): Amount(
-            share, images, candidate
-        )
+        amount: score(arming.synthetic_arm(cell, amount))
         for share in arming.SHARES
         for images in ((None, number // arming.FEWER) if number >= arming.FEWER else (None,))
-        for candidate in ((None, mixed[0]) if mixed is not None else (None,))
+        for candidate in ((None, classic[mixed][0]) if mixed is not None else (None,))
+        for amount in [Amount(share, images, candidate)]
         if candidate is None or share + arming.LESS < 1
     }
-    tried |= {name: score(arming.synthetic_arm(cell, amount)) for name, amount in amounts.items()}
-    winners = [name for name in amounts if better(tried[name], tried[without])]
-    best = max(winners, key=lambda name: float(np.mean(tried[name])), default=None)
-    return Found(
-        "augment" if chosen else without,
-        chosen[0] if chosen else None,
-        chosen[1] if chosen else 0.0,
-        None if best is None else amounts[best],
-        tried,
-        how,
-    )
+    amount = max(_winners(amounts, plain[best]), key=lambda one: _mean(amounts[one]), default=None)
+    candidate, share = classic.get(best, (None, 0.0))
+    return Found("augment" if candidate else best, candidate, share, amount, plain, best, amounts, how)
 
 
-def _improved(tried: Mapping[str, Scores], default: str) -> str:
-    found = [name for name, scores in tried.items() if better(scores, tried[default])]
-    return max(found, key=lambda name: float(np.mean(tried[name])), default=default)
+def _winners(tried: Mapping[Key, Scores], default: Scores) -> list[Key]:
+    return [key for key, scores in tried.items() if better(scores, default)]
+
+
+def _mean(scores: Scores) -> float:
+    return float(np.mean(scores))
 
 
 def _tested(setting: Rendered, name: str, limit: int, found: Found, draws: int, progress: Progress) -> Results:
@@ -296,6 +294,7 @@ def _tested(setting: Rendered, name: str, limit: int, found: Found, draws: int, 
         cell = setting.cell(name, seed, limit, progress)
         if cell is None or (found.candidate is not None and found.candidate not in cell.augmented):
             continue
+        assert cell.synthetic is not None
         small, tables = arming.compact(cell, setting.real.bank.tables())
         built = arming.build_arms(small, seed, tables)
         arms = {"real": built["real"], "synthetic": arming.synthetic_arm(small, found.amount)}
@@ -304,13 +303,13 @@ def _tested(setting: Rendered, name: str, limit: int, found: Found, draws: int, 
         elif found.without in built:
             arms[found.without] = built[found.without]
         deal = inner_folds(built["real"], sorted({small.groups[row] for row in small.train}), INNER_FOLDS, seed)
-        told: dict[str, dict[str, Any]] = {
+        chosen: dict[str, dict[str, Any]] = {
             "augment": {"candidate": found.candidate, "classic share": found.share},
-            "synthetic": {"share": found.amount.share, "images": found.amount.images or len(cell.synthetic.rows)},  # type: ignore[union-attr]
+            "synthetic": {"share": found.amount.share, "images": found.amount.images or len(cell.synthetic.rows)},
         }
         outcomes.append(
             {
-                arm: arm_of(_fit(setting.fitter, small, tables, items, deal, seed), told.get(arm))
+                arm: arm_of(setting.fitter.fit(tables, items, small.test, deal, seed), chosen.get(arm))
                 for arm, items in arms.items()
             }
         )
@@ -323,10 +322,7 @@ def _tested(setting: Rendered, name: str, limit: int, found: Found, draws: int, 
 
 
 def _none(name: str, found: Found) -> ClassVerdict:
-    best = float(
-        np.mean(found.tried[_improved({k: v for k, v in found.tried.items() if "synthetic" not in k}, WITHOUT[0])])
-    )
-    made = max(float(np.mean(v)) for k, v in found.tried.items() if k.startswith("synthetic"))
+    best, made = _mean(found.plain[found.best]), max(map(_mean, found.amounts.values()))
     words = found.without if found.candidate is None else f"classic augmentation with {found.candidate}"
     return ClassVerdict(
         name,
@@ -354,49 +350,27 @@ def _recipe(
         else:
             classes[name] = ClassRecipe(arm=one.without, classic=one.candidate, answer=answers[name])
     used = [one for one in classes.values() if one.share]
-    if used and setting.control is not None:
-        made = max(one.images or 0 for one in used) / 3
-        real = (
-            int(setting.real.positive[setting.control][setting.train].sum())
-            if setting.control in setting.real.positive
-            else 0
-        )
+    if used and setting.control in setting.real.positive:
+        real = int(setting.real.positive[setting.control][setting.train].sum())
         if real:
-            classes[setting.control] = ClassRecipe(share=round(made / (made + real), 3), arm="control")
+            classes[setting.control] = control_recipe(max(one.images or 0 for one in used), real)
     renders = setting.renders
     folder = os.path.relpath(renders.folder, out) if used else None  # as it is seen from the recipe's file
     return Recipe(classes, str(renders.plan["generator"]) if used else None, folder)
 
 
-def _recipe_table(recipe: Recipe) -> dict[str, Any]:
-    rows = [
-        [name, one.answer or "-", f"{one.share:.0%} of its samples" if one.share else "none", one.images or "-",
-         one.arm.replace("_", " "), one.classic or "-"]
-        for name, one in recipe.classes.items()
-    ]  # fmt: skip
-    columns = ["class", "verdict", "synthetic images", "measured with", "with what else", "classic augmentation"]
-    return table(
-        columns,
-        rows,
-        f"The same is in {RECIPE}: WithSynthetic(your_datamodule, renders, recipe=...) takes it as it is.",
-    )
-
-
 def _validation_blocks(found: Found) -> list[dict[str, Any]]:
-    means = {name: float(np.mean(scores)) for name, scores in found.tried.items()}
-    plain = [(0.0, max(v for k, v in means.items() if not k.startswith("synthetic")))]
+    points = [(0.0, max(map(_mean, found.plain.values())))]
     for share in arming.SHARES:
-        own = [v for k, v in means.items() if k.startswith(f"synthetic: {share:g},")]
-        plain += [(share, max(own))] if own else []
-    rows = [
-        [name, means[name], " ".join(f"{one:.3f}" for one in found.tried[name])]
-        for name in sorted(means, key=lambda name: -means[name])
-    ]
+        own = [_mean(scores) for amount, scores in found.amounts.items() if amount.share == share]
+        points += [(share, max(own))] if own else []
+    ranked = sorted(found.tried.items(), key=lambda one: -_mean(one[1]))
+    rows = [[name, _mean(scores), " ".join(f"{one:.3f}" for one in scores)] for name, scores in ranked]
     return [
         text(f"By {found.how}."),
         lines(
             "Validation AP by the share of the class's weight",
-            plain,
+            points,
             {},
             "share",
             "AP",

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from visynth.core.errors import UsageError, VisynthError, choices
 from visynth.core.files import hash_file
+from visynth.jobs.configured import find_in_working_folder
 
 ENDS = ("max_steps", "max_epochs")
 TAKEN = (*ENDS, "accelerator", "precision", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches",
@@ -114,8 +115,7 @@ def class_of(path: str) -> Any:
         UsageError: it cannot be imported.
     """
     module, _, name = path.rpartition(".")
-    if os.getcwd() not in sys.path:  # last, so that nothing is hidden: a class of a file beside the configuration
-        sys.path.append(os.getcwd())
+    find_in_working_folder()
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

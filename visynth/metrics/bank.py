@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +20,6 @@ from visynth.metrics.extractor import PATCH, Array, Described, Extractor, Floats
 from visynth.verdict.learners import IMAGES
 
 Places = NDArray[np.float16]  # [P, D], the features at every place of one image
-AHEAD = 8  # batches that wait for a core, or to be kept
 PATCHES = ".p16"  # ending of files with patches
 
 
@@ -119,26 +118,18 @@ class FeatureBank:
                 return self._add_without_features(len(images))
         keep = self.keep_patches and bool(self.extractor.stages) and 0 in self.resolutions
         pooled: dict[int, list[Floats | None]] = {resolution: [None] * len(images) for resolution in self.resolutions}
-        squares: list[Floats] = []
-        due: deque[tuple[Callable[[], Described], list[tuple[int, Floats, Path | None]], int]] = deque()
-
-        def take() -> None:
-            found, rows, resolution = due.popleft()
-            self._keep(found(), rows, pooled[resolution], start, places if resolution == 0 else None)
-
-        with self.extractor.crew() as submit:
-            for some, resolution in self._batches(images, start, pooled, keep, cache, squares):
-                call = partial(self.extractor.described, [i for _, i, _ in some], patches=keep and resolution == 0)
-                due.append((submit(call), some, resolution))
-                while len(due) > AHEAD:
-                    take()
-            while due:
-                take()
+        described = self.extractor.described
+        calls = (
+            ((rows, resolution), partial(described, [i for _, i, _ in rows], patches=keep and resolution == 0))
+            for rows, resolution in self._batches(images, start, pooled, keep, cache)
+        )
+        for (rows, resolution), found in self.extractor.each(calls):
+            self._keep(found, rows, pooled[resolution], start, places if resolution == 0 else None)
         for resolution in self.resolutions:
-            rows = [row for row in pooled[resolution] if row is not None]
+            whole = [row for row in pooled[resolution] if row is not None]
             start_of = 0
             for pool, width in self._pools.items():
-                block = [row[start_of : start_of + width] for row in rows]
+                block = [row[start_of : start_of + width] for row in whole]
                 self._tables[(resolution, pool)].extend(np.array(block, np.float32))
                 start_of += width
         return np.arange(start, start + len(images))
@@ -150,10 +141,10 @@ class FeatureBank:
         pooled: Mapping[int, list[Floats | None]],
         keep: bool,
         cache: bool,
-        squares: list[Floats],
     ) -> Iterator[tuple[list[tuple[int, Floats, Path | None]], int]]:
         """Images of one prepared shape together, with their resolution; what is kept on disk is read on the way."""
         waiting: dict[tuple[int, tuple[int, ...]], list[tuple[int, Floats, Path | None]]] = defaultdict(list)
+        squares: list[Floats] = []
         for index, image in enumerate(images):
             key = pixel_hash(image) if cache and self.cache is not None else ""
             for resolution in self.resolutions:
@@ -176,7 +167,7 @@ class FeatureBank:
                     self._tables[(self.trunk, "trunk")].extend(
                         self.extractor.trunk_of(squares).numpy().astype(np.float16)
                     )
-                    squares.clear()
+                    squares = []
         for resolution, shape in sorted(waiting):
             yield waiting[(resolution, shape)], resolution
 
@@ -200,23 +191,14 @@ class FeatureBank:
         shapes: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, image in enumerate(images):
             shapes[prepare(image, 0).shape].append(index)
-        due: deque[tuple[Callable[[], Places], list[int]]] = deque()
-
-        def take() -> None:
-            found, own = due.popleft()
-            for i, places in zip(own, found(), strict=True):
-                places_of[i] = places
-
-        with self.extractor.crew() as submit:
-            for indices in shapes.values():
-                for first in range(0, len(indices), self.batch):
-                    some = indices[first : first + self.batch]
-                    prepared = [prepare(images[i], 0) for i in some]
-                    due.append((submit(partial(self._places_of, prepared)), some))
-                    while len(due) > AHEAD:
-                        take()
-            while due:
-                take()
+        batches = (
+            indices[first : first + self.batch]
+            for indices in shapes.values()
+            for first in range(0, len(indices), self.batch)
+        )
+        calls = ((some, partial(self._places_of, [prepare(images[i], 0) for i in some])) for some in batches)
+        for some, found in self.extractor.each(calls):
+            places_of |= zip(some, found, strict=True)
         return [places_of[i] for i in range(len(images))]
 
     def tables(self) -> dict[tuple[int, str], NDArray[Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from visynth.core import seeds as seeding
 from visynth.core.pictures import resize
 from visynth.metrics.extractor import NATIVE_LIMIT, STRIDE
-from visynth.verdict.learners import Ints, Items, Outcome, split_parts
+from visynth.verdict.learners import Ints, Items, Outcome, split_parts, wins
 from visynth.verdict.linear import logistic
 from visynth.verdict.ranking import average_precision
 
@@ -69,8 +69,8 @@ class DenseHead:
                 return tuple(on(fold, penalty) for fold in range(len(parts)))
 
             default = self.penalties[0]
-            rivals = self.penalties[1:] if parts else ()
-            others = [c for c in rivals if all(on(fold, c) > on(fold, default) for fold in range(len(parts)))]
+            usual = partial(on, penalty=default)
+            others = [c for c in self.penalties[1:] if wins(partial(on, penalty=c), usual, len(parts))]
             penalty = max(others, key=lambda c: float(np.mean(inner(c))), default=default)
             mean = float(np.mean(inner(penalty))) if parts else float("nan")
             model = self._train(items, np.ones(len(items), bool), penalty, seed)

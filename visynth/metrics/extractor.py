@@ -6,9 +6,9 @@ multiple of 32: a fully convolutional network needs neither cropping nor squashi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import sha256
@@ -24,6 +24,7 @@ from visynth.core.pictures import resize
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
+K = TypeVar("K")
 T = TypeVar("T")
 STRIDE = 32
 NATIVE_LIMIT = 512  # pixels of the square of equal area above which even "native" shrinks
@@ -142,26 +143,30 @@ class Extractor:
             )
         return prepare(image, resolution)
 
-    @contextmanager
-    def crew(self) -> Iterator[Callable[[Callable[[], T]], Callable[[], T]]]:
-        """A function that takes calls on this extractor and gives functions that wait for what comes of each: on a CPU as many
-        run at a time as there are cores, each on one; elsewhere each runs at once.
+    def each(self, calls: Iterable[tuple[K, Callable[[], T]]], ahead: int = 8) -> Iterator[tuple[K, T]]:
+        """What comes of calls on this extractor, in their order, each with its key: on a CPU as many run at a time as there are
+        cores, each on one; elsewhere one after the other.
 
         Images of many sizes make small batches, of which one does not keep several cores busy.
+
+        Args:
+            calls: with their keys; they are asked for as they are needed.
+            ahead: that wait for a core, or to be taken, at most.
         """
         cores, device = torch.get_num_threads(), next((p.device.type for p in self.network.parameters()), "cpu")
         if cores == 1 or not self.threads or device != "cpu":
-
-            def now(call: Callable[[], T]) -> Callable[[], T]:
-                found = call()
-                return lambda: found
-
-            yield now
+            yield from ((key, call()) for key, call in calls)
             return
+        due: deque[tuple[K, Future[T]]] = deque()
         # Threads of this work alone: those of a kept pool would be missing in a forked process.
         try:
             with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                yield lambda call: pool.submit(call).result
+                for key, call in calls:
+                    due.append((key, pool.submit(call)))
+                    if len(due) > ahead:
+                        first, found = due.popleft()
+                        yield first, found.result()
+                yield from ((key, found.result()) for key, found in due)
         finally:
             torch.set_num_threads(cores)
 
@@ -183,9 +188,7 @@ class Extractor:
         parts = torch.split(batch, few)
         if len(parts) == 1:
             return run(batch)
-        with self.crew() as submit:
-            due = [submit(partial(run, part)) for part in parts]
-            found = [wait() for wait in due]
+        found = [values for _, values in self.each((k, partial(run, part)) for k, part in enumerate(parts))]
         return tuple(torch.cat(values) for values in zip(*found, strict=True))
 
     def _batch(self, images: Sequence[Floats]) -> Tensor:

@@ -91,7 +91,19 @@ def even(features: Mapping[str, Features], names: Sequence[str]) -> dict[str, Fe
     """The same number of each class, evenly spaced: a balanced set against an unbalanced one would measure the
     balance."""
     fewest = min(len(features[name]) for name in names)
-    return {name: features[name][np.linspace(0, len(features[name]) - 1, fewest).astype(int)] for name in names}
+    return {name: evenly(features[name], fewest) for name in names}
+
+
+def evenly(features: Features, count: int) -> Features:
+    """So many rows at most, evenly spaced.
+
+    Example:
+        >>> evenly(np.arange(5), 3).tolist(), evenly(np.arange(2), 9).tolist(), len(evenly(np.zeros((0, 4)), 3))
+        ([0, 2, 4], [0, 1], 0)
+    """
+    if len(features) <= count:
+        return features
+    return np.asarray(features[np.linspace(0, len(features) - 1, count).astype(int)])
 
 
 def frechet_name(features: str, whole: bool = True) -> str:

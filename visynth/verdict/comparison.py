@@ -331,7 +331,7 @@ def _best_synthetic(
         further.append(replace(best, classic=classic.chosen["candidate"]))
     outcomes |= {amount: fitted(arming.synthetic_arm(cell, amount)) for amount in further}
     tried = {name: choice.outcome.inner for name, choice in without.items()}
-    tried |= {_named(amount): outcome.inner for amount, outcome in outcomes.items()}
+    tried |= {name_of(amount): outcome.inner for amount, outcome in outcomes.items()}
     winner = _improved({amount: outcomes[amount] for amount in (best, *further)}, best)
     none = [name for name, c in without.items() if better(c.outcome.by_fold, outcomes[winner].by_fold)]
     if none:
@@ -348,7 +348,7 @@ def _improved(candidates: Mapping[Any, Outcome], default: Any) -> Any:
     return max(found, key=lambda name: _score(candidates[name]), default=default)
 
 
-def _named(amount: arming.Amount) -> str:
+def name_of(amount: arming.Amount) -> str:
     """Name of an amount among those that were tried."""
     extra = f", {amount.images} images" if amount.images else ""
     return f"{amount.share:g}{extra}" + (f", with {amount.classic}" if amount.classic else "")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth.verdict.learners import Floats, Ints, Items, Outcome, split_parts
+from visynth.verdict.learners import Floats, Ints, Items, Outcome, split_parts, wins
 from visynth.verdict.linear import logistic, softmax
 from visynth.verdict.ranking import average_precision
 
@@ -135,8 +135,7 @@ class FrozenLearner:
             return tuple(on(fold, space, penalty) for fold in range(len(parts)))
 
         def beats(one: tuple[Key, float], other: tuple[Key, float]) -> bool:
-            """As :func:`visynth.verdict.learners.better`; no further fold is fitted after one that is lost."""
-            return len(parts) > 0 and all(on(fold, *one) > on(fold, *other) for fold in range(len(parts)))
+            return wins(lambda fold: on(fold, *one), lambda fold: on(fold, *other), len(parts))
 
         best, penalty = self._choice(spaces, beats, lambda one: float(np.mean(inner(*one))))
         by_fold = inner(best, penalty)

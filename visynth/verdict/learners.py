@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -94,6 +94,16 @@ def better(own: Sequence[float], default: Sequence[float]) -> bool:
         (True, False, False)
     """
     return len(own) == len(default) > 0 and all(a > b for a, b in zip(own, default, strict=True))
+
+
+def wins(own: Callable[[int], float], default: Callable[[int], float], folds: int) -> bool:
+    """As :func:`better`, for scores that are worked out fold by fold: after one that is lost no further one is.
+
+    Example:
+        >>> wins([0.5, 0.6].__getitem__, [0.4, 0.5].__getitem__, 2), wins([0.5].__getitem__, [0.4].__getitem__, 0)
+        (True, False)
+    """
+    return folds > 0 and all(own(fold) > default(fold) for fold in range(folds))
 
 
 class Learner(Protocol):

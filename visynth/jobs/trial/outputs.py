@@ -17,11 +17,11 @@ from visynth.core.recipe import Recipe
 from visynth.core.report import Report, gallery, lines, table, text
 from visynth.generators.base import Generator
 from visynth.jobs.trial.data import TrialData
-from visynth.jobs.trial.recipes import recipe_of
+from visynth.jobs.trial.recipes import RECIPE_TITLE, recipe_of, recipe_table
 from visynth.jobs.trial.synthesis import Synthesizer
 from visynth.jobs.trial.training import LOSSES, Undertrained
 from visynth.render.run import Here, make_plan, render_set
-from visynth.verdict.comparison import IMAGES, Results
+from visynth.verdict.comparison import Results
 
 SHOWN = 3  # images of each class
 EXPLAINED = (
@@ -91,22 +91,7 @@ def write_outputs(
 
 
 def _recipe_section(recipe: Recipe, file: str) -> dict[str, Any]:
-    """What to train each class with, in a table."""
-    rows = []
-    for name, one in recipe.classes.items():
-        share = f"{one.share:.0%} of its samples" if one.share else "none"
-        words = {
-            **IMAGES.recipes,
-            "synthetic": "a balanced sampler",
-            "control": "defect-free images with the same seams",
-        }
-        images = "-" if one.images is None else one.images
-        rows.append(
-            [name, one.answer or "-", share, images, words.get(one.arm, one.arm.replace("_", " ")), one.classic or "-"]
-        )
-    columns = ["class", "verdict", "synthetic images", "measured with", "with what else", "classic augmentation"]
-    note = f"The same is in {file}: WithSynthetic(your_datamodule, renders, recipe=...) takes it as it is."
-    return {"title": "What to train with", "blocks": [table(columns, rows, note)]}
+    return {"title": RECIPE_TITLE, "blocks": [recipe_table(recipe, file)]}
 
 
 def _card_blocks(generator: Generator) -> list[dict[str, Any]]:

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from visynth.core.recipe import ClassRecipe, Recipe
-from visynth.core.report import ClassVerdict
-from visynth.verdict.comparison import Arm, Results
+from visynth.core.report import ClassVerdict, table
+from visynth.verdict.comparison import IMAGES, Arm, Results
 from visynth.verdict.rule import HELPS
+
+RECIPE_TITLE = "What to train with"  # of its section in a report
 
 
 def recipe_of(
@@ -47,9 +49,35 @@ def recipe_of(
     used = any(one.share for one in classes.values())
     if used and control is not None:
         name, real = control
-        made = max(own.counts["synthetic"] for label, own in results.items() if label in rendered) / 3
-        classes[name] = ClassRecipe(share=round(made / (made + real), 3), arm="control")
+        made = max(own.counts["synthetic"] for label, own in results.items() if label in rendered)
+        classes[name] = control_recipe(made, real)
     return Recipe(classes, generator if used else None, renders if used else None, conditions)
+
+
+def control_recipe(synthetic: float, real: int) -> ClassRecipe:
+    """Of the defect-free class, whose images with the same seams stand beside so many synthetic ones of a class, one for every
+    three, as in the measured arm."""
+    made = synthetic / 3
+    return ClassRecipe(share=round(made / (made + real), 3), arm="control")
+
+
+def recipe_table(recipe: Recipe, file: str) -> dict[str, Any]:
+    """What to train each class with, in a table."""
+    words = {
+        **IMAGES.recipes,
+        "synthetic": "a balanced sampler",
+        "control": "defect-free images with the same seams",
+    }
+    rows = []
+    for name, one in recipe.classes.items():
+        share = f"{one.share:.0%} of its samples" if one.share else "none"
+        images = "-" if one.images is None else one.images
+        rows.append(
+            [name, one.answer or "-", share, images, words.get(one.arm, one.arm.replace("_", " ")), one.classic or "-"]
+        )
+    columns = ["class", "verdict", "synthetic images", "measured with", "with what else", "classic augmentation"]
+    note = f"The same is in {file}: WithSynthetic(your_datamodule, renders, recipe=...) takes it as it is."
+    return table(columns, rows, note)
 
 
 def _with_synthetic(results: Results, arm: str, answer: str) -> ClassRecipe:
