@@ -179,6 +179,7 @@ def open_rendered(
     """
     if metric not in NAMED:
         raise UsageError(f"metric must be one of {choices(NAMED)}, but got {metric!r}.")
+    fitter = learner_of(learner)
     whole = need_folders(renders if isinstance(renders, Renders) else read_renders(renders))
     used = used_by(whole, keep)
     check_judge(judge, used)
@@ -221,7 +222,6 @@ def open_rendered(
         sides = ("train", "val", "test") if validates else ("train", "test")
         kept = [item for item in images.items if item.split in sides]
         good = control or guess_good(images.classes, {}, images.counts())
-        fitter = learner_of(learner)
         bank = new_bank(fitter, cache, patches=learner == "frozen" and good is not None)
         progress(f"features of {len(kept)} real and {len(renders.records)} synthetic images")
         real = MeasuredSet(

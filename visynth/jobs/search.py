@@ -35,7 +35,7 @@ from visynth.verdict import cells as arming
 from visynth.verdict.bootstrap import WORDS
 from visynth.verdict.cells import Amount, Cell, Tables
 from visynth.verdict.comparison import INNER_FOLDS, Results, arm_of, gather, name_of
-from visynth.verdict.learners import Items, Learner, better, inner_folds
+from visynth.verdict.learners import Items, Learner, better, inner_folds, learner_of
 from visynth.verdict.ranking import average_precision
 from visynth.verdict.rule import HELPS, Design
 from visynth.verdict.summary import arms_block, class_verdict, summarise
@@ -114,15 +114,15 @@ def search_renders(
         UsageError: a metric, class or learner that there is not.
     """
     started, out = time.monotonic(), Path(out)
+    if not getattr(learner_of(learner), "chooses", True):
+        raise UsageError(
+            f"learner {learner} makes no choices on inner folds, so it cannot be searched with: take frozen."
+        )
     setting = open_rendered(
         images, renders, out,
         classes=classes, learner=learner, metric=metric, cache=cache, keep=keep, accept_leaks=accept_leaks, validates=True,
         progress=progress,
     )  # fmt: skip
-    if not getattr(setting.fitter, "chooses", True):
-        raise UsageError(
-            f"learner {learner} makes no choices on inner folds, so it cannot be searched with: take frozen."
-        )
     report = Report("search", subject or setting.renders.folder.name)
     found: dict[str, Found] = {}
     blind: dict[str, str] = {}  # classes without anything to choose on, and why
