@@ -57,6 +57,7 @@ def test_every_logger_gets_them(tmp_path: Path, monkeypatch) -> None:
     np.testing.assert_array_equal(image, SHEET)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    loggers[1].experiment.flush()  # it writes from a thread of its own
     board = EventAccumulator(loggers[1].log_dir)
     board.Reload()
     assert board.Tags()["images"] == ["samples/KIDCallback"]
