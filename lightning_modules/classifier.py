@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 from visynth.core import seeds as seeding
 from visynth.core.quiet import quiet_lightning
 from visynth.metrics.extractors import extractor
-from visynth.verdict.learners import Floats, Ints, Items, Outcome, split_parts
+from visynth.verdict.learners import Floats, Ints, Items, Outcome, Tested, split_parts
 from visynth.verdict.ranking import average_precision
 
 
@@ -82,7 +82,7 @@ class FinetuneLearner:
         folds: Sequence[frozenset[str]],
         seed: int,
     ) -> Outcome:
-        """Train on all items and score the test rows; the first inner fold gives the validation score."""
+        """Train without the first inner fold for the validation score; the outcome trains on all items."""
         table = tables[(self.trunk, "trunk")]
         values = items.features(table).astype(np.float32)
         inner = float("nan")
@@ -92,8 +92,12 @@ class FinetuneLearner:
                 model = self._train(values[train], items.positive[train], items.weights[train], seed)
                 inner = average_precision(items.positive[validation], _scores(model, values[validation]))
         folded = (inner,) if np.isfinite(inner) else ()
-        model = self._train(values, items.positive, items.weights, seed)
-        return Outcome(_scores(model, table[test].astype(np.float32)), inner, {"steps": self.steps}, by_fold=folded)
+
+        def tested() -> Tested:
+            model = self._train(values, items.positive, items.weights, seed)
+            return Tested(_scores(model, table[test].astype(np.float32)))
+
+        return Outcome(tested, inner, {"steps": self.steps}, folded)
 
     def _train(
         self, values: NDArray[np.float32], positive: NDArray[np.bool_], weights: Floats, seed: int

@@ -12,7 +12,7 @@ import pytest
 
 from visynth.core.stage import Stage
 from visynth.data.reading import read_images
-from visynth.jobs.trial import measuring
+from visynth.jobs.trial import measuring, ready
 from visynth.jobs.trial.flow import run_trial
 from visynth.jobs.trial.options import TrialOptions
 from visynth.jobs.trial.plan import Cost, TrialPlan, plan_trial
@@ -38,13 +38,13 @@ def trial(samples: Path, out: Path, said: list[str] | None = None, **options):
 def syntheses(monkeypatch) -> list[tuple[int, int]]:
     """(draw, fold) of each synthesis; the fixture's user may make one of them the last."""
     seen: list[tuple[int, int]] = []
-    before = measuring.with_synthesis
+    before = ready.sampled
 
-    def counted(data, synthesizer, name, split, cell, options, head=None):
+    def counted(data, synthesizer, name, split, options):
         seen.append((split.draw, split.fold))
-        return before(data, synthesizer, name, split, cell, options, head)
+        return before(data, synthesizer, name, split, options)
 
-    monkeypatch.setattr(measuring, "with_synthesis", counted)
+    monkeypatch.setattr(ready, "sampled", counted)
     return seen
 
 

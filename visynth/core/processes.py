@@ -1,11 +1,32 @@
-"""Worker processes that do not outlive the process that they work for."""
+"""Work side by side: threads that share the cores, and worker processes that do not outlive the process that they work for."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import TypeVar
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def in_threads(work: Callable[[A], B], items: Sequence[A], workers: int) -> list[B]:
+    """What comes of each item, in order; several at a time, each on one core, since what takes time lets go of Python's lock.
+
+    Example:
+        >>> in_threads(abs, [-1, 2, -3], workers=2)
+        [1, 2, 3]
+    """
+    if workers < 2 or len(items) < 2:
+        return [work(item) for item in items]
+    import joblib
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        return list(joblib.Parallel(workers, backend="threading")(joblib.delayed(work)(item) for item in items))
 
 
 @cache

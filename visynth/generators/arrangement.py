@@ -123,12 +123,12 @@ def in_context(piece: Piece, ground: Background, settings: Settings, generator: 
     factor = context.factor_of(ground.image.shape)
     quarters = range(4) if settings.turn else (0, 2) if settings.flip else (0,)
     turns = [(m, q) for m in ((False, True) if settings.flip else (False,)) for q in quarters]
+    pad = -(-max(piece.mask.shape) // factor)  # as much as any turn of the piece needs
+    searched = context.ground(ground.grey, ground.foreground, factor, pad, not ground.cut)
     found: list[tuple[Fit, Piece]] = []
     for turn in generator.permutation(len(turns))[:VARIANTS]:
         own = piece.turned(*turns[turn])
         wanted = own.template(settings.context, factor, hard)
-        pad = max(wanted.values.shape)
-        searched = context.ground(ground.grey, ground.foreground, factor, pad, not ground.cut)
         found += [(fit, own) for fit in context.best_places(wanted, searched, settings.candidates, generator)]
     found.sort(key=lambda one: one[0].error)
     fitting = [one for one in found if one[0].error <= settings.misfit][: settings.candidates] or found[:1]

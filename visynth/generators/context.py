@@ -241,6 +241,8 @@ def _nearness(mask: Mask, width: int) -> Floats:
 
 def _shrunk(values: Mask | Floats, factor: int) -> Floats:
     """Means of squares of ``factor`` pixels; what lacks to a whole number of them is filled by the last pixels."""
-    whole = np.pad(values.astype(np.float32), [(0, -length % factor) for length in values.shape], mode="edge")
-    height, width = whole.shape
-    return np.asarray(whole.reshape(height // factor, factor, width // factor, factor).mean(axis=(1, 3)))
+    height, width = (-(-length // factor) for length in values.shape)
+    bottom, right = (count * factor - n for count, n in zip((height, width), values.shape, strict=True))
+    whole = cv2.copyMakeBorder(values.astype(np.float32), 0, bottom, 0, right, cv2.BORDER_REPLICATE)
+    # OpenCV's means over areas: with numpy's, half of the time of a search went here.
+    return np.asarray(cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA), np.float32)

@@ -43,6 +43,14 @@ class Checked(Protocol):
         """Raise a UsageError if it does not; ``names`` are the classes by their numbers."""
 
 
+@dataclass
+class Distances:
+    """A memory bank of defect-free images, which the classes of a split share, and the distances of rows from it."""
+
+    core: PatchCore
+    of_row: dict[int, float] = field(default_factory=dict)
+
+
 @dataclass(kw_only=True)
 class MeasuredSet:
     """The real images that arms are fitted and tested on. A row is a place in ``items`` and in the bank.
@@ -66,7 +74,7 @@ class MeasuredSet:
     weights: NDArray[np.float64]
     good: str | None = None
     augmented: dict[str, dict[str, dict[int, list[int]]]] = field(default_factory=dict)
-    _last: tuple[tuple[int, ...], PatchCore | None] = ((), None)
+    _distances: dict[tuple[int, ...], Distances] = field(default_factory=dict)
 
     @cached_property
     def group_of(self) -> dict[str, str]:
@@ -191,7 +199,6 @@ class MeasuredSet:
         groups = [self.groups[row] for row in free]
         if len(set(groups)) < FEWEST:
             return cell
-        core = self._core(tuple(free), groups)
         extras = [e for e in (cell.synthetic, cell.control, *cell.augmented.values()) if e is not None]
         real = np.concatenate([cell.train, cell.more, cell.test])
         behind = {int(row): frozenset({self.groups[int(row)]}) for row in real}
@@ -200,18 +207,16 @@ class MeasuredSet:
         }
         if not all(row in self.bank.patches for row in behind):
             return cell
+        known = self._distances.get(tuple(free))
+        if known is None:
+            core = fit_patchcore([self.bank.patches[row] for row in free], groups)
+            known = self._distances.setdefault(tuple(free), Distances(core))
+        new = [row for row in behind if row not in known.of_row]
+        scores = known.core.scores([self.bank.patches[row] for row in new], [behind[row] for row in new])
+        known.of_row |= zip(new, scores.tolist(), strict=True)
         distances = np.full(len(self.bank), np.nan)
-        rows = list(behind)
-        distances[rows] = core.scores([self.bank.patches[row] for row in rows], [behind[row] for row in rows])
+        distances[list(behind)] = [known.of_row[row] for row in behind]
         return replace(cell, anomaly=distances)
-
-    def _core(self, free: tuple[int, ...], groups: Sequence[str]) -> PatchCore:
-        """The memory bank of some defect-free images; the last one is kept, which the classes of a split share."""
-        if self._last[0] != free:
-            self._last = free, fit_patchcore([self.bank.patches[row] for row in free], groups)
-        core = self._last[1]
-        assert core is not None
-        return core
 
 
 def check_learner(learner: Learner, name: str, metric: str, data: MeasuredSet) -> None:

@@ -54,7 +54,7 @@ from visynth.jobs.user_parts import (
 from visynth.metrics.extractor import prepare_square
 from visynth.mixing.convert import random_state_kept
 from visynth.mixing.samples import Samples
-from visynth.verdict.learners import IMAGES, Floats, Ints, Items, Outcome
+from visynth.verdict.learners import IMAGES, Floats, Ints, Items, Outcome, Tested
 
 STEPS = 300  # unless the trainer of the file says otherwise
 BATCH = 32  # without a DataModule
@@ -195,7 +195,7 @@ class UserTraining:
         label = int(items.labels[items.positive][0])
         rest = np.delete(logits, label, axis=1)
         scores = logits[:, label] - np.logaddexp.reduce(rest, axis=1)
-        return Outcome(scores, float("nan"), {"training": self.name}, logits)
+        return Outcome(lambda: Tested(scores, logits), float("nan"), {"training": self.name})
 
     def _ready(self) -> Kit:
         if self.kit is None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from visynth.core import seeds as seeding
 from visynth.core.pictures import resize
 from visynth.metrics.extractor import NATIVE_LIMIT, STRIDE
-from visynth.verdict.learners import Ints, Items, Outcome, split_parts, wins
+from visynth.verdict.learners import Ints, Items, Outcome, Tested, split_parts, wins
 from visynth.verdict.linear import logistic
 from visynth.verdict.ranking import average_precision
 
@@ -45,8 +45,8 @@ class DenseHead:
         return any(covered is not None and covered.any() for covered in (self.covered.get(int(row)) for row in rows))
 
     def fit(self, items: Items, test: Ints, folds: Sequence[frozenset[str]], seed: int) -> Outcome:
-        """Choose C on two inner folds (the first one, unless another is better on both), fit with one round of hard
-        negatives, score the test rows."""
+        """Choose C on two inner folds (the first one, unless another is better on both); each fit has one round of hard
+        negatives."""
         from threadpoolctl import threadpool_limits
 
         with threadpool_limits(1):
@@ -73,8 +73,14 @@ class DenseHead:
             others = [c for c in self.penalties[1:] if wins(partial(on, penalty=c), usual, len(parts))]
             penalty = max(others, key=lambda c: float(np.mean(inner(c))), default=default)
             mean = float(np.mean(inner(penalty))) if parts else float("nan")
-            model = self._train(items, np.ones(len(items), bool), penalty, seed)
-            return Outcome(self._scores(model, test), mean, {"C": penalty}, by_fold=inner(penalty))
+            by_fold = inner(penalty)
+
+        def tested() -> Tested:
+            with threadpool_limits(1):
+                model = self._train(items, np.ones(len(items), bool), penalty, seed)
+                return Tested(self._scores(model, test))
+
+        return Outcome(tested, mean, {"C": penalty}, by_fold)
 
     def _train(self, items: Items, use: NDArray[np.bool_], penalty: float, seed: int) -> NDArray[np.float64]:
         rows, positive, weights = items.rows[use].tolist(), items.positive[use], items.weights[use]

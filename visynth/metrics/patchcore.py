@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -52,18 +53,22 @@ class PatchCore:
             without: per image the groups whose entries do not count: those that it was made from, or is one of. NaN where
                 none are left.
         """
-        lengths = (self.bank.astype(np.float64) ** 2).sum(axis=1).astype(np.float32)
+        squares = (self.bank.astype(np.float64) ** 2).sum(axis=1).astype(np.float32)
+        minus_twice = np.ascontiguousarray(-2 * self.bank.T)
+
+        @cache
+        def counted(groups: frozenset[str]) -> NDArray[np.float32]:
+            """Squared lengths; infinite for those that do not count."""
+            return np.where(np.isin(self.groups, sorted(groups)), np.float32(np.inf), squares)
+
         out = np.full(len(images), np.nan)
         for k, patches in enumerate(images):
             own = patches.astype(np.float32)
-            counts = np.ones(len(self.bank), bool)
-            if without is not None and without[k]:
-                counts = ~np.isin(self.groups, sorted(without[k]))
-            if not counts.any():
+            lengths = squares if without is None else counted(frozenset(without[k]))
+            if not np.isfinite(lengths).any():
                 continue
-            products = own @ self.bank.T
-            squared = lengths[None] - 2 * products
-            squared[:, ~counts] = np.inf
+            squared = own @ minus_twice
+            squared += lengths
             nearest = squared.min(axis=1) + (own**2).sum(axis=1)
             distances = np.sqrt(np.maximum(nearest, 0))
             out[k] = float(np.sort(distances)[-LARGEST:].mean())

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth.verdict.learners import Floats, Ints, Items, Outcome, split_parts, wins
+from visynth.verdict.learners import Floats, Ints, Items, Outcome, Tested, split_parts, wins
 from visynth.verdict.linear import logistic, softmax
 from visynth.verdict.ranking import average_precision
 
@@ -87,10 +87,8 @@ class FrozenLearner:
         folds: Sequence[frozenset[str]],
         seed: int,
     ) -> Outcome:
-        """Choose on the inner folds, fit on all items, score the test rows (decision values)."""
-        from threadpoolctl import threadpool_limits
-
-        with threadpool_limits(1):  # these matrices are small: two threads take six times as long as one
+        """Choose on the inner folds; the outcome's scores are decision values."""
+        with _one_thread():
             return self._fit(self._spaces(tables, items), items, test, folds)
 
     def _spaces(self, tables: Tables, items: Items) -> dict[Key, Space]:
@@ -139,18 +137,18 @@ class FrozenLearner:
 
         best, penalty = self._choice(spaces, beats, lambda one: float(np.mean(inner(*one))))
         by_fold = inner(best, penalty)
-        values, test_values = features_of(best)
-        weights, bias = logistic(values, items.positive, items.weights, penalty, items.loss)
+
+        def tested() -> Tested:
+            with _one_thread():
+                values, test_values = features_of(best)
+                weights, bias = logistic(values, items.positive, items.weights, penalty, items.loss)
+                logits = None if items.labels is None else _of_all(values, items, penalty, test_values)
+                return Tested(test_values @ weights + bias, logits)
+
         chosen = {"resolution": best[0], "pooling": best[1], "C": penalty}
         if any(space[2] for space in spaces):
             chosen["anomaly score"] = "too" if best[2] else "no"
-        return Outcome(
-            test_values @ weights + bias,
-            float(np.mean(by_fold)) if by_fold else float("nan"),
-            chosen,
-            None if items.labels is None else _of_all(values, items, penalty, test_values),
-            by_fold,
-        )
+        return Outcome(tested, float(np.mean(by_fold)) if by_fold else float("nan"), chosen, by_fold)
 
     def _choice(
         self, spaces: Collection[Key], beats: Callable[[Choice, Choice], bool], mean: Callable[[Choice], float]
@@ -164,6 +162,13 @@ class FrozenLearner:
         best = max([c for c in rivals if beats(c, best)], key=mean, default=best)
         further = (best[0][0], best[0][1], True), best[1]
         return further if further[0] in spaces and beats(further, best) else best
+
+
+def _one_thread() -> Any:
+    """These matrices are small: two threads take six times as long as one."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1)
 
 
 def _of_all(values: Floats, items: Items, penalty: float, test: Floats) -> Floats:

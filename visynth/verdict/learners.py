@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -72,15 +73,42 @@ class Items:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Scores on the test rows, the inner validation score of the choice, the choice, and, of a learner that tells all
-    classes apart, log-probabilities ``[test rows, classes]`` of one model of all of them."""
+class Tested:
+    """Scores on the test rows, and, of a learner that tells all classes apart, log-probabilities ``[test rows, classes]`` of
+    one model of all of them."""
 
     scores: Floats
+    logits: Floats | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of choosing on the inner folds.
+
+    Attributes:
+        test: fits on all items and scores the test rows; called when scores are first asked for, since of many candidates
+            only those that win on the inner folds are.
+        inner: validation score of the choice; NaN where there were no folds.
+        chosen: the choice.
+        by_fold: what ``inner`` is the mean of.
+    """
+
+    test: Callable[[], Tested]
     inner: float
     chosen: dict[str, Any] = field(default_factory=dict)
-    logits: Floats | None = None
-    by_fold: tuple[float, ...] = ()  # what ``inner`` is the mean of
+    by_fold: tuple[float, ...] = ()
+
+    @cached_property
+    def tested(self) -> Tested:
+        return self.test()
+
+    @property
+    def scores(self) -> Floats:
+        return self.tested.scores
+
+    @property
+    def logits(self) -> Floats | None:
+        return self.tested.logits
 
 
 def better(own: Sequence[float], default: Sequence[float]) -> bool:
@@ -122,7 +150,7 @@ class Learner(Protocol):
         folds: Sequence[frozenset[str]],
         seed: int,
     ) -> Outcome:
-        """Choose on the inner folds, fit on all items, score the test rows.
+        """Choose on the inner folds; the outcome fits on all items and scores the test rows, at once or when it is asked.
 
         Args:
             tables: features by (resolution, pooling), ``[bank rows, D]``.

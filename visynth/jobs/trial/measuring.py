@@ -9,9 +9,8 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-import joblib
-
 from visynth.core.errors import DataError, VisynthError
+from visynth.core.processes import in_threads
 from visynth.core.progress import Progress, time_left
 from visynth.core.stage import Stage
 from visynth.jobs.preflight import MIN_GROUPS
@@ -19,7 +18,8 @@ from visynth.jobs.trial.cells import Headroom, Split, bare_cell, make_splits, re
 from visynth.jobs.trial.data import TrialData
 from visynth.jobs.trial.options import TrialOptions
 from visynth.jobs.trial.plan import Clock, Cost, TrialPlan, plan_trial
-from visynth.jobs.trial.synthesis import Synthesizer, composition_of, with_synthesis
+from visynth.jobs.trial.ready import Ready, ready_cells
+from visynth.jobs.trial.synthesis import Synthesizer, composition_of
 from visynth.jobs.trial.training import (
     ENOUGH,
     LEAST,
@@ -155,12 +155,10 @@ class Trial:
                 continue
             synthesizer = composition if name in composed else None
             split, cell = pairs[0]
-            try:
-                whole = cell if synthesizer is None else self._with_synthesis(synthesizer, name, split, cell)
-                whole = self._completed(name, whole)
-            except VisynthError:  # nothing to fit on: told when the class is measured
+            (first,) = self._ready(synthesizer, name, [(split, cell)])
+            if isinstance(first.cell, VisynthError):  # nothing to fit on: told when the class is measured
                 continue
-            (outcome,) = self._fit_cells([whole], dense=self._has_dense([name]))
+            (outcome,) = self._fit_cells([first.cell], dense=self._has_dense([name]))
             cost = Cost(spent, ready.since(begun, workers), Clock.now().since(ready, workers))
             return cost, Pilot(_to_json(outcome), {**_key(synthesizer, name, pairs), "place": _place(split)})
         return Cost(spent, 0.0, 0.0), None
@@ -222,10 +220,8 @@ class Trial:
         engine: dict[str, Any] = {"learner": self.data.learner, "workers": options.workers, "seed": options.seed}
         outcomes = fit_cells(cells, self.data.bank.tables(), only=only, **engine) if cells else []
         if dense and only is None:
-            # In threads: the features of every place are large, and what takes time lets go of Python's lock.
-            work = joblib.delayed(dense_arms)
-            jobs = (work(cell, self.dense_head, options.seed) for cell in cells)
-            more = joblib.Parallel(max(options.workers, 1), backend="threading")(jobs)
+            # In threads, since the features of every place are large.
+            more = in_threads(lambda cell: dense_arms(cell, self.dense_head, options.seed), cells, options.workers)
             outcomes = [{**one, **other} for one, other in zip(outcomes, more, strict=True)]
         for cell in cells:
             self.data.forget(cell)
@@ -338,18 +334,18 @@ class Trial:
         begun, before = time.monotonic(), len(fitted)
         while block := list(islice(todo, max(workers, 1))):
             ready: list[tuple[Split, Cell]] = []
-            for split, cell in block:
-                try:
-                    more = cell if synthesizer is None else self._with_synthesis(synthesizer, name, split, cell)
-                    ready.append((split, self._completed(name, more)))
-                except VisynthError as error:
-                    why = str(error).splitlines()[0]
-                    self.progress(f"  {name}: draw {split.draw + 1}, fold {split.fold + 1} has no synthesis: {why}")
-                    fitted[_place(split)] = why
-                    if isinstance(error, DataError):  # anything else may pass
-                        self.stage.put(why, **key, place=_place(split))
-                    if all_or_none:
-                        return fitted
+            for one in self._ready(synthesizer, name, block, all_or_none):
+                split = one.split
+                if isinstance(one.cell, Cell):
+                    ready.append((split, one.cell))
+                    continue
+                why = str(one.cell).splitlines()[0]
+                self.progress(f"  {name}: draw {split.draw + 1}, fold {split.fold + 1} has no synthesis: {why}")
+                fitted[_place(split)] = why
+                if isinstance(one.cell, DataError):  # anything else may pass
+                    self.stage.put(why, **key, place=_place(split))
+                if all_or_none:
+                    return fitted
             dense = synthesizer is not None and self._has_dense([name])
             outcomes = self._fit_cells([cell for _, cell in ready], only, dense)
             for (split, _), outcome in zip(ready, outcomes, strict=True):
@@ -362,14 +358,13 @@ class Trial:
                 )
         return {_place(split): fitted[_place(split)] for split, _ in pairs}
 
-    def _completed(self, name: str, cell: Cell) -> Cell:
-        """With what is made for this cell alone."""
-        cell = self.data.with_cutmix(cell, name, self.options.synthetic, self.options.seed)
-        return self.data.with_distances(cell)
-
-    def _with_synthesis(self, synthesizer: Synthesizer, name: str, split: Split, cell: Cell) -> Cell:
-        head = self.dense_head if self._has_dense([name]) else None
-        return with_synthesis(self.data, synthesizer, name, split, cell, self.options, head)
+    def _ready(
+        self, synthesizer: Synthesizer | None, name: str, pairs: Pairs, all_or_none: bool = False
+    ) -> list[Ready]:
+        head = self.dense_head if synthesizer is not None and self._has_dense([name]) else None
+        return ready_cells(
+            self.data, synthesizer, name, pairs, self.options, head=head, all_or_none=all_or_none
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ class Synthesizer(Protocol):
             "defect".
         traceable: whether an image names all real images that are in it. Otherwise the network saw every training image
             of the class, so none of its images may help to choose on any of them.
+        threads: whether several of its generators may be fitted and sampled at once, each on one core.
     """
 
     @property
@@ -35,6 +36,8 @@ class Synthesizer(Protocol):
     def makes_controls(self) -> bool: ...
     @property
     def traceable(self) -> bool: ...
+    @property
+    def threads(self) -> bool: ...
     @property
     def inputs(self) -> dict[str, Any]:
         """Plain JSON of all that its generators depend on beside the data."""
@@ -63,6 +66,7 @@ class CompositionSynthesizer:
     name: str = "composition"
     makes_controls: bool = True
     traceable: bool = True
+    threads: bool = True
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -96,19 +100,9 @@ def composition_of(data: TrialData) -> CompositionSynthesizer | None:
     return CompositionSynthesizer(classes, data.good) if classes and data.good else None
 
 
-def with_synthesis(
-    data: TrialData,
-    synthesizer: Synthesizer,
-    name: str,
-    split: Split,
-    cell: Cell,
-    options: TrialOptions,
-    head: DenseHead | None = None,
-) -> Cell:
-    """The cell with synthetic images of its class, and defect-free controls where each image can be traced.
-
-    Every synthesizer gets the same seeds in the same cell. A dense ``head`` gets their features of every place, and their
-    masks where they have some.
+def sampled(data: TrialData, synthesizer: Synthesizer, name: str, split: Split, options: TrialOptions) -> Samples:
+    """Synthetic images of a class by a generator that knows the split's training side alone, and behind them defect-free
+    controls where each image can be traced. Every synthesizer gets the same seeds in the same cell.
 
     Raises:
         VisynthError: there is nothing to fit on the training side.
@@ -118,7 +112,31 @@ def with_synthesis(
     controls = max(1, count // 3) if synthesizer.traceable and data.good in generator.classes else 0
     labels = [label] * count + ([generator.classes.index(str(data.good))] * controls if controls else [])
     seeds = [seeding.derive("trial", options.seed, split.draw, split.fold, k) for k in range(len(labels))]
-    samples = generator.sample(seeds, labels)
+    return generator.sample(seeds, labels)
+
+
+def with_synthesis(
+    data: TrialData,
+    synthesizer: Synthesizer,
+    name: str,
+    split: Split,
+    cell: Cell,
+    samples: Samples,
+    count: int,
+    head: DenseHead | None = None,
+) -> Cell:
+    """The cell with synthetic images of its class, and what is behind them as defect-free controls.
+
+    Args:
+        data: gets their features.
+        synthesizer: that made them.
+        name: the class.
+        split: that they were made for.
+        cell: of that split.
+        samples: see :func:`sampled`.
+        count: of the class, before the controls.
+        head: a dense one gets their features of every place, and their masks where they have some.
+    """
     images = [samples.crop(k).permute(1, 2, 0).numpy() for k in range(len(samples))]
     seen = None if head is None or samples.masks is None else head.places
     rows = data.bank.add(images, cache=False, places=seen)
@@ -127,7 +145,7 @@ def with_synthesis(
             height, width = images[k].shape[:2]
             head.covered[row] = coverage(samples.masks[k, :height, :width].numpy().astype(bool)) if k < count else None
     parents = _parents(data, synthesizer, name, split, samples)
-    control = Extra(rows[count:], parents[count:], data.number(str(data.good))) if controls else None
+    control = Extra(rows[count:], parents[count:], data.number(str(data.good))) if len(rows) > count else None
     return replace(cell, synthetic=Extra(rows[:count], parents[:count], data.number(name)), control=control)
 
 

@@ -114,6 +114,7 @@ class TrainedSynthesizer:
     progress: Progress
     stage: Stage
     traceable: bool = False
+    threads: bool = False
     generators: dict[tuple[int, int], Generator] = field(default_factory=dict)
 
     @property
