@@ -61,6 +61,8 @@ class GAN(GeneratorModule):
         sampler: defaults of the exported generator.
         micro_batch: images that the exported generator computes together.
         seed: of everything random in training.
+        chosen_by: names of the features by whose distances these settings were chosen (``visynth fit sweep``); they cannot
+            judge what comes out.
 
     Attributes:
         gan: both networks and what they learn from, once the data are known.
@@ -98,11 +100,14 @@ class GAN(GeneratorModule):
         sampler: dict[str, Any] | None = None,
         micro_batch: int = 16,
         seed: int = 0,
+        chosen_by: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.save_hyperparameters()
         check(type(self).__name__, self.family_class.generator_class, self.args)
+        for name in chosen_by or ():
+            self.uses_extractor(name, "distances that settings were chosen by")
         self.register_buffer("restored", torch.zeros((), dtype=torch.int64))
         self.guard = Guard()
         self._gan: GANStep | None = None

@@ -225,6 +225,10 @@ def test_a_sweep_of_gamma_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys
     assert {row["factor"] for row in told["runs"]} == {1.0, 4.0}
     assert [row["kid"] for row in told["runs"]] == sorted(row["kid"] for row in told["runs"])
     assert "times the rule) has the lowest KID" in capsys.readouterr().out
+    assert told["chosen_by"] == ["efficientnet_lite0"]
+    for run in told["runs"]:
+        card = load_generator(Path(run["run"]) / "generator").card
+        assert card["extractors"] == {"efficientnet_lite0": "distances that settings were chosen by"}
     before = (tmp_path / "s" / "gamma_x4" / "generator" / "model.safetensors").stat().st_mtime_ns
     assert main(words) == 0
     assert "is finished" in capsys.readouterr().out

@@ -217,10 +217,11 @@ class TestEpochs:
 
 class TestFit:
     def test_the_module_trains_on_converted_images_and_scores_by_log_odds(self, project, sample_set, images) -> None:
-        learner = UserTraining("training.yaml")
-        learner.check(sample_set.classes, images[:4])
+        learner, told = UserTraining("training.yaml"), []
+        learner.check(sample_set.classes, images[:4], told.append)
         import factory
 
+        learner.progress.seconds = 0
         items, test = items_of(sample_set), np.arange(0, len(images), 3)
         state = torch.get_rng_state(), np.random.get_state()[1].tobytes()
         factory.Net.asked.clear()
@@ -238,6 +239,8 @@ class TestFit:
         np.testing.assert_allclose(outcome.scores, np.log(spot / (1 - spot)), rtol=1e-4, atol=1e-4)
         again = learner.fit(table(images), items, test, [frozenset({"a"})], seed=3)
         np.testing.assert_array_equal(outcome.scores, again.scores)
+        assert told[0].startswith("learner training.yaml: a training of 4 steps in each of the 5 arms of a cell")
+        assert told[1:] == ["    1 trainings of training.yaml", "    2 trainings of training.yaml"]
         other = learner.fit(table(images), items, test, [frozenset({"b"})], seed=3)
         assert not np.array_equal(outcome.scores, other.scores)
 

@@ -131,7 +131,8 @@ def fit_sweep(
         raise UsageError(f"the training diverged at every gamma; see {out}, and lower lr_g and lr_d.")
     print(
         f"{out}/sweep.json: gamma {best['gamma']:.4g} ({best['factor']:g} times the rule) has the lowest KID, "
-        f"{best['kid']:.4f}"
+        f"{best['kid']:.4f}. Train with it by --model.init_args.gamma, and with --model.init_args.chosen_by as sweep.json has "
+        "it: features that chose cannot judge"
     )
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 Progress = Callable[[str], None]  # receives one line at a time
@@ -9,6 +10,25 @@ Progress = Callable[[str], None]  # receives one line at a time
 
 def no_progress(line: str) -> None:
     """Tell nobody."""
+
+
+class NowAndThen:
+    """Passes a line on where none was passed for some seconds, so that many short steps tell little and few long ones tell all.
+
+    Example:
+        >>> told = NowAndThen(print, seconds=60)
+        >>> told("one"); told("two")
+        >>> told.last -= 61; told("three")
+        three
+    """
+
+    def __init__(self, progress: Progress, seconds: float = 15.0) -> None:
+        self.progress, self.seconds, self.last = progress, seconds, time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        if time.monotonic() - self.last >= self.seconds:
+            self.progress(line)
+            self.last = time.monotonic()
 
 
 def time_left(seconds: float) -> str:

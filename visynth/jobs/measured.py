@@ -39,8 +39,8 @@ MIXED = 0.5  # of so many augmented images as of the other candidates: each cost
 class Checked(Protocol):
     """A learner that can say beforehand whether it fits the images."""
 
-    def check(self, names: Sequence[str], images: Sequence[Any]) -> None:
-        """Raise a UsageError if it does not; ``names`` are the classes by their numbers."""
+    def check(self, names: Sequence[str], images: Sequence[Any], progress: Progress = no_progress) -> None:
+        """Raise a UsageError if it does not; ``names`` are the classes by their numbers. Its fits may tell ``progress``."""
 
 
 @dataclass
@@ -219,7 +219,9 @@ class MeasuredSet:
         return replace(cell, anomaly=distances)
 
 
-def check_learner(learner: Learner, name: str, metric: str, data: MeasuredSet) -> None:
+def check_learner(
+    learner: Learner, name: str, metric: str, data: MeasuredSet, progress: Progress = no_progress
+) -> None:
     """Refuse early what will not do: a metric of decisions where there will be none, or a training that does not fit the
     images.
 
@@ -228,6 +230,7 @@ def check_learner(learner: Learner, name: str, metric: str, data: MeasuredSet) -
         name: what it was called by.
         metric: of the verdict.
         data: the images.
+        progress: told what a cell takes, and how far it is.
 
     Raises:
         UsageError: images of several classes, or a learner that tells one class from the rest alone; a module or a DataModule
@@ -244,7 +247,7 @@ def check_learner(learner: Learner, name: str, metric: str, data: MeasuredSet) -
         raise UsageError(f"{what} needs that " + "; and that ".join(problems) + ".")
     if isinstance(learner, Checked):
         first = [int(np.flatnonzero(own)[0]) for own in data.positive.values() if own.any()]
-        learner.check(list(data.positive), [data.image(row) for row in first])
+        learner.check(list(data.positive), [data.image(row) for row in first], progress)
 
 
 def add_features(

@@ -233,7 +233,7 @@ def open_rendered(
             weights=np.ones(len(kept)),
             good=good,
         )
-        check_learner(fitter, learner, metric, real)
+        check_learner(fitter, learner, metric, real, progress)
         add_features(bank, Lazy(images.image, kept), "real images", progress)
         train, test = (
             np.array([k for k, i in enumerate(kept) if i.split == side], np.int64) for side in ("train", "test")

@@ -41,7 +41,8 @@ def sweep(
         progress: called with a line for each run.
 
     Returns:
-        A dict for each gamma, with the lowest KID first; None where the training diverged.
+        A dict for each gamma, with the lowest KID first; None where the training diverged. Each run's generator, and
+        ``sweep.json``, name the features of KID: they chose, so they cannot judge (:mod:`visynth.core.judges`).
 
     Raises:
         UsageError: a configuration without gamma, or factors that are not positive.
@@ -66,7 +67,7 @@ def sweep(
         words = [
             *("-c", str(config), "--trainer.default_root_dir", str(run), "--trainer.devices", "1"),
             *("--model.init_args.gamma", repr(gamma), "--model.init_args.kimg", repr(float(kimg))),
-            *("--trainer.max_steps", "-1"),
+            *("--trainer.max_steps", "-1", "--model.init_args.chosen_by", f"[{kid_evaluator.name}]"),
         ]
         value: float | None = None
         try:
@@ -80,7 +81,8 @@ def sweep(
         if value is not None:
             progress(f"gamma {gamma:.4g} ({factor:g} times the rule): KID {value:.4f}")
     rows.sort(key=lambda row: math.inf if row["kid"] is None else row["kid"])
-    put_files(root, {SUMMARY: readable_json({"auto gamma": auto, "kimg": kimg, "runs": rows})})
+    told = {"auto gamma": auto, "kimg": kimg, "chosen_by": [kid_evaluator.name], "runs": rows}
+    put_files(root, {SUMMARY: readable_json(told)})
     return rows
 
 
@@ -97,6 +99,7 @@ class KIDEvaluator:
 
         images, labels, self.classes = data.reference()
         self.count, self.bank = count, FeatureBank(extractor(), resolutions=(112,), batch=16)
+        self.name = self.bank.extractor.name
         few = min(count, len(images))
         if few < FEWEST:
             raise UsageError(

@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,10 +15,12 @@ import torch
 import yaml
 from torch.utils.data import DataLoader
 
+from visynth.core.codec import Array
 from visynth.core.errors import UsageError, VisynthError, choices
 from visynth.core.files import hash_file
 from visynth.jobs.configured import find_in_working_folder
 
+BATCH = 32  # without a DataModule
 ENDS = ("max_steps", "max_epochs")
 TAKEN = (*ENDS, "accelerator", "precision", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches",
          "deterministic", "benchmark")  # fmt: skip
@@ -27,6 +30,35 @@ RESTING = ("ModelCheckpoint", "EarlyStopping", "LearningRateMonitor", "DeviceSta
 LEFT = ("callbacks", "logger", "default_root_dir", "enable_progress_bar", "enable_model_summary", "enable_checkpointing",
         "limit_val_batches", "val_check_interval", "check_val_every_n_epoch", "log_every_n_steps", "num_sanity_val_steps",
         "devices", "strategy", "num_nodes")  # of a trainer; nothing in an arm needs them  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Kit:
+    """How images become batches, and module outputs the classes of the comparison.
+
+    Attributes:
+        names: classes, by their numbers in the comparison.
+        numbers: by class, the module's number.
+        train: ``(array, class) -> sample`` as the training sees it.
+        test: the same as validation sees it.
+        inputs: what the module is called with, of a batch of the validation.
+        batch: batch size.
+        collate: makes a batch of training samples (it may blend them); None for torch's own way.
+        test_collate: the same of validation samples.
+        datamodule: the user's, for its transfer hooks.
+        drop_last: whether an epoch's last batch is left out where it is not full.
+    """
+
+    names: tuple[str, ...]
+    numbers: Mapping[str, int]
+    train: Callable[[Array, str], Any]
+    test: Callable[[Array, str], Any]
+    inputs: Callable[[Any], Any]
+    batch: int = BATCH
+    collate: Callable[[list[Any]], Any] | None = None
+    drop_last: bool = False
+    test_collate: Callable[[list[Any]], Any] | None = None
+    datamodule: Any = None
 
 
 def read_training(name: str) -> dict[str, Any]:

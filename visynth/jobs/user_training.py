@@ -23,7 +23,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +36,14 @@ from visynth.core import seeds as seeding
 from visynth.core.codec import Array
 from visynth.core.errors import UsageError, VisynthError
 from visynth.core.files import hash_file
+from visynth.core.progress import NowAndThen, Progress, no_progress
 from visynth.core.quiet import quiet_lightning
 from visynth.jobs.epochs import Epochs
 from visynth.jobs.user_parts import (
+    BATCH,
     ENDS,
     TAKEN,
+    Kit,
     class_of,
     code_of,
     instance,
@@ -57,37 +59,7 @@ from visynth.mixing.samples import Samples
 from visynth.verdict.learners import IMAGES, Floats, Ints, Items, Outcome, Tested
 
 STEPS = 300  # unless the trainer of the file says otherwise
-BATCH = 32  # without a DataModule
 SIDE = 128
-
-
-@dataclass(frozen=True)
-class Kit:
-    """How images become batches, and module outputs the classes of the comparison.
-
-    Attributes:
-        names: classes, by their numbers in the comparison.
-        numbers: by class, the module's number.
-        train: ``(array, class) -> sample`` as the training sees it.
-        test: the same as validation sees it.
-        inputs: what the module is called with, of a batch of the validation.
-        batch: batch size.
-        collate: makes a batch of training samples (it may blend them); None for torch's own way.
-        test_collate: the same of validation samples.
-        datamodule: the user's, for its transfer hooks.
-        drop_last: whether an epoch's last batch is left out where it is not full.
-    """
-
-    names: tuple[str, ...]
-    numbers: Mapping[str, int]
-    train: Callable[[Array, str], Any]
-    test: Callable[[Array, str], Any]
-    inputs: Callable[[Any], Any]
-    batch: int = BATCH
-    collate: Callable[[list[Any]], Any] | None = None
-    drop_last: bool = False
-    test_collate: Callable[[list[Any]], Any] | None = None
-    datamodule: Any = None
 
 
 class UserTraining:
@@ -120,6 +92,8 @@ class UserTraining:
             self.trainer["max_steps"] = STEPS
         self.given_numbers: dict[str, int] | None = parts.get("classes")
         self.kit: Kit | None = None
+        self.progress: Progress = no_progress
+        self.done = 0
         self.kind = class_of(self.model["class_path"])
         self.lightning = package_of(self.kind)
 
@@ -143,12 +117,13 @@ class UserTraining:
             "lightning": self.lightning.__version__,
         }
 
-    def check(self, names: Sequence[str], images: Sequence[Array]) -> None:
+    def check(self, names: Sequence[str], images: Sequence[Array], progress: Progress = no_progress) -> None:
         """See that module, data and images fit, before anything takes time: one batch goes through an untrained module.
 
         Args:
             names: classes, by their numbers in the comparison.
             images: some of them.
+            progress: told what a cell takes, and now and then how many trainings were done.
 
         Raises:
             UsageError: what does not fit.
@@ -158,6 +133,8 @@ class UserTraining:
             module = self._module(0)
             rows = np.arange(min(2, len(images)), dtype=np.int64)
             self._logits(self._trainer(), module, [functools.partial(images.__getitem__, int(row)) for row in rows])
+        progress(self.words)
+        self.progress = NowAndThen(progress)
 
     def fit(
         self,
@@ -192,6 +169,8 @@ class UserTraining:
             with _quiet(), self._blamed("training"):
                 trainer.fit(module, **self._given(loader, "train_dataloader"))
             logits = self._logits(trainer, module, list(images[test]))
+        self.done += 1
+        self.progress(f"    {self.done} trainings of {self.name}")
         label = int(items.labels[items.positive][0])
         rest = np.delete(logits, label, axis=1)
         scores = logits[:, label] - np.logaddexp.reduce(rest, axis=1)

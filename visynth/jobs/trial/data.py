@@ -126,9 +126,7 @@ def read_trial_data(findings: Preflight, options: TrialOptions, progress: Progre
         good=findings.good,
         learner=learner,
     )
-    check_learner(learner, options.learner, options.metric, data)  # before anything that takes time
-    if hasattr(learner, "words"):
-        progress(learner.words)
+    check_learner(learner, options.learner, options.metric, data, progress)  # before anything that takes time
     progress(f"features of {len(items)} images at {', '.join(bank.name(r) for r in bank.resolutions)}")
     add_features(bank, [s.image for s in sources], "features", progress)
     return data
