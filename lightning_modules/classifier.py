@@ -84,16 +84,17 @@ class FinetuneLearner:
     ) -> Outcome:
         """Train without the first inner fold for the validation score; the outcome trains on all items."""
         table = tables[(self.trunk, "trunk")]
-        values = items.features(table).astype(np.float32)
         inner = float("nan")
         for held in folds[:1]:
             train, validation = split_parts(items, held)
             if items.positive[train].any() and items.positive[validation].any():
+                values = items.features(table).astype(np.float32)
                 model = self._train(values[train], items.positive[train], items.weights[train], seed)
                 inner = average_precision(items.positive[validation], _scores(model, values[validation]))
         folded = (inner,) if np.isfinite(inner) else ()
 
         def tested() -> Tested:
+            values = items.features(table).astype(np.float32)
             model = self._train(values, items.positive, items.weights, seed)
             return Tested(_scores(model, table[test].astype(np.float32)))
 

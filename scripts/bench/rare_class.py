@@ -39,7 +39,7 @@ class Set:
     masks: str | None = None
     groups: str | None = None
     pattern: str | None = None
-    most: int = 10**6  # images of a class, taken evenly
+    most: int = 10**6  # images of a class, drawn at random
 
 
 TILES = Set(("blowhole", "crack", "break"), "magnetic_tile/images", "magnetic_tile/masks", "magnetic_tile/groups.csv")
@@ -108,6 +108,7 @@ def run(cell: Cell, data: Path, out: Path, draws: int, folds: int, minutes: floa
     results = trial.results[cell.label]
     if "synthetic" not in results.tested:
         print(f"{cell.file}: nothing was synthesised. {' '.join(trial.notes)}", flush=True)
+        stage.clear()
         return
     summary = summarise({cell.label: results}, design=trial.design())[cell.label]
     verdict = class_verdict(results, summary)
@@ -162,7 +163,7 @@ def table(out: Path) -> str:
     found: dict[tuple[str, int, str, int, str], dict[str, dict[str, Any]]] = {}
     for file in sorted(out.glob("*.jsonl")):
         line = json.loads(file.read_text().splitlines()[-1])
-        cell = line["set"], line["groups"], line["learner"], line["images"], line["learned"]
+        cell = line["set"], line["groups"], line["learner"], line.get("images", 100), line.get("learned", "none")
         found.setdefault(cell, {})[line["class"]] = line
     text = (
         "| set | training groups | synthetic images | class | real | best arm without synthesis | synthesis | "

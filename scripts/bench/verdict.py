@@ -44,6 +44,7 @@ class Case:
         classes: null classes that are named together.
         rivals: synthesizers that are compared.
         quiet: part of the group-by-draw and image deviations that is left (group effects dominate).
+        distinct: whether one of the baselines differs from the others, as classic augmentation does.
     """
 
     name: str
@@ -57,6 +58,11 @@ class Case:
     classes: int = 1
     rivals: int = 1
     quiet: float = 1.0
+    distinct: bool = True
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        return BASELINES if self.distinct else BASELINES[:-1]
 
     @property
     def design(self) -> Design:
@@ -141,8 +147,8 @@ def answers(case: Case, shift: float, level: float, seed: int, replicates: int) 
     for number in range(case.classes):
         arms = simulate(case, shift, level, seed * 100 + number)
         compared = Comparison(arms, Bootstrap(arms["real"], replicates, seed), "ap", case.design)
-        baseline = compared.best(BASELINES)
-        own = {k: compared.evidence(f"synthetic{k}", BASELINES, baseline) for k in range(case.rivals)}
+        baseline = compared.best(case.baselines)
+        own = {k: compared.evidence(f"synthetic{k}", case.baselines, baseline) for k in range(case.rivals)}
         best = min(own, key=lambda k: own[k].p_gain())
         p[str(number)] = min(1.0, case.rivals * own[best].p_gain())
         found[str(number)] = own[best], baseline
@@ -159,8 +165,13 @@ def answers(case: Case, shift: float, level: float, seed: int, replicates: int) 
 
 def cases() -> list[Case]:
     groups = [Case(f"{n} test groups, 10 draws x 3 folds", n) for n in (3, 5, 8, 12, 20)]
+    same = [
+        Case(f"{n} test groups, 10 draws x 2 folds, baselines that are nearly one arm", n, folds=2, distinct=False)
+        for n in (3, 5, 8, 12, 20)
+    ]
     return [
         *groups,
+        *same,
         Case("5 draws, 12 groups", 12, draws=5),
         Case("one draw, 5 groups", 5, draws=1),
         Case("one draw, 12 groups", 12, draws=1),

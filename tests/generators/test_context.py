@@ -140,6 +140,17 @@ class TestPlaces:
             placed = in_context(piece, part, many, np.random.default_rng(seed))
             assert placed.piece.mask.shape == piece.mask.shape  # all of the window lies inside
 
+    @pytest.mark.parametrize("factor", [2, 7, 22, 44])
+    def test_a_square_that_is_half_outside_is_outside(self, factor: int) -> None:
+        window, outside = np.zeros((2 * factor, 2 * factor), np.float32), np.zeros((2 * factor, 2 * factor), bool)
+        mask = np.zeros_like(outside)
+        mask[-1, -1] = outside[:, : factor // 2] = True
+        if factor % 2:
+            outside[: factor // 2, factor // 2] = outside[factor : factor + factor // 2, factor // 2] = True
+            outside[[factor // 2, factor + factor // 2], factor // 2] = True
+        found = context.template(window, mask, outside, factor, factor, hard=False)
+        np.testing.assert_array_equal(found.outside, [[1, 0], [1, 0]])
+
     def test_nothing_fits_where_a_defect_is_too_large(self) -> None:
         image, mask = scene(), disc((90, 120), (45, 60), 40)
         piece = cut(defect_of(image, mask, STILL), STILL, np.random.default_rng(0), shaped=True)

@@ -52,6 +52,18 @@ def test_an_image_lies_as_far_as_the_nearest_other_group(measured: MeasuredSet) 
     assert found[int(made[0])] == pytest.approx(2.0, abs=0.01)  # not 0: its own background does not count
 
 
+def test_a_made_image_has_other_distances_where_other_groups_are_behind_it(measured: MeasuredSet) -> None:
+    """The classes of one rendered set share their controls, and an untraced generator saw the groups of the class in question."""
+    cell = measured.cell("crack", train=np.arange(0, 10), test=np.array([10, 14]))
+    made = measured.bank.add([np.zeros((32, 32, 1), np.uint8)])
+    measured.bank.patches[int(made[0])] = np.full((5, 4), 2.0, np.float16)
+    seen = []
+    for behind in ({"g2"}, {"c0"}, {"g2", "g3"}):
+        one = type(cell)(**{**vars(cell), "control": Extra(made, [frozenset(behind)], 0)})
+        seen.append(float(measured.with_distances(one).anomaly[made[0]]))
+    assert seen == pytest.approx([2.0, 0.0, 2.0], abs=0.01)
+
+
 def test_few_groups_have_no_distances(measured: MeasuredSet) -> None:
     cell = measured.cell("crack", train=np.array([0, 2, 4, 6, 12]), test=np.array([8, 14]))
     assert measured.with_distances(cell).anomaly is None  # of four groups

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from visynth.core.errors import DataError
 from visynth.core.stage import Stage
 from visynth.data.reading import read_images
-from visynth.jobs.trial import measuring, ready
+from visynth.jobs.trial import measuring, ready, synthesis
 from visynth.jobs.trial.flow import run_trial
 from visynth.jobs.trial.options import TrialOptions
 from visynth.jobs.trial.plan import Cost, TrialPlan, plan_trial
@@ -186,3 +187,31 @@ joblib.Parallel(2)(joblib.delayed(work)(k, os.getpid()) for k in range(2))
     while any(Path(f"/proc/{p.read_text()}").exists() for p in pids):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.1)
+
+
+def test_cells_side_by_side_are_the_same_as_one_after_the_other(samples, tmp_path, monkeypatch) -> None:
+    """Also where one of two has nothing to compose with."""
+    fit = synthesis.CompositionSynthesizer.fit
+
+    def some(self, data, name, split):
+        if (split.draw, split.fold) == (0, 1):
+            raise DataError("no mask on this side")
+        return fit(self, data, name, split)
+
+    monkeypatch.setattr(synthesis.CompositionSynthesizer, "fit", some)
+    reports, lines = [], []
+    for workers in (0, 2):
+        said: list[str] = []
+        report = trial(samples, tmp_path / f"{workers}", said, workers=workers, dense=True)
+        reports.append(report)
+        lines.append([line for line in said if "has no synthesis" in line])
+    one, two = ({v.label: v.numbers for v in report.verdicts} for report in reports)
+    assert one == two
+    assert one["spot"]["arms"]["synthetic"]
+    assert lines[0] == lines[1] == ["  spot: draw 1, fold 2 has no synthesis: no mask on this side"]
+
+
+def test_a_training_with_fewer_groups_than_asked_for_is_told(samples, tmp_path) -> None:
+    trial(samples, tmp_path / "out", rare_groups=9, draws=1, folds=2)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "trainings have fewer than the 9 groups that were asked for" in page

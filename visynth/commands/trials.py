@@ -19,8 +19,8 @@ def trial(
     good: str | None = None,
     rare_groups: int | None = None,
     draws: int = 10,
-    folds: int = 3,
-    synthetic: int = 100,
+    folds: int | None = None,
+    synthetic: int = 60,
     render: int = 60,
     minutes: float = 10.0,
     seed: int = 0,
@@ -45,7 +45,7 @@ def trial(
         good: the defect-free class; guessed when not given.
         rare_groups: pretend that only so many groups of the rare classes exist in training; the rest serves the oracle.
         draws: repetitions with other folds.
-        folds: test folds per draw.
+        folds: test folds per draw; by default 2, or 3 for classes of few groups.
         synthetic: synthetic images of a class in each comparison.
         render: synthetic images of each class in renders/.
         minutes: time budget, for which draws and classes are planned; what is left trains a learned generator in each

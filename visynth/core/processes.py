@@ -20,12 +20,12 @@ def in_threads(work: Callable[[A], B], items: Sequence[A], workers: int) -> list
         >>> in_threads(abs, [-1, 2, -3], workers=2)
         [1, 2, 3]
     """
-    if workers < 2 or len(items) < 2:
-        return [work(item) for item in items]
     import joblib
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):
+    with threadpool_limits(1):  # for one item, too: the last digits must not depend on how many stand side by side
+        if workers < 2 or len(items) < 2:
+            return [work(item) for item in items]
         return list(joblib.Parallel(workers, backend="threading")(joblib.delayed(work)(item) for item in items))
 
 

@@ -20,6 +20,7 @@ STANDS = 0.95  # share of the mask that must stand on the object
 SIDE = 48  # pixels of the shorter side at which places are looked for
 FIRM = 1e-3  # variance of a ring, in those of its image, below which it is flat, and fits wherever it is flat
 BEYOND = 4.0  # what the share of the ring costs that lies beyond one image and inside the other
+HALF = 0.5 - 1e-4  # of a square: its mean is rounded
 EQUAL = 1e-3  # of places whose errors differ by less, any may come first
 
 
@@ -106,7 +107,7 @@ def template(window: Floats, mask: Mask, outside: Mask, width: int, factor: int,
         factor: see :func:`factor_of`.
         hard: see :class:`Template`.
     """
-    small_mask, beyond = _shrunk(mask, factor) > 0, _shrunk(outside, factor) >= 0.5
+    small_mask, beyond = _shrunk(mask, factor) > 0, _shrunk(outside, factor) >= HALF
     weights = np.where(small_mask, np.float32(0), _shrunk(_nearness(mask, width), factor))
     values = np.where(beyond, np.float32(0), _shrunk(window, factor))
     return Template(values, beyond.astype(np.float32), weights, small_mask, factor, hard)

@@ -45,10 +45,11 @@ class Checked(Protocol):
 
 @dataclass
 class Distances:
-    """A memory bank of defect-free images, which the classes of a split share, and the distances of rows from it."""
+    """A memory bank of defect-free images, which the classes of a split share, and the distances of rows from it: each without
+    the groups behind the row, which for what is made may be others with each class."""
 
     core: PatchCore
-    of_row: dict[int, float] = field(default_factory=dict)
+    of: dict[tuple[int, frozenset[str]], float] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -211,11 +212,11 @@ class MeasuredSet:
         if known is None:
             core = fit_patchcore([self.bank.patches[row] for row in free], groups)
             known = self._distances.setdefault(tuple(free), Distances(core))
-        new = [row for row in behind if row not in known.of_row]
-        scores = known.core.scores([self.bank.patches[row] for row in new], [behind[row] for row in new])
-        known.of_row |= zip(new, scores.tolist(), strict=True)
+        new = [entry for entry in behind.items() if entry not in known.of]
+        scores = known.core.scores([self.bank.patches[row] for row, _ in new], [groups for _, groups in new])
+        known.of |= zip(new, scores.tolist(), strict=True)
         distances = np.full(len(self.bank), np.nan)
-        distances[list(behind)] = [known.of_row[row] for row in behind]
+        distances[list(behind)] = [known.of[entry] for entry in behind.items()]
         return replace(cell, anomaly=distances)
 
 

@@ -67,7 +67,8 @@ def sweep(
         words = [
             *("-c", str(config), "--trainer.default_root_dir", str(run), "--trainer.devices", "1"),
             *("--model.init_args.gamma", repr(gamma), "--model.init_args.kimg", repr(float(kimg))),
-            *("--trainer.max_steps", "-1", "--model.init_args.chosen_by", f"[{kid_evaluator.name}]"),
+            *("--trainer.max_steps", "-1"),
+            *(("--model.init_args.chosen_by", f"[{kid_evaluator.name}]") if "chosen_by" in cli.model.hparams else ()),
         ]
         value: float | None = None
         try:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # What may change between the starts of one run; anything else would make it another one.
 FREE = {
-    "model": {"lr", "lr_g", "lr_d", "gamma", "warmup", "kimg", "sampler", "micro_batch", "snapshots"},
+    "model": {"lr", "lr_g", "lr_d", "gamma", "chosen_by", "warmup", "kimg", "sampler", "micro_batch", "snapshots"},
     "data": {"num_workers", "epoch_images"},
 }
 INTERRUPTED, STOPPED = 130, 143

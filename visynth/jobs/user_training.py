@@ -174,7 +174,7 @@ class UserTraining:
         label = int(items.labels[items.positive][0])
         rest = np.delete(logits, label, axis=1)
         scores = logits[:, label] - np.logaddexp.reduce(rest, axis=1)
-        return Outcome(lambda: Tested(scores, logits), float("nan"), {"training": self.name})
+        return Outcome(Tested(scores, logits), float("nan"), {"training": self.name})
 
     def _ready(self) -> Kit:
         if self.kit is None:

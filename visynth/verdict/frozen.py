@@ -137,6 +137,7 @@ class FrozenLearner:
 
         best, penalty = self._choice(spaces, beats, lambda one: float(np.mean(inner(*one))))
         by_fold = inner(best, penalty)
+        features_of.cache_clear()  # of many candidates that wait to be tested, none holds its features
 
         def tested() -> Tested:
             with _one_thread():

@@ -86,21 +86,27 @@ class Outcome:
     """What came of choosing on the inner folds.
 
     Attributes:
-        test: fits on all items and scores the test rows; called when scores are first asked for, since of many candidates
-            only those that win on the inner folds are.
+        test: what came of the test rows, or a function that fits on all items and scores them: it is called when scores are first
+            asked for, since of many candidates only those that win on the inner folds are.
         inner: validation score of the choice; NaN where there were no folds.
         chosen: the choice.
         by_fold: what ``inner`` is the mean of.
     """
 
-    test: Callable[[], Tested]
+    test: Tested | Callable[[], Tested]
     inner: float
     chosen: dict[str, Any] = field(default_factory=dict)
     by_fold: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.test, Tested) and not callable(self.test):
+            raise TypeError(
+                f"an outcome needs Tested(scores) or a function that gives it, but got {type(self.test).__name__}"
+            )
+
     @cached_property
     def tested(self) -> Tested:
-        return self.test()
+        return self.test if isinstance(self.test, Tested) else self.test()
 
     @property
     def scores(self) -> Floats:

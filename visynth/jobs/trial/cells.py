@@ -22,6 +22,7 @@ from visynth.verdict.rule import positive_groups
 from visynth.verdict.summary import summarise
 
 Rows = NDArray[np.int64]
+ENOUGH = 4  # groups of a class that a training is to have: with fewer, inner folds choose by next to nothing
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,36 @@ def _folds(data: TrialData, options: TrialOptions, draw: int) -> list[tuple[Rows
     strata = [
         next((name for name in data.rare if name in i.labels), i.labels[0] if i.labels else "") for i in data.items
     ]
-    folds = min(options.folds, *(data.findings.images.groups()[name] for name in data.rare))
+    folds = folds_of([data.findings.images.groups()[name] for name in data.rare], options)
     return list(group_folds(strata, data.groups, folds, seeding.derive("trial", options.seed, draw)))
+
+
+def folds_of(groups: Sequence[int], options: TrialOptions) -> int:
+    """Test folds of each draw, by the named classes' numbers of groups.
+
+    Example:
+        >>> [folds_of([n], TrialOptions()) for n in (2, 5, 8)], folds_of([5], TrialOptions(rare_groups=2))
+        ([2, 3, 2], 2)
+        >>> folds_of([20, 4], TrialOptions(folds=5))
+        4
+    """
+    least = min(groups)
+    left = options.rare_groups or ENOUGH  # groups that a training is to have
+    return min(least, options.folds or (2 if least // 2 >= left else 3))
+
+
+def too_few(data: TrialData, splits: Sequence[Split], options: TrialOptions) -> list[str]:
+    """A sentence for each rare class of which some training has fewer groups than were asked for."""
+    found = []
+    for name in data.rare if options.rare_groups else ():
+        counts = [len({data.groups[row] for row in split.train if data.positive[name][row]}) for split in splits]
+        fewer = [count for count in counts if count < (options.rare_groups or 0)]
+        if fewer:
+            found.append(
+                f"{name}: {len(fewer)} of {len(splits)} trainings have fewer than the {options.rare_groups} groups that were "
+                f"asked for (down to {min(fewer)}): there are no more beside the tested ones (more --folds leave more)"
+            )
+    return found
 
 
 def _left_to_the_oracle(data: TrialData, train: Rows, options: TrialOptions, draw: int, fold: int) -> set[int]:

@@ -98,7 +98,7 @@ def run_trial(
     report.section("Preflight", *findings.blocks(), text(f"Preflight took {findings.seconds:.0f} s."))
     _sum_up(report, trial)
 
-    report.conditions |= _conditions(data, options, time.monotonic() - started)
+    report.conditions |= _conditions(data, options, trial.folds(), time.monotonic() - started)
     # The verdicts are safe before anything more is made; what an older trial left goes with it.
     with new_folder(out, parts=PARTS) as folder:
         write_groups(folder, findings)
@@ -169,7 +169,7 @@ def _inputs(data: TrialData, options: TrialOptions) -> dict[str, Any]:
     return {"data": data.fingerprint(), "options": asked, "learner": learner, **named, **environment()}
 
 
-def _conditions(data: TrialData, options: TrialOptions, seconds: float) -> dict[str, Any]:
+def _conditions(data: TrialData, options: TrialOptions, folds: int, seconds: float) -> dict[str, Any]:
     capped = len(data.items) < len(data.findings.images)
     groups = (
         f"{options.rare_groups} training groups of each rare class per draw"
@@ -179,7 +179,7 @@ def _conditions(data: TrialData, options: TrialOptions, seconds: float) -> dict[
     return {
         "images used in the arms": f"{len(data.items)} of {len(data.findings.images)}"
         + (f" (at most {KEPT} defect-free ones, weighted so that tests have the data's prevalence)" if capped else ""),
-        "design": f"{options.draws} draws x {options.folds} folds by group, {groups}",
+        "design": f"{options.draws} draws x {folds} folds by group, {groups}",
         "synthetic images per cell": options.synthetic,
         "features": ", ".join(data.bank.name(r) for r in data.bank.resolutions),
         "classic augmentation": f"{backend()}: {', '.join(CANDIDATES)}",

@@ -14,7 +14,7 @@ from visynth.core.processes import in_threads
 from visynth.core.progress import Progress, time_left
 from visynth.core.stage import Stage
 from visynth.jobs.preflight import MIN_GROUPS
-from visynth.jobs.trial.cells import Headroom, Split, bare_cell, make_splits, real_cells
+from visynth.jobs.trial.cells import Headroom, Split, bare_cell, make_splits, real_cells, too_few
 from visynth.jobs.trial.data import TrialData
 from visynth.jobs.trial.options import TrialOptions
 from visynth.jobs.trial.plan import Clock, Cost, TrialPlan, plan_trial
@@ -75,6 +75,7 @@ class Trial:
 
     def __post_init__(self) -> None:
         self.splits = make_splits(self.data, self.options)  # those that are planned, once there is a plan
+        self.notes += too_few(self.data, self.splits, self.options)
 
     @cached_property
     def dense_head(self) -> DenseHead:
@@ -129,7 +130,7 @@ class Trial:
                 data.rare,
                 others,
                 draws=options.draws,
-                folds=self._folds(),
+                folds=self.folds(),
                 seconds=60 * options.minutes,
                 trains=kind != "none" and (options.learned != "auto" or bool(self._only_by(kind, composed))),
             )
@@ -190,7 +191,7 @@ class Trial:
             return None
         kept = self.stage.get(what="training")
         if kept is None:
-            kept = plan_training(trained, data, left, options.draws * self._folds(), trial_plan.needed).to_json()
+            kept = plan_training(trained, data, left, options.draws * self.folds(), trial_plan.needed).to_json()
             self.stage.put(kept, what="training")
         plan = TrainingPlan(**kept)
         trained.minutes = plan.minutes
@@ -210,7 +211,8 @@ class Trial:
         served = served_by(kind, self.data)
         return tuple(name for name in self.data.rare if name in served and name not in otherwise)
 
-    def _folds(self) -> int:
+    def folds(self) -> int:
+        """Test folds of each draw."""
         return len({split.fold for split in self.splits})
 
     def _fit_cells(

@@ -21,7 +21,9 @@ class TrialOptions:
         draws: repetitions with other folds and other training groups.
         metric: that the verdict is on, named beforehand: ``"ap"``, ``"recall@fpr"`` (at 5 % false alarms), ``"recall"`` or
             ``"macro-f1"`` (of one model of all classes); the others are printed beside it.
-        folds: test folds per draw.
+        folds: test folds per draw; None: 2, or 3 where the half of a class's groups that 2 leave to the training would be fewer
+            than ``rare_groups`` or :data:`visynth.jobs.trial.cells.ENOUGH`. Each group is tested once a draw with any number;
+            more of them take longer, in which further draws say more.
         synthetic: synthetic images of a class in a cell.
         minutes: budget; draws and unnamed classes that do not fit are not planned, and the report says so.
         seed: of everything.
@@ -40,8 +42,8 @@ class TrialOptions:
 
     rare_groups: int | None = None
     draws: int = 10
-    folds: int = 3
-    synthetic: int = 100
+    folds: int | None = None
+    synthetic: int = 60
     minutes: float = 10.0
     seed: int = 0
     workers: int = 2
@@ -58,7 +60,7 @@ class TrialOptions:
         problems = [
             f"{name} must be at least {low}, but got {getattr(self, name)}"
             for name, low in least.items()
-            if getattr(self, name) < low
+            if getattr(self, name) is not None and getattr(self, name) < low
         ]
         if self.rare_groups is not None and self.rare_groups < 1:
             problems.append(

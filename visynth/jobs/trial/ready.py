@@ -54,12 +54,20 @@ def ready_cells(
             if all_or_none:
                 return found
             continue
-        if synthesizer is not None and samples is not None:
-            cell = with_synthesis(data, synthesizer, name, split, cell, samples, options.synthetic, head)
-        found.append(Ready(split, data.with_cutmix(cell, name, options.synthetic, options.seed)))
+        try:
+            if synthesizer is not None and samples is not None:
+                cell = with_synthesis(data, synthesizer, name, split, cell, samples, options.synthetic, head)
+            found.append(Ready(split, data.with_cutmix(cell, name, options.synthetic, options.seed)))
+        except VisynthError as error:
+            found.append(Ready(split, error))
 
     def measured(one: Ready) -> Ready:
-        return one if isinstance(one.cell, VisynthError) else Ready(one.split, data.with_distances(one.cell))
+        if isinstance(one.cell, VisynthError):
+            return one
+        try:
+            return Ready(one.split, data.with_distances(one.cell))
+        except VisynthError as error:
+            return Ready(one.split, error)
 
     return in_threads(measured, found, options.workers)
 
