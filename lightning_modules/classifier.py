@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 from visynth.core import seeds as seeding
 from visynth.core.quiet import quiet_lightning
 from visynth.metrics.extractors import extractor
-from visynth.verdict.learners import Floats, Ints, Items, Outcome, Tested, split_parts
+from visynth.verdict.learners import Floats, Ints, Items, Outcome, Predictions, split_parts
 from visynth.verdict.ranking import average_precision
 
 
@@ -93,10 +93,10 @@ class FinetuneLearner:
                 inner = average_precision(items.positive[validation], _scores(model, values[validation]))
         folded = (inner,) if np.isfinite(inner) else ()
 
-        def tested() -> Tested:
+        def tested() -> Predictions:
             values = items.features(table).astype(np.float32)
             model = self._train(values, items.positive, items.weights, seed)
-            return Tested(_scores(model, table[test].astype(np.float32)))
+            return Predictions(_scores(model, table[test].astype(np.float32)))
 
         return Outcome(tested, inner, {"steps": self.steps}, folded)
 

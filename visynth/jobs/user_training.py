@@ -56,7 +56,7 @@ from visynth.jobs.user_parts import (
 from visynth.metrics.extractor import prepare_square
 from visynth.mixing.convert import random_state_kept
 from visynth.mixing.samples import Samples
-from visynth.verdict.learners import IMAGES, Floats, Ints, Items, Outcome, Tested
+from visynth.verdict.learners import IMAGES, Floats, Ints, Items, Outcome, Predictions
 
 STEPS = 300  # unless the trainer of the file says otherwise
 SIDE = 128
@@ -174,7 +174,7 @@ class UserTraining:
         label = int(items.labels[items.positive][0])
         rest = np.delete(logits, label, axis=1)
         scores = logits[:, label] - np.logaddexp.reduce(rest, axis=1)
-        return Outcome(Tested(scores, logits), float("nan"), {"training": self.name})
+        return Outcome(Predictions(scores, logits), float("nan"), {"training": self.name})
 
     def _ready(self) -> Kit:
         if self.kit is None:

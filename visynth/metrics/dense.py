@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from visynth.core import seeds as seeding
 from visynth.core.pictures import resize
 from visynth.metrics.extractor import NATIVE_LIMIT, STRIDE
-from visynth.verdict.learners import Ints, Items, Outcome, Tested, split_parts, wins
+from visynth.verdict.learners import Ints, Items, Outcome, Predictions, split_parts, wins
 from visynth.verdict.linear import logistic
 from visynth.verdict.ranking import average_precision
 
@@ -75,10 +75,10 @@ class DenseHead:
             mean = float(np.mean(inner(penalty))) if parts else float("nan")
             by_fold = inner(penalty)
 
-        def tested() -> Tested:
+        def tested() -> Predictions:
             with threadpool_limits(1):
                 model = self._train(items, np.ones(len(items), bool), penalty, seed)
-                return Tested(self._scores(model, test))
+                return Predictions(self._scores(model, test))
 
         return Outcome(tested, mean, {"C": penalty}, by_fold)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth.verdict.learners import Floats, Ints, Items, Outcome, Tested, split_parts, wins
+from visynth.verdict.learners import Floats, Ints, Items, Outcome, Predictions, split_parts, wins
 from visynth.verdict.linear import logistic, softmax
 from visynth.verdict.ranking import average_precision
 
@@ -139,12 +139,12 @@ class FrozenLearner:
         by_fold = inner(best, penalty)
         features_of.cache_clear()  # of many candidates that wait to be tested, none holds its features
 
-        def tested() -> Tested:
+        def tested() -> Predictions:
             with _one_thread():
                 values, test_values = features_of(best)
                 weights, bias = logistic(values, items.positive, items.weights, penalty, items.loss)
                 logits = None if items.labels is None else _of_all(values, items, penalty, test_values)
-                return Tested(test_values @ weights + bias, logits)
+                return Predictions(test_values @ weights + bias, logits)
 
         chosen = {"resolution": best[0], "pooling": best[1], "C": penalty}
         if any(space[2] for space in spaces):

@@ -73,7 +73,7 @@ class Items:
 
 
 @dataclass(frozen=True)
-class Tested:
+class Predictions:
     """Scores on the test rows, and, of a learner that tells all classes apart, log-probabilities ``[test rows, classes]`` of
     one model of all of them."""
 
@@ -93,20 +93,20 @@ class Outcome:
         by_fold: what ``inner`` is the mean of.
     """
 
-    test: Tested | Callable[[], Tested]
+    test: Predictions | Callable[[], Predictions]
     inner: float
     chosen: dict[str, Any] = field(default_factory=dict)
     by_fold: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.test, Tested) and not callable(self.test):
+        if not isinstance(self.test, Predictions) and not callable(self.test):
             raise TypeError(
-                f"an outcome needs Tested(scores) or a function that gives it, but got {type(self.test).__name__}"
+                f"an outcome needs Predictions(scores) or a function that gives it, but got {type(self.test).__name__}"
             )
 
     @cached_property
-    def tested(self) -> Tested:
-        return self.test if isinstance(self.test, Tested) else self.test()
+    def tested(self) -> Predictions:
+        return self.test if isinstance(self.test, Predictions) else self.test()
 
     @property
     def scores(self) -> Floats:
