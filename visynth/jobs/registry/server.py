@@ -34,6 +34,7 @@ VERSION, EVENT, KEY, FOLLOWED = "visynth.version", "visynth.event", "visynth.key
 TRIES = 40  # to do what others, who were faster, kept from being done
 PAGE = 1000
 PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")  # answers that are worth another try
+COLLIDING = (*PASSING, "BAD_REQUEST")  # of what two may set at once: the server's database takes one of them
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,8 @@ class MLflowRegistry(Registry):
         while True:
             number = str(self._kept(last.event.new).version)
             self._ask("set_registered_model_alias", self.name, name, number)
-            self._ask("set_model_version_tag", self.log, str(last.number), FOLLOWED, "true")
+            tag = (self.log, str(last.number), FOLLOWED, "true")
+            self._ask("set_model_version_tag", *tag, again=COLLIDING)  # whoever else sets it sets the same
             before, last = last, self._last_move(name)
             if before.number == last.number:
                 return
@@ -262,7 +264,7 @@ class MLflowRegistry(Registry):
                 raise UnavailableError(f"{self.where}: {error}") from error
             return None
 
-    def _ask(self, call: str, *args: Any, **options: Any) -> Any:
+    def _ask(self, call: str, *args: Any, again: tuple[str, ...] = PASSING, **options: Any) -> Any:
         """A method of MLflow's client, by name, with its failures as ours."""
         from mlflow.exceptions import MlflowException, RestException
 
@@ -273,7 +275,7 @@ class MLflowRegistry(Registry):
             except MlflowException as error:
                 # The server answers so where another was faster; MLflow's client has tried again where none answered.
                 code = error.error_code if isinstance(error, RestException) else None
-                if code not in PASSING or attempt == TRIES:
+                if code not in again or attempt == TRIES:
                     raise UnavailableError(f"{self.where}: {error}") from error
             _wait(attempt)
             attempt += 1
