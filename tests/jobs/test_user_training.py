@@ -217,8 +217,8 @@ class TestEpochs:
 
 class TestFit:
     def test_the_module_trains_on_converted_images_and_scores_by_log_odds(self, project, sample_set, images) -> None:
-        learner, told = UserTraining("training.yaml"), []
-        learner.check(sample_set.classes, images[:4], told.append)
+        learner, lines = UserTraining("training.yaml"), []
+        learner.check(sample_set.classes, images[:4], lines.append)
         import factory
 
         learner.progress.seconds = 0
@@ -239,8 +239,8 @@ class TestFit:
         np.testing.assert_allclose(outcome.scores, np.log(spot / (1 - spot)), rtol=1e-4, atol=1e-4)
         again = learner.fit(table(images), items, test, [frozenset({"a"})], seed=3)
         np.testing.assert_array_equal(outcome.scores, again.scores)
-        assert told[0].startswith("learner training.yaml: a training of 4 steps in each of the 5 arms of a cell")
-        assert told[1:] == ["    1 trainings of training.yaml", "    2 trainings of training.yaml"]
+        assert lines[0].startswith("learner training.yaml: a training of 4 steps in each of the 5 arms of a cell")
+        assert lines[1:] == ["    1 trainings of training.yaml", "    2 trainings of training.yaml"]
         other = learner.fit(table(images), items, test, [frozenset({"b"})], seed=3)
         assert not np.array_equal(outcome.scores, other.scores)
 

@@ -7,10 +7,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 A = TypeVar("A")
 B = TypeVar("B")
+
+
+def one_thread() -> Any:
+    """A context in which products of matrices take one thread: small ones take longer on two, some six times as long."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1)
 
 
 def in_threads(work: Callable[[A], B], items: Sequence[A], workers: int) -> list[B]:
@@ -21,9 +28,8 @@ def in_threads(work: Callable[[A], B], items: Sequence[A], workers: int) -> list
         [1, 2, 3]
     """
     import joblib
-    from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):  # for one item, too: the last digits must not depend on how many stand side by side
+    with one_thread():  # for one item, too: the last digits must not depend on how many stand side by side
         if workers < 2 or len(items) < 2:
             return [work(item) for item in items]
         return list(joblib.Parallel(workers, backend="threading")(joblib.delayed(work)(item) for item in items))

@@ -16,9 +16,9 @@ class NowAndThen:
     """Passes a line on where none was passed for some seconds, so that many short steps tell little and few long ones tell all.
 
     Example:
-        >>> told = NowAndThen(print, seconds=60)
-        >>> told("one"); told("two")
-        >>> told.last -= 61; told("three")
+        >>> progress = NowAndThen(print, seconds=60)
+        >>> progress("one"); progress("two")
+        >>> progress.last -= 61; progress("three")
         three
     """
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from visynth.core import seeds as seeding
 from visynth.core.errors import UsageError
 from visynth.core.files import cache_folder
-from visynth.core.progress import Progress, no_progress, time_left
+from visynth.core.progress import NowAndThen, Progress, no_progress, time_left
 from visynth.data.imageset import Item, Lazy
 from visynth.data.transforms import CANDIDATES, augment, cutmix
 from visynth.metrics.bank import FeatureBank
@@ -28,7 +28,6 @@ from visynth.verdict.learners import Learner
 
 Rows = NDArray[np.int64]
 CHUNK = 256  # images between two looks at the clock
-QUIET = 15  # seconds without a line of progress
 COPIES_PER_IMAGE = 3  # augmented copies of each real image, per candidate
 CUTMIX = "cutmix"
 FEWEST = 5  # groups of defect-free images, for distances from them
@@ -256,13 +255,13 @@ def add_features(
 ) -> Rows:
     """Features of images, as :meth:`visynth.metrics.bank.FeatureBank.add` computes them, with a line of progress now
     and then."""
-    rows, begun, last = [], time.monotonic(), time.monotonic()
+    rows, begun, seldom = [], time.monotonic(), NowAndThen(progress)
     for first in range(0, len(images), CHUNK):
         rows.append(bank.add(images[first : first + CHUNK], cache=cache))
-        now, done = time.monotonic(), first + len(rows[-1])
-        if now - last > QUIET and done < len(images):
-            last = now
-            progress(f"  {what}: {done} of {len(images)}, {time_left((now - begun) / done * (len(images) - done))}")
+        done = first + len(rows[-1])
+        if done < len(images):
+            left = (time.monotonic() - begun) / done * (len(images) - done)
+            seldom(f"  {what}: {done} of {len(images)}, {time_left(left)}")
     return np.concatenate(rows) if rows else np.zeros(0, np.int64)
 
 

@@ -19,6 +19,7 @@ from visynth.core.codec import decode
 from visynth.core.errors import DataError, IntegrityError, OutputError
 from visynth.core.files import cache_folder, canonical_json, write_text
 from visynth.core.manifest import SCORES, Renders, need_folders, read_renders, read_scores
+from visynth.core.processes import one_thread
 from visynth.core.progress import Progress, no_progress
 from visynth.data.imageset import ImageSet, Lazy
 from visynth.jobs.held_out import assign_splits
@@ -141,13 +142,11 @@ class Judges:
     @classmethod
     def fit(cls, features: NDArray[Any], labels: Sequence[str], groups: Sequence[str], seed: int) -> Judges:
         """One model a fifth of the groups; where a class lies in one fifth alone, that model is left out."""
-        from threadpoolctl import threadpool_limits
-
         names = sorted(set(groups))
         order = seeding.rng(seeding.derive("scores", seed), "folds").permutation(len(names))
         parts = [frozenset(names[place] for place in order[fold::FOLDS]) for fold in range(FOLDS)]
         classes, models, unseen = set(labels), [], []
-        with threadpool_limits(1):  # these matrices are small: two threads take longer than one
+        with one_thread():
             for part in [p for p in parts if p]:
                 used = np.array([group not in part for group in groups])
                 if {label for label, use in zip(labels, used, strict=True) if use} == classes:

@@ -82,8 +82,8 @@ def sweep(
         if value is not None:
             progress(f"gamma {gamma:.4g} ({factor:g} times the rule): KID {value:.4f}")
     rows.sort(key=lambda row: math.inf if row["kid"] is None else row["kid"])
-    told = {"auto gamma": auto, "kimg": kimg, "chosen_by": [kid_evaluator.name], "runs": rows}
-    put_files(root, {SUMMARY: readable_json(told)})
+    summary = {"auto gamma": auto, "kimg": kimg, "chosen_by": [kid_evaluator.name], "runs": rows}
+    put_files(root, {SUMMARY: readable_json(summary)})
     return rows
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from visynth.core import seeds as seeding
 from visynth.core.pictures import resize
+from visynth.core.processes import one_thread
 from visynth.metrics.extractor import NATIVE_LIMIT, STRIDE
 from visynth.verdict.learners import Ints, Items, Outcome, Predictions, split_parts, wins
 from visynth.verdict.linear import logistic
@@ -47,9 +48,7 @@ class DenseHead:
     def fit(self, items: Items, test: Ints, folds: Sequence[frozenset[str]], seed: int) -> Outcome:
         """Choose C on two inner folds (the first one, unless another is better on both); each fit has one round of hard
         negatives."""
-        from threadpoolctl import threadpool_limits
-
-        with threadpool_limits(1):
+        with one_thread():
             # A fold whose other side has no mask of the class teaches nothing: nothing is chosen on it.
             parts = [split_parts(items, held) for held in folds[:2]]
             parts = [
@@ -76,7 +75,7 @@ class DenseHead:
             by_fold = inner(penalty)
 
         def tested() -> Predictions:
-            with threadpool_limits(1):
+            with one_thread():
                 model = self._train(items, np.ones(len(items), bool), penalty, seed)
                 return Predictions(self._scores(model, test))
 

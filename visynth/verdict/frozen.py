@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from visynth.core.processes import one_thread
 from visynth.verdict.learners import Floats, Ints, Items, Outcome, Predictions, split_parts, wins
 from visynth.verdict.linear import logistic, softmax
 from visynth.verdict.ranking import average_precision
@@ -88,7 +89,7 @@ class FrozenLearner:
         seed: int,
     ) -> Outcome:
         """Choose on the inner folds; the outcome's scores are decision values."""
-        with _one_thread():
+        with one_thread():
             return self._fit(self._spaces(tables, items), items, test, folds)
 
     def _spaces(self, tables: Tables, items: Items) -> dict[Key, Space]:
@@ -140,7 +141,7 @@ class FrozenLearner:
         features_of.cache_clear()  # of many candidates that wait to be tested, none holds its features
 
         def tested() -> Predictions:
-            with _one_thread():
+            with one_thread():
                 values, test_values = features_of(best)
                 weights, bias = logistic(values, items.positive, items.weights, penalty, items.loss)
                 logits = None if items.labels is None else _of_all(values, items, penalty, test_values)
@@ -163,13 +164,6 @@ class FrozenLearner:
         best = max([c for c in rivals if beats(c, best)], key=mean, default=best)
         further = (best[0][0], best[0][1], True), best[1]
         return further if further[0] in spaces and beats(further, best) else best
-
-
-def _one_thread() -> Any:
-    """These matrices are small: two threads take six times as long as one."""
-    from threadpoolctl import threadpool_limits
-
-    return threadpool_limits(1)
 
 
 def _of_all(values: Floats, items: Items, penalty: float, test: Floats) -> Floats:

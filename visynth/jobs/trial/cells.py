@@ -97,13 +97,13 @@ def folds_of(groups: Sequence[int], options: TrialOptions) -> int:
 
 def too_few(data: TrialData, splits: Sequence[Split], options: TrialOptions) -> list[str]:
     """A sentence for each rare class of which some training has fewer groups than were asked for."""
-    found = []
-    for name in data.rare if options.rare_groups else ():
+    found, wanted = [], options.rare_groups or 0
+    for name in data.rare:
         counts = [len({data.groups[row] for row in split.train if data.positive[name][row]}) for split in splits]
-        fewer = [count for count in counts if count < (options.rare_groups or 0)]
+        fewer = [count for count in counts if count < wanted]
         if fewer:
             found.append(
-                f"{name}: {len(fewer)} of {len(splits)} trainings have fewer than the {options.rare_groups} groups that were "
+                f"{name}: {len(fewer)} of {len(splits)} trainings have fewer than the {wanted} groups that were "
                 f"asked for (down to {min(fewer)}): there are no more beside the tested ones (more --folds leave more)"
             )
     return found

@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-EFFICIENCY = 0.5  # of each further core: sampling and distances of a cell run on one
+EFFICIENCY = 0.5  # of each further core, as measured when sampling and distances of a cell ran on one: a careful plan
 MARGIN = 0.9  # of the minutes is planned; the rest is for the generator, its renders and the report
 ARMS = 0.5  # of the minutes at most goes to arms where a generator has to be trained
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
+from typing import Any, TypeVar
 
 from visynth.core.errors import VisynthError
 from visynth.core.processes import in_threads
@@ -15,6 +16,8 @@ from visynth.jobs.trial.options import TrialOptions
 from visynth.jobs.trial.synthesis import Synthesizer, sampled, with_synthesis
 from visynth.metrics.dense import DenseHead
 from visynth.verdict.cells import Cell
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,29 +49,22 @@ def ready_cells(
         head: a dense one that learns from the images as well.
         all_or_none: stop at the first cell without synthesis.
     """
-    found: list[Ready] = []
     each = repeat(None) if synthesizer is None else _sampled(data, synthesizer, name, [s for s, _ in pairs], options)
-    for (split, cell), samples in zip(pairs, each, strict=False):
-        if isinstance(samples, VisynthError):
-            found.append(Ready(split, samples))
-            if all_or_none:
-                return found
-            continue
-        try:
-            if synthesizer is not None and samples is not None:
-                cell = with_synthesis(data, synthesizer, name, split, cell, samples, options.synthetic, head)
-            found.append(Ready(split, data.with_cutmix(cell, name, options.synthetic, options.seed)))
-        except VisynthError as error:
-            found.append(Ready(split, error))
+
+    def complete(split: Split, cell: Cell, samples: Samples | None) -> Cell:
+        if synthesizer is not None and samples is not None:
+            cell = with_synthesis(data, synthesizer, name, split, cell, samples, options.synthetic, head)
+        return data.with_cutmix(cell, name, options.synthetic, options.seed)
 
     def measured(one: Ready) -> Ready:
-        if isinstance(one.cell, VisynthError):
-            return one
-        try:
-            return Ready(one.split, data.with_distances(one.cell))
-        except VisynthError as error:
-            return Ready(one.split, error)
+        return one if isinstance(one.cell, VisynthError) else Ready(one.split, _or_why(data.with_distances, one.cell))
 
+    found: list[Ready] = []
+    for (split, cell), samples in zip(pairs, each, strict=False):
+        outcome = samples if isinstance(samples, VisynthError) else _or_why(complete, split, cell, samples)
+        found.append(Ready(split, outcome))
+        if all_or_none and isinstance(outcome, VisynthError):
+            return found
     return in_threads(measured, found, options.workers)
 
 
@@ -79,9 +75,14 @@ def _sampled(
     for."""
 
     def attempt(split: Split) -> Samples | VisynthError:
-        try:
-            return sampled(data, synthesizer, name, split, options)
-        except VisynthError as error:
-            return error
+        return _or_why(sampled, data, synthesizer, name, split, options)
 
     return iter(in_threads(attempt, splits, options.workers)) if synthesizer.threads else map(attempt, splits)
+
+
+def _or_why(work: Callable[..., T], *given: Any) -> T | VisynthError:
+    """What comes of some work, or why nothing does."""
+    try:
+        return work(*given)
+    except VisynthError as error:
+        return error
