@@ -28,7 +28,7 @@ ROOMS: dict[str, set[str]] = {
     "callbacks": {"metrics", "data"},
 }
 FIRST_FOUR = set(ROOMS) - {"core"}
-ROOMS |= {"jobs": FIRST_FOUR, "lightning_modules": FIRST_FOUR, "tabular": {"verdict", "render"}}
+ROOMS |= {"jobs": FIRST_FOUR, "lightning_modules": FIRST_FOUR, "tabular": {"verdict", "render", "metrics"}}
 TOP = {"visynth", "visynth.__main__", "visynth.cli", "visynth.lightning"}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from visynth.commands import generators, machine, registries, rendering, retraining, sets, tables, trials
+from visynth.commands import generators, machine, registries, rendering, retraining, sets, tables, texts, trials
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
     "trial": trials.trial,
@@ -35,6 +35,10 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "tabular.sample": tables.tabular_sample,
     "tabular.impute": tables.tabular_impute,
     "tabular.evaluate": tables.tabular_evaluate,
+    "text.reviews": texts.text_reviews,
+    "text.classify": texts.text_classify,
+    "text.chat": texts.text_chat,
+    "text.rows": texts.text_rows,
     "retrain": retraining.retrain,
     "registry.add": registries.registry_add,
     "registry.list": registries.registry_list,
@@ -50,4 +54,5 @@ NESTED = {
     "renders": ("status", "verify", "sweep", "retry-failed", "finalize", "export", "score", "review"),
     "registry": ("add", "list", "log", "path", "promote", "rollback", "verify"),
     "tabular": ("trial", "fit", "fit-tables", "sample", "impute", "evaluate"),
+    "text": ("reviews", "classify", "chat", "rows"),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from visynth.data.imageset import ImageSet
@@ -54,3 +54,87 @@ class DataOptions:
         """Name of the set in reports: its folder, with the one above where that says more."""
         path = Path(self.data).resolve()
         return f"{path.parent.name}/{path.name}" if path.name in ("images", "train") else path.name
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """Who writes the texts.
+
+    Args:
+        backend: openai (any server of that protocol), local (a model's folder or GGUF file) or template (no model).
+        model: name that the server knows it by, or path of the local model.
+        base_url: of the server.
+        sentences: text file of the template backend, one sentence a line, e.g. The {product} is {sentiment}.
+        temperature: 0 takes the most likely token.
+        top_p: share of the probability that is drawn from.
+        max_tokens: of a reply.
+        structured: how a schema is sent to a server.
+        key_env: environment variable with the server's key.
+        at_once: requests under way at a time.
+        per_minute: most requests a minute.
+        timeout: seconds for a reply.
+        retries: further tries after errors of the server.
+        price_in: of a million prompt tokens.
+        price_out: of a million reply tokens.
+        most_cost: the run stops, with what it has kept, before it costs more.
+        extra: further fields of a request's body, e.g. '{top_k: 40}'.
+        device: where a local model runs.
+        batch: requests that a local model computes together.
+        constrain: whether a local model's replies can only be what the schema allows.
+    """
+
+    backend: Literal["openai", "local", "template"]
+    model: str | None = None
+    base_url: str | None = None
+    sentences: str | None = None
+    temperature: float = 0.9
+    top_p: float = 0.95
+    max_tokens: int = 200
+    structured: Literal["json_schema", "json_object", "none"] = "none"
+    key_env: str = "OPENAI_API_KEY"
+    at_once: int = 8
+    per_minute: float | None = None
+    timeout: float = 120.0
+    retries: int = 5
+    price_in: float = 0.0
+    price_out: float = 0.0
+    most_cost: float | None = None
+    extra: dict[str, Any] | None = None
+    device: str = "cpu"
+    batch: int = 16
+    constrain: bool = True
+
+    def make(self) -> Any:
+        """The backend.
+
+        Raises:
+            UsageError: what it needs is not given.
+        """
+        from visynth.core.errors import UsageError
+        from visynth.tabular.text import Decoding, OpenAICompatible, Template, TransformersLocal
+
+        needs = {"openai": ("base_url", "model"), "local": ("model",), "template": ("sentences",)}[self.backend]
+        lost = [f"--{name.replace('_', '-')}" for name in needs if not getattr(self, name)]
+        if lost:
+            raise UsageError(f"--backend {self.backend} needs {' and '.join(lost)}.")
+        decoding = Decoding(self.temperature, self.top_p, self.max_tokens)
+        if self.backend == "template":
+            return Template(_lines(self.sentences or ""))
+        if self.backend == "local":
+            return TransformersLocal(
+                self.model or "", decoding, device=self.device, batch=self.batch, constrain=self.constrain
+            )
+        return OpenAICompatible(
+            self.base_url or "", self.model or "", decoding, structured=self.structured, key_env=self.key_env,
+            at_once=self.at_once, per_minute=self.per_minute, timeout=self.timeout, retries=self.retries,
+            price_in=self.price_in, price_out=self.price_out, most_cost=self.most_cost, extra=self.extra,
+        )  # fmt: skip
+
+
+def _lines(path: str) -> list[str]:
+    from visynth.core.errors import DataError
+
+    try:
+        return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as a text file: {error}.") from error

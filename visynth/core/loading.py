@@ -1,4 +1,4 @@
-"""Load any generator folder, of images or of tables."""
+"""Load any generator folder, of images, tables or text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from visynth.core.artifact import load_artifact
 from visynth.core.errors import IntegrityError
 
 # By schema, the plugin group whose classes read it.
-GROUPS = {"visynth.generator/2": "generators", "visynth.table/1": "synthesizers"}
+GROUPS = {"visynth.generator/2": "generators", "visynth.table/1": "synthesizers", "visynth.text/1": "writers"}
 
 
 def load_generator(path: str | Path, device: Any = "cpu") -> Any:
@@ -21,7 +21,8 @@ def load_generator(path: str | Path, device: Any = "cpu") -> Any:
         device: where its network runs.
 
     Returns:
-        A :class:`visynth.Generator` of images, or a :class:`visynth.tabular.Synthesizer` of tables.
+        A :class:`visynth.Generator` of images, a :class:`visynth.tabular.Synthesizer` of tables, or a
+        :class:`visynth.tabular.text.TextGenerator`.
 
     Raises:
         IntegrityError: a file is missing, altered, or of another schema.

@@ -1,7 +1,7 @@
 """Registered names -> classes: the only place where visynth imports by string.
 
 A name comes from the built-in table or from another package's entry point in the groups
-``visynth.generators``, ``visynth.synthesizers`` (of tables), ``visynth.features``, ``visynth.learners``,
+``visynth.generators``, ``visynth.synthesizers`` (of tables), ``visynth.writers`` (of text), ``visynth.features``, ``visynth.learners``,
 ``visynth.trainers``, ``visynth.renderers``, ``visynth.filters`` (of rendered images) and ``visynth.commands``.
 Folders of ours store the *name*, never an import path, so loading a generator runs only code that was installed on
 purpose.
@@ -48,6 +48,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "marginals": "visynth.tabular.counting:IndependentMarginals",
         "oversampler": "visynth.tabular.oversampler:Oversampler",
     },
+    "writers": {"text": "visynth.tabular.text.generator:TextGenerator"},
     "trainers": {
         "diffusion": "visynth.lightning_modules.trainers:train_diffusion",
         "inpaint": "visynth.lightning_modules.trainers:train_inpainting",

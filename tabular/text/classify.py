@@ -1,0 +1,121 @@
+"""Texts of the rare class of a set of labelled texts, and the balanced set with every real text in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from visynth.core import balance as balancing
+from visynth.core import seeds as seeding
+from visynth.core.errors import UsageError, choices
+from visynth.core.files import readable_json
+from visynth.tabular.text.generator import Example
+from visynth.tabular.text.outputs import json_lines
+from visynth.tabular.text.plan import Record
+from visynth.tabular.text.prompts import Prompt
+from visynth.tabular.text.spec import TextSpec, Wanted
+from visynth.tabular.text.writing import Written
+
+AGREEMENT = 0.3  # least probability of the asked class by a classifier of the real texts
+PROMPT = Prompt(
+    system="You write new texts like the ones that you are shown. You reply with one text and nothing else.",
+    user=(
+        "These texts have the label {{ label }}{% if meaning is defined %} ({{ meaning }}){% endif %}:\n\n"
+        "{% for example in examples %}- {{ example }}\n{% endfor %}\n"
+        "Write one more text with this label. It is about something else, in other words."
+    ),
+)
+
+
+def classify_spec(
+    examples: Sequence[Example],
+    *,
+    shown: int = 5,
+    language: str | None = None,
+    agreement: float = AGREEMENT,
+    prompt: Prompt | None = None,
+    attempts: int = 3,
+    rounds: int = 3,
+) -> TextSpec:
+    """The generator of texts like some real ones.
+
+    Args:
+        examples: real texts with their classes.
+        shown: of the class, in each prompt.
+        language: that a text must be in; None does not ask.
+        agreement: least probability of the asked class, by a classifier of the real texts.
+        prompt: instead of the built-in one, over ``label``, ``examples`` and ``meaning``.
+        attempts: at a text.
+        rounds: in which texts that could not be had are written anew.
+    """
+    longest = max(len(example.text.split()) for example in examples)
+    wanted = Wanted(least_words=2, most_words=max(2 * longest, 20), language=language, agreement=agreement)
+    return TextSpec(prompt or PROMPT, {}, "label", wanted=wanted, shown=shown, attempts=attempts, rounds=rounds)
+
+
+def class_records(
+    examples: Sequence[Example],
+    *,
+    rare: Sequence[str] = (),
+    to: int | None = None,
+    per_class: int | None = None,
+    meanings: dict[str, str] | None = None,
+    seed: int = 0,
+) -> list[Record]:
+    """Records that balance the classes.
+
+    Args:
+        examples: real texts.
+        rare: classes to fill; by default all but the largest.
+        to: fill each up to this many texts, counting its reals, instead of up to the largest class.
+        per_class: exactly so many of each.
+        meanings: of the classes, for the prompt.
+        seed: of the records.
+
+    Raises:
+        UsageError: unknown classes, or nothing to write.
+
+    Example:
+        >>> texts = [Example("a", "x"), Example("b", "x"), Example("c", "y")]
+        >>> [record.attributes["label"] for record in class_records(texts)]
+        ['y']
+    """
+    labels = [example.label for example in examples]
+    counts = {name: labels.count(name) for name in sorted(set(labels))}
+    unknown = [name for name in [*rare, *(meanings or {})] if name not in counts]
+    if unknown:
+        raise UsageError(f"there are no texts with the label {choices(unknown)}; the labels are {choices(counts)}.")
+    if per_class is not None:
+        wanted = dict.fromkeys(counts, per_class)
+    else:
+        wanted = balancing.targets("all" if to is not None else "not majority", counts, to=to)
+    chosen = set(rare or counts)
+    listed = [name for name in counts if name in chosen for _ in range(wanted.get(name, 0))]
+    if not listed:
+        raise UsageError(f"there is nothing to write: the classes have {counts} texts. Give rare, to or per_class.")
+    order = seeding.rng(seed, "text/classes").permutation(len(listed))
+    told = meanings or {}
+    return [
+        Record(
+            number,
+            {"label": listed[place]} | ({"meaning": told[listed[place]]} if listed[place] in told else {}),
+            seeding.derive("text/record", seed, number),
+        )
+        for number, place in enumerate(order)
+    ]
+
+
+def balanced_lines(examples: Sequence[Example], written: Written, text: str, label: str) -> bytes:
+    """All real texts and the synthetic ones, told apart by ``synthetic``, as JSON Lines with the real columns' names."""
+    rows: list[dict[str, Any]] = [
+        {**example.attributes, text: example.text, label: example.label, "synthetic": False} for example in examples
+    ]
+    rows += [
+        {text: one.fields["text"], label: one.record.attributes["label"], "synthetic": True} for one in written.texts
+    ]
+    return json_lines(rows)
+
+
+def counts_json(examples: Sequence[Example]) -> bytes:
+    labels = [example.label for example in examples]
+    return readable_json({name: labels.count(name) for name in sorted(set(labels))})

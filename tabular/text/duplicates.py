@@ -1,0 +1,123 @@
+"""Texts that say the same again: equal after normalising, near by MinHash, or near in an embedding. The first one stays."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from visynth.core.errors import MissingExtra, UsageError, raise_all
+from visynth.tabular.text.checks import grams, words
+from visynth.tabular.text.embedding import Embedder
+
+PERMUTATIONS = 128
+SHINGLE = 5  # characters; short sentences have few words
+
+
+@dataclass(frozen=True)
+class Deduplication:
+    """When two texts are the same.
+
+    Attributes:
+        minhash: least estimated Jaccard similarity of their runs of characters (Broder, "On the resemblance and containment
+            of documents", 1997); None does not ask.
+        cosine: least cosine of their embeddings; None does not ask.
+    """
+
+    minhash: float | None = 0.7
+    cosine: float | None = 0.95
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be above 0 and at most 1, but got {value}"
+            for name, value in (("minhash", self.minhash), ("cosine", self.cosine))
+            if value is not None and not 0 < value <= 1
+        ]
+        raise_all("the deduplication", problems, UsageError)
+
+
+def normalised(text: str) -> str:
+    """A text's words in lower case and compatibility form: what two copies share.
+
+    Example:
+        >>> normalised("  Great\u00a0phone!! ") == normalised("great phone")
+        True
+    """
+    return " ".join(words(unicodedata.normalize("NFKC", text)))
+
+
+def repeats(
+    texts: Sequence[str], rule: Deduplication, embedder: Embedder | None = None, before: Sequence[str] = ()
+) -> dict[int, str]:
+    """Places of texts that repeat an earlier one, with how.
+
+    Args:
+        texts: in order.
+        rule: what counts.
+        embedder: for ``rule.cosine``; without one it is not asked.
+        before: texts that come earlier than all.
+
+    Example:
+        >>> repeats(["Good phone.", "good phone", "Bad phone"], Deduplication(minhash=None, cosine=None))
+        {1: 'equal'}
+    """
+    everything = [*before, *texts]
+    found: dict[int, str] = {}
+    seen: set[str] = set()
+    index = _MinHashes(rule.minhash) if rule.minhash is not None else None
+    vectors = embedder(everything) if embedder is not None and rule.cosine is not None and everything else None
+    kept: list[int] = []
+    for place, text in enumerate(everything):
+        own, how = normalised(text), ""
+        if own in seen:
+            how = "equal"
+        elif index is not None and index.has(own):
+            how = "near by MinHash"
+        elif vectors is not None and kept and float((vectors[kept] @ vectors[place]).max()) >= (rule.cosine or 1):
+            how = "near in the embedding"
+        if how and place >= len(before):
+            found[place - len(before)] = how
+            continue
+        seen.add(own)
+        kept.append(place)
+        if index is not None:
+            index.add(str(place), own)
+    return found
+
+
+class _MinHashes:
+    """Texts by locality-sensitive hashing, each hit checked by its estimated similarity."""
+
+    def __init__(self, threshold: float) -> None:
+        try:
+            from datasketch import MinHashLSH
+        except ImportError as error:
+            raise MissingExtra("near-duplicates by MinHash need datasketch: pip install 'visynth[text]'.") from error
+        self.threshold = threshold
+        self.index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
+        self.hashes: dict[str, Any] = {}
+
+    def has(self, text: str) -> bool:
+        own = _minhash(text)
+        return any(own.jaccard(self.hashes[key]) >= self.threshold for key in self.index.query(own))
+
+    def add(self, key: str, text: str) -> None:
+        self.hashes[key] = _minhash(text)
+        self.index.insert(key, self.hashes[key])
+
+
+def _minhash(text: str) -> Any:
+    from datasketch import MinHash
+
+    made = MinHash(num_perm=PERMUTATIONS, seed=1)
+    runs = {"".join(gram) for gram in grams(list(text), SHINGLE)} or {text}
+    made.update_batch([run.encode() for run in sorted(runs)])
+    return made
+
+
+def closest(vectors: Any, others: Any) -> Any:
+    """Largest cosine of each row ``[N]`` with the rows of another matrix, both of unit length."""
+    return np.asarray(vectors @ others.T).max(axis=1)

@@ -1,0 +1,290 @@
+"""Texts by any server that speaks the OpenAI chat protocol: vLLM, llama.cpp, Ollama, TGI, ``transformers serve``, hosted ones.
+
+The one network address that is ever asked is ``base_url``: no redirects, no proxies from the environment. The key comes from
+an environment variable, is never written anywhere, and is struck out of whatever a server says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from visynth.core import seeds as seeding
+from visynth.core.errors import MissingExtra, UnavailableError, UsageError, choices, raise_all
+from visynth.tabular.text.backends import Decoding, Reply, Request, RequestFailed
+
+LARGEST = 4 * 2**20  # bytes of a reply
+SEEDS = 2**31 - 1  # servers take 32 bits
+LONGEST_WAIT = 60.0  # seconds between two tries
+SHOWN = 300  # characters of a server's words in an error
+IN_A_ROW = 5  # requests that fail one after the other before the server is said to be down
+TOO_LONG = re.compile(r"context|too long|max(imum)?[_ ](model[_ ])?(len|tokens)|token limit", re.IGNORECASE)
+
+
+@dataclass
+class Usage:
+    """What a run has used so far."""
+
+    requests: int = 0
+    retries: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+    def cost(self, price_in: float, price_out: float) -> float:
+        """In the currency of the prices for a million tokens."""
+        return (self.tokens_in * price_in + self.tokens_out * price_out) / 1e6
+
+
+class OpenAICompatible:
+    """Chat completions over HTTP.
+
+    Args:
+        base_url: e.g. ``http://127.0.0.1:8000/v1``.
+        model: the name that the server knows it by.
+        decoding: how tokens are drawn.
+        structured: how a schema is sent: ``"json_schema"``, ``"json_object"``, or ``"none"`` where the server knows neither;
+            replies are checked in any case.
+        key_env: environment variable that holds the key; where it is empty, none is sent.
+        at_once: requests under way at a time.
+        per_minute: most requests a minute; None for no limit.
+        timeout: seconds for one reply.
+        retries: further tries after 408, 429, 5xx, cut replies and timeouts.
+        price_in: of a million prompt tokens, for the cost counter.
+        price_out: of a million reply tokens.
+        most_cost: the run stops, with what it has kept, before it costs more.
+        extra: further fields of the request's body, e.g. ``{"top_k": 40}``.
+
+    Raises:
+        UsageError: values that cannot be, all listed together.
+    """
+
+    batch = 1
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        decoding: Decoding | None = None,
+        *,
+        structured: Literal["json_schema", "json_object", "none"] = "none",
+        key_env: str = "OPENAI_API_KEY",
+        at_once: int = 8,
+        per_minute: float | None = None,
+        timeout: float = 120.0,
+        retries: int = 5,
+        price_in: float = 0.0,
+        price_out: float = 0.0,
+        most_cost: float | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        parts = urlsplit(base_url)
+        problems = []
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            problems.append(f"base_url must be like http://127.0.0.1:8000/v1, but got {base_url!r}")
+        if parts.username or parts.password:
+            problems.append(f"base_url must not hold a password: put the key into the variable {key_env}")
+        if structured not in ("json_schema", "json_object", "none"):
+            problems.append(f"structured must be 'json_schema', 'json_object' or 'none', but got {structured!r}")
+        for name, value, least in (("at_once", at_once, 1), ("retries", retries, 0)):
+            if value < least:
+                problems.append(f"{name} must be at least {least}, but got {value}")
+        for name, number in (("timeout", timeout), ("per_minute", per_minute), ("most_cost", most_cost)):
+            if number is not None and number <= 0:
+                problems.append(f"{name} must be above 0, but got {number}")
+        if most_cost is not None and not (price_in or price_out):
+            problems.append("most_cost needs price_in and price_out, or nothing can be counted")
+        reserved = sorted({"messages", "model", "stream"} & set(extra or {}))
+        if reserved:
+            problems.append(f"extra must not have {choices(reserved)}")
+        raise_all("the backend", problems, UsageError)
+        self.base_url, self.model, self.decoding = base_url.rstrip("/"), model, decoding or Decoding()
+        self.structured, self.timeout, self.retries = structured, timeout, retries
+        self.at_once, self.price_in, self.price_out, self.most_cost = at_once, price_in, price_out, most_cost
+        self.extra = dict(extra or {})
+        self.usage = Usage()
+        self._key = os.environ.get(key_env, "").strip()
+        self._key_env = key_env
+        self._pace = Pace(per_minute)
+        self._failed_in_a_row = 0
+        self._client: Any = None
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        drawn = vars(self.decoding)
+        return {"backend": "openai", "model": self.model, **drawn, "structured": self.structured, "extra": self.extra}
+
+    def body(self, request: Request) -> dict[str, Any]:
+        """The request's JSON."""
+        own = self.decoding
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": [dict(message) for message in request.messages],
+            "temperature": own.temperature,
+            "top_p": own.top_p,
+            "max_tokens": own.max_tokens,
+            "seed": request.seed % SEEDS,
+        }
+        if request.schema is not None and self.structured == "json_schema":
+            wanted = {"name": "reply", "schema": dict(request.schema), "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": wanted}
+        elif request.schema is not None and self.structured == "json_object":
+            body["response_format"] = {"type": "json_object"}
+        return body | self.extra
+
+    async def answer(self, requests: Sequence[Request]) -> Sequence[Reply | RequestFailed]:
+        return [await self._reply(request) for request in requests]
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
+
+    async def _reply(self, request: Request) -> Reply | RequestFailed:
+        self._check_cost()
+        why, wait = "", 0.0
+        for attempt in range(self.retries + 1):
+            if attempt:
+                self.usage.retries += 1
+                await asyncio.sleep(max(wait, self._backoff(request.seed, attempt)))
+            await self._pace.wait()
+            status, words, wait = await self._post(self.body(request))
+            if status == 200:
+                reply = _read(words)
+                if isinstance(reply, Reply):
+                    self._failed_in_a_row = 0
+                    self.usage.tokens_in += reply.tokens_in
+                    self.usage.tokens_out += reply.tokens_out
+                    return reply
+                why = reply
+            elif status in (401, 403):
+                known = f"the key in {self._key_env}" if self._key else f"no key: the variable {self._key_env} is empty"
+                raise UsageError(f"{self.base_url} refused ({status}) {known}. It said: {self._clean(words)}")
+            elif status == 404:
+                raise UsageError(
+                    f"{self.base_url} has no model {self.model!r}, or no chat completions (404). It said: {self._clean(words)}"
+                )
+            elif status in (0, 408, 409, 425, 429) or status >= 500:
+                why = f"status {status}: {self._clean(words)}" if status else words
+            elif TOO_LONG.search(words):
+                return RequestFailed(
+                    f"the prompt and the reply are longer than the model's context: {self._clean(words)}"
+                )
+            else:
+                raise UsageError(
+                    f"{self.base_url} refuses such requests (status {status}): {self._clean(words)}. What is sent besides the "
+                    f"messages: {choices(sorted(set(self.body(request)) - {'messages'}))}; see 'structured' and 'extra'."
+                )
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= IN_A_ROW:
+            raise UnavailableError(
+                f"{self.base_url} failed {self._failed_in_a_row} requests in a row, each {self.retries + 1} times; the last: "
+                f"{why}. What came before is kept: the same command goes on."
+            )
+        return RequestFailed(f"no usable answer in {self.retries + 1} tries; the last: {why}")
+
+    def _check_cost(self) -> None:
+        spent = self.usage.cost(self.price_in, self.price_out)
+        if self.most_cost is not None and spent >= self.most_cost:
+            raise UnavailableError(
+                f"the run has cost {spent:.4f} of the {self.most_cost:g} allowed. What came is kept: the same command goes on "
+                "with a higher --backend.most_cost."
+            )
+
+    def _backoff(self, seed: int, attempt: int) -> float:
+        """Seconds: they double, and no two requests wait equally long."""
+        longest: float = min(0.5 * 2.0 ** (attempt - 1), LONGEST_WAIT)
+        return longest * (0.5 + 0.5 * float(seeding.rng(seed, f"text/wait/{attempt}").random()))
+
+    async def _post(self, body: Mapping[str, Any]) -> tuple[int, str, float]:
+        """Status (0 for none), what was said, and the seconds that the server asks to wait."""
+        http, client = self._open()
+        self.usage.requests += 1
+        try:
+            async with (
+                asyncio.timeout(self.timeout),
+                client.stream("POST", f"{self.base_url}/chat/completions", json=body) as answer,
+            ):
+                parts, size = [], 0
+                async for part in answer.aiter_bytes():
+                    size += len(part)
+                    if size > LARGEST:
+                        return 0, f"the reply is larger than {LARGEST} bytes", 0.0
+                    parts.append(part)
+                return answer.status_code, b"".join(parts).decode("utf-8", "replace"), _wait(answer.headers)
+        except TimeoutError:
+            return 0, f"no reply in {self.timeout:g} s", 0.0
+        except http.HTTPError as error:
+            return 0, f"{type(error).__name__}: {self._clean(str(error)) or 'the connection ended'}", 0.0
+
+    def _open(self) -> tuple[Any, Any]:
+        http = _http()
+        if self._client is None:
+            headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+            limits = http.Limits(max_connections=self.at_once)
+            self._client = http.AsyncClient(
+                headers=headers, timeout=self.timeout, limits=limits, follow_redirects=False, trust_env=False
+            )
+        return http, self._client
+
+    def _clean(self, words: str) -> str:
+        """A server's words, short, on one line, and without the key."""
+        words = " ".join(words.split())
+        return (words.replace(self._key, "***") if self._key else words)[:SHOWN]
+
+
+class Pace:
+    """Starts so many things a minute, evenly."""
+
+    def __init__(self, per_minute: float | None) -> None:
+        self.gap = 0.0 if per_minute is None else 60.0 / per_minute
+        self.next = 0.0
+
+    async def wait(self) -> None:
+        now = time.monotonic()
+        own = max(self.next, now)
+        self.next = own + self.gap
+        if own > now:
+            await asyncio.sleep(own - now)
+
+
+def _http() -> Any:
+    try:
+        import httpx2
+    except ImportError as error:
+        raise MissingExtra("texts by a server need httpx2: pip install 'visynth[text]'.") from error
+    return httpx2
+
+
+def _read(words: str) -> Reply | str:
+    """The reply in a server's JSON, or what is wrong with it."""
+    try:
+        said = json.loads(words)
+        choice = said["choices"][0]
+        content = choice["message"]["content"]
+        usage = said.get("usage") or {}
+        tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        return f"not a chat completion ({type(error).__name__}): {' '.join(words.split())[:SHOWN]!r}"
+    if not isinstance(content, str):
+        return f"the reply's content is {type(content).__name__}, no text"
+    return Reply(content, "length" if choice.get("finish_reason") == "length" else "stop", *tokens)
+
+
+def _wait(headers: Mapping[str, str]) -> float:
+    """Seconds of a Retry-After header, at most a minute; a date in it counts as none.
+
+    Example:
+        >>> _wait({"retry-after": "3"}), _wait({"retry-after": "tomorrow"}), _wait({})
+        (3.0, 0.0, 0.0)
+    """
+    try:
+        return min(max(float(headers.get("retry-after", 0)), 0.0), LONGEST_WAIT)
+    except ValueError:
+        return 0.0

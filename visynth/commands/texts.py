@@ -1,0 +1,287 @@
+"""Texts by language models: reviews, texts of a rare class, conversations, rows of a table."""
+
+from __future__ import annotations
+
+import sys
+from json import dumps, loads
+from pathlib import Path
+from typing import Any, Literal
+
+from visynth.commands.options import BackendOptions
+from visynth.commands.printing import printer
+from visynth.core.errors import UsageError
+
+
+def text_reviews(
+    products: list[str],
+    backend: BackendOptions,
+    out: str = "reviews",
+    n: int = 100,
+    sentiments: list[str] | None = None,
+    words: list[int] | None = None,
+    features: list[str] | None = None,
+    features_by_product: dict[str, list[str]] | None = None,
+    mention: int = 1,
+    styles: list[str] | None = None,
+    personas: list[str] | None = None,
+    language: str | None = "en",
+    data: str | None = None,
+    text: str = "text",
+    label: str = "sentiment",
+    shown: int = 0,
+    attempts: int = 3,
+    rounds: int = 3,
+    seed: int = 0,
+    json: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Write customer reviews by product, sentiment, length and features to mention. Killed, the same command goes on.
+
+    Args:
+        products: each equally often.
+        backend: who writes.
+        out: folder for texts.jsonl, the report, the generator and what is missing.
+        n: number of reviews.
+        sentiments: positive and negative by default.
+        words: least and most words, e.g. '[8, 30]'.
+        features: to mention, of all products.
+        features_by_product: instead, by product, e.g. '{phone: [battery, screen], lamp: [light]}'.
+        mention: features in each review.
+        styles: such as 'terse' or 'a story'.
+        personas: such as 'a retired teacher'.
+        language: ISO 639-1 code that reviews must be in; null does not ask.
+        data: real reviews (CSV, Parquet, JSON Lines), which are not copied, and shown where --shown is above 0.
+        text: column of the real reviews.
+        label: column of their sentiments.
+        shown: real reviews of the sentiment in each prompt.
+        attempts: at a review, the first and those with the error told.
+        rounds: in which reviews that could not be had are written anew.
+        seed: of everything.
+        json: print the summary as JSON.
+        quiet: no progress.
+    """
+    from visynth.tabular.text.examples import read_examples
+    from visynth.tabular.text.generator import TextGenerator
+    from visynth.tabular.text.jobs import Job, run_job
+    from visynth.tabular.text.plan import TextPlan
+    from visynth.tabular.text.reviews import SENTIMENTS, review_spec
+
+    if features and features_by_product:
+        raise UsageError("give either --features or --features-by-product.")
+    limits = words or [8, 30]
+    if len(limits) != 2:
+        raise UsageError(f"words must be two numbers, the lower first, but got {limits}.")
+    spec = review_spec(
+        products, sentiments=sentiments or SENTIMENTS, words=(limits[0], limits[1]),
+        features=features_by_product or features or (), mention=mention, styles=styles or (), personas=personas or (),
+        language=language, shown=shown, attempts=attempts, rounds=rounds,
+    )  # fmt: skip
+    examples = [] if data is None else read_examples(data, text, label)
+    job = Job(
+        "text reviews", TextGenerator(spec, examples), backend.make(), Path(out), TextPlan(spec.attributes).records(n, seed),
+        seed=seed, subject="reviews",
+    )  # fmt: skip
+    return _told(run_job(job, progress=printer(quiet)), out, json)
+
+
+def text_classify(
+    data: str,
+    backend: BackendOptions,
+    out: str = "texts",
+    text: str = "text",
+    label: str = "label",
+    rare: list[str] | None = None,
+    to: int | None = None,
+    per_class: int | None = None,
+    meanings: dict[str, str] | None = None,
+    shown: int = 5,
+    holdout: str | None = None,
+    language: str | None = None,
+    agreement: float = 0.3,
+    attempts: int = 3,
+    rounds: int = 3,
+    seed: int = 0,
+    json: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Write texts of the rare class of a set of labelled texts, and the balanced set. Killed, the same command goes on.
+
+    Args:
+        data: CSV, Parquet or JSON Lines file; give the training part only.
+        backend: who writes.
+        out: folder for texts.jsonl, balanced.jsonl, the report, the generator and what is missing.
+        text: column of the texts.
+        label: column of the classes.
+        rare: classes to fill; by default all but the largest.
+        to: fill each up to this many texts, counting its reals, instead of up to the largest class.
+        per_class: instead, exactly so many of each.
+        meanings: of the classes, for the prompt, e.g. '{"0": a complaint, "1": praise}'.
+        shown: real texts of the class in each prompt.
+        holdout: file of real texts that are not shown, to measure with.
+        language: ISO 639-1 code that texts must be in; null does not ask.
+        agreement: least probability of the asked class by a classifier of the real texts; 0 does not ask.
+        attempts: at a text, the first and those with the error told.
+        rounds: in which texts that could not be had are written anew.
+        seed: of everything.
+        json: print the summary as JSON.
+        quiet: no progress.
+    """
+    from visynth.tabular.text.classifier import TextClassifier
+    from visynth.tabular.text.classify import balanced_lines, class_records, classify_spec
+    from visynth.tabular.text.examples import read_examples
+    from visynth.tabular.text.generator import TextGenerator
+    from visynth.tabular.text.jobs import Job, run_job
+
+    examples = read_examples(data, text, label)
+    held = [] if holdout is None else read_examples(holdout, text, label)
+    if {"synthetic", "provenance"} & {text, label}:
+        raise UsageError("the columns 'synthetic' and 'provenance' mark what is written: rename yours.")
+    meanings = {str(name): meaning for name, meaning in (meanings or {}).items()}
+    records = class_records(
+        examples, rare=[str(name) for name in rare or ()], to=to, per_class=per_class, meanings=meanings, seed=seed
+    )
+    spec = classify_spec(
+        examples, shown=shown, language=language, agreement=agreement, attempts=attempts, rounds=rounds
+    )
+    classifier = TextClassifier([e.text for e in examples], [e.label for e in examples]) if agreement else None
+    job = Job(
+        "text classify", TextGenerator(spec, examples), backend.make(), Path(out), records, held, classifier, seed=seed,
+        subject=Path(data).stem,
+    )  # fmt: skip
+    written = run_job(
+        job, lambda made, report: {"balanced.jsonl": balanced_lines(examples, made, text, label)}, printer(quiet)
+    )
+    return _told(written, out, json)
+
+
+def text_chat(
+    topics: list[str],
+    backend: BackendOptions,
+    out: str = "chat",
+    n: int = 100,
+    turns: list[int] | None = None,
+    styles: list[str] | None = None,
+    personas: list[str] | None = None,
+    form: Literal["messages", "alpaca", "sharegpt"] = "messages",
+    test: float = 0.1,
+    system: str = "",
+    benchmark: str | None = None,
+    language: str | None = None,
+    attempts: int = 3,
+    rounds: int = 3,
+    seed: int = 0,
+    json: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Write prompts and responses, of one or several turns, for fine-tuning. Killed, the same command goes on.
+
+    Args:
+        topics: each equally often.
+        backend: who writes.
+        out: folder for train.jsonl, test.jsonl, texts.jsonl with provenance, the report and what is missing.
+        n: number of conversations.
+        turns: numbers of questions in a conversation, each equally often, e.g. '[1, 3]'.
+        styles: of the assistant.
+        personas: of the user.
+        form: messages (OpenAI, TRL), alpaca or sharegpt.
+        test: share of the conversations in test.jsonl.
+        system: message at the head of each conversation in the files.
+        benchmark: file whose texts must not appear: 13 words in a row are too many.
+        language: ISO 639-1 code that they must be in; null does not ask.
+        attempts: at a conversation, the first and those with the error told.
+        rounds: in which those that could not be had are written anew.
+        seed: of everything.
+        json: print the summary as JSON.
+        quiet: no progress.
+    """
+    from visynth.tabular.text.chat import benchmark_texts, chat_checks, chat_files, chat_spec, check_form
+    from visynth.tabular.text.generator import TextGenerator
+    from visynth.tabular.text.jobs import Job, run_job
+    from visynth.tabular.text.plan import TextPlan
+
+    check_form(form, test)
+    spec = chat_spec(
+        topics, turns=turns or [1], styles=styles or (), personas=personas or (), language=language, attempts=attempts,
+        rounds=rounds,
+    )  # fmt: skip
+    checks = chat_checks([] if benchmark is None else benchmark_texts(benchmark))
+    job = Job(
+        "text chat", TextGenerator(spec), backend.make(), Path(out), TextPlan(spec.attributes).records(n, seed),
+        checks=checks, seed=seed, subject="conversations",
+    )  # fmt: skip
+    written = run_job(job, lambda made, report: chat_files(made, report, form, test, system, seed), printer(quiet))
+    return _told(written, out, json)
+
+
+def text_rows(
+    data: str,
+    backend: BackendOptions,
+    out: str = "rows",
+    n: int = 100,
+    kinds: dict[str, str] | None = None,
+    drop: list[str] | None = None,
+    constraints: list[dict[str, Any]] | None = None,
+    shown: int = 5,
+    attempts: int = 3,
+    rounds: int = 3,
+    seed: int = 0,
+    json: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Write rows of a table by a language model, and measure whether their cells fit one another. Killed, the same command goes on.
+
+    Args:
+        data: CSV, Parquet or JSON Lines file; half of its rows may be shown to the model, the other half measures.
+        backend: who writes.
+        out: folder for rows.csv, texts.jsonl with provenance, the report, the generator and what is missing.
+        n: number of rows.
+        kinds: of columns where the data mislead, e.g. '{zip: categorical, note: text}'.
+        drop: columns to leave out.
+        constraints: rules between columns that every row keeps, e.g. '[{kind: inequality, low: start, high: end}]'.
+        shown: real rows in each prompt.
+        attempts: at a row, the first and those with the error told.
+        rounds: in which rows that could not be had are written anew.
+        seed: of everything.
+        json: print the summary as JSON.
+        quiet: no progress.
+    """
+    from visynth.tabular.constraints import Rules
+    from visynth.tabular.frames import check_frame
+    from visynth.tabular.inference import infer
+    from visynth.tabular.text import rows as own
+    from visynth.tabular.text.examples import read_records
+    from visynth.tabular.text.generator import TextGenerator
+    from visynth.tabular.text.jobs import Job, run_job
+    from visynth.tabular.trial import halves
+
+    frame = read_records(data)
+    lost = [name for name in drop or [] if name not in frame.columns]
+    if lost:
+        raise UsageError(f"--drop names {lost}, but the columns are {list(frame.columns)}.")
+    frame = frame.drop(columns=drop or [])
+    check_frame(frame, least=20)
+    schema = infer(frame, kinds or {})  # type: ignore[arg-type]
+    rules = Rules.of(constraints or (), schema, schema.table(frame))
+    first, second = halves(len(frame), seed=seed)
+    known, held = frame.iloc[first].reset_index(drop=True), frame.iloc[second].reset_index(drop=True)
+    spec = own.rows_spec(own.row_schema(schema, frame), shown=shown, attempts=attempts, rounds=rounds)
+    job = Job(
+        "text rows", TextGenerator(spec, own.row_examples(schema, known)), backend.make(), Path(out), own.row_records(n, seed),
+        own.row_examples(schema, held), checks={"row": own.FitsTable(schema, rules)}, seed=seed, subject=Path(data).stem,
+    )  # fmt: skip
+
+    def files(made: Any, report: Any) -> dict[str, bytes]:
+        own.consistency_section(report, schema, rules, known, held, made, seed)
+        return {"rows.csv": own.rows_frame(schema, made, seed).to_csv(index=False).encode()}
+
+    return _told(run_job(job, files, printer(quiet)), out, json)
+
+
+def _told(written: Any, out: str, json: bool) -> int:
+    summary = (Path(out) / "summary.json").read_text(encoding="utf-8")
+    if json:
+        print(dumps(loads(summary)))
+    else:
+        print(f"{out}: {len(written.texts)} texts, {len(written.failures)} missing")
+        print(f"report: {Path(out) / 'report.html'}", file=sys.stderr)
+    return 0
