@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from visynth.tabular.text.duplicates import normalised
 Vectors = NDArray[np.float64]
 SELF_BLEU = 200  # texts of which each is compared with all others
 BLEU_N = 4
+NO_MATCH = 0.1  # matches that an order without any counts as
 MAUVE_SCALE = 5.0
 MAUVE_CLUSTERS = 10  # texts a cluster has on average
 
@@ -42,8 +43,8 @@ def distinct(texts: Sequence[str], n: int) -> float:
 
 def bleu(text: Sequence[str], references: Sequence[Sequence[str]], n: int = BLEU_N) -> float:
     """BLEU of one text of words against others, with all orders up to ``n`` weighted alike (Papineni et al., "BLEU", ACL 2002,
-    section 2.3); orders that the text is too short for are left out, an order without a match counts as half a match
-    (Chen and Cherry, 2014, smoothing 1 with 0.5).
+    section 2.3); orders that the text is too short for are left out, an order without a match counts as a tenth of a match
+    (Chen and Cherry, "A systematic comparison of smoothing techniques", 2014, technique 1).
 
     Example:
         >>> bleu("the cat sat on it".split(), ["the cat sat on it".split()])
@@ -51,17 +52,29 @@ def bleu(text: Sequence[str], references: Sequence[Sequence[str]], n: int = BLEU
     """
     if not text or not references:
         return 0.0
+    most = [_most([Counter(grams(r, order)) for r in references]) for order in range(1, n + 1)]
+    return _bleu(text, [{run: best[0] for run, best in own.items()} for own in most], list(map(len, references)))
+
+
+def _bleu(text: Sequence[str], most: Sequence[Mapping[tuple[str, ...], int]], lengths: Sequence[int]) -> float:
+    """From the largest count of each run in any reference, by order, and the references' lengths."""
     logs = []
-    for order in range(1, min(n, len(text)) + 1):
+    for order in range(1, min(len(most), len(text)) + 1):
         own = Counter(grams(text, order))
-        most: Counter[tuple[str, ...]] = Counter()
-        for reference in references:
-            most |= Counter(grams(reference, order))
-        matched = sum((own & most).values())
-        logs.append(np.log(max(matched, 0.5) / sum(own.values())))
-    nearest = min((abs(len(r) - len(text)), len(r)) for r in references)[1]
-    brevity = min(0.0, 1 - nearest / len(text))
-    return float(np.exp(np.mean(logs) + brevity))
+        matched = sum(min(count, most[order - 1].get(run, 0)) for run, count in own.items())
+        logs.append(np.log(max(matched, NO_MATCH) / sum(own.values())))
+    nearest = min((abs(length - len(text)), length) for length in lengths)[1]
+    return float(np.exp(np.mean(logs) + min(0.0, 1 - nearest / len(text))))
+
+
+def _most(counts: Sequence[Counter[tuple[str, ...]]]) -> dict[tuple[str, ...], tuple[int, int, int]]:
+    """By run, its largest count in one of several texts, that text's place, and its largest count in the others."""
+    best: dict[tuple[str, ...], tuple[int, int, int]] = {}
+    for place, own in enumerate(counts):
+        for run, count in own.items():
+            first, where, second = best.get(run, (0, -1, 0))
+            best[run] = (count, place, first) if count > first else (first, where, max(second, count))
+    return best
 
 
 def self_bleu(texts: Sequence[str], seed: int = 0) -> float:
@@ -73,10 +86,18 @@ def self_bleu(texts: Sequence[str], seed: int = 0) -> float:
         1.0
     """
     order = seeding.rng(seed, "text/self-bleu").permutation(len(texts))[:SELF_BLEU]
-    own = [words(texts[place]) for place in order]
+    own = [text for place in order if (text := words(texts[place]))]
     if len(own) < 2:
         return 0.0
-    return float(np.mean([bleu(text, [*own[:k], *own[k + 1 :]]) for k, text in enumerate(own)]))
+    most = [_most([Counter(grams(text, n)) for text in own]) for n in range(1, BLEU_N + 1)]
+    scores = []
+    for place, text in enumerate(own):
+        others = [
+            {run: best[run][2 if best[run][1] == place else 0] for run in set(grams(text, n))}
+            for n, best in enumerate(most, 1)
+        ]
+        scores.append(_bleu(text, others, [len(t) for k, t in enumerate(own) if k != place]))
+    return float(np.mean(scores))
 
 
 def compression_ratio(texts: Sequence[str]) -> float:

@@ -100,7 +100,7 @@ def row_examples(schema: Schema, real: Any, target: str | None = None) -> list[E
 
 
 def _shown(value: Any) -> Any:
-    if value is None or value != value or str(value) in ("<NA>", "NaT"):
+    if pandas().isna(value):
         return None
     value = _plain(value)
     return value if isinstance(value, (int, float, str, bool)) else str(value)

@@ -104,19 +104,23 @@ class BackendOptions:
     batch: int = 16
     constrain: bool = True
 
-    def make(self) -> Any:
-        """The backend.
+    def check(self) -> None:
+        """Refuse a backend without what it needs, before anything is read.
 
         Raises:
-            UsageError: what it needs is not given.
+            UsageError: it is not given.
         """
         from visynth.core.errors import UsageError
-        from visynth.tabular.text import Decoding, OpenAICompatible, Template, TransformersLocal
 
         needs = {"openai": ("base_url", "model"), "local": ("model",), "template": ("sentences",)}[self.backend]
         lost = [f"--{name.replace('_', '-')}" for name in needs if not getattr(self, name)]
         if lost:
             raise UsageError(f"--backend {self.backend} needs {' and '.join(lost)}.")
+
+    def make(self) -> Any:
+        """The backend; a local model is read."""
+        from visynth.tabular.text import Decoding, OpenAICompatible, Template, TransformersLocal
+
         decoding = Decoding(self.temperature, self.top_p, self.max_tokens)
         if self.backend == "template":
             return Template(_lines(self.sentences or ""))

@@ -66,6 +66,7 @@ def text_reviews(
     from visynth.tabular.text.plan import TextPlan
     from visynth.tabular.text.reviews import SENTIMENTS, review_spec
 
+    backend.check()
     if features and features_by_product:
         raise UsageError("give either --features or --features-by-product.")
     limits = words or [8, 30]
@@ -132,6 +133,7 @@ def text_classify(
     from visynth.tabular.text.generator import TextGenerator
     from visynth.tabular.text.jobs import Job, run_job
 
+    backend.check()
     examples = read_examples(data, text, label)
     held = [] if holdout is None else read_examples(holdout, text, label)
     if {"synthetic", "provenance"} & {text, label}:
@@ -199,6 +201,7 @@ def text_chat(
     from visynth.tabular.text.jobs import Job, run_job
     from visynth.tabular.text.plan import TextPlan
 
+    backend.check()
     check_form(form, test)
     spec = chat_spec(
         topics, turns=turns or [1], styles=styles or (), personas=personas or (), language=language, attempts=attempts,
@@ -254,6 +257,7 @@ def text_rows(
     from visynth.tabular.text.jobs import Job, run_job
     from visynth.tabular.trial import halves
 
+    backend.check()
     frame = read_records(data)
     lost = [name for name in drop or [] if name not in frame.columns]
     if lost:

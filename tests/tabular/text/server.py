@@ -61,6 +61,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.times.append(time.monotonic())
         answer = self.server.behaviour(number, body)
         status, headers = 200, {}
+        whole = isinstance(answer, tuple)  # its text is the body, not the reply's content
         if isinstance(answer, tuple):
             status, answer, *rest = answer
             headers = rest[0] if rest else {}
@@ -73,7 +74,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.close()
             return
-        if isinstance(answer, str) and status == 200:
+        if isinstance(answer, str) and not whole:
             answer = completion(answer)
         data = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
         self.send_response(status)
