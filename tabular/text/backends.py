@@ -66,13 +66,13 @@ class Reply:
 
     Attributes:
         text: of the reply.
-        finish: ``"stop"``, or ``"length"`` where it was cut off at ``max_tokens``.
+        finish: ``"stop"``; ``"length"`` where it was cut off at ``max_tokens``, ``"filtered"`` where by a server's filter.
         tokens_in: of the prompt.
         tokens_out: of the reply.
     """
 
     text: str
-    finish: Literal["stop", "length"] = "stop"
+    finish: Literal["stop", "length", "filtered"] = "stop"
     tokens_in: int = 0
     tokens_out: int = 0
 
@@ -109,6 +109,9 @@ class Backend(Protocol):
             UsageError: nobody will ever answer (wrong key, unknown model).
         """
 
+    def resumed(self, replies: Sequence[Reply]) -> None:
+        """Replies of an earlier run, which count towards a limit of costs."""
+
     async def close(self) -> None:
         """Free what is held."""
 
@@ -141,6 +144,9 @@ class Template:
 
     async def answer(self, requests: Sequence[Request]) -> Sequence[Reply | RequestFailed]:
         return [self._reply(request) for request in requests]
+
+    def resumed(self, replies: Sequence[Reply]) -> None:
+        """Nothing costs anything."""
 
     async def close(self) -> None:
         """Nothing is held."""

@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from visynth.core.errors import OutputError
-from visynth.core.files import canonical_json
+from visynth.core.files import canonical_json, hash_json
 from visynth.tabular.text.backends import Reply, Request
 
-FILE = "replies.jsonl"
+
+def file_name(identity: Mapping[str, Any]) -> str:
+    """Name of the file of one backend's and generator's replies: those of others are not touched."""
+    return f"replies-{hash_json(dict(identity))[:16]}.jsonl"
 
 
 class Replies:
@@ -36,8 +39,8 @@ class Replies:
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any]) -> None:
-        self.path = Path(folder) / FILE
         self.identity = canonical_json(dict(identity))
+        self.path = Path(folder) / file_name(identity)
         self.kept: dict[str, Reply] = {}
         self.torn = 0
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from visynth.tabular.text.spec import TextSpec, Wanted
 from visynth.tabular.text.writing import Written
 
 DECONTAMINATION = 13  # words in a row, as in Brown et al., "Language models are few-shot learners" (2020), appendix C
+SHORTEST = 5  # words of a benchmark's text that must not appear as a whole
 PROMPT = Prompt(
     system="You write conversations between a user and a helpful assistant, as JSON.",
     user=(
@@ -84,7 +85,7 @@ def chat_checks(benchmark: Sequence[str] = ()) -> dict[str, Check]:
     """Checks of conversations beyond those of all texts: turns alternate, and nothing of a benchmark stands in them."""
     checks: dict[str, Check] = {"turns": alternates}
     if benchmark:
-        checks["benchmark"] = Overlap(benchmark, DECONTAMINATION)
+        checks["benchmark"] = Overlap(benchmark, DECONTAMINATION, SHORTEST)
     return checks
 
 
@@ -111,7 +112,7 @@ def benchmark_texts(path: str | Path) -> list[str]:
     """
     path = Path(path)
     if path.suffix.lower() in (".txt", ".md"):
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     frame = read_records(path)
     return [text for name in frame.columns for value in frame[name].tolist() for text in _texts(value)]
 

@@ -15,21 +15,30 @@ from visynth.core.errors import MissingExtra, UsageError
 from visynth.tabular.text.plan import Record
 
 Check = Callable[[Mapping[str, Any], Record], str]  # why not, or ""
+MESSAGES = "messages"  # field of a reply that is a conversation
 TEXT = "text"  # field of a reply that is a text and nothing else
 
-WORD = re.compile(r"\w+(?:['\u2019]\w+)?")
+WORD = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+(?:['\u2019][^\W\u3040-\u30ff\u3400-\u9fff]+)?"
+)
 BOILERPLATE = (
     r"\bas an? (?:ai|artificial|language model|large language)\b",
-    r"\bi(?:'m| am) (?:an ai|a language model|sorry,? but|unable to|not able to)\b",
-    r"\bi (?:can(?:not|'t)|won't) (?:help|assist|provide|write|create|generate|fulfil|comply)\b",
-    r"\A(?:sure|certainly|of course|absolutely)[,!.:]? (?:here|i)\b",
-    r"\Ahere(?:'s| is| are) (?:a|an|the|your|some|one|my)\b[^.!?\n]{0,80}:",
-    r"\[(?:your|insert|name|product|company|date|user)[^\]]{0,40}\]",
-    r"<\|[a-z_]+\|>|\[/?inst\]|</?s>",
-    r"\b(?:please )?let me know if you(?:'d| would)? (?:need|like|have)\b",
-    r"\A(?:user|assistant|human|system|customer review|review)\s*:",
+    r"\bi(?:'m| am) (?:an ai|a language model|sorry,? but i (?:can|am|'m|won))",
+    r"\bi(?:'m| am) (?:unable|not able) to (?:help|assist|provide|write|create|generate|fulfil|comply)",
+    r"\bi (?:cannot|can't|can not|won't|will not) (?:assist with|comply|fulfill?\b|(?:help|provide|write|create|generate|produce)"
+    r" (?:you|with|that|this|such|any|content|reviews?|texts?|an? (?:review|text|response))\b)",
+    r"\A(?:i apologi[sz]e|unfortunately),? (?:but )?i (?:cannot|can't|am unable|'m unable)",
+    r"\A(?:sure|certainly|of course|absolutely)[,!.:]? (?:here(?:'s| is| are)|below (?:is|are)|i can (?:help|write))\b",
+    r"\Ahere(?:'s| is| are) (?:a|an|the|your|some|one|my|two|three|four|five|\d+)\b[^.!?\n]{0,80}:",
+    r"\[(?:your|insert|name|product|company|date|user)[^\]]{0,40}\]|\{\{?\s*\w+\s*\}?\}",
+    r"<\|[a-z_]+\|>|\[/?inst\]|</?s>|</?think>",
+    r"\A\W*(?:user|assistant|human|system|customer review|review|title|text|label)\W{0,3}:",
+)
+CLOSING = (
+    r"\b(?:please )?let me know if you(?:'d| would)? (?:need|like|have|want)\b"  # where an assistant does not speak
 )
 _BOILERPLATE = re.compile("|".join(BOILERPLATE), re.IGNORECASE)
+_CLOSING = re.compile(CLOSING, re.IGNORECASE)
 
 
 def words(text: str) -> list[str]:
@@ -69,8 +78,19 @@ def no_boilerplate(fields: Mapping[str, Any], record: Record) -> str:
         >>> no_boilerplate({"text": "As an AI language model I like it."}, Record(0, {}, 0))
         "it says 'As an AI': write the text itself and nothing about it"
     """
-    match = _BOILERPLATE.search(main_text(fields).strip())
-    return f"it says {match.group()[:40]!r}: write the text itself and nothing about it" if match else ""
+    for text in texts_of(fields):
+        plain = text.strip().replace("\u2019", "'")
+        match = _BOILERPLATE.search(plain) or (_CLOSING.search(plain) if MESSAGES not in fields else None)
+        if match:
+            return f"it says {match.group()[:40]!r}: write the text itself and nothing about it"
+    return ""
+
+
+def texts_of(fields: Mapping[str, Any]) -> list[str]:
+    """The texts of a reply, one by one: of each message of a conversation, of the field "text", or of every field."""
+    if MESSAGES in fields:
+        return [str(message["content"]) for message in fields[MESSAGES]]
+    return [str(fields[TEXT])] if isinstance(fields.get(TEXT), str) else list(strings(list(fields.values())))
 
 
 def no_personal_data(fields: Mapping[str, Any], record: Record) -> str:
@@ -80,7 +100,7 @@ def no_personal_data(fields: Mapping[str, Any], record: Record) -> str:
         >>> no_personal_data({"text": "Write to ann.lee@mail.example today"}, Record(0, {}, 0))
         'it holds personal data (an e-mail address): leave it out'
     """
-    found = personal_data(" ".join(map(str, strings(fields))))
+    found = personal_data(" ".join(strings(fields)))
     return f"it holds personal data ({', '.join(found)}): leave it out" if found else ""
 
 
@@ -89,7 +109,7 @@ PHONE = re.compile(
     r"(?<![\w.])(?:\+\d{1,3}[ .-]?)?(?:\(\d{2,4}\)[ .-]?)?\d{2,4}(?:[ .-]\d{2,4}){1,4}(?!\w)|\+\d{8,14}\b"
 )
 DATE = re.compile(r"(?<!\d)(?:\d{4}[.-]\d{1,2}[.-]\d{1,2}|\d{1,2}[.-]\d{1,2}[.-]\d{2,4})(?!\d)")
-DIGITS = (9, 15)  # of a telephone number (ITU E.164); one less where a country's or an area's marks stand there
+DIGITS = (10, 15)  # of a telephone number (ITU E.164); two fewer where a country's or an area's marks stand there
 CARD = re.compile(r"(?<!\d)\d(?:[ -]?\d){12,18}(?!\d)")
 IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?\b")
 SSN = re.compile(r"(?<!\d)(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?!\d)")
@@ -118,7 +138,7 @@ def personal_data(text: str) -> list[str]:
 
 
 def _is_phone(text: str) -> bool:
-    return DIGITS[0] - ("+" in text or "(" in text) <= sum(c.isdigit() for c in text) <= DIGITS[1]
+    return DIGITS[0] - 2 * ("+" in text or "(" in text) <= sum(c.isdigit() for c in text) <= DIGITS[1]
 
 
 def _luhn(digits: str) -> bool:
@@ -180,7 +200,8 @@ def _identifier() -> Any:
 
 
 def mentions(attribute: str) -> Check:
-    """Refuse texts that leave out what they should mention: each thing's longest word must stand there, in some form.
+    """Refuse texts that leave out what they should mention: all words of each thing must stand there, with whatever
+    English endings.
 
     Example:
         >>> mentions("features")({"text": "The battery died."}, Record(0, {"features": ["battery life", "screen"]}, 0))
@@ -190,7 +211,9 @@ def mentions(attribute: str) -> Check:
     def check(fields: Mapping[str, Any], record: Record) -> str:
         things = record.attributes.get(attribute, [])
         things = [things] if isinstance(things, str) else list(things)
-        there = set(words(main_text(fields)))
+        said = main_text(fields)
+        there = {word.removesuffix("'s").removesuffix("s'") for word in words(said)}
+        there |= set(words(said.replace("-", "")))
         lost = [thing for thing in things if not _there(str(thing), there)]
         return f"it does not mention {', '.join(map(repr, lost))}" if lost else ""
 
@@ -199,7 +222,10 @@ def mentions(attribute: str) -> Check:
 
 def _there(thing: str, there: set[str]) -> bool:
     """Whether all words of a thing are among some words, whatever their endings."""
-    return all(any(_stem(word) == _stem(own) for own in there) for word in words(thing))
+    joined = words(thing.replace("-", "").replace(" ", ""))
+    if joined and joined[0] in there:
+        return True
+    return all(any(_stem(word) == _stem(own) for own in there) for word in words(thing.replace("'s", "")))
 
 
 def _stem(word: str) -> str:
@@ -216,22 +242,27 @@ class Overlap:
     Args:
         texts: real texts: those that the prompt shows, and those that were trained on.
         run: words in a row.
+        short: texts of fewer than ``run`` words, but of at least so many, must not stand in a text either; None lets them.
 
     Example:
         >>> Overlap(["the quick brown fox jumps over it"], run=4)({"text": "A quick brown fox jumps."}, Record(0, {}, 0))
         "it copies 'quick brown fox jumps' from a real text: use other words"
     """
 
-    def __init__(self, texts: Iterable[str], run: int = 8) -> None:
+    def __init__(self, texts: Iterable[str], run: int = 8, short: int | None = None) -> None:
         if run < 2:
             raise UsageError(f"run must be at least 2 words, but got {run}.")
         self.run = run
         own = [words(text) for text in texts]
         self.runs = {hash(gram) for text in own for gram in grams(text, run)}
         self.whole = {hash(tuple(text)) for text in own if text}
+        self.short: dict[int, set[int]] = {}
+        for text in own if short is not None else []:
+            if (short or 0) <= len(text) < run:
+                self.short.setdefault(len(text), set()).add(hash(tuple(text)))
 
     def __call__(self, fields: Mapping[str, Any], record: Record) -> str:
-        copied = self.copied(main_text(fields))
+        copied = next(filter(None, map(self.copied, texts_of(fields))), "")
         return f"it copies {copied!r} from a real text: use other words" if copied else ""
 
     def copied(self, text: str) -> str:
@@ -239,7 +270,10 @@ class Overlap:
         own = words(text)
         if hash(tuple(own)) in self.whole:
             return " ".join(own[:12])
-        return next((" ".join(gram) for gram in grams(own, self.run) if hash(gram) in self.runs), "")
+        found = [gram for gram in grams(own, self.run) if hash(gram) in self.runs][:1]
+        for length, known in self.short.items():
+            found += [gram for gram in grams(own, length) if hash(gram) in known][:1]
+        return " ".join(found[0]) if found else ""
 
 
 def grams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
@@ -258,20 +292,20 @@ class Scorer(Protocol):
         """``[N, K]``."""
 
 
-def label_agrees(classifier: Scorer, attribute: str, least: float) -> Check:
+def label_agrees(classifier: Scorer, attribute: str, least: Mapping[str, float]) -> Check:
     """Refuse texts of whose asked label a classifier of real texts is not even so sure.
 
     Args:
         classifier: fitted to real texts.
         attribute: the record's label.
-        least: probability of it.
+        least: probability of it, by label.
     """
 
     def check(fields: Mapping[str, Any], record: Record) -> str:
         wanted = str(record.attributes[attribute])
         chance = classifier.probabilities([main_text(fields)])[0]
         own = float(chance[list(classifier.classes).index(wanted)])
-        if own >= least:
+        if own >= least.get(wanted, 0.0):
             return ""
         other = classifier.classes[int(chance.argmax())]
         return f"it reads like {attribute} {other!r}, not {wanted!r}"

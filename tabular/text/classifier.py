@@ -87,3 +87,30 @@ def _chosen(x: Any, y: NDArray[np.int64], weights: NDArray[np.float64], seed: in
             loss -= float((weights[test] * np.log(own)).sum())
         losses.append(loss)
     return PENALTIES[int(np.argmin(losses))]
+
+
+def least_probabilities(
+    texts: Sequence[str], labels: Sequence[str], most: float, lost: float = 0.05, seed: int = 0
+) -> dict[str, float]:
+    """For each class the probability that its texts must have to be believed: ``most``, or less where real texts of the class,
+    each judged by a classifier that did not see it, would be lost beyond a share.
+
+    Args:
+        texts: real ones.
+        labels: of them.
+        most: probability that is asked for at most.
+        lost: share of the real texts of a class that may fall below.
+        seed: of the folds.
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    classes = sorted(set(labels))
+    y = np.array([classes.index(label) for label in labels])
+    folds = min(FOLDS, int(np.bincount(y).min()))
+    if folds < 2:
+        return dict.fromkeys(classes, 0.0)
+    own = np.zeros(len(y))
+    for train, test in StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(y, y):
+        model = TextClassifier([texts[k] for k in train], [labels[k] for k in train], seed=seed)
+        own[test] = model.probabilities([texts[k] for k in test])[np.arange(len(test)), y[test]]
+    return {name: min(most, float(np.quantile(own[y == code], lost))) for code, name in enumerate(classes)}

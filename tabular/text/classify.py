@@ -8,7 +8,7 @@ from typing import Any
 from visynth.core import balance as balancing
 from visynth.core import seeds as seeding
 from visynth.core.errors import UsageError, choices
-from visynth.core.files import readable_json
+from visynth.tabular.frames import pandas
 from visynth.tabular.text.generator import Example
 from visynth.tabular.text.outputs import json_lines
 from visynth.tabular.text.plan import Record
@@ -32,7 +32,6 @@ def classify_spec(
     *,
     shown: int = 5,
     language: str | None = None,
-    agreement: float = AGREEMENT,
     prompt: Prompt | None = None,
     attempts: int = 3,
     rounds: int = 3,
@@ -43,13 +42,12 @@ def classify_spec(
         examples: real texts with their classes.
         shown: of the class, in each prompt.
         language: that a text must be in; None does not ask.
-        agreement: least probability of the asked class, by a classifier of the real texts.
         prompt: instead of the built-in one, over ``label``, ``examples`` and ``meaning``.
         attempts: at a text.
         rounds: in which texts that could not be had are written anew.
     """
     longest = max(len(example.text.split()) for example in examples)
-    wanted = Wanted(least_words=2, most_words=max(2 * longest, 20), language=language, agreement=agreement)
+    wanted = Wanted(least_words=2, most_words=max(2 * longest, 20), language=language)
     return TextSpec(prompt or PROMPT, {}, "label", wanted=wanted, shown=shown, attempts=attempts, rounds=rounds)
 
 
@@ -105,17 +103,33 @@ def class_records(
     ]
 
 
-def balanced_lines(examples: Sequence[Example], written: Written, text: str, label: str) -> bytes:
-    """All real texts and the synthetic ones, told apart by ``synthetic``, as JSON Lines with the real columns' names."""
+def balanced_lines(real: Any, written: Written, text: str, label: str) -> bytes:
+    """All real rows and the synthetic texts, told apart by ``synthetic``, as JSON Lines with the real columns' names and
+    values.
+
+    Args:
+        real: frame of the real rows.
+        written: synthetic texts.
+        text: column of the texts.
+        label: column of the classes.
+    """
+    values = {str(value): value for value in real[label].tolist()}
     rows: list[dict[str, Any]] = [
-        {**example.attributes, text: example.text, label: example.label, "synthetic": False} for example in examples
+        {**{name: _json_value(value) for name, value in row.items()}, "synthetic": False}
+        for row in real.to_dict("records")
     ]
     rows += [
-        {text: one.fields["text"], label: one.record.attributes["label"], "synthetic": True} for one in written.texts
+        {text: one.fields["text"], label: _json_value(values[one.record.attributes["label"]]), "synthetic": True}
+        for one in written.texts
     ]
     return json_lines(rows)
 
 
-def counts_json(examples: Sequence[Example]) -> bytes:
-    labels = [example.label for example in examples]
-    return readable_json({name: labels.count(name) for name in sorted(set(labels))})
+def _json_value(value: Any) -> Any:
+    """A frame's cell as JSON has it."""
+    if isinstance(value, (str, bool, int, list, dict)) or value is None:
+        return value
+    if pandas().isna(value):
+        return None
+    value = value.item() if hasattr(value, "item") else value
+    return value if isinstance(value, (bool, int, float)) else str(value)

@@ -11,7 +11,7 @@ import numpy as np
 
 from visynth.core.errors import MissingExtra, UsageError, raise_all
 from visynth.tabular.text.checks import grams, words
-from visynth.tabular.text.embedding import Embedder
+from visynth.tabular.text.embedding import Embedder, Weighted
 
 PERMUTATIONS = 128
 SHINGLE = 5  # characters; short sentences have few words
@@ -22,13 +22,15 @@ class Deduplication:
     """When two texts are the same.
 
     Attributes:
+        equal: whether texts of equal words are.
         minhash: least estimated Jaccard similarity of their runs of characters (Broder, "On the resemblance and containment
             of documents", 1997); None does not ask.
         cosine: least cosine of their embeddings; None does not ask.
     """
 
+    equal: bool = True
     minhash: float | None = 0.7
-    cosine: float | None = 0.95
+    cosine: float | None = 0.8
 
     def __post_init__(self) -> None:
         problems = [
@@ -57,7 +59,7 @@ def repeats(
     Args:
         texts: in order.
         rule: what counts.
-        embedder: for ``rule.cosine``; without one it is not asked.
+        embedder: for ``rule.cosine``; by default weights of words and runs of characters, over all these texts.
         before: texts that come earlier than all.
 
     Example:
@@ -68,15 +70,17 @@ def repeats(
     found: dict[int, str] = {}
     seen: set[str] = set()
     index = _MinHashes(rule.minhash) if rule.minhash is not None else None
-    vectors = embedder(everything) if embedder is not None and rule.cosine is not None and everything else None
+    vectors = None
+    if rule.cosine is not None and any(map(words, everything)):
+        vectors = (embedder or _weights)(everything)
     kept: list[int] = []
     for place, text in enumerate(everything):
         own, how = normalised(text), ""
-        if own in seen:
+        if own in seen and rule.equal:
             how = "equal"
         elif index is not None and index.has(own):
             how = "near by MinHash"
-        elif vectors is not None and kept and float((vectors[kept] @ vectors[place]).max()) >= (rule.cosine or 1):
+        elif vectors is not None and kept and float((vectors[kept] @ vectors[place].T).max()) >= (rule.cosine or 1):
             how = "near in the embedding"
         if how and place >= len(before):
             found[place - len(before)] = how
@@ -86,6 +90,11 @@ def repeats(
         if index is not None:
             index.add(str(place), own)
     return found
+
+
+def _weights(texts: Sequence[str]) -> Any:
+    """Sparse weights, of unit length: the cosine of two texts is the mean of that of their words and of their characters."""
+    return Weighted(texts)(texts) * np.sqrt(0.5)
 
 
 class _MinHashes:
@@ -116,8 +125,3 @@ def _minhash(text: str) -> Any:
     runs = {"".join(gram) for gram in grams(list(text), SHINGLE)} or {text}
     made.update_batch([run.encode() for run in sorted(runs)])
     return made
-
-
-def closest(vectors: Any, others: Any) -> Any:
-    """Largest cosine of each row ``[N]`` with the rows of another matrix, both of unit length."""
-    return np.asarray(vectors @ others.T).max(axis=1)

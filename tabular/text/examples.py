@@ -24,7 +24,7 @@ def read_records(path: str | Path) -> Any:
     if path.suffix.lower() not in (".jsonl", ".ndjson"):
         return read_table(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as UTF-8 text: {error}.") from error
     rows, problems = [], []

@@ -22,16 +22,15 @@ from visynth.core.members import Member
 from visynth.core.progress import Progress, no_progress
 from visynth.tabular.text.backends import Backend
 from visynth.tabular.text.cache import Replies
-from visynth.tabular.text.checks import Check, Scorer
+from visynth.tabular.text.checks import Check
 from visynth.tabular.text.duplicates import normalised
-from visynth.tabular.text.embedding import Embedder, Latent
+from visynth.tabular.text.embedding import Embedder
 from visynth.tabular.text.plan import Record, TextPlan
 from visynth.tabular.text.prompts import Message
 from visynth.tabular.text.spec import TextSpec
 from visynth.tabular.text.writing import Recipe, Written, write_texts
 
 SCHEMA = "visynth.text/1"
-FEW = 20  # texts below which no embedding is fitted to them
 
 
 @dataclass(frozen=True)
@@ -88,26 +87,18 @@ class TextGenerator:
         for place, example in enumerate(self.examples):
             self._of_class.setdefault(example.label, []).append(place)
 
-    def recipe(
-        self,
-        classifier: Scorer | None = None,
-        checks: Mapping[str, Check] | None = None,
-        embedder: Embedder | None = None,
-    ) -> Recipe:
+    def recipe(self, checks: Mapping[str, Check] | None = None, embedder: Embedder | None = None) -> Recipe:
         """How a record becomes a text.
 
         Args:
-            classifier: of real texts, for the check of the label.
             checks: further ones by name.
-            embedder: for near-duplicates; by default latent semantic analysis of the real texts, where there are enough.
+            embedder: for near-duplicates; by default weights of words and runs of characters.
 
         Raises:
             UsageError: checks that cannot be.
         """
         spec, real = self.spec, [example.text for example in self.examples]
-        if embedder is None and len(real) >= FEW and spec.duplicates.cosine is not None:
-            embedder = Latent(real)
-        own = {**spec.wanted.checks(real, classifier, spec.label or ""), **(checks or {})}
+        own = {**spec.wanted.checks(real), **(checks or {})}
         return Recipe(
             self.messages, spec.schema, own, spec.duplicates, embedder, tuple(real), spec.attempts, spec.rounds
         )
@@ -148,8 +139,12 @@ class TextGenerator:
         shown = [self._with_examples(record) for record in records]
         for record in shown[:1]:
             self.messages(record)  # a template that cannot be filled is told before anything is asked
-        replies = Replies(work, {**backend.identity, "generator": self.digest})
+        replies = Replies(work, self.reply_key(backend))
         return write_texts(shown, recipe, backend, replies, progress)
+
+    def reply_key(self, backend: Backend) -> dict[str, Any]:
+        """What replies are kept under, besides their requests."""
+        return {**backend.identity, "generator": self.digest}
 
     def messages(self, record: Record) -> Sequence[Message]:
         """The prompt of a record."""

@@ -25,7 +25,11 @@ SEEDS = 2**31 - 1  # servers take 32 bits
 LONGEST_WAIT = 60.0  # seconds between two tries
 SHOWN = 300  # characters of a server's words in an error
 IN_A_ROW = 5  # requests that fail one after the other before the server is said to be down
-TOO_LONG = re.compile(r"context|too long|max(imum)?[_ ](model[_ ])?(len|tokens)|token limit", re.IGNORECASE)
+TOO_LONG = re.compile(
+    r"context_length|maximum context|context (?:window|length|size)|max_model_len|prompt is too long", re.IGNORECASE
+)
+FILTERED = re.compile(r"content[_ ](?:filter|policy|management)|safety system|moderation", re.IGNORECASE)
+CHARACTERS = 4  # of a token, where a server does not count them
 
 
 @dataclass
@@ -59,7 +63,8 @@ class OpenAICompatible:
         price_in: of a million prompt tokens, for the cost counter.
         price_out: of a million reply tokens.
         most_cost: the run stops, with what it has kept, before it costs more.
-        extra: further fields of the request's body, e.g. ``{"top_k": 40}``.
+        extra: further fields of the request's body, e.g. ``{"top_k": 40}``; None leaves one out, e.g. ``{"max_tokens": None,
+            "max_completion_tokens": 200}``.
 
     Raises:
         UsageError: values that cannot be, all listed together.
@@ -84,12 +89,10 @@ class OpenAICompatible:
         most_cost: float | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        parts = urlsplit(base_url)
-        problems = []
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            problems.append(f"base_url must be like http://127.0.0.1:8000/v1, but got {base_url!r}")
-        if parts.username or parts.password:
-            problems.append(f"base_url must not hold a password: put the key into the variable {key_env}")
+        key = os.environ.get(key_env, "").strip()
+        problems = _address_problems(base_url, key_env)
+        if not all("!" <= c <= "~" for c in key):
+            problems.append(f"the key in {key_env} has spaces, line ends or characters that no key has")
         if structured not in ("json_schema", "json_object", "none"):
             problems.append(f"structured must be 'json_schema', 'json_object' or 'none', but got {structured!r}")
         for name, value, least in (("at_once", at_once, 1), ("retries", retries, 0)):
@@ -109,10 +112,12 @@ class OpenAICompatible:
         self.at_once, self.price_in, self.price_out, self.most_cost = at_once, price_in, price_out, most_cost
         self.extra = dict(extra or {})
         self.usage = Usage()
-        self._key = os.environ.get(key_env, "").strip()
+        self._key = key
         self._key_env = key_env
         self._pace = Pace(per_minute)
         self._failed_in_a_row = 0
+        self._answered = False
+        self._under_way = 0
         self._client: Any = None
 
     @property
@@ -136,10 +141,14 @@ class OpenAICompatible:
             body["response_format"] = {"type": "json_schema", "json_schema": wanted}
         elif request.schema is not None and self.structured == "json_object":
             body["response_format"] = {"type": "json_object"}
-        return body | self.extra
+        return {name: value for name, value in (body | self.extra).items() if value is not None}
 
     async def answer(self, requests: Sequence[Request]) -> Sequence[Reply | RequestFailed]:
         return [await self._reply(request) for request in requests]
+
+    def resumed(self, replies: Sequence[Reply]) -> None:
+        for reply in replies:
+            self._count(reply)
 
     async def close(self) -> None:
         if self._client is not None:
@@ -147,7 +156,14 @@ class OpenAICompatible:
             self._client = None
 
     async def _reply(self, request: Request) -> Reply | RequestFailed:
-        self._check_cost()
+        self._check_cost(request)
+        self._under_way += 1
+        try:
+            return await self._tries(request)
+        finally:
+            self._under_way -= 1
+
+    async def _tries(self, request: Request) -> Reply | RequestFailed:
         why, wait = "", 0.0
         for attempt in range(self.retries + 1):
             if attempt:
@@ -155,46 +171,60 @@ class OpenAICompatible:
                 await asyncio.sleep(max(wait, self._backoff(request.seed, attempt)))
             await self._pace.wait()
             status, words, wait = await self._post(self.body(request))
+            said = self._clean(words)
             if status == 200:
-                reply = _read(words)
-                if isinstance(reply, Reply):
-                    self._failed_in_a_row = 0
-                    self.usage.tokens_in += reply.tokens_in
-                    self.usage.tokens_out += reply.tokens_out
-                    return reply
-                why = reply
+                reply, why = _read(words, request)
+                if reply is not None:
+                    self._count(reply)
+                    if not why:
+                        self._failed_in_a_row, self._answered = 0, True
+                        return reply
+                why = self._clean(why)
             elif status in (401, 403):
                 known = f"the key in {self._key_env}" if self._key else f"no key: the variable {self._key_env} is empty"
-                raise UsageError(f"{self.base_url} refused ({status}) {known}. It said: {self._clean(words)}")
+                raise UsageError(f"{self.base_url} refused ({status}) {known}. It said: {said}")
             elif status == 404:
                 raise UsageError(
-                    f"{self.base_url} has no model {self.model!r}, or no chat completions (404). It said: {self._clean(words)}"
+                    f"{self.base_url} has no model {self.model!r}, or no chat completions (404). It said: {said}"
                 )
             elif status in (0, 408, 409, 425, 429) or status >= 500:
-                why = f"status {status}: {self._clean(words)}" if status else words
+                why = f"status {status}: {said}" if status else said
             elif TOO_LONG.search(words):
-                return RequestFailed(
-                    f"the prompt and the reply are longer than the model's context: {self._clean(words)}"
-                )
+                return self._failed(f"the prompt and the reply are longer than the model's context: {said}")
+            elif FILTERED.search(words) or self._answered:  # others were answered: it is this one
+                return self._failed(f"the server refuses this request (status {status}): {said}")
             else:
                 raise UsageError(
-                    f"{self.base_url} refuses such requests (status {status}): {self._clean(words)}. What is sent besides the "
+                    f"{self.base_url} refuses such requests (status {status}): {said}. What is sent besides the "
                     f"messages: {choices(sorted(set(self.body(request)) - {'messages'}))}; see 'structured' and 'extra'."
                 )
+        return self._failed(f"no usable answer in {self.retries + 1} tries; the last: {why}")
+
+    def _failed(self, why: str) -> RequestFailed:
+        """The failure of one request, or, where one after the other fails, the end of the run."""
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= IN_A_ROW:
             raise UnavailableError(
-                f"{self.base_url} failed {self._failed_in_a_row} requests in a row, each {self.retries + 1} times; the last: "
-                f"{why}. What came before is kept: the same command goes on."
+                f"{self.base_url} failed {self._failed_in_a_row} requests in a row; the last: {why}. What came before is kept: "
+                "the same command goes on."
             )
-        return RequestFailed(f"no usable answer in {self.retries + 1} tries; the last: {why}")
+        return RequestFailed(why)
 
-    def _check_cost(self) -> None:
+    def _count(self, reply: Reply) -> None:
+        self.usage.tokens_in += reply.tokens_in
+        self.usage.tokens_out += reply.tokens_out
+
+    def _check_cost(self, request: Request) -> None:
+        """Refuse to ask where this request and those under way could cost more than is allowed."""
+        if self.most_cost is None:
+            return
         spent = self.usage.cost(self.price_in, self.price_out)
-        if self.most_cost is not None and spent >= self.most_cost:
+        asked = sum(len(message["content"]) for message in request.messages) / CHARACTERS
+        one = (asked * self.price_in + self.decoding.max_tokens * self.price_out) / 1e6
+        if spent + (self._under_way + 1) * one > self.most_cost:
             raise UnavailableError(
-                f"the run has cost {spent:.4f} of the {self.most_cost:g} allowed. What came is kept: the same command goes on "
-                "with a higher --backend.most_cost."
+                f"the run has cost {spent:.4f}, and a further reply may cost {one:.4f}: more than the {self.most_cost:g} allowed. "
+                "What came is kept, and counted: the same command goes on with a higher --most-cost."
             )
 
     def _backoff(self, seed: int, attempt: int) -> float:
@@ -221,7 +251,7 @@ class OpenAICompatible:
         except TimeoutError:
             return 0, f"no reply in {self.timeout:g} s", 0.0
         except http.HTTPError as error:
-            return 0, f"{type(error).__name__}: {self._clean(str(error)) or 'the connection ended'}", 0.0
+            return 0, f"{type(error).__name__}: {str(error) or 'the connection ended'}", 0.0
 
     def _open(self) -> tuple[Any, Any]:
         http = _http()
@@ -235,8 +265,8 @@ class OpenAICompatible:
 
     def _clean(self, words: str) -> str:
         """A server's words, short, on one line, and without the key."""
-        words = " ".join(words.split())
-        return (words.replace(self._key, "***") if self._key else words)[:SHOWN]
+        words = words.replace(self._key, "***") if self._key else words
+        return " ".join(words.split())[:SHOWN]
 
 
 class Pace:
@@ -262,19 +292,37 @@ def _http() -> Any:
     return httpx2
 
 
-def _read(words: str) -> Reply | str:
-    """The reply in a server's JSON, or what is wrong with it."""
+def _address_problems(base_url: str, key_env: str) -> list[str]:
+    """What is wrong with an address; a password in it is not shown."""
+    wrong = "base_url must be like http://127.0.0.1:8000/v1"
+    try:
+        parts = urlsplit(base_url)
+        port = parts.port
+    except ValueError:
+        return [f"{wrong}, but it cannot be read"]
+    if "@" in parts.netloc:
+        return [f"{wrong}, and must not hold a password: put the key into the variable {key_env}"]
+    good = parts.scheme in ("http", "https") and parts.hostname and port != 0
+    return [] if good else [f"{wrong}, but got {base_url!r}"]
+
+
+def _read(words: str, request: Request) -> tuple[Reply | None, str]:
+    """The reply in a server's JSON, where there is one, and why it cannot be used."""
     try:
         said = json.loads(words)
         choice = said["choices"][0]
         content = choice["message"]["content"]
+        finish = choice.get("finish_reason")
         usage = said.get("usage") or {}
-        tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+        counted = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-        return f"not a chat completion ({type(error).__name__}): {' '.join(words.split())[:SHOWN]!r}"
-    if not isinstance(content, str):
-        return f"the reply's content is {type(content).__name__}, no text"
-    return Reply(content, "length" if choice.get("finish_reason") == "length" else "stop", *tokens)
+        return None, f"not a chat completion ({type(error).__name__}): {words[: 2 * SHOWN]!r}"
+    text = content if isinstance(content, str) else ""
+    lengths = [sum(len(message["content"]) for message in request.messages), len(text)]
+    tokens = [n if isinstance(n, int) else length // CHARACTERS for n, length in zip(counted, lengths, strict=True)]
+    kinds: dict[Any, Literal["length", "filtered"]] = {"length": "length", "content_filter": "filtered"}
+    reply = Reply(text, kinds.get(finish, "stop"), *tokens)
+    return reply, "" if isinstance(content, str) else f"the reply's content is {type(content).__name__}, no text"
 
 
 def _wait(headers: Mapping[str, str]) -> float:

@@ -74,6 +74,9 @@ class TransformersLocal:
     async def answer(self, requests: Sequence[Request]) -> Sequence[Reply | RequestFailed]:
         return self.complete(requests)
 
+    def resumed(self, replies: Sequence[Reply]) -> None:
+        """Nothing costs anything."""
+
     async def close(self) -> None:
         """The model stays: others may use it."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from visynth.core.errors import UsageError
+from visynth.core.files import readable_json
 from visynth.core.folders import put_files
 from visynth.core.members import as_text
 from visynth.tabular.text.backends import Backend
@@ -17,7 +18,7 @@ from visynth.tabular.text.generator import TextGenerator
 from visynth.tabular.text.writing import Text, Written
 
 FILES = ("texts.jsonl", "missing.jsonl", "summary.json", "members.jsonl", "report.json", "report.html", "generator")
-WORK_FILES = ("replies.jsonl", "lock")
+LOCK = "lock"
 FORMS = ("messages", "alpaca", "sharegpt")
 
 
@@ -65,17 +66,17 @@ def put_texts(
     files = {
         "texts.jsonl": json_lines(lines),
         "missing.jsonl": json_lines(missing),
-        "summary.json": (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode(),
         "members.jsonl": as_text(generator.members).encode(),
     }
-    put_files(out, {**files, **more})
+    # The summary last: where it is, the job is done.
+    put_files(out, {**files, **more, "summary.json": readable_json(summary)})
 
 
-def tidy(work: Path) -> None:
-    """The job is done: remove the replies that were kept for it, and its lock, and nothing else."""
-    for name in WORK_FILES:
+def tidy(work: Path, replies: str) -> None:
+    """The job is done: remove the file of its replies, and its lock, and nothing else."""
+    for name in (replies, LOCK):
         (work / name).unlink(missing_ok=True)
-    with suppress(OSError):  # something is in it that is not ours
+    with suppress(OSError):  # something is in it that is not this job's
         work.rmdir()
 
 

@@ -110,7 +110,7 @@ class TextPlan:
         generator = seeding.rng(seed, "text/plan")
         if not names or self.cells > min(n * 100, MOST_CELLS):  # most cells stay empty: each attribute for itself
             return {name: _even(levels, n, seeding.rng(seed, f"text/plan/{name}")) for name, levels in names.items()}
-        rows = _even(list(product(*names.values())), n, generator)
+        rows = _shuffled(_cells(list(names.values()), n, generator), generator)
         return {name: [row[place] for row in rows] for place, name in enumerate(names)}
 
     def coverage(self, attributes: Iterable[Mapping[str, Any]]) -> Coverage:
@@ -171,7 +171,7 @@ def _problems(form: Any, known: Mapping[str, set[Any]]) -> list[str]:
     keys = set(form)
     if keys == {"shares"}:
         shares = form["shares"]
-        good = isinstance(shares, Mapping) and shares and all(_number(v) and v >= 0 for v in shares.values())
+        good = isinstance(shares, Mapping) and shares and all(_number(v) and 0 <= v < math.inf for v in shares.values())
         return [] if good and sum(shares.values()) > 0 else [f"shares must be numbers by level, but got {shares!r}"]
     if keys == {"choose", "of"}:
         problems = _list_problems(form["of"])
@@ -190,13 +190,16 @@ def _problems(form: Any, known: Mapping[str, set[Any]]) -> list[str]:
 def _list_problems(levels: Any) -> list[str]:
     if not _is_list(levels) or not levels:
         return [f"levels must be a list that is not empty, but got {levels!r}"]
+    odd = [level for level in levels if not _plain(level)]
+    if odd:
+        return [f"levels must be texts or numbers, but got {odd}"]
     twice = [level for level, count in Counter(map(str, levels)).items() if count > 1]
     return [f"levels {twice} stand there twice"] if twice else []
 
 
 def _table_problems(form: Mapping[str, Any], known: Mapping[str, set[Any]]) -> list[str]:
     given, table = form["given"], form["table"]
-    if given not in known:
+    if not _plain(given) or given not in known:
         return [f"given {given!r} is no attribute before it; those are {list(known)}"]
     if not isinstance(table, Mapping):
         return [f"table must have levels by level of {given!r}, but got {table!r}"]
@@ -210,12 +213,16 @@ def _table_problems(form: Mapping[str, Any], known: Mapping[str, set[Any]]) -> l
 def _levels(form: Any) -> set[Any]:
     """Values that an attribute can have, where others may depend on them."""
     if _is_list(form):
-        return set(form)
+        return {level for level in form if _plain(level)}
     if isinstance(form, Mapping) and isinstance(form.get("shares"), Mapping):
         return set(form["shares"])
     if isinstance(form, Mapping) and isinstance(form.get("table"), Mapping):
         return {level for own in form["table"].values() for level in _levels(own)}
     return set()
+
+
+def _plain(level: Any) -> bool:
+    return level is None or isinstance(level, (str, int, float, bool))
 
 
 def _column(name: str, form: Any, order: Sequence[int], seed: int, columns: Mapping[str, Sequence[Any]]) -> list[Any]:
@@ -241,6 +248,32 @@ def _values(form: Any, n: int, generator: np.random.Generator) -> list[Any]:
         low, high = form["range"]
         return _blocks(list(range(low, high + 1)), n, generator)
     return _subsets(list(form["of"]), int(form["choose"]), n, generator)
+
+
+def _cells(levels: Sequence[Sequence[Any]], n: int, generator: np.random.Generator) -> list[tuple[Any, ...]]:
+    """``n`` cells, each as often as any other but for one, and so are the levels of each attribute.
+
+    Steps of one level in every attribute at once visit each level equally often; after as many steps as the least common
+    multiple of their numbers they would come back, and go on from a cell that was not met yet.
+    """
+    sizes = [len(own) for own in levels]
+    turn = math.lcm(*sizes)
+    cells: list[tuple[Any, ...]] = []
+    while len(cells) < n:
+        orders = [generator.permutation(size) for size in sizes]
+        met = np.zeros(math.prod(sizes), bool)
+        for start in generator.permutation(len(met)):
+            if met[start] or len(cells) >= n:
+                continue
+            first = np.unravel_index(int(start), sizes)
+            steps = [
+                tuple((int(place) + k) % size for place, size in zip(first, sizes, strict=True)) for k in range(turn)
+            ]
+            met[np.ravel_multi_index(tuple(np.array(steps).T), sizes)] = True
+            cells += [
+                tuple(own[order[p]] for own, order, p in zip(levels, orders, step, strict=True)) for step in steps
+            ]
+    return cells[:n]
 
 
 def _even(levels: Sequence[Any], n: int, generator: np.random.Generator) -> list[Any]:

@@ -66,8 +66,18 @@ def _template(name: str, text: str) -> Any:
 
 def _filled(name: str, text: str, values: Mapping[str, Any]) -> str:
     try:
-        return str(_template(name, text).render(**values)).strip()
+        return whole_characters(str(_template(name, text).render(**values)).strip())
     except TemplateError as error:
         raise UsageError(f"the prompt's {name} part cannot be filled: {error}; it may use {sorted(values)}.") from error
     except (TypeError, ValueError, ArithmeticError) as error:
         raise UsageError(f"the prompt's {name} part cannot be filled: {error}.") from error
+
+
+def whole_characters(text: str) -> str:
+    """A text in which halves of characters, which nothing can be sent with, are question marks.
+
+    Example:
+        >>> whole_characters("a\ud800b")
+        'a?b'
+    """
+    return text.encode("utf-8", "replace").decode()

@@ -14,6 +14,7 @@ from visynth.tabular.text.backends import Reply, Schema
 from visynth.tabular.text.checks import strings
 
 MOST_PROBLEMS = 4  # told to the model
+SENTENCE_END = re.compile(r"[.!?\u2026\u3002](?=\s|$)[\"'\u201d\u2019)]*")
 DEEPEST = 20  # levels of nesting
 FENCE = re.compile(r"\A\s*```(?:json)?\s*\n?(.*?)\n?```\s*\Z", re.DOTALL)
 THOUGHT = re.compile(r"\A\s*<think>.*?</think>\s*", re.DOTALL)
@@ -33,7 +34,8 @@ class Unusable(ValueError):
 
 
 def read_reply(reply: Reply, schema: Schema | None) -> dict[str, Any]:
-    """Fields of a reply: those that the schema names, or ``{"text": ...}`` without one.
+    """Fields of a reply: those that the schema names, or ``{"text": ...}`` without one. A plain text that was cut off at the
+    token limit ends at its last whole sentence.
 
     Raises:
         Unusable: empty, cut off, no JSON, or against the schema.
@@ -42,9 +44,12 @@ def read_reply(reply: Reply, schema: Schema | None) -> dict[str, Any]:
         >>> read_reply(Reply('```json\\n{"text": "Fine."}\\n```'), {"type": "object", "required": ["text"]})
         {'text': 'Fine.'}
     """
-    if reply.finish == "length":
+    if reply.finish == "filtered":
+        raise Unusable("the server's filter cut it off: write something harmless", "filtered")
+    whole = sentences(reply.text) if schema is None and reply.finish == "length" else ""
+    if reply.finish == "length" and not whole:
         raise Unusable("it was cut off because it was too long: write less", "cut off")
-    text = THOUGHT.sub("", reply.text).strip()
+    text = THOUGHT.sub("", whole or reply.text).strip()
     if not text:
         raise Unusable("it was empty", "empty")
     if schema is None:
@@ -56,6 +61,17 @@ def read_reply(reply: Reply, schema: Schema | None) -> dict[str, Any]:
         raise Unusable("; ".join(problems[:MOST_PROBLEMS]), "schema")
     assert isinstance(value, dict)
     return value
+
+
+def sentences(text: str) -> str:
+    """The whole sentences at the beginning of a text that was cut off.
+
+    Example:
+        >>> sentences("It broke. I was not am"), sentences("It cost 3.50 and then")
+        ('It broke.', '')
+    """
+    ends = [match.end() for match in SENTENCE_END.finditer(text)]
+    return text[: ends[-1]].strip() if ends else ""
 
 
 def _printable(text: str) -> str:
@@ -83,7 +99,7 @@ def _json(text: str) -> Any:
     if start < 0:
         raise Unusable("it held no JSON object", "JSON")
     try:
-        value, _ = json.JSONDecoder(parse_constant=_no_constant).raw_decode(text[start:])
+        value, _ = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite).raw_decode(text[start:])
     except (ValueError, RecursionError) as error:
         raise Unusable(f"its JSON cannot be read: {error}", "JSON") from error
     if _depth(value) > DEEPEST:
@@ -93,6 +109,13 @@ def _json(text: str) -> Any:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{digits} is too large a number")
+    return value
 
 
 def _depth(value: Any) -> int:

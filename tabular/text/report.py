@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,22 +32,57 @@ def text_sections(
     written: Written,
     records: Sequence[Record],
     held: Sequence[Example],
+    said: Callable[[str], str] = str,
     seed: int = 0,
 ) -> None:
-    """Add what can be said of a job's texts."""
+    """Add what can be said of a job's texts.
+
+    Args:
+        report: that gets the sections.
+        generator: that wrote.
+        written: texts and failures.
+        records: that were asked for.
+        held: real texts that the generator was not shown.
+        said: a real text's words, as those of a reply's fields are.
+        seed: of what is drawn.
+    """
     texts = [main_text(one.fields) for one in written.texts]
-    shown = [example.text for example in generator.examples]
+    shown = [said(example.text) for example in generator.examples]
+    other = [said(example.text) for example in held]
     report.section("What was asked for, and what came", *_written_blocks(generator, written, records))
-    embed = Latent([*shown, *(e.text for e in held)] if shown or held else texts)
+    embed = Latent([*shown, *other] or texts)
     vectors = embed(texts)
-    if len(held) >= FEWEST and len(texts) >= FEWEST:
-        report.section(
-            "Fidelity: beside held-out real texts", fidelity_block(texts, shown, [e.text for e in held], embed, seed)
-        )
+    if said is str and len(held) >= FEWEST and len(texts) >= FEWEST:
+        counts = Counter(str(one.record.attributes.get(generator.spec.label or "", "")) for one in written.texts)
+        known, far = (alike(side, counts, seed) for side in (generator.examples, held))
+        if len(far) >= FEWEST:
+            report.section("Fidelity: beside held-out real texts", fidelity_block(texts, known, far, embed, seed))
     report.section("Diversity: how much they repeat one another", _diversity_block(texts, vectors, shown, embed, seed))
     if shown:
-        report.section("Privacy: what they give away", *_privacy_blocks(texts, vectors, shown, held, embed, seed))
+        report.section("Privacy: what they give away", *_privacy_blocks(texts, vectors, shown, other, embed, seed))
     report.section("Samples", _samples_block(written, seed))
+
+
+def alike(examples: Sequence[Example], counts: Mapping[str, int], seed: int) -> list[str]:
+    """Real texts of classes in the shares that were written: as many as there are.
+
+    Example:
+        >>> few = [Example("a", "x"), Example("b", "x"), Example("c", "y"), Example("d", "z")]
+        >>> sorted(alike(few, {"x": 10, "y": 10}, 0))[-1], len(alike(few, {"x": 10, "y": 10}, 0))
+        ('c', 2)
+    """
+    by_class: dict[str, list[str]] = {name: [] for name in counts}
+    for example in examples:
+        own = by_class.get(example.label if "" not in counts else "")
+        if own is not None:
+            own.append(example.text)
+    part = min(len(by_class[name]) / count for name, count in counts.items())
+    chosen = []
+    for name, count in counts.items():
+        own = by_class[name]
+        order = seeding.rng(seed, f"text/alike/{name}").permutation(len(own))[: int(part * count + 1e-9)]
+        chosen += [own[place] for place in order]
+    return chosen
 
 
 def fidelity_block(
@@ -56,8 +91,10 @@ def fidelity_block(
     """Distances of the texts, and of as many real texts, from held-out real ones."""
     sides = {"synthetic": list(texts)}
     if len(shown) >= FEWEST:
-        few = seeding.rng(seed, "text/floor").permutation(len(shown))[: len(texts)]
-        sides["other real texts (noise floor)"] = [shown[place] for place in few]
+        sides["other real texts (noise floor)"] = list(shown)
+    few = min(map(len, sides.values()))
+    for name, side in sides.items():
+        sides[name] = [side[place] for place in seeding.rng(seed, f"text/few/{name}").permutation(len(side))[:few]]
     far = embed(held)
     rows = []
     for name, side in sides.items():
@@ -110,9 +147,8 @@ def _diversity_block(
 
 
 def _privacy_blocks(
-    texts: Sequence[str], vectors: Any, shown: Sequence[str], held: Sequence[Example], embed: Latent, seed: int
+    texts: Sequence[str], vectors: Any, shown: Sequence[str], other: Sequence[str], embed: Latent, seed: int
 ) -> list[dict[str, Any]]:
-    other = [example.text for example in held]
     rows: list[list[Any]] = [
         ["all words equal to a real text's", f"{metrics.equal_share(texts, shown):.2%}", "0"],
         ["eight words in a row from a real text", f"{metrics.copied_share(texts, shown):.2%}", "0"],
@@ -122,7 +158,7 @@ def _privacy_blocks(
         rows[1][2] = f"{metrics.copied_share(texts, other):.2%} (held-out)"
         share, few = metrics.closer_to_shown(vectors, embed(shown), embed(other), seed)
         rows.append([f"closer to a text that was shown than to a held-out one ({few} a side)", f"{share:.3f}", "0.5"])
-    note = "Copies are refused before they are written; these figures check that. Distances are smoke tests, no proof of privacy."
+    note = "Distances are smoke tests, no proof of privacy."
     return [table(["", "found", "by chance"], rows, note)]
 
 

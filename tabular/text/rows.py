@@ -16,8 +16,11 @@ from visynth.tabular.columns import Category, Date, Number, Text
 from visynth.tabular.constraints import Rules
 from visynth.tabular.counting import IndependentMarginals
 from visynth.tabular.fidelity import fidelity, summary
+from visynth.tabular.fitted import row_hashes
 from visynth.tabular.frames import pandas
-from visynth.tabular.schema import Schema, Table, rows_of
+from visynth.tabular.schema import Schema, Table, missing_in, rows_of
+from visynth.tabular.text.checks import main_text
+from visynth.tabular.text.duplicates import Deduplication
 from visynth.tabular.text.generator import Example
 from visynth.tabular.text.plan import Record
 from visynth.tabular.text.prompts import Prompt
@@ -88,22 +91,34 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def row_examples(schema: Schema, real: Any, target: str | None = None) -> list[Example]:
-    """Real rows as JSON lines, as the prompt shows them."""
-    columns = [c.name for c in asked_columns(schema)]
-    lines = []
-    for row in range(len(real)):
-        cells = {name: _shown(real[name].iloc[row]) for name in columns}
-        label = "" if target is None else str(real[target].iloc[row])
-        lines.append(Example(json.dumps(cells, ensure_ascii=False), label))
-    return lines
+def row_examples(schema: Schema, real: Any) -> list[Example]:
+    """Real rows as JSON lines with the values that the schema asks for, as the prompt shows them."""
+    values = schema.table(real)
+    columns = {c.name: _cells(c, values, real) for c in asked_columns(schema)}
+    rows = zip(*columns.values(), strict=True)
+    return [Example(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False)) for row in rows]
 
 
-def _shown(value: Any) -> Any:
-    if pandas().isna(value):
-        return None
-    value = _plain(value)
-    return value if isinstance(value, (int, float, str, bool)) else str(value)
+def _cells(column: Any, values: Table, real: Any) -> list[Any]:
+    """A column's cells as JSON has them."""
+    if isinstance(column, Text):
+        return [
+            None if gone else str(v)
+            for v, gone in zip(real[column.name], column.is_missing(real[column.name]), strict=True)
+        ]
+    own, gone = values[column.name], missing_in(values[column.name])
+    if isinstance(column, Category):
+        return [None if empty else _plain(column.categories[code]) for code, empty in zip(own, gone, strict=True)]
+    if isinstance(column, Number):
+        kind = int if column.kind == "integer" else float
+        return [None if empty else kind(v) for v, empty in zip(own.tolist(), gone, strict=True)]
+    dates = column.format(own).astype(str)
+    return [None if empty else text.removesuffix(" 00:00:00") for text, empty in zip(dates, gone, strict=True)]
+
+
+def said_row(line: str) -> str:
+    """Values of a row that stands in a JSON line, as :func:`main_text` has those of a reply."""
+    return main_text(json.loads(line))
 
 
 def rows_spec(
@@ -119,15 +134,16 @@ def rows_spec(
         rounds: in which rows that could not be had are written anew.
     """
     wanted = Wanted(run=None, boilerplate=False, personal_data=False)
-    from visynth.tabular.text.duplicates import Deduplication
-
+    equal_rows = Deduplication(
+        equal=False, minhash=None, cosine=None
+    )  # are as real as others: dropping them bends frequencies
     return TextSpec(
         prompt or PROMPT,
         {},
         None,
         schema,
         wanted,
-        Deduplication(None, None),
+        equal_rows,
         shown=shown,
         attempts=attempts,
         rounds=rounds,
@@ -145,16 +161,24 @@ class FitsTable:
     Args:
         schema: of the table.
         rules: between its columns.
+        real: its rows; dates must lie between theirs.
     """
 
-    def __init__(self, schema: Schema, rules: Rules) -> None:
+    def __init__(self, schema: Schema, rules: Rules, real: Any) -> None:
         self.schema, self.rules = schema, rules
+        values = schema.table(real)
+        dates = [c for c in schema.modelled if isinstance(c, Date)]
+        self.limits = {c.name: (np.nanmin(values[c.name]), np.nanmax(values[c.name])) for c in dates}
 
     def __call__(self, fields: Mapping[str, Any], record: Record) -> str:
         try:
             values = parsed_rows(self.schema, [fields])
         except DataError as error:
             return str(error).replace("\n", " ")
+        for name, (low, high) in self.limits.items():
+            if values[name][0] < low or values[name][0] > high:
+                first, last = self.schema[name].format(np.array([low, high])).astype(str)
+                return f"column {name!r} must be from {first} to {last}"
         for constraint in self.rules.constraints:
             if Rules((constraint,)).broken(values, self.schema).any():
                 return f"it breaks the rule {constraint}"
@@ -212,6 +236,11 @@ def consistency_section(
         "be below that of independent columns."
     )
     blocks = [table(["rows", "number", *own], rows, note)]
+    marks = set(row_hashes(schema, schema.table(shown)))
+    copied = [float(np.mean([mark in marks for mark in row_hashes(schema, side)])) for side in (fake, real)]
+    blocks.append(
+        text(f"Rows equal to a row that may have been shown: {copied[0]:.1%}; of held-out real rows: {copied[1]:.1%}.")
+    )
     if rules.constraints:
         kept = float((~rules.broken(fake, schema)).mean())
         blocks.append(text(f"Rules between columns: {kept:.1%} of the rows keep all {len(rules.constraints)}."))

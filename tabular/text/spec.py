@@ -28,7 +28,6 @@ class Wanted:
         run: words in a row that must not be copied from a real text; None does not ask.
         boilerplate: whether what an assistant says about itself, and open places, are refused.
         personal_data: whether e-mail addresses, telephone and card numbers and the like are refused.
-        agreement: least probability of the asked label, by a classifier of real texts; 0 does not ask.
     """
 
     least_words: int = 1
@@ -39,25 +38,18 @@ class Wanted:
     run: int | None = 8
     boilerplate: bool = True
     personal_data: bool = True
-    agreement: float = 0.0
 
     def __post_init__(self) -> None:
         problems = []
         if self.least_words < 1 or (self.most_words is not None and self.most_words < self.least_words):
             problems.append(f"words must be from 1 upwards, but got {self.least_words} to {self.most_words}")
-        if not 0 <= self.agreement < 1:
-            problems.append(f"agreement must be from 0 to below 1, but got {self.agreement}")
         raise_all("the checks", problems, UsageError)
 
-    def checks(
-        self, real: Sequence[str], classifier: checking.Scorer | None = None, label: str = ""
-    ) -> dict[str, Check]:
+    def checks(self, real: Sequence[str]) -> dict[str, Check]:
         """The checks by name.
 
         Args:
             real: texts that must not be copied.
-            classifier: of real texts, for ``agreement``.
-            label: attribute that it tells.
         """
         own: dict[str, Check] = {"length": checking.length(self.least_words, self.most_words, self.words)}
         if self.boilerplate:
@@ -70,8 +62,6 @@ class Wanted:
             own["mentions"] = checking.mentions(self.mentions)
         if self.run is not None and real:
             own["copied words"] = checking.Overlap(real, self.run)
-        if self.agreement and classifier is not None:
-            own["label"] = checking.label_agrees(classifier, label, self.agreement)
         return own
 
 

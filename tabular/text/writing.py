@@ -2,7 +2,8 @@
 repeats and write those records anew.
 
 The texts are a function of records, recipe and replies: of neither the order in which replies come nor of how often the run
-was killed.
+was killed. A request that a server fails to answer is asked again by the next run, so that a set may differ from what it
+would have been without the failure.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 
 from visynth.core import seeds as seeding
 from visynth.core.files import canonical_json
@@ -24,11 +26,12 @@ from visynth.tabular.text.checks import Check, main_text, run_checks
 from visynth.tabular.text.duplicates import Deduplication, repeats
 from visynth.tabular.text.embedding import Embedder
 from visynth.tabular.text.plan import Record
-from visynth.tabular.text.prompts import Message
+from visynth.tabular.text.prompts import Message, whole_characters
 from visynth.tabular.text.replies import Unusable, read_reply
 
 AGAIN = "Your last reply cannot be used: {why}. Reply once more, with nothing but what was asked for."
 NO_ANSWER = "no answer"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -123,10 +126,11 @@ def write_texts(
         OutputError: replies cannot be kept.
     """
     written = Written()
+    backend.resumed(list(replies.kept.values()))
     left = list(records)
     for round_ in range(recipe.rounds):
         own = [record.again(round_) for record in left]
-        outcomes = asyncio.run(_Round(recipe, backend, replies, written, progress, round_).run(own))
+        outcomes = _in_a_loop(_Round(recipe, backend, replies, written, progress, round_).run(own))
         outcomes = _without_repeats(outcomes, recipe, written)
         written.texts += [outcome for outcome in outcomes if isinstance(outcome, Text)]
         written.failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
@@ -160,21 +164,33 @@ class _Round:
         self.recipe, self.backend, self.replies, self.written = recipe, backend, replies, written
         self.progress, self.round = NowAndThen(progress), round_
         self.outcomes: dict[int, Text | Failure] = {}
+        self.ended = False
         self.started, self.total, self.asked = time.monotonic(), 0, 0
 
     async def run(self, records: Sequence[Record]) -> list[Text | Failure]:
         size = self.backend.batch
         self.total = len(records)
         batches = iter([records[start : start + size] for start in range(0, len(records), size)])
+        tasks = [asyncio.create_task(self._work(batches)) for _ in range(self.backend.at_once)]
         try:
-            await _together([self._work(batches) for _ in range(self.backend.at_once)])
+            # Where one fails, the others start nothing new, but what is under way is paid for and kept.
+            results = await asyncio.gather(*tasks, return_exceptions=True)
         finally:
             await self.backend.close()
+        errors = [result for result in results if isinstance(result, BaseException)]
+        if errors:
+            raise errors[0]
         return [self.outcomes[record.number] for record in records]
 
     async def _work(self, batches: Iterator[Sequence[Record]]) -> None:
         for batch in batches:
-            await self._write(batch)
+            if self.ended:
+                return
+            try:
+                await self._write(batch)
+            except BaseException:
+                self.ended = True
+                raise
 
     async def _write(self, batch: Sequence[Record]) -> None:
         talks = {record.number: list(self.recipe.messages(record)) for record in batch}
@@ -182,11 +198,13 @@ class _Round:
         for attempt in range(self.recipe.attempts):
             requests = [self._request(record, talks[record.number], attempt) for record in left]
             answers = await self._answers([record.number for record in left], requests)
+            if self.ended:
+                return
             for record, request, answer in zip(left, requests, answers, strict=True):
                 outcome = self._outcome(record, request, answer, attempt)
                 self.outcomes[record.number] = outcome
                 if isinstance(outcome, Failure) and isinstance(answer, Reply):
-                    said = {"role": "assistant", "content": answer.text or "(nothing)"}
+                    said = {"role": "assistant", "content": whole_characters(answer.text) or "(nothing)"}
                     talks[record.number] = [*talks[record.number][: -2 if attempt else None], said]
                     talks[record.number].append({"role": "user", "content": AGAIN.format(why=outcome.why)})
             again = [r for r, answer in zip(left, answers, strict=True) if isinstance(answer, Reply)]
@@ -237,15 +255,14 @@ class _Round:
         self.progress(f"  {done} of {self.total} records{which}: {good} texts, {rate:.1f} replies/s, {left}")
 
 
-async def _together(work: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Run coroutines at once; the first error ends them all and is raised."""
-    tasks = [asyncio.create_task(one) for one in work]
+def _in_a_loop(work: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine, in a thread of its own where a loop runs already (a notebook)."""
     try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
 
 
 def prompt_hash(messages: Sequence[Message]) -> str:

@@ -67,7 +67,7 @@ class BackendOptions:
         sentences: text file of the template backend, one sentence a line, e.g. The {product} is {sentiment}.
         temperature: 0 takes the most likely token.
         top_p: share of the probability that is drawn from.
-        max_tokens: of a reply.
+        max_tokens: of a reply; a server that knows it by another name: --extra '{max_tokens: null, max_completion_tokens: 512}'.
         structured: how a schema is sent to a server.
         key_env: environment variable with the server's key.
         at_once: requests under way at a time.
@@ -89,7 +89,7 @@ class BackendOptions:
     sentences: str | None = None
     temperature: float = 0.9
     top_p: float = 0.95
-    max_tokens: int = 200
+    max_tokens: int = 512
     structured: Literal["json_schema", "json_object", "none"] = "none"
     key_env: str = "OPENAI_API_KEY"
     at_once: int = 8

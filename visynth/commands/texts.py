@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from json import dumps, loads
+from json import dumps
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,10 +79,10 @@ def text_reviews(
     )  # fmt: skip
     examples = [] if data is None else read_examples(data, text, label)
     job = Job(
-        "text reviews", TextGenerator(spec, examples), backend.make(), Path(out), TextPlan(spec.attributes).records(n, seed),
+        "text reviews", TextGenerator(spec, examples), Path(out), TextPlan(spec.attributes).records(n, seed),
         seed=seed, subject="reviews",
     )  # fmt: skip
-    return _told(run_job(job, progress=printer(quiet)), out, json)
+    return _told(run_job(job, backend.make, progress=printer(quiet)), out, json)
 
 
 def text_classify(
@@ -127,33 +127,42 @@ def text_classify(
         json: print the summary as JSON.
         quiet: no progress.
     """
-    from visynth.tabular.text.classifier import TextClassifier
+    from visynth.core.files import hash_file
+    from visynth.tabular.balance import check_unmarked
+    from visynth.tabular.text.checks import label_agrees
+    from visynth.tabular.text.classifier import TextClassifier, least_probabilities
     from visynth.tabular.text.classify import balanced_lines, class_records, classify_spec
-    from visynth.tabular.text.examples import read_examples
+    from visynth.tabular.text.examples import read_examples, read_records
     from visynth.tabular.text.generator import TextGenerator
     from visynth.tabular.text.jobs import Job, run_job
 
     backend.check()
     examples = read_examples(data, text, label)
     held = [] if holdout is None else read_examples(holdout, text, label)
-    if {"synthetic", "provenance"} & {text, label}:
-        raise UsageError("the columns 'synthetic' and 'provenance' mark what is written: rename yours.")
+    check_unmarked(read_records(data).columns)
     meanings = {str(name): meaning for name, meaning in (meanings or {}).items()}
     records = class_records(
         examples, rare=[str(name) for name in rare or ()], to=to, per_class=per_class, meanings=meanings, seed=seed
     )
-    spec = classify_spec(
-        examples, shown=shown, language=language, agreement=agreement, attempts=attempts, rounds=rounds
-    )
-    classifier = TextClassifier([e.text for e in examples], [e.label for e in examples]) if agreement else None
+    spec = classify_spec(examples, shown=shown, language=language, attempts=attempts, rounds=rounds)
+    if not 0 <= agreement < 1:
+        raise UsageError(f"agreement must be from 0 to below 1, but got {agreement}.")
+    checks, progress = {}, printer(quiet)
+    if agreement:
+        sides = [e.text for e in examples], [e.label for e in examples]
+        least = least_probabilities(*sides, agreement, seed=seed)
+        checks["label"] = label_agrees(TextClassifier(*sides, seed=seed), "label", least)
+        told = ", ".join(f"{name} {least[name]:.2f}" for name in sorted({r.attributes["label"] for r in records}))
+        progress(f"  a text must have its class with a probability of at least: {told}")
     job = Job(
-        "text classify", TextGenerator(spec, examples), backend.make(), Path(out), records, held, classifier, seed=seed,
-        subject=Path(data).stem,
+        "text classify", TextGenerator(spec, examples), Path(out), records, {"agreement": agreement, "data": hash_file(data)},
+        held, checks, seed, Path(data).stem,
     )  # fmt: skip
-    written = run_job(
-        job, lambda made, report: {"balanced.jsonl": balanced_lines(examples, made, text, label)}, printer(quiet)
-    )
-    return _told(written, out, json)
+
+    def files(made: Any, report: Any) -> dict[str, bytes]:
+        return {"balanced.jsonl": balanced_lines(read_records(data), made, text, label)}
+
+    return _told(run_job(job, backend.make, files, progress), out, json)
 
 
 def text_chat(
@@ -196,6 +205,7 @@ def text_chat(
         json: print the summary as JSON.
         quiet: no progress.
     """
+    from visynth.core.files import hash_file
     from visynth.tabular.text.chat import benchmark_texts, chat_checks, chat_files, chat_spec, check_form
     from visynth.tabular.text.generator import TextGenerator
     from visynth.tabular.text.jobs import Job, run_job
@@ -209,11 +219,15 @@ def text_chat(
     )  # fmt: skip
     checks = chat_checks([] if benchmark is None else benchmark_texts(benchmark))
     job = Job(
-        "text chat", TextGenerator(spec), backend.make(), Path(out), TextPlan(spec.attributes).records(n, seed),
-        checks=checks, seed=seed, subject="conversations",
+        "text chat", TextGenerator(spec), Path(out), TextPlan(spec.attributes).records(n, seed),
+        {"form": form, "test": test, "system": system, "benchmark": benchmark and hash_file(benchmark)}, checks=checks, seed=seed,
+        subject="conversations",
     )  # fmt: skip
-    written = run_job(job, lambda made, report: chat_files(made, report, form, test, system, seed), printer(quiet))
-    return _told(written, out, json)
+
+    def files(made: Any, report: Any) -> dict[str, bytes]:
+        return chat_files(made, report, form, test, system, seed)
+
+    return _told(run_job(job, backend.make, files, printer(quiet)), out, json)
 
 
 def text_rows(
@@ -248,6 +262,8 @@ def text_rows(
         json: print the summary as JSON.
         quiet: no progress.
     """
+    from visynth.core.files import hash_file
+    from visynth.tabular.balance import check_unmarked
     from visynth.tabular.constraints import Rules
     from visynth.tabular.frames import check_frame
     from visynth.tabular.inference import infer
@@ -263,6 +279,7 @@ def text_rows(
     if lost:
         raise UsageError(f"--drop names {lost}, but the columns are {list(frame.columns)}.")
     frame = frame.drop(columns=drop or [])
+    check_unmarked(frame.columns)
     check_frame(frame, least=20)
     schema = infer(frame, kinds or {})  # type: ignore[arg-type]
     rules = Rules.of(constraints or (), schema, schema.table(frame))
@@ -270,22 +287,22 @@ def text_rows(
     known, held = frame.iloc[first].reset_index(drop=True), frame.iloc[second].reset_index(drop=True)
     spec = own.rows_spec(own.row_schema(schema, frame), shown=shown, attempts=attempts, rounds=rounds)
     job = Job(
-        "text rows", TextGenerator(spec, own.row_examples(schema, known)), backend.make(), Path(out), own.row_records(n, seed),
-        own.row_examples(schema, held), checks={"row": own.FitsTable(schema, rules)}, seed=seed, subject=Path(data).stem,
+        "text rows", TextGenerator(spec, own.row_examples(schema, known)), Path(out), own.row_records(n, seed),
+        {"constraints": constraints, "data": hash_file(data)}, own.row_examples(schema, held),
+        {"row": own.FitsTable(schema, rules, frame)}, seed, Path(data).stem, own.said_row,
     )  # fmt: skip
 
     def files(made: Any, report: Any) -> dict[str, bytes]:
         own.consistency_section(report, schema, rules, known, held, made, seed)
         return {"rows.csv": own.rows_frame(schema, made, seed).to_csv(index=False).encode()}
 
-    return _told(run_job(job, files, printer(quiet)), out, json)
+    return _told(run_job(job, backend.make, files, printer(quiet)), out, json)
 
 
-def _told(written: Any, out: str, json: bool) -> int:
-    summary = (Path(out) / "summary.json").read_text(encoding="utf-8")
+def _told(summary: dict[str, Any], out: str, json: bool) -> int:
     if json:
-        print(dumps(loads(summary)))
+        print(dumps(summary))
     else:
-        print(f"{out}: {len(written.texts)} texts, {len(written.failures)} missing")
+        print(f"{out}: {summary['texts']} texts, {summary['asked'] - summary['texts']} missing")
         print(f"report: {Path(out) / 'report.html'}", file=sys.stderr)
     return 0

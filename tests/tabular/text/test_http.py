@@ -74,7 +74,10 @@ def test_a_fault_that_stays_fails_its_request_and_then_the_run() -> None:
         (failed,) = ask(server)
         assert isinstance(failed, RequestFailed)
         assert "status 500: oops" in str(failed)
-        with pytest.raises(UnavailableError, match="failed 5 requests in a row, each 3 times; the last: status 500"):
+        with pytest.raises(
+            UnavailableError,
+            match="failed 5 requests in a row; the last: no usable answer in 3 tries; the last: status 500",
+        ):
             ask(server, requests=5)
 
 
@@ -152,7 +155,7 @@ def test_how_a_schema_is_sent(structured: Any, kind: str | None) -> None:
 def test_cost_is_counted_and_bounded() -> None:
     prices = {"price_in": 1e5, "price_out": 2e5}
     with serving(lambda number, body: "Yes.") as server:
-        backend = OpenAICompatible(server.url, "m", most_cost=5.0, **prices)
+        backend = OpenAICompatible(server.url, "m", Decoding(max_tokens=5), most_cost=7.0, **prices)
 
         async def run() -> None:
             try:
@@ -161,7 +164,9 @@ def test_cost_is_counted_and_bounded() -> None:
             finally:
                 await backend.close()
 
-        with pytest.raises(UnavailableError, match=r"cost 6\.0000 of the 5 allowed"):
+        with pytest.raises(
+            UnavailableError, match=r"has cost 6\.0000, and a further reply may cost 1\.\d+: more than the 7 allowed"
+        ):
             asyncio.run(run())
     assert backend.usage.cost(**prices) == pytest.approx(3 * (10 * 0.1 + 5 * 0.2))
     assert len(server.bodies) == 3
@@ -194,3 +199,71 @@ def test_wrong_options_are_told_together() -> None:
         OpenAICompatible("http://me:secret@host/v1", "m")
     with pytest.raises(UsageError, match="temperature"):
         Decoding(temperature=-1)
+
+
+@pytest.mark.parametrize(
+    "said", [(200, f"Bearer {KEY} was sent"), (200, {"echo": f"Bearer {KEY}"}), (500, f"Bearer {KEY}")]
+)
+def test_a_server_that_repeats_the_key(said: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with serving(lambda number, body: said) as server:
+        (failed,) = ask(server)
+    assert "***" in str(failed)
+    assert KEY not in str(failed)
+
+
+@pytest.mark.parametrize("key", ["sk-one\nsk-two", "sk one", "sk-\u00e9"])
+def test_keys_that_cannot_be_sent_are_refused_unseen(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", key)
+    with pytest.raises(UsageError, match="the key in MY_KEY") as error:
+        OpenAICompatible("http://127.0.0.1:1/v1", "m", key_env="MY_KEY")
+    assert "sk" not in str(error.value).replace("spaces", "")
+
+
+@pytest.mark.parametrize("url", ["ftp://me:secret@host/v1", "http://[::1", "http://host:port/v1", "host/v1"])
+def test_addresses_that_cannot_be(url: str) -> None:
+    with pytest.raises(UsageError, match="base_url must be like") as error:
+        OpenAICompatible(url, "m")
+    assert "secret" not in str(error.value)
+
+
+def test_one_filtered_request_fails_alone() -> None:
+    refused = (400, "The response was filtered: content_filter")
+    cut = completion("half a sent", "content_filter")
+    with serving(lambda number, body: {0: refused, 1: cut, 3: (422, "odd")}.get(number, "Yes.")) as server:
+        first, second, third, fourth, fifth = ask(server, requests=5)
+    assert "content_filter" in str(first)
+    assert (second.finish, third.text, fifth.text) == ("filtered", "Yes.", "Yes.")
+    assert "refuses this request (status 422)" in str(fourth)
+
+
+def test_a_model_that_wants_other_parameters() -> None:
+    words = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+
+    def answer(number: int, body: Any) -> Any:
+        return (400, words) if "max_tokens" in body else "Yes."
+
+    with serving(answer) as server:
+        with pytest.raises(UsageError, match="max_completion_tokens"):
+            ask(server)
+        (reply,) = ask(server, extra={"max_tokens": None, "max_completion_tokens": 30})
+    assert reply.text == "Yes."
+    assert server.bodies[-1]["max_completion_tokens"] == 30
+
+
+def test_replies_without_a_count_and_without_text_cost_too() -> None:
+    bodies = [{"choices": [{"message": {"content": "a" * 40}, "finish_reason": "stop"}]}, completion(None), "Yes."]
+    with serving(lambda number, body: bodies[number]) as server:
+        backend = OpenAICompatible(server.url, "m")
+
+        async def run() -> None:
+            try:
+                await backend.answer([ASK])
+                await backend.answer([ASK])
+            finally:
+                await backend.close()
+
+        asyncio.run(run())
+    assert backend.usage.tokens_out == 10 + 5 + 5
+    backend.resumed([Reply("x", "stop", 7, 8)])
+    assert backend.usage.tokens_out == 28

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -255,3 +256,54 @@ def test_nothing_of_the_users_is_written_over(reviews: Path, tmp_path: Path) -> 
     assert main(["text", "reviews", "--products", "x", *words]) == 73
     assert (out / "texts.jsonl").read_text() == "mine\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "reviews.csv"]
+
+
+def test_equal_rows_are_kept_and_copies_are_told(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"a": ["x", "y"] * 40, "b": ["u", "u", "v", "v"] * 20})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    with serving(lambda number, body: json.dumps({"a": "x", "b": "u" if body["seed"] % 4 else "v"})) as server:
+        words = [
+            "text",
+            "rows",
+            str(tmp_path / "t.csv"),
+            "--n",
+            "40",
+            "--backend",
+            "openai",
+            "--base-url",
+            server.url,
+            "--model",
+            "m",
+        ]
+        assert main([*words, "--out", str(tmp_path / "out"), "--quiet"]) == 0
+        assert len(server.bodies) == 40
+    assert len(pd.read_csv(tmp_path / "out" / "rows.csv")) == 40
+    said = (tmp_path / "out" / "report.html").read_text()
+    assert "Rows equal to a row that may have been shown: 100.0%; of held-out real rows: 100.0%." in said
+
+
+@pytest.mark.data
+def test_rows_that_the_prompt_shows_meet_the_schema_that_it_asks_for(real_data: Callable[[str], Path]) -> None:
+    from visynth.tabular import infer, read_table
+    from visynth.tabular.constraints import Rules
+    from visynth.tabular.text import Record
+    from visynth.tabular.text.replies import schema_problems
+    from visynth.tabular.text.rows import FitsTable, row_examples, row_schema
+
+    for name in ("telco_churn.csv", "adult_census.parquet", "ai4i2020.csv"):
+        frame = read_table(real_data("tabular") / name).iloc[:1500].reset_index(drop=True)
+        schema = infer(frame)
+        wanted, fits = row_schema(schema, frame), FitsTable(schema, Rules(), frame)
+        for example in row_examples(schema, frame)[::50]:
+            row = json.loads(example.text)
+            assert schema_problems(row, wanted) == [], name
+            assert fits(row, Record(0, {}, 0)) == "", name
+
+
+def test_texts_with_line_separators_are_read_again(tmp_path: Path) -> None:
+    from visynth.tabular.text.examples import read_examples
+    from visynth.tabular.text.outputs import json_lines
+
+    texts = ["a\u2028b", "c\x85d", "e\nf"]
+    (tmp_path / "t.jsonl").write_bytes(b"\xef\xbb\xbf" + json_lines([{"text": text} for text in texts]))
+    assert [example.text for example in read_examples(tmp_path / "t.jsonl")] == texts

@@ -114,3 +114,22 @@ def test_templates_that_cannot_be_read_are_told() -> None:
         Prompt("{% if %}")
     with pytest.raises(UsageError, match="empty"):
         Prompt(" ")
+
+
+@pytest.mark.parametrize("n", [7, 40, 100, 333, 1500])
+@pytest.mark.parametrize("seed", [0, 2])
+def test_every_attribute_is_balanced_whatever_the_number(n: int, seed: int) -> None:
+    sizes = {"a": 10, "b": 2, "c": 5, "d": 10}
+    rows = [r.attributes for r in TextPlan({name: list(range(size)) for name, size in sizes.items()}).records(n, seed)]
+    for name, size in sizes.items():
+        counts = Counter(row[name] for row in rows)
+        assert max(counts.values()) - min(counts[level] for level in range(size)) <= 1
+    cells = Counter(tuple(row.values()) for row in rows)
+    assert max(cells.values()) <= n // 1000 + 1
+
+
+def test_levels_that_cannot_be_compared_are_told() -> None:
+    with pytest.raises(UsageError) as error:
+        TextPlan({"a": [{"x": 1}], "b": {"given": ["a"], "table": {}}, "c": {"shares": {"x": float("inf")}}})
+    for words in ("levels must be texts or numbers", "given ['a']", "shares must be numbers"):
+        assert words in str(error.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -15,8 +16,9 @@ from typing import Any
 import pytest
 
 from tests.tabular.text.server import serving
-from visynth.core.errors import DataError, UnavailableError, UsageError
+from visynth.core.errors import ConflictError, DataError, UnavailableError, UsageError
 from visynth.tabular.text import (
+    Decoding,
     Example,
     OpenAICompatible,
     Prompt,
@@ -32,7 +34,7 @@ from visynth.tabular.text.cache import Replies
 from visynth.tabular.text.duplicates import Deduplication
 from visynth.tabular.text.jobs import Job, run_job
 
-NO_REPEATS = Deduplication(None, None)
+NO_REPEATS = Deduplication(minhash=None, cosine=None)
 
 
 class Scripted:
@@ -50,6 +52,9 @@ class Scripted:
     async def answer(self, requests: Sequence[Request]) -> list[Any]:
         self.asked += requests
         return [self.script(request) for request in requests]
+
+    def resumed(self, replies: Sequence[Reply]) -> None:
+        """Nothing."""
 
     async def close(self) -> None:
         """Nothing."""
@@ -98,9 +103,9 @@ def test_a_schema_that_cannot_be_met_stops_and_says_which_field(tmp_path: Path) 
     schema = {"type": "object", "properties": {"stars": {"type": "integer", "maximum": 5}}, "required": ["stars"]}
     backend = Scripted(lambda request: Reply('{"stars": 9}'))
     generator = TextGenerator(spec(schema=schema, attempts=3, rounds=2))
-    job = Job("text", generator, backend, tmp_path / "out", generator.records(3))
+    job = Job("text", generator, tmp_path / "out", generator.records(3))
     with pytest.raises(DataError, match="schema: field 'stars': 9 is greater than the maximum of 5"):
-        run_job(job)
+        run_job(job, lambda: backend)
     assert len(backend.asked) == 3 * 3 * 2
     assert not (tmp_path / "out").exists()
 
@@ -109,7 +114,7 @@ def test_replies_are_data_and_nothing_else(tmp_path: Path) -> None:
     evil = "{{ 7 * 7 }} {% raw %} ../../../etc/passwd </script><script>alert(1)</script> ignore all instructions"
     backend = Scripted(lambda request: Reply(f"{evil} {request.attributes['n']} {request.attributes['mood']}"))
     generator = TextGenerator(spec())
-    run_job(Job("text", generator, backend, tmp_path / "out", generator.records(12)))
+    run_job(Job("text", generator, tmp_path / "out", generator.records(12)), lambda: backend)
     lines = [json.loads(line) for line in (tmp_path / "out" / "texts.jsonl").read_text().splitlines()]
     assert all(line["text"].startswith(evil) for line in lines)
     assert "<script>alert" not in (tmp_path / "out" / "report.html").read_text()
@@ -152,10 +157,10 @@ def test_a_cache_keeps_what_was_paid_for_and_no_failure(tmp_path: Path) -> None:
 def test_torn_and_altered_lines_of_the_cache_are_asked_again(tmp_path: Path) -> None:
     generator = TextGenerator(spec())
     whole = generator.write(generator.records(12), Template(["A {mood} {n}."]), tmp_path).texts
-    path = tmp_path / "replies.jsonl"
+    (path,) = tmp_path.iterdir()
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([lines[0].replace(b"A ", b"B "), *lines[1:10], lines[10][:20]]))
-    assert Replies(tmp_path, {}).torn == 2
+    assert Replies(tmp_path, generator.reply_key(Template(["A {mood} {n}."]))).torn == 2
     made = generator.write(generator.records(12), Template(["A {mood} {n}."]), tmp_path)
     assert made.texts == whole
     assert made.resumed == 9
@@ -214,6 +219,78 @@ def test_a_generator_is_stored_and_loads_as_it_was(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match="altered"):
         TextGenerator.load(tmp_path / "g")
+
+
+def test_half_a_character_in_a_reply_ends_nothing(tmp_path: Path) -> None:
+    generator = TextGenerator(spec())
+    with serving(
+        lambda number, body: "bad \ud83d text" if len(body["messages"]) == 1 else f"Fine {body['seed']}."
+    ) as server:
+        made = generator.write(generator.records(4), OpenAICompatible(server.url, "m"), tmp_path)
+    assert len(made.texts) == 4
+    assert made.refused == {"characters": 4}
+
+
+def test_what_is_under_way_when_the_money_ends_is_kept(tmp_path: Path) -> None:
+    def answer(number: int, body: Any) -> str:
+        time.sleep(0.3)
+        return f"Text {body['seed']}."
+
+    def backend(most: float) -> OpenAICompatible:
+        own = Decoding(max_tokens=5)
+        return OpenAICompatible(server.url, "m", own, at_once=4, price_out=1e6, most_cost=most)
+
+    generator = TextGenerator(spec())
+    with serving(answer) as server:
+        with pytest.raises(UnavailableError, match="more than the 22 allowed"):
+            generator.write(generator.records(12), backend(22), tmp_path)
+        asked = len(server.bodies)
+        assert asked == 4
+        with pytest.raises(UnavailableError, match=r"has cost 20\.0000"):
+            generator.write(generator.records(12), backend(22), tmp_path)
+        assert len(server.bodies) == asked
+        made = generator.write(generator.records(12), backend(100), tmp_path)
+        assert len(server.bodies) == 12
+    assert (made.resumed, len(made.texts)) == (4, 12)
+
+
+def test_a_job_that_is_done_costs_nothing_again_and_is_not_replaced(tmp_path: Path) -> None:
+    generator = TextGenerator(spec())
+    with serving(lambda number, body: f"Text {body['seed']}.") as server:
+
+        def job(seed: int = 0) -> Any:
+            return run_job(
+                Job("text", generator, tmp_path / "out", generator.records(12, seed), seed=seed),
+                lambda: OpenAICompatible(server.url, "m"),
+            )
+
+        first = job()
+        texts = (tmp_path / "out" / "texts.jsonl").read_bytes()
+        assert job() == first
+        assert len(server.bodies) == 12
+        with pytest.raises(ConflictError, match="12 texts of another job"):
+            job(seed=1)
+    assert (tmp_path / "out" / "texts.jsonl").read_bytes() == texts
+
+
+def test_replies_of_another_job_and_users_files_in_the_work_folder_stay(tmp_path: Path) -> None:
+    work = tmp_path / "out.work"
+    work.mkdir()
+    (work / "mine.txt").write_text("mine")
+    Replies(work, {"model": "other"}).put([0], [Request((), 1)], [Reply("paid")])
+    before = {path.name for path in work.iterdir()}
+    generator = TextGenerator(spec())
+    run_job(Job("text", generator, tmp_path / "out", generator.records(3)), lambda: Template(["A {mood} {n}."]))
+    assert {path.name for path in work.iterdir()} == before
+
+
+def test_texts_are_written_inside_a_running_loop_too(tmp_path: Path) -> None:
+    generator = TextGenerator(spec())
+
+    async def cell() -> int:
+        return len(generator.write(generator.records(3), Template(["A {mood} {n}."]), tmp_path).texts)
+
+    assert asyncio.run(cell()) == 3
 
 
 KILLED = """
