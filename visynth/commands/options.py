@@ -135,6 +135,27 @@ class BackendOptions:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class JobOptions:
+    """Where texts go, and how often they are tried.
+
+    Args:
+        out: folder for texts.jsonl, the report, the generator, what is missing, and the job's own files.
+        attempts: at a text, the first and those with the error told.
+        rounds: in which texts that could not be had are written anew.
+        seed: of everything.
+        json: print the summary as JSON.
+        quiet: no progress.
+    """
+
+    out: str = "texts"
+    attempts: int = 3
+    rounds: int = 3
+    seed: int = 0
+    json: bool = False
+    quiet: bool = False
+
+
 def _lines(path: str) -> list[str]:
     from visynth.core.errors import DataError
 

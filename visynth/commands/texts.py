@@ -7,7 +7,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any, Literal
 
-from visynth.commands.options import BackendOptions
+from visynth.commands.options import BackendOptions, JobOptions
 from visynth.commands.printing import printer
 from visynth.core.errors import UsageError
 
@@ -15,7 +15,7 @@ from visynth.core.errors import UsageError
 def text_reviews(
     products: list[str],
     backend: BackendOptions,
-    out: str = "reviews",
+    job: JobOptions,
     n: int = 100,
     sentiments: list[str] | None = None,
     words: list[int] | None = None,
@@ -29,18 +29,13 @@ def text_reviews(
     text: str = "text",
     label: str = "sentiment",
     shown: int = 0,
-    attempts: int = 3,
-    rounds: int = 3,
-    seed: int = 0,
-    json: bool = False,
-    quiet: bool = False,
 ) -> int:
     """Write customer reviews by product, sentiment, length and features to mention. Killed, the same command goes on.
 
     Args:
         products: each equally often.
         backend: who writes.
-        out: folder for texts.jsonl, the report, the generator and what is missing.
+        job: where to, and how often it is tried.
         n: number of reviews.
         sentiments: positive and negative by default.
         words: least and most words, e.g. '[8, 30]'.
@@ -54,11 +49,6 @@ def text_reviews(
         text: column of the real reviews.
         label: column of their sentiments.
         shown: real reviews of the sentiment in each prompt.
-        attempts: at a review, the first and those with the error told.
-        rounds: in which reviews that could not be had are written anew.
-        seed: of everything.
-        json: print the summary as JSON.
-        quiet: no progress.
     """
     from visynth.tabular.text.examples import read_examples
     from visynth.tabular.text.generator import TextGenerator
@@ -75,20 +65,20 @@ def text_reviews(
     spec = review_spec(
         products, sentiments=sentiments or SENTIMENTS, words=(limits[0], limits[1]),
         features=features_by_product or features or (), mention=mention, styles=styles or (), personas=personas or (),
-        language=language, shown=shown, attempts=attempts, rounds=rounds,
+        language=language, shown=shown, attempts=job.attempts, rounds=job.rounds,
     )  # fmt: skip
     examples = [] if data is None else read_examples(data, text, label)
-    job = Job(
-        "text reviews", TextGenerator(spec, examples), Path(out), TextPlan(spec.attributes).records(n, seed),
-        seed=seed, subject="reviews",
+    task = Job(
+        "text reviews", TextGenerator(spec, examples), Path(job.out), TextPlan(spec.attributes).records(n, job.seed),
+        seed=job.seed, subject="reviews",
     )  # fmt: skip
-    return _told(run_job(job, backend.make, progress=printer(quiet)), out, json)
+    return _told(run_job(task, backend.make, progress=printer(job.quiet)), job)
 
 
 def text_classify(
     data: str,
     backend: BackendOptions,
-    out: str = "texts",
+    job: JobOptions,
     text: str = "text",
     label: str = "label",
     rare: list[str] | None = None,
@@ -99,18 +89,13 @@ def text_classify(
     holdout: str | None = None,
     language: str | None = None,
     agreement: float = 0.3,
-    attempts: int = 3,
-    rounds: int = 3,
-    seed: int = 0,
-    json: bool = False,
-    quiet: bool = False,
 ) -> int:
     """Write texts of the rare class of a set of labelled texts, and the balanced set. Killed, the same command goes on.
 
     Args:
         data: CSV, Parquet or JSON Lines file; give the training part only.
         backend: who writes.
-        out: folder for texts.jsonl, balanced.jsonl, the report, the generator and what is missing.
+        job: where to, and how often it is tried.
         text: column of the texts.
         label: column of the classes.
         rare: classes to fill; by default all but the largest.
@@ -121,11 +106,6 @@ def text_classify(
         holdout: file of real texts that are not shown, to measure with.
         language: ISO 639-1 code that texts must be in; null does not ask.
         agreement: least probability of the asked class by a classifier of the real texts; 0 does not ask.
-        attempts: at a text, the first and those with the error told.
-        rounds: in which texts that could not be had are written anew.
-        seed: of everything.
-        json: print the summary as JSON.
-        quiet: no progress.
     """
     from visynth.core.files import hash_file
     from visynth.tabular.balance import check_unmarked
@@ -142,33 +122,33 @@ def text_classify(
     check_unmarked(read_records(data).columns)
     meanings = {str(name): meaning for name, meaning in (meanings or {}).items()}
     records = class_records(
-        examples, rare=[str(name) for name in rare or ()], to=to, per_class=per_class, meanings=meanings, seed=seed
+        examples, rare=[str(name) for name in rare or ()], to=to, per_class=per_class, meanings=meanings, seed=job.seed
     )
-    spec = classify_spec(examples, shown=shown, language=language, attempts=attempts, rounds=rounds)
+    spec = classify_spec(examples, shown=shown, language=language, attempts=job.attempts, rounds=job.rounds)
     if not 0 <= agreement < 1:
         raise UsageError(f"agreement must be from 0 to below 1, but got {agreement}.")
-    checks, progress = {}, printer(quiet)
+    checks, progress = {}, printer(job.quiet)
     if agreement:
         sides = [e.text for e in examples], [e.label for e in examples]
-        least = least_probabilities(*sides, agreement, seed=seed)
-        checks["label"] = label_agrees(TextClassifier(*sides, seed=seed), "label", least)
+        least = least_probabilities(*sides, agreement, seed=job.seed)
+        checks["label"] = label_agrees(TextClassifier(*sides, seed=job.seed), "label", least)
         told = ", ".join(f"{name} {least[name]:.2f}" for name in sorted({r.attributes["label"] for r in records}))
         progress(f"  a text must have its class with a probability of at least: {told}")
-    job = Job(
-        "text classify", TextGenerator(spec, examples), Path(out), records, {"agreement": agreement, "data": hash_file(data)},
-        held, checks, seed, Path(data).stem,
+    task = Job(
+        "text classify", TextGenerator(spec, examples), Path(job.out), records, {"agreement": agreement, "data": hash_file(data)},
+        held, checks, job.seed, Path(data).stem,
     )  # fmt: skip
 
     def files(made: Any, report: Any) -> dict[str, bytes]:
         return {"balanced.jsonl": balanced_lines(read_records(data), made, text, label)}
 
-    return _told(run_job(job, backend.make, files, progress), out, json)
+    return _told(run_job(task, backend.make, files, progress), job)
 
 
 def text_chat(
     topics: list[str],
     backend: BackendOptions,
-    out: str = "chat",
+    job: JobOptions,
     n: int = 100,
     turns: list[int] | None = None,
     styles: list[str] | None = None,
@@ -178,18 +158,13 @@ def text_chat(
     system: str = "",
     benchmark: str | None = None,
     language: str | None = None,
-    attempts: int = 3,
-    rounds: int = 3,
-    seed: int = 0,
-    json: bool = False,
-    quiet: bool = False,
 ) -> int:
     """Write prompts and responses, of one or several turns, for fine-tuning. Killed, the same command goes on.
 
     Args:
         topics: each equally often.
         backend: who writes.
-        out: folder for train.jsonl, test.jsonl, texts.jsonl with provenance, the report and what is missing.
+        job: where to, and how often it is tried.
         n: number of conversations.
         turns: numbers of questions in a conversation, each equally often, e.g. '[1, 3]'.
         styles: of the assistant.
@@ -199,11 +174,6 @@ def text_chat(
         system: message at the head of each conversation in the files.
         benchmark: file whose texts must not appear: 13 words in a row are too many.
         language: ISO 639-1 code that they must be in; null does not ask.
-        attempts: at a conversation, the first and those with the error told.
-        rounds: in which those that could not be had are written anew.
-        seed: of everything.
-        json: print the summary as JSON.
-        quiet: no progress.
     """
     from visynth.core.files import hash_file
     from visynth.tabular.text.chat import benchmark_texts, chat_checks, chat_files, chat_spec, check_form
@@ -214,53 +184,43 @@ def text_chat(
     backend.check()
     check_form(form, test)
     spec = chat_spec(
-        topics, turns=turns or [1], styles=styles or (), personas=personas or (), language=language, attempts=attempts,
-        rounds=rounds,
+        topics, turns=turns or [1], styles=styles or (), personas=personas or (), language=language, attempts=job.attempts,
+        rounds=job.rounds,
     )  # fmt: skip
     checks = chat_checks([] if benchmark is None else benchmark_texts(benchmark))
-    job = Job(
-        "text chat", TextGenerator(spec), Path(out), TextPlan(spec.attributes).records(n, seed),
-        {"form": form, "test": test, "system": system, "benchmark": benchmark and hash_file(benchmark)}, checks=checks, seed=seed,
+    task = Job(
+        "text chat", TextGenerator(spec), Path(job.out), TextPlan(spec.attributes).records(n, job.seed),
+        {"form": form, "test": test, "system": system, "benchmark": benchmark and hash_file(benchmark)}, checks=checks, seed=job.seed,
         subject="conversations",
     )  # fmt: skip
 
     def files(made: Any, report: Any) -> dict[str, bytes]:
-        return chat_files(made, report, form, test, system, seed)
+        return chat_files(made, report, form, test, system, job.seed)
 
-    return _told(run_job(job, backend.make, files, printer(quiet)), out, json)
+    return _told(run_job(task, backend.make, files, printer(job.quiet)), job)
 
 
 def text_rows(
     data: str,
     backend: BackendOptions,
-    out: str = "rows",
+    job: JobOptions,
     n: int = 100,
     kinds: dict[str, str] | None = None,
     drop: list[str] | None = None,
     constraints: list[dict[str, Any]] | None = None,
     shown: int = 5,
-    attempts: int = 3,
-    rounds: int = 3,
-    seed: int = 0,
-    json: bool = False,
-    quiet: bool = False,
 ) -> int:
     """Write rows of a table by a language model, and measure whether their cells fit one another. Killed, the same command goes on.
 
     Args:
         data: CSV, Parquet or JSON Lines file; half of its rows may be shown to the model, the other half measures.
         backend: who writes.
-        out: folder for rows.csv, texts.jsonl with provenance, the report, the generator and what is missing.
+        job: where to, and how often it is tried.
         n: number of rows.
         kinds: of columns where the data mislead, e.g. '{zip: categorical, note: text}'.
         drop: columns to leave out.
         constraints: rules between columns that every row keeps, e.g. '[{kind: inequality, low: start, high: end}]'.
         shown: real rows in each prompt.
-        attempts: at a row, the first and those with the error told.
-        rounds: in which rows that could not be had are written anew.
-        seed: of everything.
-        json: print the summary as JSON.
-        quiet: no progress.
     """
     from visynth.core.files import hash_file
     from visynth.tabular.balance import check_unmarked
@@ -283,26 +243,26 @@ def text_rows(
     check_frame(frame, least=20)
     schema = infer(frame, kinds or {})  # type: ignore[arg-type]
     rules = Rules.of(constraints or (), schema, schema.table(frame))
-    first, second = halves(len(frame), seed=seed)
+    first, second = halves(len(frame), seed=job.seed)
     known, held = frame.iloc[first].reset_index(drop=True), frame.iloc[second].reset_index(drop=True)
-    spec = own.rows_spec(own.row_schema(schema, frame), shown=shown, attempts=attempts, rounds=rounds)
-    job = Job(
-        "text rows", TextGenerator(spec, own.row_examples(schema, known)), Path(out), own.row_records(n, seed),
+    spec = own.rows_spec(own.row_schema(schema, frame), shown=shown, attempts=job.attempts, rounds=job.rounds)
+    task = Job(
+        "text rows", TextGenerator(spec, own.row_examples(schema, known)), Path(job.out), own.row_records(n, job.seed),
         {"constraints": constraints, "data": hash_file(data)}, own.row_examples(schema, held),
-        {"row": own.FitsTable(schema, rules, frame)}, seed, Path(data).stem, own.said_row,
+        {"row": own.FitsTable(schema, rules, frame)}, job.seed, Path(data).stem, own.said_row,
     )  # fmt: skip
 
     def files(made: Any, report: Any) -> dict[str, bytes]:
-        own.consistency_section(report, schema, rules, known, held, made, seed)
-        return {"rows.csv": own.rows_frame(schema, made, seed).to_csv(index=False).encode()}
+        own.consistency_section(report, schema, rules, known, held, made, job.seed)
+        return {"rows.csv": own.rows_frame(schema, made, job.seed).to_csv(index=False).encode()}
 
-    return _told(run_job(job, backend.make, files, printer(quiet)), out, json)
+    return _told(run_job(task, backend.make, files, printer(job.quiet)), job)
 
 
-def _told(summary: dict[str, Any], out: str, json: bool) -> int:
-    if json:
+def _told(summary: dict[str, Any], job: JobOptions) -> int:
+    if job.json:
         print(dumps(summary))
     else:
-        print(f"{out}: {summary['texts']} texts, {summary['asked'] - summary['texts']} missing")
-        print(f"report: {Path(out) / 'report.html'}", file=sys.stderr)
+        print(f"{job.out}: {summary['texts']} texts, {summary['asked'] - summary['texts']} missing")
+        print(f"report: {Path(job.out) / 'report.html'}", file=sys.stderr)
     return 0
