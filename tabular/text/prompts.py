@@ -77,7 +77,7 @@ def whole_characters(text: str) -> str:
     """A text in which halves of characters, which nothing can be sent with, are question marks.
 
     Example:
-        >>> whole_characters("a\ud800b")
+        >>> whole_characters("a" + chr(0xD800) + "b")
         'a?b'
     """
     return text.encode("utf-8", "replace").decode()
