@@ -37,6 +37,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "tabular.evaluate": tables.tabular_evaluate,
     "text.reviews": texts.text_reviews,
     "text.classify": texts.text_classify,
+    "text.trial": texts.text_trial,
     "text.chat": texts.text_chat,
     "text.rows": texts.text_rows,
     "retrain": retraining.retrain,
@@ -54,5 +55,5 @@ NESTED = {
     "renders": ("status", "verify", "sweep", "retry-failed", "finalize", "export", "score", "review"),
     "registry": ("add", "list", "log", "path", "promote", "rollback", "verify"),
     "tabular": ("trial", "fit", "fit-tables", "sample", "impute", "evaluate"),
-    "text": ("reviews", "classify", "chat", "rows"),
+    "text": ("trial", "reviews", "classify", "chat", "rows"),
 }

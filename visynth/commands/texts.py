@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from visynth.commands.options import BackendOptions, JobOptions
-from visynth.commands.printing import printer
+from visynth.commands.printing import printer, verdicts
 from visynth.core.errors import UsageError
 
 
@@ -143,6 +143,58 @@ def text_classify(
         return {"balanced.jsonl": balanced_lines(read_records(data), made, text, label)}
 
     return _told(run_job(task, backend.make, files, progress), job)
+
+
+def text_trial(
+    data: str,
+    backend: BackendOptions,
+    job: JobOptions,
+    text: str = "text",
+    label: str = "label",
+    rare: list[str] | None = None,
+    rare_texts: int | None = None,
+    draws: int = 5,
+    folds: int = 2,
+    synthetic: int = 60,
+    shown: int = 5,
+    language: str | None = None,
+    agreement: float = 0.3,
+) -> int:
+    """Do synthetic texts help? Texts of the rare class by a language model, and a verdict on a classifier of real texts. Killed,
+    the same command goes on.
+
+    Args:
+        data: CSV, Parquet or JSON Lines file; give the training part only.
+        backend: who writes.
+        job: where to, and how often it is tried.
+        text: column of the texts.
+        label: column of the classes.
+        rare: classes that matter; by default the rarest.
+        rare_texts: pretend that only so many texts of the class exist in training; the rest serves the oracle.
+        draws: repetitions with other folds.
+        folds: test parts of each draw.
+        synthetic: texts to write in each of the draws x folds cells.
+        shown: real texts of the class in each prompt.
+        language: ISO 639-1 code that texts must be in; null does not ask.
+        agreement: least probability of the asked class by a classifier of the real texts; 0 does not ask.
+    """
+    from visynth.tabular.text.classify import classify_spec
+    from visynth.tabular.text.examples import read_examples
+    from visynth.tabular.text.trial import run_text_trial
+    from visynth.tabular.text.utility import TextCells
+
+    backend.check()
+    examples = read_examples(data, text, label)
+    cells = TextCells(draws, folds, synthetic, shown, rare_texts, job.seed)
+    spec = classify_spec(examples, shown=shown, language=language, attempts=job.attempts, rounds=job.rounds)
+    report = run_text_trial(
+        examples, [str(name) for name in rare or ()], backend.make, spec, job.out, cells, agreement=agreement,
+        subject=Path(data).stem, progress=printer(job.quiet),
+    )  # fmt: skip
+    verdicts(report, job.json)
+    if not job.json:
+        print(f"report: {Path(job.out) / 'report.html'}", file=sys.stderr)
+    return 0
 
 
 def text_chat(

@@ -1,0 +1,138 @@
+"""Do synthetic texts help? From a file of labelled texts with a rare class to a verdict per class."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from visynth.core.errors import UsageError, choices
+from visynth.core.files import hash_json
+from visynth.core.folders import claim_files
+from visynth.core.lock import only_one
+from visynth.core.progress import Progress, no_progress
+from visynth.core.report import FILES, Report, bullets, environment, text
+from visynth.core.stage import Stage
+from visynth.tabular.text.backends import Backend
+from visynth.tabular.text.cache import file_name
+from visynth.tabular.text.checks import Check, label_agrees
+from visynth.tabular.text.classifier import TextClassifier, least_probabilities
+from visynth.tabular.text.generator import Example, TextGenerator
+from visynth.tabular.text.outputs import LOCK, tidy
+from visynth.tabular.text.plan import Record
+from visynth.tabular.text.spec import TextSpec
+from visynth.tabular.text.utility import TextCells, chosen_shares, rare_texts
+from visynth.verdict.rule import Design
+from visynth.verdict.summary import arms_block, class_verdict, summarise
+
+SAMPLES = 12
+LEARNER = "weights of words and characters, and a logistic regression"
+
+
+def run_text_trial(
+    examples: Sequence[Example],
+    rare: Sequence[str],
+    backend: Callable[[], Backend],
+    spec: TextSpec,
+    out: str | Path,
+    cells: TextCells,
+    *,
+    agreement: float = 0.3,
+    subject: str = "the texts",
+    progress: Progress = no_progress,
+) -> Report:
+    """Measure whether texts by a language model help a classifier of real ones. Killed, the same call goes on.
+
+    Args:
+        examples: real texts with their classes.
+        rare: classes that matter; by default the rarest.
+        backend: makes who writes.
+        spec: of the generator; its prompts may use ``label`` and ``examples``.
+        out: folder for report.json and report.html.
+        cells: how many, and what is in them.
+        agreement: least probability of the asked class by a classifier of a cell's training texts; 0 does not ask.
+        subject: what the report is headed with.
+        progress: receives lines.
+
+    Returns:
+        the report, as written.
+
+    Raises:
+        UsageError: unknown classes.
+        DataError: too few texts.
+        UnavailableError: nobody answers; what came is kept.
+    """
+    labels = Counter(example.label for example in examples)
+    unknown = [name for name in rare if name not in labels]
+    if unknown:
+        raise UsageError(f"no text has the label {choices(unknown)}; the labels are {choices(sorted(labels))}.")
+    rare = list(rare) or [min(sorted(labels), key=lambda name: labels[name])]
+    out, started = Path(out), time.monotonic()
+    claim_files(out, FILES)
+    work = out.with_name(out.name + ".work")
+    with only_one(work / LOCK, f"a text trial for {out}"):
+        answers = backend()
+        writer = _Writer(spec, answers, work, agreement, progress)
+        inputs = {
+            "texts": hash_json([[e.text, e.label] for e in examples]), "spec": spec.to_json(), "cells": asdict(cells),
+            "backend": dict(answers.identity), "agreement": agreement, "versions": environment(),
+        }  # fmt: skip
+        stage = Stage(work, inputs)
+        found = {label: rare_texts(examples, label, writer, cells, stage=stage, progress=progress) for label in rare}
+        report = Report("text trial", subject)
+        for label, summary in summarise(found, design=Design(draws=cells.draws), seed=cells.seed).items():
+            report.verdicts.append(class_verdict(found[label], summary))
+            shares = ", ".join(f"{share}: {count}" for share, count in chosen_shares(found[label]).items())
+            told = text(
+                f"Share of the class's weight that synthetic texts got on inner folds, by number of cells: {shares}."
+            )
+            report.section(f"Is it worth it? {label}", *arms_block(found[label], summary, LEARNER), told)
+        if writer.samples:
+            report.section("Samples", bullets(writer.samples))
+        report.conditions |= {
+            "texts": len(examples), "classes": ", ".join(f"{name} {count}" for name, count in sorted(labels.items())),
+            **{f"cells: {name}": value for name, value in asdict(cells).items()},
+            "backend": dict(answers.identity), "refused in this run": dict(writer.refused), "prompt": spec.prompt.user,
+            "seconds": round(time.monotonic() - started), **environment(),
+        }  # fmt: skip
+        report.write(out)
+        stage.clear()
+        for name in writer.replies:
+            tidy(work, name)
+        tidy(work, LOCK)
+    progress(f"done in {time.monotonic() - started:.0f} s: {out / 'report.html'}")
+    return report
+
+
+class _Writer:
+    """Writes the texts of a cell from its training texts alone."""
+
+    def __init__(self, spec: TextSpec, backend: Backend, work: Path, agreement: float, progress: Progress) -> None:
+        self.spec, self.backend, self.work = spec, backend, work
+        self.agreement, self.progress = agreement, progress
+        self.replies: set[str] = set()
+        self.refused: Counter[str] = Counter()
+        self.samples: list[str] = []
+
+    def __call__(
+        self, real: Sequence[Example], records: Sequence[Record], name: str, seed: int
+    ) -> Sequence[tuple[int, str]]:
+        generator = TextGenerator(self.spec, real)
+        checks = self._checks(real, seed)
+        self.replies.add(file_name(generator.reply_key(self.backend)))
+        written = generator.write(
+            records, self.backend, self.work, recipe=generator.recipe(checks), progress=self.progress
+        )
+        self.refused.update(written.refused)
+        texts = [(one.record.number, str(one.fields["text"])) for one in written.texts]
+        self.samples += [f"({name}) {said}" for _, said in texts[: max(0, min(3, SAMPLES - len(self.samples)))]]
+        return texts
+
+    def _checks(self, real: Sequence[Example], seed: int) -> Mapping[str, Check]:
+        if not self.agreement:
+            return {}
+        sides = [example.text for example in real], [example.label for example in real]
+        least = least_probabilities(*sides, self.agreement, seed=seed)
+        return {"label": label_agrees(TextClassifier(*sides, seed=seed), "label", least)}

@@ -1,0 +1,311 @@
+"""Utility: what synthetic texts of a rare class are worth to a classifier, on real texts that nothing saw.
+
+In every cell (a draw and a fold) prompts show texts of the cell's training part alone. The class's training texts are dealt into
+parts, and the prompt of a record shows texts of one part: on inner folds, a part is held out together with all that was
+written from it. So how much of the class's weight synthetic texts get, nothing among the choices, is chosen without a look
+at the test part, and without writing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visynth.core import seeds as seeding
+from visynth.core.errors import DataError, UsageError, choices, raise_all
+from visynth.core.progress import Progress, no_progress
+from visynth.core.stage import Stage
+from visynth.tabular.text.augment import augmented
+from visynth.tabular.text.embedding import Weighted
+from visynth.tabular.text.generator import Example, text_hash
+from visynth.tabular.text.plan import Record
+from visynth.tabular.utility import splits
+from visynth.verdict.bootstrap import Scored
+from visynth.verdict.comparison import Arm, Results, Wording
+from visynth.verdict.ranking import average_precision
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+SHARES = (0.0, 0.1, 0.25, 0.5)  # of the class's weight that synthetic texts may get
+CLASSIC = (0.25, 0.5)  # that augmented ones may get
+PARTS = 4  # of a class's training texts
+COPIES = 4  # augmented ones of each text
+LEAST = 4  # texts of the class in a fold
+PENALTIES = (1.0, 10.0, 100.0)
+
+TEXTS = Wording(
+    items="texts",
+    groups="texts",
+    recipes={
+        "real": "the texts as they are",
+        "duplicate": "random over-sampling",
+        "balanced": "class weights",
+        "augment": "words swapped and left out (EDA)",
+    },
+    helps="add the synthetic texts of balanced.jsonl (field 'synthetic') to your training texts, and keep your own validation as it is",
+    precision=0.5,
+)
+Write = Callable[[Sequence[Example], Sequence[Record], str, int], Sequence[tuple[int, str]]]
+
+
+@dataclass(frozen=True)
+class TextCells:
+    """How the cells are made.
+
+    Attributes:
+        draws: repetitions with other folds.
+        folds: test parts of each.
+        texts: synthetic ones to write in a cell.
+        shown: real texts in a prompt.
+        most: pretend that only so many texts of the class exist in training; the rest serves the oracle.
+        seed: of everything.
+    """
+
+    draws: int = 5
+    folds: int = 2
+    texts: int = 60
+    shown: int = 5
+    most: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"draws": 1, "folds": 2, "texts": 1, "shown": 1}
+        problems = [
+            f"{n} must be at least {k}, but got {getattr(self, n)}" for n, k in least.items() if getattr(self, n) < k
+        ]
+        if self.most is not None and self.most < 2:
+            problems.append(f"rare_texts must be at least 2, but got {self.most}")
+        raise_all("the options", problems, UsageError)
+
+
+def rare_texts(
+    examples: Sequence[Example],
+    label: str,
+    write: Write,
+    cells: TextCells,
+    *,
+    stage: Stage | None = None,
+    progress: Progress = no_progress,
+) -> Results:
+    """Every arm on every cell for one class against the rest.
+
+    Args:
+        examples: real texts with their classes; equal texts stay together.
+        label: the class.
+        write: writes a text for each record from (training texts, records, name of the cell, seed): pairs of the place of a
+            record, and its text. A record's ``parents`` are places in the training texts.
+        cells: how many, and what is in them.
+        stage: keeps finished cells.
+        progress: receives lines.
+
+    Raises:
+        DataError: no such class, or too few texts of it.
+    """
+    positive = np.array([example.label == label for example in examples])
+    if not positive.any():
+        raise DataError(
+            f"no text has the label {label!r}; the labels are {choices(sorted({e.label for e in examples}))}."
+        )
+    if positive.sum() < LEAST * cells.folds:
+        raise DataError(
+            f"class {label!r} has {int(positive.sum())} texts: {cells.folds} folds need {LEAST * cells.folds}."
+        )
+    groups = [text_hash(example.text) for example in examples]
+    results = Results(label, wording=TEXTS, synthesizer="language model")
+    counts: dict[str, list[float]] = {"train": [], "test": [], "synthetic": []}
+    todo = list(splits(positive.astype(np.int64), cells.draws, cells.folds, groups, cells.seed))
+    for number, split in enumerate(todo):
+        key = {"label": label, "draw": split.draw, "fold": split.fold}
+        outcome = None if stage is None else stage.get(**key)
+        if outcome is None:
+            cell = _Cell(
+                examples,
+                positive,
+                split.train,
+                split.test,
+                label,
+                cells,
+                seeding.derive("cell", cells.seed, split.draw, split.fold),
+            )
+            outcome = cell.outcome(write, f"{label}-{split.draw}-{split.fold}")
+            if stage is not None:
+                stage.put(outcome, **key)
+        for arm, (scores, inner, chosen) in outcome["arms"].items():
+            values = np.array(scores)
+            names = [groups[row] for row in split.test]
+            results.tested.setdefault(arm, []).append(Scored(split.draw, positive[split.test], values, names))
+            results.arms.setdefault(arm, []).append(Arm(values, float("nan") if inner is None else inner, chosen))
+        results.rows.append(split.test)
+        counts["train"].append(outcome["train"])
+        counts["test"].append(float(positive[split.test].sum()))
+        counts["synthetic"].append(outcome["synthetic"])
+        progress(f"  {label}: cell {number + 1} of {len(todo)}, {outcome['synthetic']} texts")
+    results.counts = {name: float(np.mean(values)) for name, values in counts.items()}
+    results.counts["prevalence"] = float(positive.mean())
+    return results
+
+
+class _Cell:
+    """One comparison of arms."""
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        positive: NDArray[np.bool_],
+        train: Ints,
+        test: Ints,
+        label: str,
+        cells: TextCells,
+        seed: int,
+    ) -> None:
+        self.label, self.cells, self.seed = label, cells, seed
+        generator = seeding.rng(seed, "text/cell")
+        own = generator.permutation(train[positive[train]])
+        kept = own if cells.most is None else own[: cells.most]
+        self.more = own[len(kept) :]  # for the oracle alone
+        self.train = np.sort(np.concatenate([kept, train[~positive[train]]]))
+        self.test = test
+        self.real = [examples[row] for row in self.train]
+        self.positive = positive[self.train]
+        self.parts = np.zeros(len(self.train), np.int64)
+        for side in (True, False):
+            places = generator.permutation(np.flatnonzero(self.positive == side))
+            self.parts[places] = np.arange(len(places)) % self.count
+        self.examples = examples
+
+    @property
+    def count(self) -> int:
+        """Parts into which the training texts are dealt."""
+        return int(np.clip(self.positive.sum(), 2, PARTS))
+
+    def records(self) -> list[Record]:
+        """Records whose prompts show texts of the class, of one part each."""
+        made = []
+        for number in range(self.cells.texts):
+            seed = seeding.derive("text/record", self.seed, number)
+            own = np.flatnonzero(self.positive & (self.parts == number % self.count))
+            order = seeding.rng(seed, "text/examples").permutation(len(own))[: self.cells.shown]
+            made.append(Record(number, {"label": self.label}, seed, tuple(int(own[place]) for place in np.sort(order))))
+        return made
+
+    def outcome(self, write: Write, name: str) -> dict[str, Any]:
+        """Scores of every arm on the test part, its inner score and what was chosen, as plain JSON."""
+        written = list(write(self.real, self.records(), name, self.seed))
+        own = np.flatnonzero(self.positive)
+        copies = augmented([self.real[place].text for place in own], COPIES, self.seed)
+        plain = self._fits()
+        classic = self._fits(copies, np.repeat(self.parts[own], COPIES), plain.penalty)
+        parts = np.array([place % self.count for place, _ in written], np.int64)
+        synthetic = self._fits([said for _, said in written], parts, plain.penalty)
+        shares = {share: (synthetic if share else plain) for share in (SHARES if written else SHARES[:1])}
+        arms: dict[str, list[Any]] = {
+            "real": [plain.tested(balanced=False), None, {}],
+            "duplicate": [plain.tested(repeat=True), None, {}],
+            "balanced": [plain.tested(), None, {}],
+            "augment": _best(dict.fromkeys(CLASSIC, classic)),
+            "synthetic": _best(shares),
+        }
+        if len(self.more):
+            oracle = self._fits(
+                [self.examples[row].text for row in self.more], np.full(len(self.more), -1), plain.penalty
+            )
+            arms["oracle"] = [oracle.tested(share=len(self.more) / (len(self.more) + len(own))), None, {}]
+        return {"arms": arms, "synthetic": len(written), "train": int(self.positive.sum())}
+
+    def _fits(self, extra: Sequence[str] = (), parts: Ints | None = None, penalty: float | None = None) -> _Fits:
+        """Fits on the training texts and some extra ones of the class, by the words of these and no others."""
+        texts = [*(example.text for example in self.real), *extra]
+        x = Weighted(texts)([*texts, *(self.examples[row].text for row in self.test)])
+        return _Fits(
+            x, self.positive, self.parts, np.zeros(0, np.int64) if parts is None else parts, self.count, penalty
+        )
+
+
+def _best(fits: Mapping[float, _Fits]) -> list[Any]:
+    """The share with the best inner score, the first of equal ones: its scores, its inner score, the choice."""
+    inner = {share: one.inner(share=share) for share, one in fits.items()}
+    share = max(inner, key=lambda own: inner[own])
+    return [fits[share].tested(share=share), inner[share], {"share": share}]
+
+
+class _Fits:
+    """Fits of one cell with one kind of extra texts.
+
+    Args:
+        x: rows of the real training texts, of the extra ones, and of the test texts.
+        positive: by real training text.
+        parts: of the real training texts, and
+        extra: of the extra ones.
+        count: of parts.
+        penalty: of the regression; None chooses it on inner folds, without extra texts.
+    """
+
+    def __init__(
+        self, x: Any, positive: NDArray[np.bool_], parts: Ints, extra: Ints, count: int, penalty: float | None
+    ) -> None:
+        self.x, self.positive, self.parts, self.extra, self.count = x, positive, parts, extra, count
+        self.penalty = 0.0
+        self.penalty = penalty or max(PENALTIES, key=lambda own: self.inner(penalty=own))
+
+    def tested(self, **options: Any) -> list[float]:
+        """Scores of the test texts."""
+        first = len(self.positive) + len(self.extra)
+        return [float(v) for v in self._scores(np.arange(first, self.x.shape[0]), **options)]
+
+    def inner(self, **options: Any) -> float:
+        """Mean average precision on held-out parts."""
+        values = []
+        for part in range(self.count):
+            rows = np.flatnonzero(self.parts == part)
+            if self.positive[rows].any() and (self.positive & (self.parts != part)).any():
+                values.append(average_precision(self.positive[rows], self._scores(rows, without=part, **options)))
+        return float(np.mean(values)) if values else 0.0
+
+    def _scores(
+        self,
+        rows: Ints,
+        *,
+        balanced: bool = True,
+        repeat: bool = False,
+        share: float = 0.0,
+        without: int | None = None,
+        penalty: float | None = None,
+    ) -> Floats:
+        """Log-odds of some rows by a model of the training texts and, with a share of the class's weight, the extra ones."""
+        from sklearn.linear_model import LogisticRegression
+
+        real = np.flatnonzero(self.parts != without)
+        y = self.positive[real]
+        own, rest = int(y.sum()), int((~y).sum())
+        weights = np.where(y, len(y) / 2 / max(own, 1), len(y) / 2 / max(rest, 1)) if balanced else np.ones(len(y))
+        if repeat:  # whole copies, as over-sampling has them
+            weights = np.where(y, max(rest // max(own, 1), 1), 1.0)
+        more = np.flatnonzero(self.extra != without) + len(self.positive) if share else np.zeros(0, np.int64)
+        added = np.zeros(0)
+        if len(more):
+            added = np.full(len(more), share * weights[y].sum() / len(more))
+            weights = np.where(y, weights * (1 - share), weights)
+        model = LogisticRegression(C=penalty or self.penalty, max_iter=500)
+        truth = np.concatenate([y, np.ones(len(more), bool)])
+        model.fit(self.x[np.concatenate([real, more])], truth, np.concatenate([weights, added]))
+        return np.asarray(model.decision_function(self.x[rows]))
+
+
+def chosen_shares(results: Results) -> Mapping[str, int]:
+    """How often each share of synthetic texts was chosen.
+
+    Example:
+        >>> results = Results("a")
+        >>> results.arms["synthetic"] = [Arm(np.zeros(1), 0.5, {"share": 0.0}), Arm(np.zeros(1), 0.5, {"share": 0.0})]
+        >>> chosen_shares(results)
+        {'0': 2}
+    """
+    counts: dict[str, int] = {}
+    for arm in results.arms["synthetic"]:
+        name = f"{(arm.chosen or {}).get('share', 0.0):g}"
+        counts[name] = counts.get(name, 0) + 1
+    return dict(sorted(counts.items()))
