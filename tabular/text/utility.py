@@ -229,7 +229,8 @@ def _best(fits: Mapping[float, _Fits]) -> list[Any]:
     """The share with the best inner score, the first of equal ones: its scores, its inner score, the choice."""
     inner = {share: one.inner(share=share) for share, one in fits.items()}
     share = max(inner, key=lambda own: inner[own])
-    return [fits[share].tested(share=share), inner[share], {"share": share}]
+    chosen = {"share": share, "candidate": f"{share:.0%} of the class's weight"}
+    return [fits[share].tested(share=share), inner[share], chosen]
 
 
 class _Fits:
