@@ -98,10 +98,9 @@ def run_text_trial(
             "seconds": round(time.monotonic() - started), **environment(),
         }  # fmt: skip
         report.write(out)
-        stage.clear()
-        for name in writer.replies:
+        for name in (*writer.replies, LOCK):
             tidy(work, name)
-        tidy(work, LOCK)
+        stage.clear()
     progress(f"done in {time.monotonic() - started:.0f} s: {out / 'report.html'}")
     return report
 
