@@ -120,6 +120,7 @@ class TextGenerator:
         work: str | Path,
         *,
         recipe: Recipe | None = None,
+        key: Mapping[str, Any] | None = None,
         progress: Progress = no_progress,
     ) -> Written:
         """Write a text for each record.
@@ -129,6 +130,7 @@ class TextGenerator:
             backend: that answers.
             work: folder where replies are kept until the job is done.
             recipe: instead of :meth:`recipe`.
+            key: what replies are kept under, instead of :meth:`reply_key`.
             progress: receives lines.
 
         Raises:
@@ -139,7 +141,7 @@ class TextGenerator:
         shown = [self._with_examples(record) for record in records]
         for record in shown[:1]:
             self.messages(record)  # a template that cannot be filled is told before anything is asked
-        replies = Replies(work, self.reply_key(backend))
+        replies = Replies(work, self.reply_key(backend) if key is None else key)
         return write_texts(shown, recipe, backend, replies, progress)
 
     def reply_key(self, backend: Backend) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from visynth.core.errors import UsageError, choices
 from visynth.core.files import hash_json
@@ -74,12 +75,12 @@ def run_text_trial(
     work = out.with_name(out.name + ".work")
     with only_one(work / LOCK, f"a text trial for {out}"):
         answers = backend()
-        writer = _Writer(spec, answers, work, agreement, progress)
         inputs = {
             "texts": hash_json([[e.text, e.label] for e in examples]), "spec": spec.to_json(), "cells": asdict(cells),
             "backend": dict(answers.identity), "agreement": agreement, "versions": environment(),
         }  # fmt: skip
-        stage = Stage(work, inputs)
+        stage, key = Stage(work, inputs), {**answers.identity, "trial": hash_json(inputs)}
+        writer = _Writer(spec, answers, work, key, agreement, progress)
         found = {label: rare_texts(examples, label, writer, cells, stage=stage, progress=progress) for label in rare}
         report = Report("text trial", subject)
         for label, summary in summarise(found, design=Design(draws=cells.draws), seed=cells.seed).items():
@@ -98,8 +99,7 @@ def run_text_trial(
             "seconds": round(time.monotonic() - started), **environment(),
         }  # fmt: skip
         report.write(out)
-        for name in (*writer.replies, LOCK):
-            tidy(work, name)
+        tidy(work, file_name(key))
         stage.clear()
     progress(f"done in {time.monotonic() - started:.0f} s: {out / 'report.html'}")
     return report
@@ -108,10 +108,11 @@ def run_text_trial(
 class _Writer:
     """Writes the texts of a cell from its training texts alone."""
 
-    def __init__(self, spec: TextSpec, backend: Backend, work: Path, agreement: float, progress: Progress) -> None:
-        self.spec, self.backend, self.work = spec, backend, work
+    def __init__(
+        self, spec: TextSpec, backend: Backend, work: Path, key: Mapping[str, Any], agreement: float, progress: Progress
+    ) -> None:
+        self.spec, self.backend, self.work, self.key = spec, backend, work, key
         self.agreement, self.progress = agreement, progress
-        self.replies: set[str] = set()
         self.refused: Counter[str] = Counter()
         self.samples: list[str] = []
 
@@ -120,9 +121,8 @@ class _Writer:
     ) -> Sequence[tuple[int, str]]:
         generator = TextGenerator(self.spec, real)
         checks = self._checks(real, seed)
-        self.replies.add(file_name(generator.reply_key(self.backend)))
         written = generator.write(
-            records, self.backend, self.work, recipe=generator.recipe(checks), progress=self.progress
+            records, self.backend, self.work, recipe=generator.recipe(checks), key=self.key, progress=self.progress
         )
         self.refused.update(written.refused)
         texts = [(one.record.number, str(one.fields["text"])) for one in written.texts]

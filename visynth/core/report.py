@@ -230,11 +230,12 @@ def page(report: Report) -> str:
     conditions = "".join(
         f"<tr><td>{escape(str(k))}</td><td>{escape(_plain(v))}</td></tr>" for k, v in report.conditions.items()
     )
+    asked = f"Does synthesis help on {report.subject}?" if report.verdicts else f"{report.kind}: {report.subject}"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         'content="width=device-width,initial-scale=1">'
         f"<title>visynth: {escape(report.subject)}</title><style>{STYLE}</style></head><body><main>"
-        f"<h1>Does synthesis help on {escape(report.subject)}?</h1>"
+        f"<h1>{escape(asked[:1].upper() + asked[1:])}</h1>"
         f'<p class="sub">{escape(report.lead)}</p>'
         f'<div class="cards">{cards}</div>{more}{sections}'
         f"<section><h2>Conditions</h2><div class='scroll'><table>{conditions}</table></div></section></main></body></html>\n"

@@ -142,12 +142,22 @@ def test_a_trial_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     pd.DataFrame([(e.text, int(e.label == "bad")) for e in examples()], columns=["text", "label"]).to_csv(
         tmp_path / "t.csv", index=False
     )
-    with serving(lambda number, body: sentence(True, 10**6 + body["seed"] % 10**6)) as server:
+
+    down = [True]
+
+    def answer(number: int, body: Any) -> Any:
+        return (503, "down") if down and number >= 30 else sentence(True, 10**6 + body["seed"] % 10**6)
+
+    with serving(answer) as server:
         words = [
             "text", "trial", str(tmp_path / "t.csv"), "--rare", "1", "--rare-texts", "6", "--draws", "2", "--synthetic", "20",
             "--backend", "openai", "--base-url", server.url, "--model", "m", "--out", str(tmp_path / "out"), "--json", "--quiet",
         ]  # fmt: skip
-        assert main(words) == 0
+        assert main([*words, "--retries", "0"]) == 75  # the server breaks in the second cell
+        kept = len(server.bodies)
+        down.clear()
+        assert main([*words, "--retries", "0"]) == 0
+        assert len(server.bodies) > kept
         shown = [body["messages"][1]["content"] for body in server.bodies]
     (verdict,) = json.loads(capsys.readouterr().out)
     assert verdict["class"] == "1"
