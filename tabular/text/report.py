@@ -167,6 +167,10 @@ def _samples_block(written: Written, seed: int) -> dict[str, Any]:
     lines = []
     for place in order:
         one = written.texts[place]
-        asked = ", ".join(f"{name} {value}" for name, value in one.record.attributes.items())
+        asked = ", ".join(f"{name} {_words(value)}" for name, value in one.record.attributes.items())
         lines.append(f"({asked}) {main_text(one.fields)}"[:600])
     return bullets(lines)
+
+
+def _words(value: Any) -> str:
+    return " and ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
