@@ -14,6 +14,7 @@ from visynth.tabular.text.checks import grams, words
 from visynth.tabular.text.embedding import Embedder, Weighted
 
 PERMUTATIONS = 128
+BLOCK = 256  # texts compared at a time with all before
 SHINGLE = 5  # characters; short sentences have few words
 
 
@@ -70,25 +71,38 @@ def repeats(
     found: dict[int, str] = {}
     seen: set[str] = set()
     index = _MinHashes(rule.minhash) if rule.minhash is not None else None
-    vectors = None
+    alike: dict[int, list[int]] = {}
     if rule.cosine is not None and any(map(words, everything)):
-        vectors = (embedder or _weights)(everything)
-    kept: list[int] = []
+        alike = _alike((embedder or _weights)(everything), rule.cosine, len(before))
+    kept: set[int] = set()
     for place, text in enumerate(everything):
         own, how = normalised(text), ""
         if own in seen and rule.equal:
             how = "equal"
         elif index is not None and index.has(own):
             how = "near by MinHash"
-        elif vectors is not None and kept and float((vectors[kept] @ vectors[place].T).max()) >= (rule.cosine or 1):
+        elif kept.intersection(alike.get(place, ())):
             how = "near in the embedding"
         if how and place >= len(before):
             found[place - len(before)] = how
             continue
         seen.add(own)
-        kept.append(place)
+        kept.add(place)
         if index is not None:
             index.add(str(place), own)
+    return found
+
+
+def _alike(vectors: Any, least: float, first: int) -> dict[int, list[int]]:
+    """Earlier rows with at least such a cosine, of each row from the first on that has some; in blocks, so that memory stays
+    flat."""
+    found: dict[int, list[int]] = {}
+    for start in range(first, vectors.shape[0], BLOCK):
+        block = vectors[start : start + BLOCK] @ vectors[: start + BLOCK].T
+        block = block.toarray() if hasattr(block, "toarray") else np.asarray(block)
+        for row, column in zip(*np.nonzero(block >= least), strict=True):
+            if column < start + row:
+                found.setdefault(int(start + row), []).append(int(column))
     return found
 
 
