@@ -19,7 +19,7 @@ from visynth.core import plugins
 from visynth.core import seeds as seeding
 from visynth.core.errors import DataError, UsageError, choices, raise_all
 from visynth.core.files import hash_json
-from visynth.core.folders import claim, put_files
+from visynth.core.folders import claim, put_files, work_folder
 from visynth.core.progress import Progress, no_progress
 from visynth.core.report import Report, environment, text
 from visynth.core.stage import Stage
@@ -132,7 +132,7 @@ def run_trial(
         progress(f"  {note}")
     plan = _plan(frame, schema, target, len(labels), options, progress)
     report = Report("tabular trial", subject or "the table", lead=LEAD)
-    stage = Stage(out.with_name(out.name + ".work"), _inputs(frame, schema, target, options, plan))
+    stage = Stage(work_folder(out), _inputs(frame, schema, target, options, plan))
 
     progress(f"half of the rows fit {options.synthesizer} ({plan.main_steps} steps), the other half judges it")
     generator, halves, measured = _judged(frame, schema, target, groups, plan, options, progress)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -18,6 +19,25 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory):
     os.environ["VISYNTH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _whole_loaders() -> Iterator[None]:
+    """torch's DataLoader as it was: both Lightning packages wrap it while they ask for loaders, and where a test's own hook raises
+    then, they leave it wrapped, until the other package wraps the wrapper and fails. It is upstream: ``_replace_dunder_methods``
+    has no ``finally``."""
+    names = ("__init__", "__setattr__", "__delattr__")
+    before = {kind: {name: kind.__dict__.get(name) for name in names} for kind in _kinds_of(DataLoader)}
+    yield
+    for kind, methods in before.items():
+        for name, own in methods.items():
+            if f"__old{name}" in kind.__dict__:
+                delattr(kind, f"__old{name}")
+                delattr(kind, name) if own is None else setattr(kind, name, own)
+
+
+def _kinds_of(kind: type) -> list[type]:
+    return [kind, *(deeper for child in kind.__subclasses__() for deeper in _kinds_of(child))]
 
 
 @pytest.fixture(scope="session")

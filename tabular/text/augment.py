@@ -15,12 +15,12 @@ from visynth.core import seeds as seeding
 RATE = 0.1  # of the words that are swapped or left out
 
 
-def augmented(texts: Sequence[str], copies: int, seed: int = 0) -> list[str]:
-    """``copies`` variants of each text, those of one text one after the other.
+def augmented(texts: Sequence[str], per_text: int, seed: int = 0) -> list[str]:
+    """``per_text`` variants of each text, those of one text one after the other.
 
     Args:
         texts: real ones.
-        copies: of each.
+        per_text: variants of each.
         seed: of the choices; a variant follows from (seed, text's place, copy).
 
     Example:
@@ -30,7 +30,7 @@ def augmented(texts: Sequence[str], copies: int, seed: int = 0) -> list[str]:
     return [
         variant(text, seeding.rng(seed, f"text/augment/{place}/{copy}"))
         for place, text in enumerate(texts)
-        for copy in range(copies)
+        for copy in range(per_text)
     ]
 
 

@@ -98,6 +98,10 @@ class Backend(Protocol):
     at_once: int
 
     @property
+    def cost(self) -> float | None:
+        """Of all replies so far; None where nothing is counted."""
+
+    @property
     def identity(self) -> Mapping[str, Any]:
         """Plain JSON of all that decides a reply to a request: model and parameters."""
 
@@ -132,6 +136,7 @@ class Template:
     """
 
     batch, at_once = 1, 16
+    cost = None
 
     def __init__(self, sentences: Sequence[str]) -> None:
         if not sentences or not all(isinstance(s, str) and s.strip() for s in sentences):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from visynth.core import seeds as seeding
 from visynth.core.errors import UsageError, raise_all
 from visynth.core.report import Report, table
-from visynth.tabular.text.checks import Check, Overlap, words
+from visynth.tabular.text.checks import Check, Overlap, strings, words
 from visynth.tabular.text.examples import read_records
 from visynth.tabular.text.outputs import FORMS, conversation, json_lines
 from visynth.tabular.text.plan import Record
@@ -114,18 +114,14 @@ def benchmark_texts(path: str | Path) -> list[str]:
     if path.suffix.lower() in (".txt", ".md"):
         return [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     frame = read_records(path)
-    return [text for name in frame.columns for value in frame[name].tolist() for text in _texts(value)]
+    return [
+        text for name in frame.columns for value in map(_listed, frame[name]) for text in strings(value, names=False)
+    ]
 
 
-def _texts(value: Any) -> Iterable[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _texts(part)
-    elif isinstance(value, (list, tuple, np.ndarray)):
-        for part in value:
-            yield from _texts(part)
+def _listed(value: Any) -> Any:
+    """A cell of Parquet, whose lists are arrays, as plain lists."""
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def chat_files(written: Written, report: Report, form: str, test: float, system: str, seed: int) -> dict[str, bytes]:

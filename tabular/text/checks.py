@@ -153,17 +153,22 @@ def _iban(code: str) -> bool:
     return 15 <= len(code) <= 34 and int("".join(str(int(c, 36)) for c in moved)) % 97 == 1
 
 
-def strings(value: Any) -> Iterable[str]:
-    """All texts in a value of JSON, names of fields among them."""
+def strings(value: Any, names: bool = True) -> Iterable[str]:
+    """All texts in a value of JSON.
+
+    Args:
+        value: of lists, objects, texts and others.
+        names: whether names of fields are among them.
+    """
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        yield from map(str, value)
+        yield from map(str, value if names else ())
         for part in value.values():
-            yield from strings(part)
+            yield from strings(part, names)
     elif isinstance(value, (list, tuple)):
         for part in value:
-            yield from strings(part)
+            yield from strings(part, names)
 
 
 def in_language(code: str, sure: float = 0.95, least: int = 20) -> Check:

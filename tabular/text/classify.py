@@ -8,15 +8,15 @@ from typing import Any
 from visynth.core import balance as balancing
 from visynth.core import seeds as seeding
 from visynth.core.errors import UsageError, choices
-from visynth.tabular.frames import pandas
+from visynth.tabular.text.checks import Check, label_agrees
+from visynth.tabular.text.classifier import TextClassifier, least_probabilities
 from visynth.tabular.text.generator import Example
-from visynth.tabular.text.outputs import json_lines
+from visynth.tabular.text.outputs import json_lines, json_value
 from visynth.tabular.text.plan import Record
 from visynth.tabular.text.prompts import Prompt
 from visynth.tabular.text.spec import TextSpec, Wanted
 from visynth.tabular.text.writing import Written
 
-AGREEMENT = 0.3  # least probability of the asked class by a classifier of the real texts
 PROMPT = Prompt(
     system="You write new texts like the ones that you are shown. You reply with one text and nothing else.",
     user=(
@@ -92,15 +92,37 @@ def class_records(
     if not listed:
         raise UsageError(f"there is nothing to write: the classes have {counts} texts. Give rare, to or per_class.")
     order = seeding.rng(seed, "text/classes").permutation(len(listed))
-    told = meanings or {}
+    meanings = meanings or {}
     return [
-        Record(
+        Record.of(
             number,
-            {"label": listed[place]} | ({"meaning": told[listed[place]]} if listed[place] in told else {}),
-            seeding.derive("text/record", seed, number),
+            {"label": listed[place]} | ({"meaning": meanings[listed[place]]} if listed[place] in meanings else {}),
+            seed,
         )
         for number, place in enumerate(order)
     ]
+
+
+def label_checks(
+    examples: Sequence[Example], agreement: float, seed: int = 0
+) -> tuple[dict[str, Check], dict[str, float]]:
+    """The check of the asked class by a classifier of real texts, and the probability that it asks for, by class.
+
+    Args:
+        examples: real texts with their classes.
+        agreement: probability that is asked for at most; 0 asks for none.
+        seed: of the classifier's folds.
+
+    Raises:
+        UsageError: agreement is outside [0, 1).
+    """
+    if not 0 <= agreement < 1:
+        raise UsageError(f"agreement must be from 0 to below 1, but got {agreement}.")
+    if not agreement:
+        return {}, {}
+    sides = [example.text for example in examples], [example.label for example in examples]
+    least = least_probabilities(*sides, agreement, seed=seed)
+    return {"label": label_agrees(TextClassifier(*sides, seed=seed), "label", least)}, least
 
 
 def balanced_lines(real: Any, written: Written, text: str, label: str) -> bytes:
@@ -115,21 +137,11 @@ def balanced_lines(real: Any, written: Written, text: str, label: str) -> bytes:
     """
     values = {str(value): value for value in real[label].tolist()}
     rows: list[dict[str, Any]] = [
-        {**{name: _json_value(value) for name, value in row.items()}, "synthetic": False}
+        {**{name: json_value(value) for name, value in row.items()}, "synthetic": False}
         for row in real.to_dict("records")
     ]
     rows += [
-        {text: one.fields["text"], label: _json_value(values[one.record.attributes["label"]]), "synthetic": True}
+        {text: one.fields["text"], label: json_value(values[one.record.attributes["label"]]), "synthetic": True}
         for one in written.texts
     ]
     return json_lines(rows)
-
-
-def _json_value(value: Any) -> Any:
-    """A frame's cell as JSON has it."""
-    if isinstance(value, (str, bool, int, list, dict)) or value is None:
-        return value
-    if pandas().isna(value):
-        return None
-    value = value.item() if hasattr(value, "item") else value
-    return value if isinstance(value, (bool, int, float)) else str(value)

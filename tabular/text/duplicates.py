@@ -77,19 +77,21 @@ def repeats(
     kept: set[int] = set()
     for place, text in enumerate(everything):
         own, how = normalised(text), ""
-        if own in seen and rule.equal:
-            how = "equal"
-        elif index is not None and index.has(own):
-            how = "near by MinHash"
-        elif kept.intersection(alike.get(place, ())):
-            how = "near in the embedding"
-        if how and place >= len(before):
+        minhash = None if index is None else index.of(own)
+        if place >= len(before):  # those before stay, whatever they repeat
+            if own in seen and rule.equal:
+                how = "equal"
+            elif index is not None and index.has(minhash):
+                how = "near by MinHash"
+            elif kept.intersection(alike.get(place, ())):
+                how = "near in the embedding"
+        if how:
             found[place - len(before)] = how
             continue
         seen.add(own)
         kept.add(place)
         if index is not None:
-            index.add(str(place), own)
+            index.add(str(place), minhash)
     return found
 
 
@@ -123,19 +125,18 @@ class _MinHashes:
         self.index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
         self.hashes: dict[str, Any] = {}
 
-    def has(self, text: str) -> bool:
-        own = _minhash(text)
+    def of(self, text: str) -> Any:
+        """The MinHash of a text's runs of characters."""
+        from datasketch import MinHash
+
+        made = MinHash(num_perm=PERMUTATIONS, seed=1)
+        runs = {"".join(gram) for gram in grams(list(text), SHINGLE)} or {text}
+        made.update_batch([run.encode() for run in sorted(runs)])
+        return made
+
+    def has(self, own: Any) -> bool:
         return any(own.jaccard(self.hashes[key]) >= self.threshold for key in self.index.query(own))
 
-    def add(self, key: str, text: str) -> None:
-        self.hashes[key] = _minhash(text)
-        self.index.insert(key, self.hashes[key])
-
-
-def _minhash(text: str) -> Any:
-    from datasketch import MinHash
-
-    made = MinHash(num_perm=PERMUTATIONS, seed=1)
-    runs = {"".join(gram) for gram in grams(list(text), SHINGLE)} or {text}
-    made.update_batch([run.encode() for run in sorted(runs)])
-    return made
+    def add(self, key: str, own: Any) -> None:
+        self.hashes[key] = own
+        self.index.insert(key, own)

@@ -59,7 +59,13 @@ def read_examples(
         UsageError: columns that are not there.
         DataError: empty or endless texts, missing classes; all problems at once.
     """
-    frame = read_records(path)
+    return examples_of(read_records(path), path, text, label, attributes)
+
+
+def examples_of(
+    frame: Any, path: str | Path, text: str = "text", label: str | None = None, attributes: Sequence[str] = ()
+) -> list[Example]:
+    """Real texts of a frame that was read from a file; see :func:`read_examples`."""
     named = [text, *([label] if label else []), *attributes]
     lost = [name for name in named if name not in frame.columns]
     if lost:

@@ -1,7 +1,7 @@
-"""A text generator as a folder: specification, the real texts that its prompts show, and, where a model was tuned, the adapter.
+"""A text generator as a folder: specification, and the real texts that its prompts show.
 
 The folder is the product's artifact (:mod:`visynth.core.artifact`) with schema ``visynth.text/1``. The language model is not in
-it: a prompted generator works with any backend, a tuned one with the base model whose weights have the noted hash.
+it: a generator works with any backend.
 """
 
 from __future__ import annotations
@@ -54,8 +54,6 @@ class TextGenerator:
     Args:
         spec: plan, prompt, checks.
         examples: real texts: prompts show those of the record's class, and none may be copied.
-        adapter: safetensors of a tuned model's low-rank matrices, with
-        base: what they were trained on: hex sha256 of its weights, and the settings of the adapter.
         notes: what people should know.
 
     Example:
@@ -70,19 +68,10 @@ class TextGenerator:
 
     network: ClassVar[str] = "text"
 
-    def __init__(
-        self,
-        spec: TextSpec,
-        examples: Sequence[Example] = (),
-        *,
-        adapter: bytes = b"",
-        base: Mapping[str, Any] | None = None,
-        notes: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, spec: TextSpec, examples: Sequence[Example] = (), notes: Sequence[str] = ()) -> None:
         if spec.shown and not examples:
             raise UsageError(f"each prompt shows {spec.shown} real texts, but there are none: give data, or shown: 0.")
-        self.spec, self.examples, self.adapter = spec, tuple(examples), adapter
-        self.base, self.notes = dict(base or {}), tuple(notes)
+        self.spec, self.examples, self.notes = spec, tuple(examples), tuple(notes)
         self._of_class: dict[str, list[int]] = {}
         for place, example in enumerate(self.examples):
             self._of_class.setdefault(example.label, []).append(place)
@@ -163,8 +152,7 @@ class TextGenerator:
         own = self._of_class.get(label, []) if self.spec.label else list(range(len(self.examples)))
         if not own:
             raise DataError(f"no real text has the class {label!r}; there are {choices(sorted(self._of_class))}.")
-        order = seeding.rng(record.seed, "text/examples").permutation(len(own))[: self.spec.shown]
-        return replace(record, parents=tuple(own[place] for place in np.sort(order)))
+        return showing(record, own, self.spec.shown)
 
     # -- storing -----------------------------------------------------------------------------------------------------
 
@@ -195,7 +183,6 @@ class TextGenerator:
         return {
             "task": "synthetic text",
             "real texts": len(self.examples),
-            "tuned": bool(self.adapter),
             "notes": list(self.notes),
             "privacy": f"without differential privacy; {holds}",
             "licence": "as the real texts, and as the language model's terms allow",
@@ -207,9 +194,9 @@ class TextGenerator:
         examples = [[e.text, e.label, dict(e.attributes)] for e in self.examples]
         identity = {
             "schema": SCHEMA, "network": self.network, "classes": list(self.classes), "spec": self.spec.to_json(),
-            "examples": examples, "base": self.base,
+            "examples": examples,
         }  # fmt: skip
-        return Artifact(identity, self.adapter, self.members, self.card)
+        return Artifact(identity, b"", self.members, self.card)
 
     @property
     def digest(self) -> str:
@@ -223,9 +210,8 @@ class TextGenerator:
     def _readme(self) -> str:
         notes = "".join(f"- {note}\n" for note in self.notes) or "- none\n"
         held = f"{len(self.examples)} real texts (in `generator.json`: share it as you would share them)"
-        tuned = f"Low-rank adapter for a model with weights {self.base['weights'][:16]}...\n\n" if self.adapter else ""
         return (
-            f"# Text generator\n\nDigest: `{self.digest}`. Written for {held}.\n\n{tuned}"
+            f"# Text generator\n\nDigest: `{self.digest}`. Written for {held}.\n\n"
             f"Prompt:\n\n```\n{self.spec.prompt.user}\n```\n\nNotes:\n\n{notes}\n"
             "Intended use: training data. Not for evaluation, not as evidence of what people said.\n"
         )
@@ -248,7 +234,13 @@ class TextGenerator:
         said = stored.identity
         examples = [Example(text, label, attributes) for text, label, attributes in said["examples"]]
         spec, notes = TextSpec.from_json(said["spec"]), stored.card.get("notes", ())
-        return cls(spec, examples, adapter=stored.weights, base=said["base"], notes=notes)
+        return cls(spec, examples, notes)
+
+
+def showing(record: Record, places: Sequence[int], count: int) -> Record:
+    """The record with some of the places of real texts as those that its prompt shows, drawn by its own seed."""
+    order = seeding.rng(record.seed, "text/examples").permutation(len(places))[:count]
+    return replace(record, parents=tuple(int(places[place]) for place in np.sort(order)))
 
 
 def text_hash(text: str) -> str:

@@ -125,6 +125,10 @@ class OpenAICompatible:
         drawn = vars(self.decoding)
         return {"backend": "openai", "model": self.model, **drawn, "structured": self.structured, "extra": self.extra}
 
+    @property
+    def cost(self) -> float:
+        return self.usage.cost(self.price_in, self.price_out)
+
     def body(self, request: Request) -> dict[str, Any]:
         """The request's JSON."""
         own = self.decoding
@@ -218,7 +222,7 @@ class OpenAICompatible:
         """Refuse to ask where this request and those under way could cost more than is allowed."""
         if self.most_cost is None:
             return
-        spent = self.usage.cost(self.price_in, self.price_out)
+        spent = self.cost
         asked = sum(len(message["content"]) for message in request.messages) / CHARACTERS
         one = (asked * self.price_in + self.decoding.max_tokens * self.price_out) / 1e6
         if spent + (self._under_way + 1) * one > self.most_cost:

@@ -12,7 +12,7 @@ from typing import Any
 
 from visynth.core.errors import ConflictError, DataError
 from visynth.core.files import hash_json
-from visynth.core.folders import claim
+from visynth.core.folders import claim, work_folder
 from visynth.core.lock import only_one
 from visynth.core.progress import Progress, no_progress
 from visynth.core.report import Report, environment
@@ -85,7 +85,7 @@ def run_job(
     if done is not None:
         progress(f"{out}: this job is done; nothing was asked")
         return done
-    work = out.with_name(out.name + ".work")
+    work = work_folder(out)
     replies = file_name(job.generator.reply_key(answers))
     with only_one(work / LOCK, f"a text job for {out}"):
         try:
@@ -151,13 +151,11 @@ def shortfall(written: Written) -> list[str]:
 
 def _nothing(written: Written) -> str:
     reasons = Counter(f"{failure.check}: {failure.why}" for failure in written.failures)
-    told = "; ".join(f"{count} times {reason}" for reason, count in reasons.most_common(5))
-    return f"not one of {len(written.failures)} texts could be had: {told}. Nothing was written."
+    listed = "; ".join(f"{count} times {reason}" for reason, count in reasons.most_common(5))
+    return f"not one of {len(written.failures)} texts could be had: {listed}. Nothing was written."
 
 
 def _summary(job: Job, backend: Backend, written: Written) -> dict[str, Any]:
-    usage = getattr(backend, "usage", None)
-    cost = None if usage is None else usage.cost(backend.price_in, backend.price_out)  # type: ignore[attr-defined]
     return {
         "asked": len(job.records),
         "texts": len(written.texts),
@@ -166,7 +164,7 @@ def _summary(job: Job, backend: Backend, written: Written) -> dict[str, Any]:
         "replies": written.replies,
         "tokens in": written.tokens[0],
         "tokens out": written.tokens[1],
-        "cost": cost,
+        "cost": backend.cost,
         "seed": job.seed,
         "generator": job.generator.digest,
         "backend": dict(backend.identity),

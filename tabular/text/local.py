@@ -42,6 +42,7 @@ class TransformersLocal:
     """
 
     at_once = 1
+    cost = None
 
     def __init__(
         self,

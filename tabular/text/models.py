@@ -53,8 +53,8 @@ class LanguageModel:
         listed = own if isinstance(own, list) else [own]
         return sorted({int(token) for token in [*listed, self.tokenizer.eos_token_id] if token is not None})
 
-    def ids(self, messages: Any, reply: str | None = None) -> list[int]:
-        """Tokens of a conversation up to where the reply begins, or with a reply and its end."""
+    def ids(self, messages: Any) -> list[int]:
+        """Tokens of a conversation up to where the reply begins."""
         tokenizer = self.tokenizer
         if tokenizer.chat_template:
             text = tokenizer.apply_chat_template(
@@ -62,11 +62,7 @@ class LanguageModel:
             )
         else:  # a base model: the prompt, and the reply on a line of its own
             text = "\n".join(message["content"] for message in messages) + "\n"
-        begun = [int(token) for token in tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]]
-        if reply is None:
-            return begun
-        written = [int(token) for token in tokenizer(reply, add_special_tokens=False)["input_ids"]]
-        return [*begun, *written, self.stops[0]] if self.stops else [*begun, *written]
+        return [int(token) for token in tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]]
 
 
 def load_model(path: str | Path, device: str = "cpu") -> LanguageModel:

@@ -13,6 +13,7 @@ from visynth.core.errors import UsageError
 from visynth.core.files import readable_json
 from visynth.core.folders import put_files
 from visynth.core.members import as_text
+from visynth.tabular.frames import pandas
 from visynth.tabular.text.backends import Backend
 from visynth.tabular.text.generator import TextGenerator
 from visynth.tabular.text.writing import Text, Written
@@ -43,6 +44,22 @@ def line_of(text: Text, generator: TextGenerator, backend: Backend) -> dict[str,
 
 def json_lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False, sort_keys=False) + "\n" for row in rows).encode()
+
+
+def json_value(value: Any) -> Any:
+    """A frame's cell as JSON has it.
+
+    Example:
+        >>> import numpy as np
+        >>> json_value(np.int64(3)), json_value(np.float64("nan")), json_value(np.bool_(True))
+        (3, None, True)
+    """
+    if isinstance(value, (str, bool, int, list, dict)) or value is None:
+        return value
+    if pandas().isna(value):
+        return None
+    value = value.item() if hasattr(value, "item") else value
+    return value if isinstance(value, (bool, int, float)) else str(value)
 
 
 def put_texts(

@@ -39,6 +39,11 @@ class Record:
     seed: int
     parents: tuple[int, ...] = ()
 
+    @classmethod
+    def of(cls, number: int, attributes: Mapping[str, Any], seed: int, parents: tuple[int, ...] = ()) -> Record:
+        """The record of a number, from the seed of the whole plan."""
+        return cls(number, attributes, seeding.derive("text/record", seed, number), parents)
+
     def again(self, round_: int) -> Record:
         """The record with other random numbers, for a text that could not be used."""
         seed = self.seed if round_ == 0 else seeding.derive("text/round", self.seed, round_)
@@ -103,7 +108,7 @@ class TextPlan:
             if name not in columns:
                 columns[name] = _column(name, form, order, seed, columns)
         rows = [{name: columns[name][row] for name in self.attributes} for row in range(n)]
-        return [Record(row, rows[row], seeding.derive("text/record", seed, row)) for row in range(n)]
+        return [Record.of(row, rows[row], seed) for row in range(n)]
 
     def _crossed(self, n: int, seed: int) -> dict[str, list[Any]]:
         names = self.crossed
@@ -152,10 +157,7 @@ def records_of_rows(rows: Sequence[Mapping[str, Any]], n: int, seed: int = 0, fi
     if not rows:
         raise UsageError("there are no rows to take attributes from.")
     order = _even(list(range(len(rows))), n, seeding.rng(seed, "text/rows"))
-    return [
-        Record(first + k, dict(rows[place]), seeding.derive("text/record", seed, first + k), (place,))
-        for k, place in enumerate(order)
-    ]
+    return [Record.of(first + k, dict(rows[place]), seed, (place,)) for k, place in enumerate(order)]
 
 
 def _is_list(form: Any) -> bool:

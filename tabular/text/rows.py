@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from visynth.core import seeds as seeding
 from visynth.core.errors import DataError, UsageError
 from visynth.core.report import Report, table, text
 from visynth.tabular.columns import Category, Date, Number, Text
@@ -22,6 +21,7 @@ from visynth.tabular.schema import Schema, Table, missing_in, rows_of
 from visynth.tabular.text.checks import main_text
 from visynth.tabular.text.duplicates import Deduplication
 from visynth.tabular.text.generator import Example
+from visynth.tabular.text.outputs import json_value
 from visynth.tabular.text.plan import Record
 from visynth.tabular.text.prompts import Prompt
 from visynth.tabular.text.spec import TextSpec, Wanted
@@ -72,7 +72,7 @@ def _cell(column: Any, real: Any) -> dict[str, Any]:
             raise UsageError(
                 f"column {column.name!r} has {len(column.categories)} categories: drop it, or declare it as text."
             )
-        own: dict[str, Any] = {"enum": [_plain(value) for value in column.categories]}
+        own: dict[str, Any] = {"enum": [json_value(value) for value in column.categories]}
     elif isinstance(column, Number):
         values = column.parse(real[column.name])
         low, high = float(np.nanmin(values)), float(np.nanmax(values))
@@ -85,10 +85,6 @@ def _cell(column: Any, real: Any) -> dict[str, Any]:
     else:
         own = {"type": "string", "minLength": 1, "maxLength": LONGEST if isinstance(column, Text) else 40}
     return {"anyOf": [own, {"type": "null"}]} if column.nullable else own
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def row_examples(schema: Schema, real: Any) -> list[Example]:
@@ -108,7 +104,7 @@ def _cells(column: Any, values: Table, real: Any) -> list[Any]:
         ]
     own, gone = values[column.name], missing_in(values[column.name])
     if isinstance(column, Category):
-        return [None if empty else _plain(column.categories[code]) for code, empty in zip(own, gone, strict=True)]
+        return [None if empty else json_value(column.categories[code]) for code, empty in zip(own, gone, strict=True)]
     if isinstance(column, Number):
         kind = int if column.kind == "integer" else float
         return [None if empty else kind(v) for v, empty in zip(own.tolist(), gone, strict=True)]
@@ -134,9 +130,8 @@ def rows_spec(
         rounds: in which rows that could not be had are written anew.
     """
     wanted = Wanted(run=None, boilerplate=False, personal_data=False)
-    equal_rows = Deduplication(
-        equal=False, minhash=None, cosine=None
-    )  # are as real as others: dropping them bends frequencies
+    # Equal rows are as real as others: dropping them would bend frequencies.
+    equal_rows = Deduplication(equal=False, minhash=None, cosine=None)
     return TextSpec(
         prompt or PROMPT,
         {},
@@ -152,7 +147,7 @@ def rows_spec(
 
 def row_records(n: int, seed: int = 0) -> list[Record]:
     """Records without attributes."""
-    return [Record(number, {}, seeding.derive("text/record", seed, number)) for number in range(n)]
+    return [Record.of(number, {}, seed) for number in range(n)]
 
 
 class FitsTable:

@@ -11,15 +11,14 @@ from typing import Any
 
 from visynth.core.errors import UsageError, choices
 from visynth.core.files import hash_json
-from visynth.core.folders import claim_files
+from visynth.core.folders import claim_files, work_folder
 from visynth.core.lock import only_one
 from visynth.core.progress import Progress, no_progress
 from visynth.core.report import FILES, Report, bullets, environment, text
 from visynth.core.stage import Stage
 from visynth.tabular.text.backends import Backend
 from visynth.tabular.text.cache import file_name
-from visynth.tabular.text.checks import Check, label_agrees
-from visynth.tabular.text.classifier import TextClassifier, least_probabilities
+from visynth.tabular.text.classify import label_checks
 from visynth.tabular.text.generator import Example, TextGenerator
 from visynth.tabular.text.outputs import LOCK, tidy
 from visynth.tabular.text.plan import Record
@@ -72,7 +71,7 @@ def run_text_trial(
     rare = list(rare) or [min(sorted(labels), key=lambda name: labels[name])]
     out, started = Path(out), time.monotonic()
     claim_files(out, FILES)
-    work = out.with_name(out.name + ".work")
+    work = work_folder(out)
     with only_one(work / LOCK, f"a text trial for {out}"):
         answers = backend()
         inputs = {
@@ -86,10 +85,10 @@ def run_text_trial(
         for label, summary in summarise(found, design=Design(draws=cells.draws), seed=cells.seed).items():
             report.verdicts.append(class_verdict(found[label], summary))
             shares = ", ".join(f"{share}: {count}" for share, count in chosen_shares(found[label]).items())
-            told = text(
+            chosen = text(
                 f"Share of the class's weight that synthetic texts got on inner folds, by number of cells: {shares}."
             )
-            report.section(f"Is it worth it? {label}", *arms_block(found[label], summary, LEARNER), told)
+            report.section(f"Is it worth it? {label}", *arms_block(found[label], summary, LEARNER), chosen)
         if writer.samples:
             report.section("Samples", bullets(writer.samples))
         report.conditions |= {
@@ -120,7 +119,7 @@ class _Writer:
         self, real: Sequence[Example], records: Sequence[Record], name: str, seed: int
     ) -> Sequence[tuple[int, str]]:
         generator = TextGenerator(self.spec, real)
-        checks = self._checks(real, seed)
+        checks, _ = label_checks(real, self.agreement, seed)
         written = generator.write(
             records, self.backend, self.work, recipe=generator.recipe(checks), key=self.key, progress=self.progress
         )
@@ -128,10 +127,3 @@ class _Writer:
         texts = [(one.record.number, str(one.fields["text"])) for one in written.texts]
         self.samples += [f"({name}) {said}" for _, said in texts[: max(0, min(3, SAMPLES - len(self.samples)))]]
         return texts
-
-    def _checks(self, real: Sequence[Example], seed: int) -> Mapping[str, Check]:
-        if not self.agreement:
-            return {}
-        sides = [example.text for example in real], [example.label for example in real]
-        least = least_probabilities(*sides, self.agreement, seed=seed)
-        return {"label": label_agrees(TextClassifier(*sides, seed=seed), "label", least)}

@@ -21,7 +21,7 @@ from visynth.core.progress import Progress, no_progress
 from visynth.core.stage import Stage
 from visynth.tabular.text.augment import augmented
 from visynth.tabular.text.embedding import Weighted
-from visynth.tabular.text.generator import Example, text_hash
+from visynth.tabular.text.generator import Example, showing, text_hash
 from visynth.tabular.text.plan import Record
 from visynth.tabular.utility import splits
 from visynth.verdict.bootstrap import Scored
@@ -33,7 +33,7 @@ Floats = NDArray[np.float64]
 SHARES = (0.0, 0.1, 0.25, 0.5)  # of the class's weight that synthetic texts may get
 CLASSIC = (0.25, 0.5)  # that augmented ones may get
 PARTS = 4  # of a class's training texts
-COPIES = 4  # augmented ones of each text
+VARIANTS = 4  # augmented ones of each text
 LEAST = 4  # texts of the class in a fold
 PENALTIES = (1.0, 10.0, 100.0)
 
@@ -122,15 +122,8 @@ def rare_texts(
         key = {"label": label, "draw": split.draw, "fold": split.fold}
         outcome = None if stage is None else stage.get(**key)
         if outcome is None:
-            cell = _Cell(
-                examples,
-                positive,
-                split.train,
-                split.test,
-                label,
-                cells,
-                seeding.derive("cell", cells.seed, split.draw, split.fold),
-            )
+            seed = seeding.derive("cell", cells.seed, split.draw, split.fold)
+            cell = _Cell(examples, positive, split.train, split.test, label, cells, seed)
             outcome = cell.outcome(write, f"{label}-{split.draw}-{split.fold}")
             if stage is not None:
                 stage.put(outcome, **key)
@@ -186,19 +179,17 @@ class _Cell:
         """Records whose prompts show texts of the class, of one part each."""
         made = []
         for number in range(self.cells.texts):
-            seed = seeding.derive("text/record", self.seed, number)
             own = np.flatnonzero(self.positive & (self.parts == number % self.count))
-            order = seeding.rng(seed, "text/examples").permutation(len(own))[: self.cells.shown]
-            made.append(Record(number, {"label": self.label}, seed, tuple(int(own[place]) for place in np.sort(order))))
+            made.append(showing(Record.of(number, {"label": self.label}, self.seed), own.tolist(), self.cells.shown))
         return made
 
     def outcome(self, write: Write, name: str) -> dict[str, Any]:
         """Scores of every arm on the test part, its inner score and what was chosen, as plain JSON."""
         written = list(write(self.real, self.records(), name, self.seed))
         own = np.flatnonzero(self.positive)
-        copies = augmented([self.real[place].text for place in own], COPIES, self.seed)
+        variants = augmented([self.real[place].text for place in own], VARIANTS, self.seed)
         plain = self._fits()
-        classic = self._fits(copies, np.repeat(self.parts[own], COPIES), plain.penalty)
+        classic = self._fits(variants, np.repeat(self.parts[own], VARIANTS), plain.penalty)
         parts = np.array([place % self.count for place, _ in written], np.int64)
         synthetic = self._fits([said for _, said in written], parts, plain.penalty)
         shares = {share: (synthetic if share else plain) for share in (SHARES if written else SHARES[:1])}

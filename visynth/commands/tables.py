@@ -95,11 +95,11 @@ def tabular_fit(
     from visynth.core import plugins
     from visynth.core.distributed import on_main
     from visynth.core.files import hash_file, hash_json
-    from visynth.core.folders import claim
+    from visynth.core.folders import claim, work_folder
     from visynth.tabular.frames import read_table
 
     claim(out)
-    frame = _without(read_table(data), drop or [])
+    frame = without(read_table(data), drop or [])
     generator = plugins.load("synthesizers", synthesizer)(**(arguments or {}))
     given: dict[str, Any] = {
         "data": hash_file(data),
@@ -108,7 +108,7 @@ def tabular_fit(
         "drop": drop,
     }
     given |= {"kinds": kinds, "target": target, "constraints": constraints}
-    run = Path(out).with_name(Path(out).name + ".work") / f"run-{hash_json(given)[:16]}"
+    run = work_folder(out) / f"run-{hash_json(given)[:16]}"
     training = _training(generator, run, trainer or {})
     generator.fit(
         frame, target=target, kinds=kinds, constraints=constraints or (), members=members, progress=printer(quiet), **training
@@ -316,7 +316,12 @@ def tabular_evaluate(
     return 0
 
 
-def _without(frame: Any, drop: list[str]) -> Any:
+def without(frame: Any, drop: list[str]) -> Any:
+    """The frame without some columns.
+
+    Raises:
+        UsageError: it has no such columns.
+    """
     lost = [name for name in drop if name not in frame.columns]
     if lost:
         raise UsageError(f"--drop names {lost}, but the columns are {list(frame.columns)}.")

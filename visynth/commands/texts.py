@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from visynth.commands.options import BackendOptions, JobOptions
 from visynth.commands.printing import printer, verdicts
+from visynth.commands.tables import without
 from visynth.core.errors import UsageError
 
 
@@ -72,7 +73,7 @@ def text_reviews(
         "text reviews", TextGenerator(spec, examples), Path(job.out), TextPlan(spec.attributes).records(n, job.seed),
         seed=job.seed, subject="reviews",
     )  # fmt: skip
-    return _told(run_job(task, backend.make, progress=printer(job.quiet)), job)
+    return _print_summary(run_job(task, backend.make, progress=printer(job.quiet)), job)
 
 
 def text_classify(
@@ -109,40 +110,35 @@ def text_classify(
     """
     from visynth.core.files import hash_file
     from visynth.tabular.balance import check_unmarked
-    from visynth.tabular.text.checks import label_agrees
-    from visynth.tabular.text.classifier import TextClassifier, least_probabilities
-    from visynth.tabular.text.classify import balanced_lines, class_records, classify_spec
-    from visynth.tabular.text.examples import read_examples, read_records
+    from visynth.tabular.text.classify import balanced_lines, class_records, classify_spec, label_checks
+    from visynth.tabular.text.examples import examples_of, read_examples, read_records
     from visynth.tabular.text.generator import TextGenerator
     from visynth.tabular.text.jobs import Job, run_job
 
     backend.check()
-    examples = read_examples(data, text, label)
+    frame = read_records(data)
+    examples = examples_of(frame, data, text, label)
     held = [] if holdout is None else read_examples(holdout, text, label)
-    check_unmarked(read_records(data).columns)
+    check_unmarked(frame.columns)
     meanings = {str(name): meaning for name, meaning in (meanings or {}).items()}
     records = class_records(
         examples, rare=[str(name) for name in rare or ()], to=to, per_class=per_class, meanings=meanings, seed=job.seed
     )
     spec = classify_spec(examples, shown=shown, language=language, attempts=job.attempts, rounds=job.rounds)
-    if not 0 <= agreement < 1:
-        raise UsageError(f"agreement must be from 0 to below 1, but got {agreement}.")
-    checks, progress = {}, printer(job.quiet)
-    if agreement:
-        sides = [e.text for e in examples], [e.label for e in examples]
-        least = least_probabilities(*sides, agreement, seed=job.seed)
-        checks["label"] = label_agrees(TextClassifier(*sides, seed=job.seed), "label", least)
-        told = ", ".join(f"{name} {least[name]:.2f}" for name in sorted({r.attributes["label"] for r in records}))
-        progress(f"  a text must have its class with a probability of at least: {told}")
+    checks, least = label_checks(examples, agreement, job.seed)
+    progress = printer(job.quiet)
+    if least:
+        asked = ", ".join(f"{name} {least[name]:.2f}" for name in sorted({r.attributes["label"] for r in records}))
+        progress(f"  a text must have its class with a probability of at least: {asked}")
     task = Job(
         "text classify", TextGenerator(spec, examples), Path(job.out), records, {"agreement": agreement, "data": hash_file(data)},
         held, checks, job.seed, Path(data).stem,
     )  # fmt: skip
 
     def files(made: Any, report: Any) -> dict[str, bytes]:
-        return {"balanced.jsonl": balanced_lines(read_records(data), made, text, label)}
+        return {"balanced.jsonl": balanced_lines(frame, made, text, label)}
 
-    return _told(run_job(task, backend.make, files, progress), job)
+    return _print_summary(run_job(task, backend.make, files, progress), job)
 
 
 def text_trial(
@@ -249,7 +245,7 @@ def text_chat(
     def files(made: Any, report: Any) -> dict[str, bytes]:
         return chat_files(made, report, form, test, system, job.seed)
 
-    return _told(run_job(task, backend.make, files, printer(job.quiet)), job)
+    return _print_summary(run_job(task, backend.make, files, printer(job.quiet)), job)
 
 
 def text_rows(
@@ -286,11 +282,7 @@ def text_rows(
     from visynth.tabular.trial import halves
 
     backend.check()
-    frame = read_records(data)
-    lost = [name for name in drop or [] if name not in frame.columns]
-    if lost:
-        raise UsageError(f"--drop names {lost}, but the columns are {list(frame.columns)}.")
-    frame = frame.drop(columns=drop or [])
+    frame = without(read_records(data), drop or [])
     check_unmarked(frame.columns)
     check_frame(frame, least=20)
     schema = infer(frame, kinds or {})  # type: ignore[arg-type]
@@ -308,10 +300,10 @@ def text_rows(
         own.consistency_section(report, schema, rules, known, held, made, job.seed)
         return {"rows.csv": own.rows_frame(schema, made, job.seed).to_csv(index=False).encode()}
 
-    return _told(run_job(task, backend.make, files, printer(job.quiet)), job)
+    return _print_summary(run_job(task, backend.make, files, printer(job.quiet)), job)
 
 
-def _told(summary: dict[str, Any], job: JobOptions) -> int:
+def _print_summary(summary: dict[str, Any], job: JobOptions) -> int:
     if job.json:
         print(dumps(summary))
     else:

@@ -235,6 +235,16 @@ def _left_over(path: Path, folder: Path) -> bool:
     return False
 
 
+def work_folder(out: str | Path) -> Path:
+    """The folder beside an output in which what is not finished is kept.
+
+    Example:
+        >>> work_folder("runs/trial").as_posix()
+        'runs/trial.work'
+    """
+    return Path(out).with_name(Path(out).name + ".work")
+
+
 def claim(folder: str | Path, parts: Sequence[str] = ()) -> Path:
     """The folder, if it may be replaced: absent, empty or all ours. Called before long work starts.
 
@@ -392,7 +402,7 @@ def _rendered(folder: Path) -> dict[str, tuple[str, ...]]:
     )
     parts = list(folder.glob("metadata*.jsonl"))
     files |= {path.name: () for path in parts}
-    work = folder.with_name(folder.name + ".work")  # where it is not finished, its shards say what moved already
+    work = work_folder(folder)  # where it is not finished, its shards say what moved already
     for file in [*parts, folder / "shards.jsonl"]:
         for row in _rows(file):
             files[str(row.get("file_name", row.get("name")))] = (str(row.get("sha256")),)

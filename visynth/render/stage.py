@@ -34,7 +34,7 @@ from visynth.core.files import (
     write_json,
     write_new,
 )
-from visynth.core.folders import RENDERS, ROWS, TEMPORARY, put_files, strangers
+from visynth.core.folders import RENDERS, ROWS, TEMPORARY, put_files, strangers, work_folder
 from visynth.core.manifest import MEMBERS, PLAN, SUMMARY, file_lists, is_finished, listed_file
 from visynth.render.shards import SCHEMA, Maker, Shard, latest_rounds, shard_name
 
@@ -141,7 +141,7 @@ class DiskStage:
 
     def __init__(self, out: str | Path) -> None:
         self.out = Path(out)
-        self.work = self.out.with_name(self.out.name + ".work")
+        self.work = work_folder(self.out)
 
     @property
     def where(self) -> str:

@@ -40,7 +40,7 @@ NO_REPEATS = Deduplication(minhash=None, cosine=None)
 class Scripted:
     """Answers by a function of (request, how often its prompt was answered)."""
 
-    batch, at_once = 1, 4
+    batch, at_once, cost = 1, 4, None
 
     def __init__(self, answer: Any, batch: int = 1) -> None:
         self.script, self.batch, self.asked = answer, batch, []

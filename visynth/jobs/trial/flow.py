@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from visynth.core.errors import DataError, UsageError
-from visynth.core.folders import check_apart, claim, new_folder
+from visynth.core.folders import check_apart, claim, new_folder, work_folder
 from visynth.core.progress import Progress, no_progress
 from visynth.core.report import ClassVerdict, Report, bullets, environment, text
 from visynth.core.stage import Stage
@@ -90,7 +90,7 @@ def run_trial(
 
     scarcity = f", with {options.rare_groups} training groups of {', '.join(rare)}" if options.rare_groups else ""
     report = Report("trial", (subject or images.root.name) + scarcity)
-    stage = Stage(out.with_name(out.name + ".work"), _inputs(data, options))
+    stage = Stage(work_folder(out), _inputs(data, options))
     trial = Trial(data, options, stage, progress, clock)
     trial.headroom = headroom(data, trial.splits, options, progress)
     findings.warnings.extend(room.words for room in trial.headroom.values())
