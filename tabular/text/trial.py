@@ -28,6 +28,7 @@ from visynth.verdict.rule import Design
 from visynth.verdict.summary import arms_block, class_verdict, summarise
 
 SAMPLES = 12
+LEAD = "One answer per class, measured on real texts that no prompt showed. Only a shown benefit is a yes."
 LEARNER = "weights of words and characters, and a logistic regression"
 
 
@@ -81,7 +82,7 @@ def run_text_trial(
         stage, key = Stage(work, inputs), {**answers.identity, "trial": hash_json(inputs)}
         writer = _Writer(spec, answers, work, key, agreement, progress)
         found = {label: rare_texts(examples, label, writer, cells, stage=stage, progress=progress) for label in rare}
-        report = Report("text trial", subject)
+        report = Report("text trial", subject, lead=LEAD)
         for label, summary in summarise(found, design=Design(draws=cells.draws), seed=cells.seed).items():
             report.verdicts.append(class_verdict(found[label], summary))
             shares = ", ".join(f"{share}: {count}" for share, count in chosen_shares(found[label]).items())

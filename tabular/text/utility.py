@@ -197,7 +197,7 @@ class _Cell:
             "real": [plain.tested(balanced=False), None, {}],
             "duplicate": [plain.tested(repeat=True), None, {}],
             "balanced": [plain.tested(), None, {}],
-            "augment": _best(dict.fromkeys(CLASSIC, classic)),
+            "augment": _best(dict.fromkeys(CLASSIC, classic), "candidate"),
             "synthetic": _best(shares),
         }
         if len(self.more):
@@ -216,11 +216,12 @@ class _Cell:
         )
 
 
-def _best(fits: Mapping[float, _Fits]) -> list[Any]:
-    """The share with the best inner score, the first of equal ones: its scores, its inner score, the choice."""
+def _best(fits: Mapping[float, _Fits], *names: str) -> list[Any]:
+    """The share with the best inner score, the first of equal ones: its scores, its inner score, and the choice, which stands
+    under further names in words."""
     inner = {share: one.inner(share=share) for share, one in fits.items()}
     share = max(inner, key=lambda own: inner[own])
-    chosen = {"share": share, "candidate": f"{share:.0%} of the class's weight"}
+    chosen = {"share": share, **dict.fromkeys(names, f"{share:.0%} of the class's weight")}
     return [fits[share].tested(share=share), inner[share], chosen]
 
 

@@ -303,7 +303,11 @@ def class_verdict(results: Results, summary: Summary) -> ClassVerdict:
 
 def _line_block(results: Results, summary: Summary) -> dict[str, Any]:
     """What the arms mean where parts go by."""
-    names = {"synthetic": f"with synthetic images by {results.synthesizer}", "real": "the images as they are"}
+    wording = results.wording
+    names = {
+        "synthetic": f"with synthetic {wording.items} by {results.synthesizer}",
+        "real": wording.recipes["real"],
+    }
     rows = []
     for arm, own in summary.line.items():
         recalls, alarms = own["recall@fpr"], own["alarms@recall"]
@@ -314,7 +318,7 @@ def _line_block(results: Results, summary: Summary) -> dict[str, Any]:
                 f"{alarms.mean:.0f} [{alarms.low:.0f}, {alarms.high:.0f}]",
             ]
         )
-    counts, items = results.counts, results.wording.items
+    counts, items = results.counts, wording.items
     note = (
         f"By {counts['test']:.0f} {results.label} {items}"
         + (f" of {counts['test groups']:.0f} groups" if "test groups" in counts else "")
