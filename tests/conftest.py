@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from torch.utils.data import DataLoader
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -23,21 +23,12 @@ def _cache(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(autouse=True)
 def _whole_loaders() -> Iterator[None]:
-    """torch's DataLoader as it was: both Lightning packages wrap it while they ask for loaders, and where a test's own hook raises
-    then, they leave it wrapped, until the other package wraps the wrapper and fails. It is upstream: ``_replace_dunder_methods``
-    has no ``finally``."""
-    names = ("__init__", "__setattr__", "__delattr__")
-    before = {kind: {name: kind.__dict__.get(name) for name in names} for kind in _kinds_of(DataLoader)}
+    """torch's loaders as they were, also after a test whose own hook raises while Lightning has them wrapped."""
     yield
-    for kind, methods in before.items():
-        for name, own in methods.items():
-            if f"__old{name}" in kind.__dict__:
-                delattr(kind, f"__old{name}")
-                delattr(kind, name) if own is None else setattr(kind, name, own)
+    if "torch.utils.data" in sys.modules:
+        from visynth.mixing.loaders import unwrap_loaders
 
-
-def _kinds_of(kind: type) -> list[type]:
-    return [kind, *(deeper for child in kind.__subclasses__() for deeper in _kinds_of(child))]
+        unwrap_loaders()
 
 
 @pytest.fixture(scope="session")

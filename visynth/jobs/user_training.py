@@ -55,6 +55,7 @@ from visynth.jobs.user_parts import (
 )
 from visynth.metrics.extractor import prepare_square
 from visynth.mixing.convert import random_state_kept
+from visynth.mixing.loaders import unwrap_loaders
 from visynth.mixing.samples import Samples
 from visynth.verdict.learners import IMAGES, Floats, Ints, Items, Outcome, Predictions
 
@@ -312,6 +313,8 @@ class UserTraining:
         except Exception as error:
             where = next((f" ({place})" for place in reversed(_places(error))), "")
             raise UsageError(f"{self.model['class_path']} failed in {doing}: {_first(error)}{where}") from error
+        finally:
+            unwrap_loaders()  # Lightning leaves them wrapped where a hook raised
 
 
 class _Arm(Dataset[Any]):

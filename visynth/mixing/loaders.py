@@ -150,6 +150,42 @@ def _is_combined(loaders: Any) -> bool:
     return any(base.__name__ == "CombinedLoader" for base in type(loaders).__mro__)
 
 
+# -- what Lightning leaves --------------------------------------------------------------------------------------------
+
+PATCHED = ("__init__", "__setattr__", "__delattr__")
+
+
+def unwrap_loaders() -> None:
+    """Take off what Lightning left around the loaders' methods.
+
+    It wraps the methods of DataLoader and BatchSampler, and of their subclasses, while it asks for loaders, and has no
+    ``finally``: where a hook raises, they stay wrapped for the rest of the process, and the next wrapper wraps the wrapper until
+    a loader cannot be made again ("multiple values for argument 'batch_size'").
+    """
+    for kind in {*_kinds_of(DataLoader), *_kinds_of(BatchSampler)}:
+        for name in PATCHED:
+            method = inner = kind.__dict__.get(name)
+            while _is_lightnings(inner):
+                inner = inner.__wrapped__
+            if inner is not method:
+                if inner is getattr(object, name):
+                    delattr(kind, name)
+                else:
+                    setattr(kind, name, inner)
+            if f"__old{name}" in kind.__dict__:
+                delattr(kind, f"__old{name}")
+
+
+def _is_lightnings(method: Any) -> bool:
+    place = getattr(getattr(method, "__code__", None), "co_filename", "").replace("\\", "/")
+    return hasattr(method, "__wrapped__") and place.endswith("fabric/utilities/data.py")
+
+
+def _kinds_of(kind: type[Any]) -> list[type[Any]]:
+    children: list[type[Any]] = kind.__subclasses__()
+    return [kind, *(deeper for child in children for deeper in _kinds_of(child))]
+
+
 # -- a loader over another dataset --------------------------------------------------------------------------------------
 
 
