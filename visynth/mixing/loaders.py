@@ -164,7 +164,8 @@ def unwrap_loaders() -> None:
     """
     for kind in {*_kinds_of(DataLoader), *_kinds_of(BatchSampler)}:
         for name in PATCHED:
-            method = inner = kind.__dict__.get(name)
+            method: Any = kind.__dict__.get(name)
+            inner = method
             while _is_lightnings(inner):
                 inner = inner.__wrapped__
             if inner is not method:
