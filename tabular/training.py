@@ -11,7 +11,7 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pytorch_lightning
@@ -27,7 +27,7 @@ from visynth.core.progress import Progress, no_progress, time_left
 from visynth.core.quiet import quiet_lightning
 from visynth.tabular.base import Synthesizer
 from visynth.tabular.fitted import Fitted
-from visynth.tabular.schema import Table, rows_of
+from visynth.tabular.schema import Table
 
 Batch = dict[str, Tensor]
 Arrays = dict[str, NDArray[Any]]
@@ -43,7 +43,7 @@ class Stream(IterableDataset[Batch]):
         module: says how many rows a batch has, what random numbers it needs, and which step is next.
     """
 
-    def __init__(self, arrays: Arrays, module: Trained) -> None:
+    def __init__(self, arrays: Arrays, module: GradientSteps) -> None:
         self.arrays, self.module = arrays, module
         self.rows = len(next(iter(arrays.values())))
 
@@ -68,13 +68,13 @@ class Stream(IterableDataset[Batch]):
             step += 1
 
 
-class Trained(Synthesizer, pytorch_lightning.LightningModule):
-    """A table generator that is trained by gradient steps. Subclasses also write ``encode``, ``build`` and ``loss``.
+class GradientSteps(pytorch_lightning.LightningModule):
+    """What is trained by gradient steps on rows of arrays, for a number of steps. Subclasses write ``build`` and ``loss``.
 
-    They call ``save_hyperparameters`` with ``steps``, ``batch_size``, ``lr``, ``ema``, ``seed``, ``most_bins`` and
-    ``rare_below`` among their arguments.
+    They call ``save_hyperparameters`` with ``steps``, ``batch_size``, ``lr``, ``ema`` and ``seed`` among their arguments.
     """
 
+    network: ClassVar[str]
     steps_done: Tensor
     net: nn.Module
     average: nn.Module
@@ -85,18 +85,6 @@ class Trained(Synthesizer, pytorch_lightning.LightningModule):
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.int64))
 
     # -- for authors -------------------------------------------------------------------------------------------------
-
-    @abstractmethod
-    def encode(self, table: Table) -> Arrays:
-        """Fit the encoding to a table, and encode it."""
-
-    @abstractmethod
-    def encoding_json(self) -> dict[str, Any]:
-        """The encoding as plain JSON."""
-
-    @abstractmethod
-    def restore_encoding(self, said: Mapping[str, Any]) -> None:
-        """The encoding again."""
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -121,20 +109,26 @@ class Trained(Synthesizer, pytorch_lightning.LightningModule):
         return self.hparams
 
     @quiet_lightning()
-    def _fit(self, table: Table, progress: Progress, **training: Any) -> None:
+    def train_on(self, arrays: Arrays, progress: Progress, **training: Any) -> None:
+        """Train a new network on rows of arrays.
+
+        Args:
+            arrays: each ``[N, ...]``.
+            progress: receives lines.
+            training: ``trainer=`` and ``checkpoint=``.
+        """
         trainer: Any = training.pop("trainer", None)
         checkpoint = training.pop("checkpoint", None)
         if training:
             raise UsageError(
                 f"fit has no argument {next(iter(training))!r}; a training takes trainer= and checkpoint=."
             )
-        arrays = self.encode(table)
         with torch.random.fork_rng(devices=[]):  # Lightning's loaders draw from the global state too
             torch.manual_seed(int(self.args.seed))
             self.set_network(self.build())
             self.steps_done.zero_()
             trainer = default_trainer() if trainer is None else trainer
-            trainer.callbacks.append(Lines(progress, min(int(self.args.batch_size), rows_of(table))))
+            trainer.callbacks.append(Lines(progress, min(int(self.args.batch_size), len(next(iter(arrays.values()))))))
             trainer.fit(self, DataLoader(Stream(arrays, self), batch_size=None), ckpt_path=checkpoint)
         if any(getattr(callback, "terminated", False) for callback in trainer.callbacks):  # by KeepLast
             raise SystemExit(143)  # a part of a training is no generator; its checkpoint is on disk
@@ -193,8 +187,41 @@ class Trained(Synthesizer, pytorch_lightning.LightningModule):
 
     # -- storing -----------------------------------------------------------------------------------------------------
 
-    def weights(self) -> dict[str, Tensor]:
+    def average_weights(self) -> dict[str, Tensor]:
+        """Weights of the average, by name."""
         return dict(self.average.state_dict())
+
+    def restore_network(self, weights: dict[str, Tensor]) -> None:
+        """The network again, from its average's weights."""
+        with torch.random.fork_rng(devices=[]):
+            net = self.build()
+        net.load_state_dict(weights)
+        self.set_network(net)
+
+
+class Trained(Synthesizer, GradientSteps):
+    """A table generator that is trained by gradient steps. Subclasses also write how a table is encoded.
+
+    They have ``most_bins`` and ``rare_below`` among their arguments.
+    """
+
+    @abstractmethod
+    def encode(self, table: Table) -> Arrays:
+        """Fit the encoding to a table, and encode it."""
+
+    @abstractmethod
+    def encoding_json(self) -> dict[str, Any]:
+        """The encoding as plain JSON."""
+
+    @abstractmethod
+    def restore_encoding(self, said: Mapping[str, Any]) -> None:
+        """The encoding again."""
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.average_weights()
+
+    def _fit(self, table: Table, progress: Progress, **training: Any) -> None:
+        self.train_on(self.encode(table), progress, **training)
 
     def arguments(self) -> dict[str, Any]:
         return {"hparams": dict(self.hparams), "encoding": self.encoding_json()}
@@ -204,10 +231,7 @@ class Trained(Synthesizer, pytorch_lightning.LightningModule):
         module = cls(**arguments["hparams"])
         module._fitted = fitted
         module.restore_encoding(arguments["encoding"])
-        with torch.random.fork_rng(devices=[]):
-            net = module.build()
-        net.load_state_dict(weights)
-        module.set_network(net)
+        module.restore_network(weights)
         return module.to(device).eval()
 
 

@@ -1,4 +1,4 @@
-"""Load any generator folder, of images, tables or text."""
+"""Load any generator folder, of images, tables, texts or series."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from visynth.core.artifact import load_artifact
 from visynth.core.errors import IntegrityError
 
 # By schema, the plugin group whose classes read it.
-GROUPS = {"visynth.generator/2": "generators", "visynth.table/1": "synthesizers", "visynth.text/1": "writers"}
+GROUPS = {
+    "visynth.generator/2": "generators",
+    "visynth.table/1": "synthesizers",
+    "visynth.text/1": "writers",
+    "visynth.series/1": "series",
+}
 
 
 def load_generator(path: str | Path, device: Any = "cpu") -> Any:
@@ -21,8 +26,8 @@ def load_generator(path: str | Path, device: Any = "cpu") -> Any:
         device: where its network runs.
 
     Returns:
-        A :class:`visynth.Generator` of images, a :class:`visynth.tabular.Synthesizer` of tables, or a
-        :class:`visynth.tabular.text.TextGenerator`.
+        A :class:`visynth.Generator` of images, a :class:`visynth.tabular.Synthesizer` of tables, a
+        :class:`visynth.tabular.text.TextGenerator`, or a :class:`visynth.tabular.timeseries.SeriesGenerator`.
 
     Raises:
         IntegrityError: a file is missing, altered, or of another schema.

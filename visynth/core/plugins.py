@@ -1,8 +1,9 @@
 """Registered names -> classes: the only place where visynth imports by string.
 
 A name comes from the built-in table or from another package's entry point in the groups
-``visynth.generators``, ``visynth.synthesizers`` (of tables), ``visynth.writers`` (of text), ``visynth.features``, ``visynth.learners``,
-``visynth.trainers``, ``visynth.renderers``, ``visynth.filters`` (of rendered images) and ``visynth.commands``.
+``visynth.generators``, ``visynth.synthesizers`` (of tables), ``visynth.series``, ``visynth.writers`` (of text),
+``visynth.features``, ``visynth.learners``, ``visynth.trainers``, ``visynth.renderers``, ``visynth.filters`` (of rendered
+images) and ``visynth.commands``.
 Folders of ours store the *name*, never an import path, so loading a generator runs only code that was installed on
 purpose.
 """
@@ -47,6 +48,13 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "copula": "visynth.tabular.counting:GaussianCopula",
         "marginals": "visynth.tabular.counting:IndependentMarginals",
         "oversampler": "visynth.tabular.oversampler:Oversampler",
+    },
+    "series": {
+        "bootstrap": "visynth.tabular.timeseries.baselines:WindowBootstrap",
+        "independent": "visynth.tabular.timeseries.baselines:IndependentChannels",
+        "vae": "visynth.tabular.timeseries.vae:TimeVAE",
+        "diffusion": "visynth.tabular.timeseries.diffusion:SeriesDiffusion",
+        "ar": "visynth.tabular.timeseries.autoregressive:SeriesAR",
     },
     "writers": {"text": "visynth.tabular.text.generator:TextGenerator"},
     "trainers": {
