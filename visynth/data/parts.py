@@ -182,13 +182,16 @@ def align(first: Features, second: Features) -> Alignment:
     nothing = Alignment(0, 0, 0.0, 0.0)
     if min(len(first.places), len(second.places)) < AGREE:
         return nothing
-    distances = np.sqrt(np.maximum(2 - 2 * first.descriptors @ second.descriptors.T, 0))
-    near = np.argpartition(distances, 1, axis=1)[:, :2]
-    two = np.take_along_axis(distances, near, axis=1)
-    clear = two.min(axis=1) < 0.75 * two.max(axis=1)
+    alike = first.descriptors @ second.descriptors.T
+    rows = np.arange(len(alike))
+    nearest = alike.argmax(axis=1)
+    best = alike[rows, nearest].copy()
+    alike[rows, nearest] = -np.inf
+    squares = np.maximum(2 - 2 * np.stack([best, alike.max(axis=1)]), 0)  # of distances to the nearest and the next
+    clear = squares[0] < 0.75**2 * squares[1]
     if clear.sum() < AGREE:
         return Alignment(0, int(clear.sum()), 0.0, 0.0)
-    partners = near[np.arange(len(near)), two.argmin(axis=1)][clear]
+    partners = nearest[clear]
     matrix, fits = cv2.estimateAffinePartial2D(
         first.places[clear], second.places[partners], method=cv2.RANSAC, ransacReprojThreshold=4, maxIters=1000
     )
