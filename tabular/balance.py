@@ -13,6 +13,7 @@ from visynth.core.errors import DataError, UsageError
 from visynth.tabular.base import Synthesizer
 from visynth.tabular.columns import Category
 from visynth.tabular.frames import in_library, pandas, to_pandas
+from visynth.tabular.inference import infer
 from visynth.tabular.masked import Masked
 
 
@@ -61,11 +62,10 @@ def oversample(
     pd = pandas()
     rows, library = to_pandas(frame)
     check_unmarked(rows.columns)
-    if generator is None:
-        generator = Masked(**{"seed": seed, **arguments}).fit(rows, target=target)
-    elif generator.fitted.target != target:
+    if generator is not None and generator.fitted.target != target:
         raise UsageError(f"the generator was fitted with target {generator.fitted.target!r}, not {target!r}.")
-    column = generator.schema[target]
+    schema = infer(rows, None, target) if generator is None else generator.schema
+    column = schema[target]
     assert isinstance(column, Category)
     codes = column.parse(rows[target])
     if (codes < 0).any():
@@ -73,6 +73,8 @@ def oversample(
     counts = np.bincount(codes, minlength=len(column.categories))
     by_name = {str(value): int(n) for value, n in zip(column.categories, counts, strict=True)}
     wanted = balancing.targets(balance, by_name, to=to)
+    if generator is None:  # a training takes minutes: all that can be refused has been
+        generator = Masked(**{"seed": seed, **arguments}).fit(rows, target=target, schema=schema)
     own = {
         v: n
         for v, (name, n) in zip(column.categories, wanted.items(), strict=True)

@@ -231,6 +231,7 @@ def test_a_defect_of_a_board_goes_where_its_class_lives(kind: str) -> None:
     assert shares["context"] >= shares["near"] + 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_right_place_is_worth_a_twentieth_of_average_precision() -> None:
     """Eight real defects of a class, against boards without one and with another kind: 60 composites in their places

@@ -67,6 +67,7 @@ def test_inpainting_stands_beside_composition_on_the_same_cells(seconds, samples
     assert (tmp_path / "generator" / "generator.json").is_file()
 
 
+@pytest.mark.slow
 def test_projections_stand_beside_composition_on_the_same_cells(seconds, samples: Path, tmp_path: Path) -> None:
     said: list[str] = []
     report = run_trial(

@@ -41,7 +41,7 @@ def reference(generator: Faulty, plan, folder: Path) -> str:
 
 
 @pytest.mark.injected
-@pytest.mark.parametrize("fault", ["exit", "hang"])
+@pytest.mark.parametrize("fault", [pytest.param("exit", marks=pytest.mark.slow), "hang"])
 def test_workers_that_end_or_hang_are_started_again(fault: str, plugin) -> None:
     (plugin / "once").mkdir()
     generator = Faulty(bad=0.04, fault=fault, once=str(plugin / "once"))

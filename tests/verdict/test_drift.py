@@ -9,6 +9,7 @@ from visynth.verdict.drift import drifted, mmd_p_value, stability_index
 
 
 class TestDrift:
+    @pytest.mark.slow
     @pytest.mark.injected
     def test_false_alarms(self) -> None:
         """Over 1,000 resamplings of one distribution the trigger fires in at most its level, within its own error."""
