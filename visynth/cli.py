@@ -25,6 +25,7 @@ VERBS = {
     "project": "real images into a StyleGAN2: a generator of variations of them",
     "import-stylegan2": "a public StyleGAN2 checkpoint as a generator folder, nothing in it executed",
     "tabular": "tables: trial, fit, sample, impute and evaluate generators of rows",
+    "series": "sensors, events and scans over time: trial, fit, sample, stream, impute, forecast, evaluate, replay",
     "text": "texts by language models: reviews, a rare class, conversations, rows of a table",
     "retrain": "keep a generator fresh: retrain on new data, judge, promote or roll back; for any scheduler",
     "registry": "keep generators as versions: add, list, log, path, promote, rollback, verify",

@@ -16,6 +16,7 @@ from visynth.core.lock import only_one
 from visynth.core.progress import Progress, no_progress
 from visynth.core.report import FILES, Report, bullets, environment, text
 from visynth.core.stage import Stage
+from visynth.tabular.shares import chosen_shares
 from visynth.tabular.text.backends import Backend
 from visynth.tabular.text.cache import file_name
 from visynth.tabular.text.classify import label_checks
@@ -23,7 +24,7 @@ from visynth.tabular.text.generator import Example, TextGenerator
 from visynth.tabular.text.outputs import LOCK, tidy
 from visynth.tabular.text.plan import Record
 from visynth.tabular.text.spec import TextSpec
-from visynth.tabular.text.utility import TextCells, chosen_shares, rare_texts
+from visynth.tabular.text.utility import TextCells, rare_texts
 from visynth.verdict.rule import Design
 from visynth.verdict.summary import arms_block, class_verdict, summarise
 

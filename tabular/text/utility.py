@@ -8,7 +8,7 @@ at the test part, and without writing more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from visynth.core import seeds as seeding
 from visynth.core.errors import DataError, UsageError, choices, raise_all
 from visynth.core.progress import Progress, no_progress
 from visynth.core.stage import Stage
+from visynth.tabular.shares import Fits, best
 from visynth.tabular.text.augment import augmented
 from visynth.tabular.text.embedding import Weighted
 from visynth.tabular.text.generator import Example, showing, text_hash
@@ -26,16 +27,13 @@ from visynth.tabular.text.plan import Record
 from visynth.tabular.utility import splits
 from visynth.verdict.bootstrap import Scored
 from visynth.verdict.comparison import Arm, Results, Wording
-from visynth.verdict.ranking import average_precision
 
 Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 SHARES = (0.0, 0.1, 0.25, 0.5)  # of the class's weight that synthetic texts may get
 CLASSIC = (0.25, 0.5)  # that augmented ones may get
 PARTS = 4  # of a class's training texts
 VARIANTS = 4  # augmented ones of each text
 LEAST = 4  # texts of the class in a fold
-PENALTIES = (1.0, 10.0, 100.0)
 
 TEXTS = Wording(
     items="texts",
@@ -197,8 +195,8 @@ class _Cell:
             "real": [plain.tested(balanced=False), None, {}],
             "duplicate": [plain.tested(repeat=True), None, {}],
             "balanced": [plain.tested(), None, {}],
-            "augment": _best(dict.fromkeys(CLASSIC, classic), "candidate"),
-            "synthetic": _best(shares),
+            "augment": best(dict.fromkeys(CLASSIC, classic), "candidate"),
+            "synthetic": best(shares),
         }
         if len(self.more):
             oracle = self._fits(
@@ -207,98 +205,11 @@ class _Cell:
             arms["oracle"] = [oracle.tested(share=len(self.more) / (len(self.more) + len(own))), None, {}]
         return {"arms": arms, "synthetic": len(written), "train": int(self.positive.sum())}
 
-    def _fits(self, extra: Sequence[str] = (), parts: Ints | None = None, penalty: float | None = None) -> _Fits:
+    def _fits(self, extra: Sequence[str] = (), parts: Ints | None = None, penalty: float | None = None) -> Fits:
         """Fits on the training texts and some extra ones of the class, by the words of these and no others."""
         texts = [*(example.text for example in self.real), *extra]
         x = Weighted(texts)([*texts, *(self.examples[row].text for row in self.test)])
-        return _Fits(
-            x, self.positive, self.parts, np.zeros(0, np.int64) if parts is None else parts, self.count, penalty
-        )
-
-
-def _best(fits: Mapping[float, _Fits], *names: str) -> list[Any]:
-    """The share with the best inner score, the first of equal ones: its scores, its inner score, and the choice, which stands
-    under further names in words."""
-    inner = {share: one.inner(share=share) for share, one in fits.items()}
-    share = max(inner, key=lambda own: inner[own])
-    chosen = {"share": share, **dict.fromkeys(names, f"{share:.0%} of the class's weight")}
-    return [fits[share].tested(share=share), inner[share], chosen]
-
-
-class _Fits:
-    """Fits of one cell with one kind of extra texts.
-
-    Args:
-        x: rows of the real training texts, of the extra ones, and of the test texts.
-        positive: by real training text.
-        parts: of the real training texts, and
-        extra: of the extra ones.
-        count: of parts.
-        penalty: of the regression; None chooses it on inner folds, without extra texts.
-    """
-
-    def __init__(
-        self, x: Any, positive: NDArray[np.bool_], parts: Ints, extra: Ints, count: int, penalty: float | None
-    ) -> None:
-        self.x, self.positive, self.parts, self.extra, self.count = x, positive, parts, extra, count
-        self.penalty = 0.0
-        self.penalty = penalty or max(PENALTIES, key=lambda own: self.inner(penalty=own))
-
-    def tested(self, **options: Any) -> list[float]:
-        """Scores of the test texts."""
-        first = len(self.positive) + len(self.extra)
-        return [float(v) for v in self._scores(np.arange(first, self.x.shape[0]), **options)]
-
-    def inner(self, **options: Any) -> float:
-        """Mean average precision on held-out parts."""
-        values = []
-        for part in range(self.count):
-            rows = np.flatnonzero(self.parts == part)
-            if self.positive[rows].any() and (self.positive & (self.parts != part)).any():
-                values.append(average_precision(self.positive[rows], self._scores(rows, without=part, **options)))
-        return float(np.mean(values)) if values else 0.0
-
-    def _scores(
-        self,
-        rows: Ints,
-        *,
-        balanced: bool = True,
-        repeat: bool = False,
-        share: float = 0.0,
-        without: int | None = None,
-        penalty: float | None = None,
-    ) -> Floats:
-        """Log-odds of some rows by a model of the training texts and, with a share of the class's weight, the extra ones."""
-        from sklearn.linear_model import LogisticRegression
-
-        real = np.flatnonzero(self.parts != without)
-        y = self.positive[real]
-        own, rest = int(y.sum()), int((~y).sum())
-        weights = np.where(y, len(y) / 2 / max(own, 1), len(y) / 2 / max(rest, 1)) if balanced else np.ones(len(y))
-        if repeat:  # whole copies, as over-sampling has them
-            weights = np.where(y, max(rest // max(own, 1), 1), 1.0)
-        more = np.flatnonzero(self.extra != without) + len(self.positive) if share else np.zeros(0, np.int64)
-        added = np.zeros(0)
-        if len(more):
-            added = np.full(len(more), share * weights[y].sum() / len(more))
-            weights = np.where(y, weights * (1 - share), weights)
-        model = LogisticRegression(C=penalty or self.penalty, max_iter=500)
-        truth = np.concatenate([y, np.ones(len(more), bool)])
-        model.fit(self.x[np.concatenate([real, more])], truth, np.concatenate([weights, added]))
-        return np.asarray(model.decision_function(self.x[rows]))
-
-
-def chosen_shares(results: Results) -> Mapping[str, int]:
-    """How often each share of synthetic texts was chosen.
-
-    Example:
-        >>> results = Results("a")
-        >>> results.arms["synthetic"] = [Arm(np.zeros(1), 0.5, {"share": 0.0}), Arm(np.zeros(1), 0.5, {"share": 0.0})]
-        >>> chosen_shares(results)
-        {'0': 2}
-    """
-    counts: dict[str, int] = {}
-    for arm in results.arms["synthetic"]:
-        name = f"{(arm.chosen or {}).get('share', 0.0):g}"
-        counts[name] = counts.get(name, 0) + 1
-    return dict(sorted(counts.items()))
+        own = np.zeros(0, np.int64) if parts is None else parts
+        places: dict[int | None, Ints] = {None: np.arange(len(own))}
+        places |= {part: np.flatnonzero(own != part) for part in range(self.count)}
+        return Fits(x, self.positive, self.parts, places, penalty)

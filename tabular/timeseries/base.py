@@ -231,6 +231,28 @@ class SeriesGenerator(ABC):
         parts = [self._block(asked.take(np.arange(a, min(a + BLOCK, n)))) for a in range(0, n, BLOCK)]
         return joined(parts)
 
+    def sample_classes(self, counts: Mapping[str, int], *, length: int | None = None, seed: int = 0) -> Series:
+        """So many series of each class, numbered through.
+
+        Args:
+            counts: series by class.
+            length: see :meth:`sample`.
+            seed: in [0, 2**63).
+
+        Raises:
+            UsageError: fitted without classes, or unknown ones.
+        """
+        target = self.schema.target
+        if target is None:
+            raise UsageError("the generator was fitted without a target: there are no classes.")
+        parts, done = [], 0
+        for name, count in counts.items():
+            own = seeding.derive("series/class", seeding.checked(seed), name)
+            part = self.sample(count, conditions={target: name}, length=length, seed=own)
+            parts.append(replace(part, names=tuple(f"synthetic-{done + k}" for k in range(count))))
+            done += count
+        return joined(parts)
+
     def stream(
         self,
         *,

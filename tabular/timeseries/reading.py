@@ -296,8 +296,21 @@ def from_arrays(
     return Series(schema, called, offsets.astype(np.int64), times, table, static_table)
 
 
-def read_arrays(path: str | Path, values: str, labels: str | None = None, step: float = 1.0) -> Series:
+def read_arrays(
+    path: str | Path,
+    values: str,
+    labels: str | None = None,
+    step: float = 1.0,
+    scans: tuple[float, float] | None = None,
+) -> Series:
     """Series of an ``.npz`` file: numbers ``[N, C, L]`` and, if named, classes ``[N]``.
+
+    Args:
+        path: of the file.
+        values: name of the array of numbers.
+        labels: name of the array of classes.
+        step: distance of two steps.
+        scans: least and most range where the values are lidar scans ``[N, T, beams]``.
 
     Raises:
         DataError: no such file or array; pickled objects are refused.
@@ -310,7 +323,12 @@ def read_arrays(path: str | Path, values: str, labels: str | None = None, step: 
             lost = [name for name in (values, labels) if name is not None and name not in stored]
             if lost:
                 raise DataError(f"{path} has no array {choices(lost)}; it has {choices(stored.files)}.")
-            return from_arrays(stored[values], None if labels is None else stored[labels].tolist(), step=step)
+            classes = None if labels is None else stored[labels].tolist()
+            if scans is not None:
+                from visynth.tabular.timeseries.lidar import from_scans
+
+                return from_scans(stored[values], classes, least=scans[0], most=scans[1], step=step)
+            return from_arrays(stored[values], classes, step=step)
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
@@ -356,6 +374,33 @@ def stretches(groups: Sequence[str]) -> tuple[str, ...]:
         return tuple(groups)
     count = min(STRETCHES, len(groups))
     return tuple(f"part {k * count // len(groups) + 1} of {count}" for k in range(len(groups)))
+
+
+def fitted_to(series: Series, schema: SeriesSchema) -> Series:
+    """The series in the terms of a generator's schema: its categories, its missing values, its step.
+
+    Raises:
+        DataError: columns or values that the fitted series do not have; all problems at once.
+    """
+    problems, frame = [], series.frame()
+    lenient = [replace(c, nullable=True) if c.modelled else c for c in schema.channels.columns]
+    try:
+        channels = replace(schema.channels, columns=tuple(lenient)).table(frame)
+    except DataError as error:
+        problems.append(str(error).rstrip("."))
+    rows = to_pandas(frame)[0].iloc[series.offsets[:-1]].reset_index(drop=True)
+    try:
+        statics = schema.statics.table(rows) if schema.statics.columns else {}
+    except DataError as error:
+        problems.append(str(error).rstrip("."))
+    if (schema.step is None) != (series.schema.step is None) or (
+        schema.step is not None and not np.isclose(schema.step, series.schema.step or 0.0)
+    ):
+        problems.append(
+            f"the step between rows is {series.schema.step}, but the generator was fitted with {schema.step}"
+        )
+    raise_all("the series, for this generator", problems)
+    return replace(series, schema=schema, channels=channels, statics=statics)
 
 
 def complete(series: Series) -> NDArray[np.bool_]:

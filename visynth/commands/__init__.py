@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from visynth.commands import generators, machine, registries, rendering, retraining, sets, tables, texts, trials
+from visynth.commands import generators, machine, registries, rendering, retraining, series, sets, tables, texts, trials
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
     "trial": trials.trial,
@@ -40,6 +40,14 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "text.trial": texts.text_trial,
     "text.chat": texts.text_chat,
     "text.rows": texts.text_rows,
+    "series.trial": series.series_trial,
+    "series.fit": series.series_fit,
+    "series.sample": series.series_sample,
+    "series.stream": series.series_stream,
+    "series.impute": series.series_impute,
+    "series.forecast": series.series_forecast,
+    "series.evaluate": series.series_evaluate,
+    "series.replay": series.series_replay,
     "retrain": retraining.retrain,
     "registry.add": registries.registry_add,
     "registry.list": registries.registry_list,
@@ -55,5 +63,6 @@ NESTED = {
     "renders": ("status", "verify", "sweep", "retry-failed", "finalize", "export", "score", "review"),
     "registry": ("add", "list", "log", "path", "promote", "rollback", "verify"),
     "tabular": ("trial", "fit", "fit-tables", "sample", "impute", "evaluate"),
+    "series": ("trial", "fit", "sample", "stream", "impute", "forecast", "evaluate", "replay"),
     "text": ("trial", "reviews", "classify", "chat", "rows"),
 }

@@ -163,3 +163,62 @@ def _lines(path: str) -> list[str]:
         return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as a text file: {error}.") from error
+
+
+@dataclass(frozen=True)
+class SeriesOptions:
+    """The real series and how to read them.
+
+    Args:
+        data: CSV or Parquet file with a row for each entity and time, or an .npz file of arrays.
+        entity: column that names the entities; without it all rows are one series.
+        time: column of times; without it rows follow one another.
+        target: the class column, with one value for each entity.
+        statics: further columns with one value for each entity.
+        step: distance of two rows (seconds of dates); without times it says that rows are equally far apart.
+        kinds: of columns where the data mislead, e.g. '{status: categorical}'.
+        drop: columns to leave out.
+        arrays: of an .npz file: names of the values [entities, channels, steps] and, if any, of the classes.
+        scans: the values are lidar scans: least and most range, outside of which there was no echo.
+        cut: cut series into stretches of so many rows.
+    """
+
+    data: str
+    entity: str | None = None
+    time: str | None = None
+    target: str | None = None
+    statics: list[str] | None = None
+    step: float | None = None
+    kinds: dict[str, str] | None = None
+    drop: list[str] | None = None
+    arrays: list[str] | None = None
+    scans: list[float] | None = None
+    cut: int | None = None
+
+    def read(self, data: str | None = None, arrays: list[str] | None = None) -> Any:
+        """The series of this file, or of another one of its kind; notes are printed on stderr.
+
+        Raises:
+            UsageError: options that do not fit the file.
+        """
+        from visynth.core.errors import UsageError
+        from visynth.tabular.timeseries.reading import cut, read_arrays, read_series
+
+        path, named = data or self.data, arrays or self.arrays
+        if path.endswith(".npz"):
+            columns = {name: getattr(self, name) for name in ("entity", "time", "target", "statics", "kinds", "drop")}
+            given = [f"--{name}" for name, value in columns.items() if value]
+            if given or not named or len(named) > 2:
+                raise UsageError(
+                    f"an .npz file takes --arrays '[values, classes]' (or '[values]') and no columns, but got {given or named}."
+                )
+            scans = None if self.scans is None else (self.scans[0], self.scans[-1])
+            series = read_arrays(path, named[0], named[1] if len(named) == 2 else None, self.step or 1.0, scans)
+        else:
+            if named or self.scans:
+                raise UsageError("--arrays and --scans are for .npz files; columns have names of their own.")
+            series = read_series(
+                path, entity=self.entity, time=self.time, target=self.target, statics=self.statics or (), step=self.step,
+                kinds=self.kinds, drop=self.drop or (),  # type: ignore[arg-type]
+            )  # fmt: skip
+        return cut(series, self.cut) if self.cut else series

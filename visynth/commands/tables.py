@@ -109,25 +109,26 @@ def tabular_fit(
     }
     given |= {"kinds": kinds, "target": target, "constraints": constraints}
     run = work_folder(out) / f"run-{hash_json(given)[:16]}"
-    training = _training(generator, run, trainer or {})
+    training = resumable_training(generator, run, trainer or {})
     generator.fit(
         frame, target=target, kinds=kinds, constraints=constraints or (), members=members, progress=printer(quiet), **training
     )  # fmt: skip
-    on_main(lambda: _saved(generator, Path(out), run, quiet))
+    on_main(lambda: finish_fit(generator, Path(out), run, f"{generator.fitted.rows} rows", quiet))
     return 0
 
 
-def _saved(generator: Any, out: Path, run: Path, quiet: bool) -> None:
+def finish_fit(generator: Any, out: Path, run: Path, told: str, quiet: bool) -> None:
+    """Write the generator, drop the fit's checkpoint, and say what came of it."""
     generator.save(out)
     shutil.rmtree(run, ignore_errors=True)  # this fit's checkpoint, and nothing else
     with suppress(OSError):  # none was made, or another fit's lies there
         run.parent.rmdir()
     for note in generator.fitted.notes:
         printer(quiet)(f"  {note}")
-    print(f"{out}: {generator.network} of {generator.fitted.rows} rows; digest {generator.digest[:16]}")
+    print(f"{out}: {generator.network} of {told}; digest {generator.digest[:16]}")
 
 
-def _training(generator: Any, run: Path, trainer: dict[str, Any]) -> dict[str, Any]:
+def resumable_training(generator: Any, run: Path, trainer: dict[str, Any]) -> dict[str, Any]:
     """A trainer that keeps a checkpoint, and the one to go on from."""
     if not hasattr(generator, "training_step"):
         if trainer:

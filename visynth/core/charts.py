@@ -145,6 +145,42 @@ def lines(block: Mapping[str, Any]) -> str:
     )
 
 
+def curves(block: Mapping[str, Any]) -> str:
+    """Small charts with several lines each: real (grey) and synthetic (blue) ones on one scale."""
+    return f'<div class="charts">{"".join(_curves(item) for item in block["items"])}</div>{_note(block)}'
+
+
+def _curves(item: Mapping[str, Any]) -> str:
+    sides = [(line, REAL) for line in item["real"]] + [(line, FAKE) for line in item["fake"]]
+    values = [value for line, _ in sides for value in line if value is not None]
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    span = (high - low) or 1.0
+    parts = []
+    for line, colour in sides:
+        step = WIDTH / max(len(line) - 1, 1)
+        whole: list[list[str]] = [[]]
+        for place, value in enumerate(line):
+            if value is None:  # a gap parts the line
+                whole.append([])
+            else:
+                whole[-1].append(f"{place * step:.1f},{HEIGHT * (1 - (value - low) / span):.1f}")
+        parts += [
+            f'<polyline points="{" ".join(own)}" fill="none" stroke="{colour}" stroke-opacity="0.7"/>'
+            for own in whole
+            if own
+        ]
+    title = escape(item["title"])
+    marks = "".join(
+        f'<text x="-4" y="{y}" font-size="9" text-anchor="end" fill="{SOFT}">{value:.3g}</text>'
+        for y, value in ((9, high), (HEIGHT, low))
+    )
+    return (
+        f'<figure><figcaption>{title}</figcaption><svg width="{WIDTH}" height="{HEIGHT}" '
+        f'viewBox="-34 0 {WIDTH + 44} {HEIGHT + 4}" role="img" aria-label="{title}, real and synthetic">{marks}{"".join(parts)}'
+        "</svg></figure>"
+    )
+
+
 def _apart(places: Sequence[float], least: float) -> list[float]:
     """Places moved down so far that each is apart from the one above it.
 

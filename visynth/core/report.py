@@ -2,7 +2,7 @@
 
 A report is a list of *sections*. Each has a title and blocks; a block is a dict with a ``kind``: ``text``, ``table``,
 ``arms`` (estimates with intervals, drawn), ``gallery`` (images with captions), ``list``, ``histograms``, ``heatmaps``,
-``scatter`` or ``lines`` (see :mod:`visynth.core.charts`). Verdicts stand apart, at
+``scatter``, ``lines`` or ``curves`` (see :mod:`visynth.core.charts`). Verdicts stand apart, at
 the top, one per class, so that a gate can read them without knowing the sections.
 """
 
@@ -255,6 +255,7 @@ def _block(block: Mapping[str, Any]) -> str:
         "heatmaps": charts.heatmaps,
         "scatter": charts.scatter,
         "lines": charts.lines,
+        "curves": charts.curves,
     }
     return (blocks | drawn)[block["kind"]](block)
 

@@ -18,7 +18,8 @@ from visynth.core.report import read_report
 from visynth.core.stage import Stage
 from visynth.tabular.text import Example, Record
 from visynth.tabular.text.augment import augmented, variant
-from visynth.tabular.text.utility import TextCells, chosen_shares, rare_texts
+from visynth.tabular.shares import chosen_shares
+from visynth.tabular.text.utility import TextCells, rare_texts
 from visynth.verdict.bootstrap import Bootstrap
 
 BAD = [

@@ -1,0 +1,277 @@
+"""Distances between real and synthetic series, each a function of arrays ``[N, D, L]`` or of features ``[N, F]``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visynth.core import seeds as seeding
+from visynth.tabular.columns import Floats
+
+FOLDS = 5
+REPEATS = 3
+LAGS = 20
+BAND = 0.1  # of the steps: how far a warping path may leave the diagonal
+FEWEST = 10  # series a side that a score needs
+HIDDEN = 100  # random features of the predictor
+ORDER = 4  # steps that the predictor sees
+
+
+@dataclass(frozen=True)
+class Score:
+    """A figure with a 95 % interval over repetitions."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def interval(values: Sequence[float]) -> Score:
+    """Mean of repetitions with a 95 % interval by Student's t.
+
+    Example:
+        >>> one = interval([1.0, 2.0, 3.0])
+        >>> one.mean, round(one.high - one.mean, 2)
+        (2.0, 2.48)
+    """
+    from scipy.stats import t
+
+    x = np.asarray(values, np.float64)
+    if len(x) < 2:
+        return Score(float(x.mean()), float(x.mean()), float(x.mean()))
+    half = float(t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
+    return Score(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half)
+
+
+def discriminative(real: Floats, fake: Floats, seed: int = 0) -> Score:
+    """How well a classifier tells synthetic from real series it did not see: ``|accuracy - 0.5|``, 0 is best.
+
+    Yoon, Jarrett and van der Schaar, "Time-series generative adversarial networks" (NeurIPS 2019), section 5, with a
+    logistic regression on random kernels in the place of their recurrent network, balanced, cross-validated.
+
+    Args:
+        real: features ``[N, F]``.
+        fake: features ``[M, F]``.
+        seed: of folds and subsets.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold
+    from sklearn.preprocessing import StandardScaler
+
+    few, values = min(len(real), len(fake)), []
+    truth = np.repeat([0, 1], few)
+    for repeat in range(REPEATS):
+        generator = seeding.rng(seed, f"series/discriminative/{repeat}")
+        x = np.concatenate([side[generator.permutation(len(side))[:few]] for side in (real, fake)])
+        hits = np.zeros(len(x), bool)
+        for train, test in StratifiedKFold(min(FOLDS, few), shuffle=True, random_state=repeat).split(x, truth):
+            scaler = StandardScaler().fit(x[train])
+            model = LogisticRegression(C=0.01, max_iter=300).fit(scaler.transform(x[train]), truth[train])
+            hits[test] = model.predict(scaler.transform(x[test])) == truth[test]
+        values.append(abs(float(hits.mean()) - 0.5))
+    return interval(values)
+
+
+def predictive(fake: Floats, real: Floats, seed: int = 0) -> Score:
+    """Error of one-step forecasts on real series by a predictor that saw synthetic ones alone, in deviations of a channel.
+
+    As in Yoon et al. (2019), section 5; the predictor is a ridge regression on the last steps and random rectified features of
+    them, which has one solution.
+
+    Args:
+        fake: arrays ``[M, D, L]`` to learn from.
+        real: arrays ``[N, D, L]`` to forecast.
+        seed: of the random features.
+    """
+    values = []
+    for repeat in range(REPEATS):
+        generator = seeding.rng(seed, f"series/predictive/{repeat}")
+        picked = generator.permutation(len(fake))[: max(int(0.8 * len(fake)), 1)]
+        weights = generator.standard_normal((ORDER * real.shape[1], HIDDEN)) / np.sqrt(ORDER * real.shape[1])
+        x, y = _lagged(fake[picked], weights)
+        gram = x.T @ x + 1e-2 * len(x) * np.eye(x.shape[1]) / x.shape[1]
+        model = np.linalg.solve(gram, x.T @ y)
+        test, truth = _lagged(real, weights)
+        values.append(float(np.abs(test @ model - truth).mean()))
+    return interval(values)
+
+
+def _lagged(arrays: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    order = min(ORDER, arrays.shape[2] - 1)
+    lags = [arrays[:, :, k : arrays.shape[2] - order + k] for k in range(order)]
+    own = (
+        np.concatenate([*lags, *lags[:1] * (ORDER - order)], 1).transpose(0, 2, 1).reshape(-1, ORDER * arrays.shape[1])
+    )
+    ones = np.ones((len(own), 1))
+    y = arrays[:, :, order:].transpose(0, 2, 1).reshape(-1, arrays.shape[1])
+    return np.concatenate([ones, own, np.maximum(own @ weights, 0)], 1), y
+
+
+def autocorrelation(x: Floats, lags: int = LAGS) -> Floats:
+    """Autocorrelation of each channel at lags 1 to ``lags``, mean over series, ``[D, lags]``.
+
+    Example:
+        >>> wave = np.tile([1.0, -1.0], 50)[None, None]
+        >>> autocorrelation(wave, 2).round(2).tolist()
+        [[-0.99, 0.98]]
+    """
+    own = x - x.mean(2, keepdims=True)
+    power = (own**2).sum(2)
+    lags = min(lags, x.shape[2] - 1)
+    rows = [(own[:, :, k:] * own[:, :, :-k]).sum(2) for k in range(1, lags + 1)]
+    ratios = np.stack(rows, 2) / np.where(power > 0, power, 1.0)[:, :, None]
+    return np.asarray(ratios.mean(0))
+
+
+def autocorrelation_distance(real: Floats, fake: Floats, lags: int = LAGS) -> float:
+    """Mean absolute difference of autocorrelations."""
+    return float(np.abs(autocorrelation(real, lags) - autocorrelation(fake, lags)).mean())
+
+
+def spectrum(x: Floats) -> Floats:
+    """Power at each frequency but zero, mean over series, ``[D, F]``: Hann window, periodogram (Welch 1967, one segment).
+
+    Example:
+        >>> tone = np.sin(2 * np.pi * 8 * np.arange(64) / 64)[None, None]
+        >>> int(spectrum(tone)[0].argmax()) + 1
+        8
+    """
+    own = (x - x.mean(2, keepdims=True)) * np.hanning(x.shape[2])
+    power = np.abs(np.fft.rfft(own, axis=2)) ** 2
+    return np.asarray(power[:, :, 1:].mean(0))
+
+
+def spectrum_distance(real: Floats, fake: Floats) -> float:
+    """Root mean square difference of log power in decibel, over channels and frequencies.
+
+    A frequency below a millionth of a channel's largest real power counts as that.
+    """
+    first, second = spectrum(real), spectrum(fake)
+    floor = np.maximum(first.max(1, keepdims=True) * 1e-6, 1e-12)
+    return float(np.sqrt(((10 * np.log10((first + floor) / (second + floor))) ** 2).mean()))
+
+
+def cross_correlation(x: Floats) -> Floats:
+    """Correlation of each pair of channels over the steps of all series, ``[D, D]``; 0 with a constant channel."""
+    rows = x.transpose(1, 0, 2).reshape(x.shape[1], -1)
+    own = rows - rows.mean(1, keepdims=True)
+    spread = np.sqrt((own**2).sum(1))
+    spread = np.where(spread > 1e-9, spread, np.inf)
+    return np.asarray(own @ own.T / spread[:, None] / spread[None])
+
+
+def cross_correlation_distance(real: Floats, fake: Floats) -> float:
+    """Mean absolute difference over pairs of channels; 0 with one channel."""
+    pairs = np.triu_indices(real.shape[1], 1)
+    if not len(pairs[0]):
+        return 0.0
+    return float(np.abs(cross_correlation(real)[pairs] - cross_correlation(fake)[pairs]).mean())
+
+
+def marginal_ks(real: Floats, fake: Floats) -> float:
+    """Mean Kolmogorov-Smirnov distance of the channels' values."""
+    from scipy.stats import ks_2samp
+
+    sides = zip(
+        real.transpose(1, 0, 2).reshape(real.shape[1], -1),
+        fake.transpose(1, 0, 2).reshape(fake.shape[1], -1),
+        strict=True,
+    )
+    return float(np.mean([ks_2samp(a, b).statistic for a, b in sides]))
+
+
+def context_fd(real: Floats, fake: Floats) -> float:
+    """Fréchet distance of features on the real side's first principal components, one for every five series at most.
+
+    Context-FID (Jeha et al., "PSA-GAN", ICLR 2022) with random kernels in the place of their encoder, so that figures
+    compare within one report only.
+    """
+    few = min(len(real), len(fake))
+    dims = int(np.clip(few // 5, 1, min(16, real.shape[1])))
+    mean, scale = real.mean(0), np.where(real.std(0) > 1e-9, real.std(0), 1.0)
+    x, y = ((side - mean) / scale for side in (real, fake))
+    basis = np.linalg.svd(x, full_matrices=False)[2][:dims]
+    x, y = x @ basis.T, y @ basis.T
+    return float(frechet(x, y)) / dims
+
+
+def frechet(x: Floats, y: Floats) -> float:
+    """Squared Fréchet distance of the normal distributions of two sets of points (Dowson and Landau, 1982).
+
+    Example:
+        >>> x = np.array([[-1.0], [1.0]])
+        >>> round(frechet(x, x + 3), 6)
+        9.0
+    """
+    from scipy.linalg import sqrtm
+
+    first, second = (np.atleast_2d(np.cov(side, rowvar=False)) for side in (x, y))
+    root = np.real(sqrtm(first @ second))
+    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(first + second - 2 * root))
+
+
+def dtw(first: Floats, second: Floats, band: float = BAND) -> Floats:
+    """Distances by dynamic time warping of pairs of series: root of the least sum of squared differences along a path.
+
+    Sakoe and Chiba, "Dynamic programming algorithm optimization for spoken word recognition" (1978), with their band; all
+    pairs at once, diagonal by diagonal.
+
+    Args:
+        first: arrays ``[P, D, L]``.
+        second: arrays ``[P, D, L]``.
+        band: how far a path may leave the diagonal, as a share of the steps.
+
+    Example:
+        >>> a = np.array([[[0.0, 0, 1, 2, 2]]])
+        >>> float(dtw(a, np.array([[[0.0, 1, 1, 2, 2]]]), band=0.4)[0])
+        0.0
+    """
+    steps = first.shape[2]
+    width = max(int(np.ceil(band * steps)), 1)
+    total = np.full((len(first), steps + 1, steps + 1), np.inf)
+    total[:, 0, 0] = 0
+    for diagonal in range(2 * steps - 1):
+        i = np.arange(max(0, diagonal - steps + 1), min(diagonal, steps - 1) + 1)
+        i = i[np.abs(diagonal - 2 * i) <= width]
+        j = diagonal - i
+        cost = ((first[:, :, i] - second[:, :, j]) ** 2).sum(1)
+        before = np.minimum(np.minimum(total[:, i, j + 1], total[:, i + 1, j]), total[:, i, j])
+        total[:, i + 1, j + 1] = cost + before
+    return np.asarray(np.sqrt(total[:, steps, steps]))
+
+
+def nearest(series: Floats, others: Floats) -> Floats:
+    """Distance by time warping from each series to the nearest of the others ``[N]``."""
+    found = np.empty(len(series))
+    for number, own in enumerate(series):
+        found[number] = dtw(np.broadcast_to(own, others.shape), others).min()
+    return found
+
+
+def closer_share(fake: Floats, fitted: Floats, held: Floats, seed: int = 0) -> tuple[float, float, float]:
+    """Share of synthetic series that are nearer to fitted than to held-out ones, equally many of both, with a 95 % interval.
+
+    0.5 where nothing was copied; a tie counts one half.
+    """
+    few = min(len(fitted), len(held))
+    sides = [
+        side[seeding.rng(seed, f"series/closer/{n}").permutation(len(side))[:few]]
+        for n, side in enumerate((fitted, held))
+    ]
+    own, other = (nearest(fake, side) for side in sides)
+    wins = np.where(own < other - 1e-12, 1.0, np.where(own > other + 1e-12, 0.0, 0.5))
+    share, half = float(wins.mean()), float(1.96 * wins.std() / np.sqrt(len(wins)))
+    return share, max(share - half, 0.0), min(share + half, 1.0)
+
+
+def classes_apart(train: Floats, labels: NDArray[np.int64], test: Floats) -> Floats:
+    """Probabilities ``[N, K]`` of each class by a ridge-penalised logistic regression on features."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(train)
+    model = LogisticRegression(C=0.01, max_iter=300, class_weight="balanced").fit(scaler.transform(train), labels)
+    return np.asarray(model.predict_proba(scaler.transform(test)))

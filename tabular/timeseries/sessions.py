@@ -1,0 +1,177 @@
+"""Sessions of users as series of events, and their replay as arrivals of requests at a given rate.
+
+A session is an entity whose rows are events: a type, the time since the one before, attributes. A model with irregular times
+and an end (:class:`SeriesAR`) draws whole sessions; :func:`replay` starts them at times at which requests arrive at the
+asked rate, for load tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from visynth.core import seeds as seeding
+from visynth.core.errors import UsageError, raise_all
+from visynth.tabular.columns import Category, Floats
+from visynth.tabular.frames import pandas
+from visynth.tabular.timeseries.base import SeriesGenerator
+from visynth.tabular.timeseries.series import Ints, Series
+
+BATCH = 256  # sessions drawn at a time
+MOST_SESSIONS = 5_000_000
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Requests in the order of their arrival.
+
+    Attributes:
+        times: seconds since the start, rising, float64 ``[E]``.
+        session: number of each request's session, int64 ``[E]``.
+        rows: number of the request's row in ``sessions``.
+        sessions: that were drawn, in the order of their numbers.
+        seconds: for how long requests arrive.
+    """
+
+    times: Floats
+    session: Ints
+    rows: Ints
+    sessions: Series
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Requests a second."""
+        return len(self.times) / self.seconds
+
+    def frame(self) -> Any:
+        """A row for each request: ``at`` (seconds since the start), the session, statics and channels."""
+        whole = self.sessions.frame().iloc[self.rows].reset_index(drop=True)
+        schema = self.sessions.schema
+        clock = [schema.time.name] if schema.time is not None else []
+        return pandas().concat([pandas().DataFrame({"at": np.round(self.times, 6)}), whole.drop(columns=clock)], axis=1)
+
+
+def replay(
+    generator: SeriesGenerator,
+    rate: float,
+    seconds: float,
+    *,
+    conditions: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Replay:
+    """Sessions that overlap so that requests arrive at a rate.
+
+    Sessions start as a Poisson process, given the number of requests: start times are uniform, and sessions are added until
+    as many requests as the rate asks for fall into the time. Sessions that began before it and go on after it are cut at
+    its ends, so that the rate holds from the first second to the last. Times within a session are as they were drawn.
+
+    Args:
+        generator: of sessions; its times are seconds.
+        rate: requests a second.
+        seconds: for how long.
+        conditions: values of statics, such as the kind of user.
+        seed: equal seeds give equal arrivals.
+
+    Raises:
+        UsageError: a rate or a time that cannot be, or so high that the sessions would be too many.
+    """
+    problems = [
+        f"{name} must be above 0, but got {value}"
+        for name, value in (("rate", rate), ("seconds", seconds))
+        if not value > 0
+    ]
+    raise_all("the replay", problems, UsageError)
+    wanted = max(round(rate * seconds), 1)
+    drawn = _drawn(generator, wanted, seconds, conditions or {}, seed)
+    spans = [float(own[-1] - own[0]) for own in _times(drawn)]
+    longest = max(spans)
+    starts = seeding.rng(seed, "replay/starts").uniform(-longest, seconds, len(drawn))
+    times: list[Floats] = []
+    rows: list[Ints] = []
+    session: list[Ints] = []
+    count = used = 0
+    for number, own in enumerate(_times(drawn)):
+        at = own - own[0] + starts[number]
+        inside = np.flatnonzero((at >= 0) & (at < seconds))[: wanted - count]
+        times.append(at[inside])
+        rows.append(inside + int(drawn.offsets[number]))
+        session.append(np.full(len(inside), number))
+        count, used = count + len(inside), number + 1
+        if count >= wanted:
+            break
+    if count < wanted:
+        raise UsageError(
+            f"{used} sessions give {count} requests in {seconds} s instead of {wanted}: ask for a longer time."
+        )
+    every = np.concatenate(times)
+    order = np.argsort(every, kind="stable")
+    kept = drawn.take(np.arange(used))
+    return Replay(every[order], np.concatenate(session)[order], np.concatenate(rows)[order], kept, seconds)
+
+
+def _times(sessions: Series) -> Iterator[Floats]:
+    for number in range(len(sessions)):
+        yield sessions.times[sessions.rows(number)]
+
+
+def _drawn(generator: SeriesGenerator, wanted: int, seconds: float, conditions: Mapping[str, Any], seed: int) -> Series:
+    """Sessions that surely give so many requests: as many as needed were they all to fall into the time, and more for those
+    that start before it."""
+    few = generator.sample(BATCH, conditions=conditions, seed=seed)
+    spans = np.array([own[-1] - own[0] for own in _times(few)])
+    # A start is uniform over the time and the longest session before it: so much of a session falls into the time.
+    share = seconds / (seconds + float(spans.max()))
+    count = int(1.2 * wanted / max(float(few.lengths.mean()) * share, 1e-9)) + BATCH
+    if count > MOST_SESSIONS:
+        raise UsageError(
+            f"{count} sessions would be needed, and {MOST_SESSIONS} are the most: lower the rate or the time."
+        )
+    return generator.sample(count, conditions=conditions, seed=seed) if count > BATCH else few
+
+
+def check_sessions(real: Series, synthetic: Series) -> dict[str, float]:
+    """How near synthetic sessions come to real ones.
+
+    Returns:
+        ``length``: Kolmogorov-Smirnov distance of the numbers of events; ``gap``: of the times between events;
+        ``event <channel>`` and ``next <channel>``: total variation of the shares of a categorical channel's values, and of
+        pairs of values that follow one another.
+    """
+    from scipy.stats import ks_2samp
+
+    figures = {"length": float(ks_2samp(real.lengths, synthetic.lengths).statistic)}
+    gaps = [_gaps(side) for side in (real, synthetic)]
+    if all(map(len, gaps)):
+        figures["gap"] = float(ks_2samp(*gaps).statistic)
+    for column in real.schema.channels.modelled:
+        if isinstance(column, Category):
+            size = len(column.categories) + 1
+            ones = [np.bincount(side.channels[column.name] + 1, minlength=size) for side in (real, synthetic)]
+            figures[f"event {column.name}"] = _variation(*ones)
+            pairs = [_pairs(side, column.name, size) for side in (real, synthetic)]
+            figures[f"next {column.name}"] = _variation(*pairs)
+    return figures
+
+
+def _gaps(series: Series) -> Floats:
+    gaps = np.diff(series.times)
+    inside = np.ones(len(gaps), bool)
+    inside[series.offsets[1:-1] - 1] = False
+    return np.asarray(gaps[inside])
+
+
+def _pairs(series: Series, name: str, size: int) -> Ints:
+    codes = series.channels[name] + 1
+    pairs = codes[:-1] * size + codes[1:]
+    inside = np.ones(len(pairs), bool)
+    inside[series.offsets[1:-1] - 1] = False
+    return np.bincount(pairs[inside], minlength=size * size)
+
+
+def _variation(first: Any, second: Any) -> float:
+    """Total variation of two counts as shares."""
+    return float(0.5 * np.abs(first / max(first.sum(), 1) - second / max(second.sum(), 1)).sum())

@@ -1,0 +1,215 @@
+"""Utility: what synthetic series of a rare class are worth to a classifier of real ones that no fit saw.
+
+The classifier is a logistic regression on random kernels. In each cell the generator is fitted to the cell's training series
+alone; how much of the class's weight synthetic ones get, nothing among the choices, is decided on parts of the training
+series by generators that were fitted without these.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visynth.core import seeds as seeding
+from visynth.core.errors import DataError, UsageError, raise_all
+from visynth.core.progress import Progress, no_progress
+from visynth.core.stage import Stage
+from visynth.tabular.columns import Floats
+from visynth.tabular.shares import Fits, Ints, best
+from visynth.tabular.timeseries.augment import augmented
+from visynth.tabular.timeseries.base import SeriesGenerator
+from visynth.tabular.timeseries.kernels import Eyes
+from visynth.tabular.timeseries.series import Series, of_class
+from visynth.tabular.utility import splits
+from visynth.verdict.bootstrap import Scored
+from visynth.verdict.comparison import Arm, Results, Wording
+
+SHARES = (0.0, 0.25, 0.5)  # of the class's weight that synthetic series may get
+CLASSIC = (0.25, 0.5)  # that augmented ones may get
+PENALTIES = (0.001, 0.01, 0.1)
+PARTS = 3  # of the training series, each of which is judged by fits on the others
+VARIANTS = 4  # augmented ones of each series
+LEAST = 4  # series of the class in a fold
+
+SERIES = Wording(
+    items="series",
+    groups="entities",
+    recipes={
+        "real": "the series as they are",
+        "duplicate": "random over-sampling",
+        "balanced": "class weights",
+        "augment": "scaling, time warping and noise",
+    },
+    helps="add the synthetic series of balanced.* (column 'synthetic') to your training series, and keep your own validation as it is",
+    precision=0.5,
+)
+
+
+@dataclass(frozen=True)
+class SeriesCells:
+    """How the cells are made.
+
+    Attributes:
+        draws: repetitions with other folds.
+        folds: test parts of each.
+        synthetic: series of the class to draw in a cell.
+        most: pretend that only so many series of the class exist in training; the rest serves the oracle.
+        seed: of everything.
+    """
+
+    draws: int = 3
+    folds: int = 2
+    synthetic: int = 40
+    most: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"draws": 1, "folds": 2, "synthetic": 1}
+        problems = [
+            f"{n} must be at least {k}, but got {getattr(self, n)}" for n, k in least.items() if getattr(self, n) < k
+        ]
+        if self.most is not None and self.most < 2:
+            problems.append(f"rare_series must be at least 2, but got {self.most}")
+        raise_all("the options", problems, UsageError)
+
+
+def rare_series(
+    series: Series,
+    label: str,
+    make: Callable[[int], SeriesGenerator],
+    cells: SeriesCells,
+    *,
+    stage: Stage | None = None,
+    progress: Progress = no_progress,
+) -> Results:
+    """Every arm on every cell for one class against the rest.
+
+    Args:
+        series: real ones with a class; those of one group stay together.
+        label: the class.
+        make: a fresh generator, from a seed.
+        cells: how many, and what is in them.
+        stage: keeps finished cells.
+        progress: receives lines.
+
+    Raises:
+        UsageError: no such class.
+        DataError: too few series of it.
+    """
+    positive = of_class(series, label)
+    groups = list(series.group_names)
+    own = len({name for name, true in zip(groups, positive, strict=True) if true})
+    if own < LEAST * cells.folds:
+        raise DataError(
+            f"class {label!r} has series of {own} entities: {cells.folds} folds need {LEAST * cells.folds} at least."
+        )
+    results = Results(label, wording=SERIES, synthesizer=make(0).network)
+    counts: dict[str, list[float]] = {"train": [], "test": []}
+    todo = list(splits(positive.astype(np.int64), cells.draws, cells.folds, groups, cells.seed))
+    for number, split in enumerate(todo):
+        key = {"label": label, "draw": split.draw, "fold": split.fold}
+        outcome = None if stage is None else stage.get(**key)
+        if outcome is None:
+            seed = seeding.derive("cell", cells.seed, split.draw, split.fold)
+            outcome = _Cell(series, positive, split.train, split.test, label, cells, make, seed).outcome()
+            if stage is not None:
+                stage.put(outcome, **key)
+        for arm, (scores, inner, chosen) in outcome["arms"].items():
+            values, names = np.array(scores), [groups[row] for row in split.test]
+            results.tested.setdefault(arm, []).append(Scored(split.draw, positive[split.test], values, names))
+            results.arms.setdefault(arm, []).append(Arm(values, float("nan") if inner is None else inner, chosen))
+        results.rows.append(split.test)
+        counts["train"].append(outcome["train"])
+        counts["test"].append(float(positive[split.test].sum()))
+        progress(f"  {label}: cell {number + 1} of {len(todo)}")
+    results.counts = {name: float(np.mean(values)) for name, values in counts.items()}
+    results.counts |= {"prevalence": float(positive.mean()), "synthetic": float(cells.synthetic)}
+    return results
+
+
+class _Cell:
+    """One comparison of arms."""
+
+    def __init__(
+        self, series: Series, positive: NDArray[np.bool_], train: Ints, test: Ints, label: str, cells: SeriesCells,
+        make: Callable[[int], SeriesGenerator], seed: int,
+    ) -> None:  # fmt: skip
+        self.series, self.label, self.cells, self.make, self.seed = series, label, cells, make, seed
+        generator = seeding.rng(seed, "series/cell")
+        own = generator.permutation(train[positive[train]])
+        kept = own if cells.most is None else own[: cells.most]
+        self.more, self.test = own[len(kept) :], test
+        self.train = np.sort(np.concatenate([kept, train[~positive[train]]]))
+        self.positive = positive[self.train]
+        self.parts = np.zeros(len(self.train), np.int64)
+        self.count = int(np.clip(self.positive.sum(), 2, PARTS))
+        for side in (True, False):
+            places = generator.permutation(np.flatnonzero(self.positive == side))
+            self.parts[places] = np.arange(len(places)) % self.count
+
+    def outcome(self) -> dict[str, Any]:
+        """Scores of every arm on the test part, its inner score and what was chosen, as plain JSON."""
+        real = self.series.take(self.train)
+        eyes = Eyes.of(real, seed=self.seed)
+        x, test = eyes(real), eyes(self.series.take(self.test))
+        own = np.flatnonzero(self.positive)
+        plain = self._fits(x, test)
+        variants = eyes(augmented(real.take(own), VARIANTS, self.seed))
+        variant_parts = np.repeat(self.parts[own], VARIANTS)
+        without: dict[int | None, Ints] = {part: np.flatnonzero(variant_parts != part) for part in range(self.count)}
+        classic = self._fits(x, test, variants, {None: np.arange(len(variants)), **without}, plain.penalty)
+        drawn = [eyes(self._drawn(real, None)), *(eyes(self._drawn(real, part)) for part in range(self.count))]
+        few = self.cells.synthetic
+        places: dict[int | None, Ints] = {None: np.arange(few)}
+        places |= {part: np.arange(few) + few * (part + 1) for part in range(self.count)}
+        synthetic = self._fits(x, test, np.concatenate(drawn), places, plain.penalty)
+        arms: dict[str, list[Any]] = {
+            "real": [plain.tested(balanced=False), None, {}],
+            "duplicate": [plain.tested(repeat=True), None, {}],
+            "balanced": [plain.tested(), None, {}],
+            "augment": best(dict.fromkeys(CLASSIC, classic), "candidate"),
+            "synthetic": best({share: synthetic if share else plain for share in SHARES}),
+        }
+        if len(self.more):
+            oracle = self._fits(
+                x, test, eyes(self.series.take(self.more)), {None: np.arange(len(self.more))}, plain.penalty
+            )
+            arms["oracle"] = [oracle.tested(share=len(self.more) / (len(self.more) + len(own))), None, {}]
+        return {"arms": arms, "train": int(self.positive.sum())}
+
+    def _drawn(self, real: Series, part: int | None) -> Series:
+        """Series of the class by a generator that did not see a part."""
+        seed = seeding.derive("series/fit", self.seed, part) % 2**31
+        generator = self.make(seed).fit(real.take(self.parts != part), members="none")
+        assert generator.schema.target is not None
+        return generator.sample(self.cells.synthetic, conditions={generator.schema.target: self.label}, seed=seed)
+
+    def _fits(
+        self,
+        x: Floats,
+        test: Floats,
+        extra: Floats | None = None,
+        places: dict[int | None, Ints] | None = None,
+        penalty: float | None = None,
+    ) -> Fits:
+        """Fits on features that are scaled as the real training series have them."""
+        mean, scale = x.mean(0), np.where(x.std(0) > 1e-9, x.std(0), 1.0)
+        more = x[:0] if extra is None else extra
+        rows = (np.concatenate([x, more, test]) - mean) / scale
+        nothing: dict[int | None, Ints] = {part: np.zeros(0, np.int64) for part in (None, *range(self.count))}
+        return Fits(rows, self.positive, self.parts, places or nothing, penalty, PENALTIES)
+
+
+def drawn_for(generator: SeriesGenerator, series: Series, count: int, seed: int) -> Series:
+    """Synthetic series of the classes in their real shares: what stands beside real ones in measures."""
+    target = series.schema.target
+    if target is None:
+        return generator.sample(count, seed=seed)
+    shares = Counter(series.labels())
+    counts = {name: max(round(count * number / len(series)), 1) for name, number in sorted(shares.items())}
+    return generator.sample_classes(counts, seed=seed)
