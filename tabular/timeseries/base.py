@@ -193,7 +193,7 @@ class SeriesGenerator(ABC):
         ]
         if len(series) < LEAST:
             problems.append(
-                f"there is {len(series)} series, and {LEAST} are needed: cut a long one (cut(series, length))"
+                f"there is {len(series)} series, and {LEAST} are needed: cut a long one (--cut, or cut(series, length))"
             )
         short = [name for name, rows in zip(series.names, series.lengths, strict=True) if rows < 1]
         problems += [f"series {choices(short)} have no rows"] if short else []

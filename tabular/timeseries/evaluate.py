@@ -38,7 +38,7 @@ class SourceFigures:
         values: mean Kolmogorov-Smirnov distance of the channels' values.
         accuracy: of a classifier that was trained on the source, by class; empty without a target.
         closer: share of series nearer to fitted than to held-out ones, with its interval.
-        copies: share of series that equal a fitted one.
+        copies: share of series that equal a fitted one; None of real ones.
     """
 
     discriminative: Score
@@ -50,7 +50,7 @@ class SourceFigures:
     values: float
     accuracy: Mapping[str, float]
     closer: tuple[float, float, float] | None
-    copies: float
+    copies: float | None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -103,9 +103,9 @@ def _figures(source: Series, train: Series, held: Series, eyes: Eyes, synthetic:
     real, fake = eyes(held), eyes(source)
     x, y = (number_arrays(scales, side) for side in (held, source))
     marks = set(train.hashes())
-    copies = float(np.mean([mark in marks for mark in source.hashes()])) if synthetic else float("nan")
-    closer = None
+    copies = closer = None
     if synthetic:
+        copies = float(np.mean([mark in marks for mark in source.hashes()]))
         sides = [number_arrays(scales, side) for side in (source, train, held)]
         few = [s[seeding.rng(seed, f"series/few/{n}").permutation(len(s))[:MOST]] for n, s in enumerate(sides)]
         closer = metrics.closer_share(few[0], few[1], few[2], seed)

@@ -92,7 +92,7 @@ def _privacy_table(figures: Mapping[str, SourceFigures]) -> dict[str, Any]:
     rows = [
         [name, f"{own.copies:.1%}", "{:.3f} [{:.3f}, {:.3f}]".format(*own.closer)]
         for name, own in figures.items()
-        if own.closer is not None
+        if own.closer is not None and own.copies is not None
     ]
     note = (
         "Copies: series that equal a fitted one in every value. Nearer: share of series that are nearer, by dynamic time warping, to "

@@ -214,9 +214,10 @@ def _write_balanced(
     frames += [] if drawn is None else [to_pandas(drawn.frame())[0].assign(synthetic=True)]
     put_files(out, {"balanced.csv": pandas().concat(frames, ignore_index=True).to_csv(index=False).encode()})
     answers_of = ", ".join(f"{n}: {answers[n]}" for n in safe)
+    none = "" if made else " The classes that matter have as many series as the largest one: none were drawn."
     words = (
         f"balanced.csv holds the {len(series)} real series and {sum(made.values())} synthetic ones ({made}), marked in the column "
-        f"'synthetic'. The verdict on them: {answers_of}."
+        f"'synthetic'. The verdict on them: {answers_of}.{none}"
     )
     report.section("The balanced file", text(words))
     progress(words)

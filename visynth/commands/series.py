@@ -259,9 +259,8 @@ def series_evaluate(
         print(dumps(measured))
         return 0
     for name, own in figures.items():
-        print(
-            f"{name}: discriminative {own.discriminative.mean:.3f}, spectrum {own.spectrum:.2f} dB, copies {own.copies:.1%}"
-        )
+        copies = "" if own.copies is None else f", copies {own.copies:.1%}"
+        print(f"{name}: discriminative {own.discriminative.mean:.3f}, spectrum {own.spectrum:.2f} dB{copies}")
     print(f"report: {Path(out) / 'report.html'}", file=sys.stderr)
     return 0
 

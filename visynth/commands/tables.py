@@ -135,11 +135,13 @@ def resumable_training(generator: Any, run: Path, trainer: dict[str, Any]) -> di
             raise UsageError(f"{generator.network} is not trained: it takes no trainer options.")
         return {}
     from visynth.callbacks.checkpoint import AtomicCheckpointIO, KeepLast
+    from visynth.core.quiet import quiet_lightning
     from visynth.tabular.training import default_trainer
 
     last = KeepLast.path(run)
     plugin = {"plugins": [AtomicCheckpointIO()], "callbacks": [KeepLast(minutes=1.0)], "enable_checkpointing": True}
-    own = default_trainer(default_root_dir=str(run), **{**plugin, **trainer})
+    with quiet_lightning():
+        own = default_trainer(default_root_dir=str(run), **{**plugin, **trainer})
     return {"trainer": own, "checkpoint": str(last) if last.is_file() else None}
 
 
