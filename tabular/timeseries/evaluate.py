@@ -102,11 +102,10 @@ def _figures(source: Series, train: Series, held: Series, eyes: Eyes, synthetic:
     scales = eyes.scales
     real, fake = eyes(held), eyes(source)
     x, y = (number_arrays(scales, side) for side in (held, source))
-    marks = set(train.hashes())
     copies = closer = None
     if synthetic:
-        copies = float(np.mean([mark in marks for mark in source.hashes()]))
         sides = [number_arrays(scales, side) for side in (source, train, held)]
+        copies = metrics.copied(sides[0], sides[1])
         few = [s[seeding.rng(seed, f"series/few/{n}").permutation(len(s))[:MOST]] for n, s in enumerate(sides)]
         closer = metrics.closer_share(few[0], few[1], few[2], seed)
     return SourceFigures(

@@ -71,7 +71,7 @@ def _fidelity_table(figures: Mapping[str, SourceFigures]) -> dict[str, Any]:
         "Against held-out real series, 0 is best but for the predictive error. Discriminative: |accuracy - 0.5| of a classifier on "
         "random convolutional kernels. Predictive: one-step error on real series of a predictor that saw these series alone, in "
         "deviations. Context FD: Fréchet distance of the kernels' features on a few principal components; it compares within this "
-        "report only. Values: Kolmogorov-Smirnov. Intervals are over repetitions of the classifier and predictor, not over entities."
+        "report only. Values: Kolmogorov-Smirnov. Intervals: bootstrap over series."
     )
     return table(columns, rows, note)
 
@@ -95,7 +95,8 @@ def _privacy_table(figures: Mapping[str, SourceFigures]) -> dict[str, Any]:
         if own.closer is not None and own.copies is not None
     ]
     note = (
-        "Copies: series that equal a fitted one in every value. Nearer: share of series that are nearer, by dynamic time warping, to "
+        "Copies: series that equal a fitted one in every value, to a thousandth of its deviation. Nearer: share of series "
+        "that are nearer, by dynamic time warping, to "
         "a fitted than to a held-out series; 0.5 where nothing was copied. This is a smoke test: generators that pass it have been "
         "attacked with success, and no noise was added by design."
     )
