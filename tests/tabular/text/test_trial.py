@@ -16,9 +16,9 @@ from visynth.cli import main
 from visynth.core.errors import DataError, UsageError
 from visynth.core.report import read_report
 from visynth.core.stage import Stage
+from visynth.tabular.shares import chosen_shares
 from visynth.tabular.text import Example, Record
 from visynth.tabular.text.augment import augmented, variant
-from visynth.tabular.shares import chosen_shares
 from visynth.tabular.text.utility import TextCells, rare_texts
 from visynth.verdict.bootstrap import Bootstrap
 
