@@ -80,10 +80,10 @@ def main() -> None:
     figures = measure_series(
         fitted[first], train, held, seed=args.seed, others={n: fitted[n] for n in rest}, progress=print
     )
-    print(
-        "| series | steps, seconds | discriminative | predictive | context FD | ACF | spectrum dB | cross | values | recall | nearer | copies |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    columns = ["series", "steps, seconds", "discriminative", "predictive", "context FD", "ACF", "spectrum dB", "cross"]
+    columns += ["values", "recall", "nearer", "copies"]
+    print("| " + " | ".join(columns) + " |")
+    print("|---" * len(columns) + "|")
     for name, own in figures.items():
         spent = "{}, {:.0f}".format(*times[name]) if name in times else ""
         recall = f"{np.mean(list(own.accuracy.values())):.3f}" if own.accuracy else ""

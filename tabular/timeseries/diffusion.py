@@ -25,8 +25,12 @@ from visynth.tabular.timeseries.transformer import SeriesTransformer
 from visynth.tabular.training import Arrays, Batch
 
 SIGMA_MIN, SIGMA_MAX, RHO, SIGMA_DATA = 0.002, 80.0, 7.0, 1.0  # EDM, table 1, for data of unit variance
-LOG_MEAN, LOG_STD = -0.6, 1.4  # of the noise levels of training; the spread is wider than for images
+LOG_MEAN, LOG_STD = (
+    0.3,
+    1.4,
+)  # of the noise levels of training: what a series is, is settled at noise as large as its values
 GIVEN = 0.5  # share of the training windows of which a part is given
+PATCH = 4  # steps of a token
 MOST_TOKENS = 64
 
 
@@ -40,7 +44,7 @@ class SeriesDiffusion(TrainedSeries):
         width: of a token.
         depth: blocks.
         heads: of the attention.
-        patch: steps of a token; None: as few as give at most 64 tokens.
+        patch: steps of a token; None: four, or as many as give 64 tokens.
         trend: degree of a polynomial that is added to the output; -1 for none.
         seasons: frequencies of a Fourier series that is added; 0 for none.
         sampling_steps: of a sample.
@@ -56,7 +60,7 @@ class SeriesDiffusion(TrainedSeries):
         self,
         steps: int = 4000,
         batch_size: int = 64,
-        lr: float = 1e-3,
+        lr: float = 2e-3,
         width: int = 64,
         depth: int = 3,
         heads: int = 4,
@@ -72,7 +76,7 @@ class SeriesDiffusion(TrainedSeries):
 
     def build(self) -> nn.Module:
         own, args = self.encoding, self.args
-        patch = args.patch or -(-own.window // MOST_TOKENS)
+        patch = args.patch or min(max(PATCH, -(-own.window // MOST_TOKENS)), own.window)
         return SeriesTransformer(
             own.window,
             own.width,

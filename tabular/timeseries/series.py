@@ -179,12 +179,15 @@ class Series:
         return in_library(pandas().DataFrame(parts), schema.channels.library)
 
     def hashes(self) -> list[str]:
-        """Hex hash of each entity's values: equal series have equal ones, whatever they are called."""
+        """Hex hash of each entity's values (of irregular ones with the times): equal series have equal ones, whatever their
+        names."""
         marks = []
         for number in range(len(self)):
             rows, mark = self.rows(number), blake2b(digest_size=16)
             for column in self.schema.channels.modelled:
                 mark.update(column.rounded(self.channels[column.name][rows]).tobytes())
+            if self.schema.step is None:
+                mark.update(np.round(self.times[rows] - self.times[rows.start], 6).tobytes())
             marks.append(mark.hexdigest())
         return marks
 

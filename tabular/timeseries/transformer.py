@@ -72,6 +72,9 @@ class SeriesTransformer(nn.Module):
         tokens = -(-window // patch)
         self.first = nn.Linear(3 * numbers * patch, width)
         self.places = nn.Parameter(_places(tokens, width))
+        self.asked = nn.Linear(
+            condition, width
+        )  # gates alone, which begin at zero, are slow to learn what is asked for
         self.register_buffer("clock", torch.exp(torch.linspace(-2, 4, CLOCK)), persistent=False)
         self.told = nn.Sequential(
             nn.Linear(2 * CLOCK + condition, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
@@ -101,7 +104,7 @@ class SeriesTransformer(nn.Module):
         own = nn.functional.pad(own, (0, 0, 0, room)).view(count, len(self.places), -1)
         angles = level[:, None] * self.clock
         told = self.told(torch.cat([angles.sin(), angles.cos(), condition], dim=1))
-        tokens = self.first(own) + self.places
+        tokens = self.first(own) + self.places + self.asked(condition)[:, None]
         for block in self.blocks:
             tokens = block(tokens, told)
         tokens = self.norm(tokens)

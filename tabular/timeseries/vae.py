@@ -2,6 +2,8 @@
 
 Desai et al., "TimeVAE: a variational auto-encoder for multivariate time series generation" (2021): convolutional encoder,
 decoder of polynomial trend, seasons of given lengths and a residual by transposed convolutions, reconstruction weighted 3.
+Latents have a prior for each condition (Sohn, Lee and Yan, "Learning structured output representation using deep conditional
+generative models", NeurIPS 2015, eq. 4): else the class hides in them, and one that is asked for is not what comes.
 Theirs samples the mean of the decoder, which is smoother than any real series. Here the decoder's error is an
 autoregressive process of order one with learned deviation and memory, and samples have it.
 """
@@ -53,6 +55,9 @@ class VAENet(nn.Module):
         self.moments = nn.Linear(before * steps + condition, 2 * latent)
         powers = torch.linspace(0, 1, window)[None] ** torch.arange(trend + 1)[:, None]
         self.register_buffer("powers", powers, persistent=False)
+        self.prior = nn.Linear(condition, 2 * latent)
+        nn.init.zeros_(self.prior.weight)
+        nn.init.zeros_(self.prior.bias)
         inputs = latent + condition
         self.trend = nn.Sequential(nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, width * (trend + 1)))
         self.season = nn.ModuleList([nn.Linear(inputs, width * own) for own in self.seasons])
@@ -69,6 +74,11 @@ class VAENet(nn.Module):
         """Mean and log variance of the latents ``[B, latent]`` of windows ``[B, L, width]``."""
         seen = torch.cat([x * known, known], dim=2).transpose(1, 2)
         mean, log_variance = self.moments(torch.cat([self.encoder(seen), condition], dim=1)).chunk(2, dim=1)
+        return mean, log_variance.clamp(-10, 10)
+
+    def expected(self, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of the latents of a condition ``[B, latent]``."""
+        mean, log_variance = self.prior(condition).chunk(2, dim=1)
         return mean, log_variance.clamp(-10, 10)
 
     def decode(self, z: Tensor, condition: Tensor) -> Tensor:
@@ -137,7 +147,9 @@ class TimeVAE(TrainedSeries):
         x, known = batch["x"], batch["known"].float()
         mean, log_variance = net.encode(x, known, batch["condition"])
         predicted = net.decode(mean + batch["z"] * (log_variance / 2).exp(), batch["condition"])
-        divergence = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(1)
+        center, spread = net.expected(batch["condition"])
+        ratio = (log_variance.exp() + (mean - center) ** 2) / spread.exp()
+        divergence = 0.5 * (spread - log_variance + ratio - 1).sum(1)
         return cast(Tensor, (self.args.weight * self._misfit(net, x, known, predicted) + divergence).mean())
 
     def _misfit(self, net: VAENet, x: Tensor, known: Tensor, predicted: Tensor) -> Tensor:
@@ -182,9 +194,11 @@ class TimeVAE(TrainedSeries):
         noise = np.stack(
             [asked.rng(k, "vae").standard_normal(latent + 2 * window * width) for k in range(len(asked.numbers))]
         )
-        z = torch.from_numpy(noise[:, :latent].astype(np.float32)).to(self.own_device)
-        out = net.decode(z, self.condition(asked)).double().cpu().numpy()
-        normal, other = noise[:, latent:].reshape(2, len(noise), window, width)
+        condition = self.condition(asked)
+        center, spread = net.expected(condition)
+        z = center + (spread / 2).exp() * torch.from_numpy(noise[:, :latent].astype(np.float32)).to(self.own_device)
+        out = net.decode(z, condition).double().cpu().numpy()
+        normal, other = noise[:, latent:].reshape(len(noise), 2, window, width).swapaxes(0, 1)
         return [own[:rows] for own, rows in zip(self._sampled(net, out, normal, other), asked.lengths, strict=True)]
 
     def _sampled(self, net: VAENet, out: Floats, normal: Floats, other: Floats) -> Floats:

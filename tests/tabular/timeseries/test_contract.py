@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ def test_what_a_model_cannot_do_is_refused_and_what_it_can_keeps_the_given(fitte
     if generator.imputes:
         name = series.schema.numbers[0]
         holes = {**own.channels, name: np.where(np.arange(len(own.times)) % 3 == 0, np.nan, own.channels[name])}
-        filled = generator.impute(type(own)(**{**own.__dict__, "channels": holes}), seed=1)
+        filled = generator.impute(replace(own, channels=holes), seed=1)
         assert not np.isnan(filled.channels[name]).any()
         kept = ~np.isnan(holes[name])
         np.testing.assert_array_equal(filled.channels[name][kept], own.channels[name][kept])

@@ -66,7 +66,7 @@ def test_scans_keep_their_beams_and_drop_outs() -> None:
     np.testing.assert_array_equal(back[echo], raw[echo])
     assert np.isinf(back[~echo]).all()
     assert series.schema.channels.names[0] == "beam_-90.0"
-    with pytest.raises(DataError, match="no echo between 0.0 and 3.0 in any scan"):
+    with pytest.raises(DataError, match=r"no echo between 0\.0 and 3\.0 in any scan"):
         from_scans(raw, most=3.0)
     with pytest.raises(UsageError, match="most must be above least"):
         from_scans(raw, least=5, most=5)
@@ -79,5 +79,5 @@ def test_scans_by_a_model_have_drop_outs_where_real_ones_have() -> None:
     assert figures["drop-outs"] < 0.15
     assert set(check_scans(real, real).values()) == {0.0}
     far = from_scans(np.random.default_rng(0).permuted(scans(20), axis=2), most=30.0)
-    assert check_scans(real, far)["steps"] > 0.3
+    assert check_scans(real, far)["steps"] > 0.2
     assert check_scans(real, far)["runs"] > 0.2

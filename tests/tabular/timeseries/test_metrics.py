@@ -25,7 +25,7 @@ def walk(phi: float, count: int = 400, steps: int = 400) -> np.ndarray:
 
 
 def test_autocorrelation_of_an_autoregressive_process_is_a_power() -> None:
-    found = metrics.autocorrelation(walk(0.7), 5)[0]
+    found = metrics.autocorrelation(walk(0.7, 100, 3000), 5)[0]
     np.testing.assert_allclose(found, 0.7 ** np.arange(1, 6), atol=0.02)
 
 

@@ -52,7 +52,7 @@ def test_every_doubt_about_times_is_told_at_once() -> None:
         read_series(rows, entity="m", time="t", target="bad")
     said = str(error.value)
     assert "2 times stand twice within a series" in said
-    assert "2024-01-01 00:10:00 of 'a' in rows (1, 8)" in said
+    assert "2024-01-01 00:10:00 of 'a' in rows [1, 8]" in said
     assert "column 'bad' changes within 1 series ('a' has ['yes', 'no']" in said
 
 

@@ -19,6 +19,8 @@ from visynth.tabular.timeseries import Series, SeriesGenerator, WindowBootstrap,
 from visynth.tabular.timeseries.trial import SeriesTrial, halves, run_series_trial
 from visynth.tabular.timeseries.utility import SeriesCells, rare_series
 
+CONFIGS = Path(__file__).parents[3] / "configs"
+
 
 def hard(count: int = 60, seed: int = 0) -> Series:
     """A rare class that differs from the rest by a faint wave."""
@@ -94,7 +96,7 @@ def test_options_are_checked_together() -> None:
 
 
 def test_a_trial_writes_what_it_promises_and_goes_on(tmp_path: Path) -> None:
-    options = SeriesTrial("ar", {"steps": 4, "width": 8}, cells=SeriesCells(draws=1, synthetic=5))
+    options = SeriesTrial("ar", {"steps": 4, "width": 8}, cells=SeriesCells(draws=1, synthetic=5), write="balanced")
     lines: list[str] = []
     whole = run_series_trial(hard(), tmp_path / "o", options=options, progress=lines.append)
     assert [v.label for v in whole.verdicts] == ["rare"]
@@ -124,6 +126,16 @@ def test_a_trial_writes_what_it_promises_and_goes_on(tmp_path: Path) -> None:
     assert again.verdicts == whole.verdicts
 
 
+@pytest.mark.data
+def test_the_shipped_configuration_runs_in_its_smoke_form(real_data, tmp_path: Path, monkeypatch, capsys) -> None:
+    config = CONFIGS / "series" / "basic_motions.yaml"
+    monkeypatch.chdir(tmp_path)
+    smoke = ["--config", str(config), "--config", str(CONFIGS / "smoke" / "series_trial.yaml")]
+    file = str(real_data("tabular") / "basic_motions.npz")
+    assert main(["series", "trial", *smoke, "--data", file, "--out", "o", "--quiet", "--json"]) == 0
+    assert [v["class"] for v in json.loads(capsys.readouterr().out)] == ["Running"]
+
+
 def test_the_commands(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     visits(60).to_csv("v.csv", index=False)
@@ -134,7 +146,9 @@ def test_the_commands(tmp_path: Path, monkeypatch, capsys) -> None:
     assert main(["series", "sample", "--generator", "g", "--out", "s.csv", "--per-class", "4", "--seed", "1"]) == 0
     drawn = pd.read_csv("s.csv")
     assert drawn.groupby("kind")["visit"].nunique().to_dict() == {"quick": 4, "slow": 4}
-    assert main(["series", "stream", "--generator", "g", "--out", "long.parquet", "--length", "90", "--chunk", "40"]) == 0
+    assert (
+        main(["series", "stream", "--generator", "g", "--out", "long.parquet", "--length", "90", "--chunk", "40"]) == 0
+    )
     assert len(pd.read_parquet("long.parquet")) == 90
     assert main(f"series forecast --generator g {data} --steps 3 --out f.csv".split()) == 0
     assert len(pd.read_csv("f.csv")) == 180
@@ -155,6 +169,23 @@ def test_the_commands(tmp_path: Path, monkeypatch, capsys) -> None:
     assert "series have unequal lengths" in capsys.readouterr().err
     assert main(["series", "sample", "--generator", "g", "--out", "s.csv"]) == 64
     np.savez("w.npz", x=np.stack([waves().values(k).T for k in range(12)]), y=np.array(waves().labels()))
-    assert main(["series", "fit", "--data", "w.npz", "--arrays", "['x','y']", "--model", "bootstrap", "--out", "b", "--quiet"]) == 0
+    assert (
+        main(
+            [
+                "series",
+                "fit",
+                "--data",
+                "w.npz",
+                "--arrays",
+                "['x','y']",
+                "--model",
+                "bootstrap",
+                "--out",
+                "b",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     assert main(["series", "fit", "--data", "w.npz", "--out", "b2", "--quiet"]) == 64
     assert "takes --arrays" in capsys.readouterr().err
