@@ -1,4 +1,7 @@
-"""Synthetic data that are not images: tables; texts and series in rooms of their own. Import as ``visynth.tabular``; names load on first use."""
+"""Synthetic data that are not images: tables; texts and series in rooms of their own.
+
+Import as ``visynth.tabular``; names load on first use.
+"""
 
 from __future__ import annotations
 

@@ -90,12 +90,13 @@ class SeriesAR(TrainedSeries):
         for place, channel in enumerate(net.channels):
             out = net.heads[place](contexts[:, :, place])
             total = total + self._misfit(net, channel, out, x, before, known)
-        total = total * steps
+        weight = batch["weight"]  # rows in many overlapping windows count once; 0 behind a series' end
+        total = total * weight
         if net.end is not None:
             last = (steps & ~nn.functional.pad(steps[:, 1:], (0, 1))).float() * batch["ends"].float()[:, None]
             ended = nn.functional.binary_cross_entropy_with_logits(net.end(memory)[:, :, 0], last, reduction="none")
-            total = total + ended * steps
-        return total.sum() / steps.sum() / len(net.channels)
+            total = total + ended * weight
+        return total.sum() / weight.sum() / len(net.channels)
 
     def _misfit(
         self, net: SeriesRNN, channel: Channel, out: Tensor, x: Tensor, before: Tensor, known: Tensor
@@ -104,7 +105,7 @@ class SeriesAR(TrainedSeries):
         if channel.categories:
             code = x[:, :, channel.span].argmax(2)
             loss = nn.functional.cross_entropy(out.flatten(0, 1), code.flatten(), reduction="none")
-            return loss.view(code.shape)
+            return loss.view(code.shape) * known[:, :, channel.first]
         place = channel.first
         log_weights, means, deviations = net.mixtures(out, before[:, :, place], channel.noise)
         z = (x[:, :, place, None] - means) / deviations

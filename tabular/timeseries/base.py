@@ -205,6 +205,8 @@ class SeriesGenerator(ABC):
         encoding = Encoding.of(series, max(steps, 1))
         prints = series.members() if members == "series" else ()
         notes = series.schema.notes
+        if not self.lengthens and steps < series.lengths.max():
+            notes += (f"series of up to {int(series.lengths.max())} rows are drawn as windows of {steps} rows",)
         self._fitted = FittedSeries(encoding, series.statics, series.lengths, prints, notes)
         self._digest = None
         self._fit(series, progress, **training)
@@ -294,7 +296,9 @@ class SeriesGenerator(ABC):
             rows = np.concatenate(held)
             held = [rows[size:]]
             part = self._decoded([rows[:size]], asked, np.array([time]), fresh=done == 0)
-            time = float(part.times[-1])
+            gaps = self.encoding.decode(rows[:size])[1]
+            gaps[0] = 0.0 if done == 0 else gaps[0]
+            time = float(after(time, gaps)[-1])  # not rounded, so that pieces of any size have the same times
             done += size
             yield part
 
@@ -408,7 +412,7 @@ class SeriesGenerator(ABC):
         for k, start in enumerate(starts):
             own = gaps[offsets[k] : offsets[k + 1]].copy()
             own[0] = 0.0 if fresh else own[0]
-            times[offsets[k] : offsets[k + 1]] = start + np.cumsum(own)
+            times[offsets[k] : offsets[k + 1]] = after(float(start), own)
         clock = self.schema.time
         times = times if clock is None else np.asarray(clock.rounded(times), np.float64)
         names = tuple(f"synthetic-{number}" for number in asked.numbers.tolist())
@@ -459,7 +463,10 @@ class SeriesGenerator(ABC):
             "arguments": self.arguments(),
             "series": self.schema.to_json(),
             "encoding": fitted.encoding.to_json(),
-            "statics": {name: values.tolist() for name, values in fitted.statics.items()},
+            "statics": {
+                name: [None if value != value else value for value in values.tolist()]
+                for name, values in fitted.statics.items()
+            },
             "lengths": fitted.lengths.tolist(),
             "block": BLOCK,
         }
@@ -505,6 +512,16 @@ class SeriesGenerator(ABC):
         encoding, lengths = Encoding.from_json(said["encoding"], schema), np.array(said["lengths"], np.int64)
         fitted = FittedSeries(encoding, statics, lengths, stored.members, tuple(stored.card.get("notes", ())))
         return cls._restore(fitted, said["arguments"], load(stored.weights), str(device))
+
+
+def after(start: float, gaps: Floats) -> Floats:
+    """Times that follow a time, gap after gap: added in turn, so that a series in pieces adds the same numbers.
+
+    Example:
+        >>> after(1.0, np.array([0.5, 2.0])).tolist()
+        [1.5, 3.5]
+    """
+    return np.asarray(np.cumsum(np.concatenate([[start], gaps]))[1:])
 
 
 def first_rows(pieces: Iterator[Floats], count: int) -> Floats:

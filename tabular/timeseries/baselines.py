@@ -32,24 +32,25 @@ class Resampled(SeriesGenerator):
         super().__init__()
         self._x = np.zeros((0, 0, 0), np.float32)
         self._steps = np.zeros(0, np.int64)
-        self._label = np.zeros(0, np.int64)
+        self._owner = np.zeros(0, np.int64)
 
     def _fit(self, series: Series, progress: Progress, **training: Any) -> None:
         if training:
             raise UsageError(f"fit of {self.network} has no argument {next(iter(training))!r}.")
         windows = self.encoding.windows(series)
         self._x, self._steps = windows["x"], windows["steps"]
-        target = self.schema.target
-        owners = windows_of(series, self.encoding.window)[1]
-        self._label = series.statics[target][owners] if target is not None else np.zeros(len(owners), np.int64)
+        self._owner = windows_of(series, self.encoding.window)[1]
 
     @abstractmethod
     def _stretch(self, own: Ints, generator: np.random.Generator) -> Floats:
         """Rows of some of the windows."""
 
     def _pieces(self, asked: Asked, given: Series | None) -> Iterator[Floats]:
-        target = self.schema.target
-        own = np.flatnonzero(self._label == asked.statics[target][0]) if target is not None else np.arange(len(self._x))
+        alike = np.ones(len(self.fitted.lengths), bool)
+        for name, values in self.fitted.statics.items():
+            wanted = asked.statics[name][0]
+            alike &= (values == wanted) | ((values != values) & (wanted != wanted))
+        own = np.flatnonzero(alike[self._owner])
         generator = asked.rng(0, self.network)
         while True:
             yield self._stretch(own, generator)
@@ -63,7 +64,7 @@ class Resampled(SeriesGenerator):
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {
-            "x": torch.from_numpy(self._x), "steps": torch.from_numpy(self._steps), "label": torch.from_numpy(self._label),
+            "x": torch.from_numpy(self._x), "steps": torch.from_numpy(self._steps), "owner": torch.from_numpy(self._owner),
         }  # fmt: skip
 
     @classmethod
@@ -72,12 +73,12 @@ class Resampled(SeriesGenerator):
     ) -> Self:
         generator = cls()
         generator._fitted = fitted
-        generator._x, generator._steps, generator._label = (weights[name].numpy() for name in ("x", "steps", "label"))
+        generator._x, generator._steps, generator._owner = (weights[name].numpy() for name in ("x", "steps", "owner"))
         return generator
 
 
 class WindowBootstrap(Resampled):
-    """Real windows of the class, drawn with replacement, one after the other where a series is longer than one."""
+    """Real windows of series with the asked statics, drawn with replacement, one after the other where a series is longer than one."""
 
     network = "bootstrap"
 
@@ -87,7 +88,7 @@ class WindowBootstrap(Resampled):
 
 
 class IndependentChannels(Resampled):
-    """Each channel of a real window of the class, each of another one."""
+    """Each channel of a real window of series with the asked statics, each of another one."""
 
     network = "independent"
 

@@ -198,7 +198,8 @@ class SeriesDiffusion(TrainedSeries):
         window = self.encoding.window
         seen = np.ones(rows.shape, bool) if known is None else known
         keep = max(window // 2, 1)
-        condition = self.condition(asked, first=False)
+        # A window that does not begin a series is told so, if the model ever met one.
+        condition = self.condition(asked, first=bool(self.fitted.lengths.max() <= window))
         while True:
             had = min(keep, len(rows))
             given, mask = np.zeros((1, window, rows.shape[1])), np.zeros((1, window, rows.shape[1]))
@@ -206,8 +207,21 @@ class SeriesDiffusion(TrainedSeries):
             whole = self._windows(self._noise_of(asked, f"diffusion/{number}"), given, mask, condition)[0]
             new = whole[had:]
             yield new
-            rows, seen = new, np.ones(new.shape, bool)
+            rows, seen = self._as_given(new)
             number += 1
+
+    def _as_given(self, rows: Floats) -> tuple[Floats, Any]:
+        """Drawn rows as training shows rows that are given: codes of 1 and -1, and nothing where a value is missing."""
+        own, seen = rows.copy(), np.ones(rows.shape, bool)
+        for channel in self.encoding.channels:
+            if channel.categories:
+                codes = rows[:, channel.span].argmax(1)
+                own[:, channel.span] = np.where(codes[:, None] == np.arange(channel.categories), 1.0, -1.0)
+            elif channel.nullable:
+                gone = rows[:, channel.first + 1] < 0
+                own[:, channel.first + 1] = np.where(gone, -1.0, 1.0)
+                own[gone, channel.first], seen[gone, channel.first] = 0.0, False
+        return own, seen
 
     def _filled(self, series: Series, seed: int) -> list[Floats]:
         """Gaps are drawn window after window, each with what was drawn before it as given."""
@@ -216,9 +230,9 @@ class SeriesDiffusion(TrainedSeries):
         for number in range(len(series)):
             rows = series.rows(number)
             own, seen = x[rows].astype(np.float64), known[rows].copy()
-            for channel in self.encoding.channels:  # whether a value is there is what is asked for
+            for channel in self.encoding.channels:  # training hides a value and whether it is there together
                 if channel.nullable and not channel.categories:
-                    own[:, channel.first + 1] = 1.0
+                    seen[:, channel.first + 1] &= seen[:, channel.first]
                 elif channel.nullable:
                     gone = own[:, channel.span].argmax(1) == channel.categories - 1
                     seen[gone, channel.span] = False
@@ -236,8 +250,10 @@ class SeriesDiffusion(TrainedSeries):
                 condition = self.condition(asked, first=start == 0)
                 own[piece] = self._windows(noise, given, mask, condition)[0, :count]
                 seen[piece] = True
-            for channel in self.encoding.channels:
-                if channel.nullable and channel.categories:  # never "missing"
+            for channel in self.encoding.channels:  # never "missing"
+                if channel.nullable and channel.categories:
                     own[:, channel.span.stop - 1] = -np.inf
+                elif channel.nullable:
+                    own[:, channel.first + 1] = 1.0
             filled.append(own)
         return filled

@@ -141,6 +141,9 @@ class Encoding:
             if channel.categories:
                 code = np.where(values < 0, channel.categories - 1, values)
                 x[:, channel.span] = 2.0 * (code[:, None] == np.arange(channel.categories)) - 1
+                if not channel.nullable:  # a gap that the fitted series never have
+                    gone = values < 0
+                    x[gone, channel.span], known[gone, channel.span] = 0.0, False
                 continue
             gone = np.isnan(values)
             x[:, channel.first] = np.where(gone, 0.0, (values - channel.mean) / channel.scale)
@@ -172,7 +175,8 @@ class Encoding:
     def windows(self, series: Series) -> dict[str, NDArray[Any]]:
         """Windows of all series: ``x`` float32 ``[M, window, width]``, ``known`` bool of that shape (False where a value is
         missing or the series has ended), ``steps`` int64 ``[M]`` rows in each, ``condition`` float32 ``[M, C]``, ``ends``
-        bool ``[M]`` whether the series ends in it."""
+        bool ``[M]`` whether the series ends in it, and ``weight`` float32 ``[M, window]``, one by the number of windows that
+        a row is in."""
         x, known = self.encode(series)
         conditions = self.conditions(series.statics, len(series))
         starts, owners = windows_of(series, self.window)
@@ -183,9 +187,14 @@ class Encoding:
         steps = np.minimum(series.offsets[owners + 1] - starts, self.window)
         for k, (start, rows) in enumerate(zip(starts.tolist(), steps.tolist(), strict=True)):
             out[k, :rows], seen[k, :rows] = x[start : start + rows], known[start : start + rows]
+        places = [np.arange(start, start + rows) for start, rows in zip(starts, steps, strict=True)]
+        often = np.bincount(np.concatenate(places), minlength=len(series.times))
+        weight = np.zeros((count, self.window), np.float32)
+        for k, own in enumerate(places):
+            weight[k, : len(own)] = 1 / often[own]
         condition = np.concatenate([conditions[owners], first[:, None].astype(np.float32)], 1)
         ends = starts + steps == series.offsets[owners + 1]
-        return {"x": out, "known": seen, "steps": steps, "condition": condition, "ends": ends}
+        return {"x": out, "known": seen, "steps": steps, "condition": condition, "ends": ends, "weight": weight}
 
     def to_json(self) -> dict[str, Any]:
         return {

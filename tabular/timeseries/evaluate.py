@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from visynth.core import seeds as seeding
+from visynth.core.errors import DataError
 from visynth.core.progress import Progress, no_progress
 from visynth.tabular.columns import Floats
 from visynth.tabular.timeseries import metrics
 from visynth.tabular.timeseries.base import SeriesGenerator, check_held_out
 from visynth.tabular.timeseries.baselines import IndependentChannels, WindowBootstrap
+from visynth.tabular.timeseries.encoding import windows_of
 from visynth.tabular.timeseries.kernels import Eyes, Scales
 from visynth.tabular.timeseries.metrics import Score
 from visynth.tabular.timeseries.series import Series
@@ -21,6 +23,7 @@ from visynth.tabular.timeseries.utility import drawn_for
 
 HELD_OUT = "held-out series (noise floor)"
 FITTED = "real series"
+FEWEST = 4
 MOST = 60  # series a side that warping distances are worked out for
 
 
@@ -53,7 +56,14 @@ class SourceFigures:
     copies: float | None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """The figures; None where a figure cannot be had."""
+        return {name: _known(value) for name, value in asdict(self).items()}
+
+
+def _known(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _known(own) for name, own in value.items()}
+    return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def measure_series(
@@ -79,8 +89,11 @@ def measure_series(
         Figures by source.
 
     Raises:
-        DataError: held-out series were fitted.
+        DataError: held-out series were fitted, or there are too few of a side.
     """
+    few = [f"{len(side)} {name}" for name, side in (("fitted", train), ("held-out", held)) if len(side) < FEWEST]
+    if few:
+        raise DataError(f"measures need {FEWEST} series a side at least, but there are {' and '.join(few)}.")
     check_held_out(generator, held)
     window = generator.encoding.window
     sources: dict[str, Series] = {FITTED: train}
@@ -94,23 +107,29 @@ def measure_series(
     figures = {}
     for name, source in sources.items():
         progress(f"  measuring {name}")
-        figures[HELD_OUT if name == FITTED else name] = _figures(source, train, held, eyes, name != FITTED, seed)
+        figures[HELD_OUT if name == FITTED else name] = _figures(
+            source, train, held, eyes, name != FITTED, window, seed
+        )
     return figures
 
 
-def _figures(source: Series, train: Series, held: Series, eyes: Eyes, synthetic: bool, seed: int) -> SourceFigures:
+def _figures(
+    source: Series, train: Series, held: Series, eyes: Eyes, synthetic: bool, window: int, seed: int
+) -> SourceFigures:
     scales = eyes.scales
     real, fake = eyes(held), eyes(source)
-    x, y = (number_arrays(scales, side) for side in (held, source))
+    x, y = _equally_long([number_arrays(scales, side) for side in (held, source)])
     copies = closer = None
     if synthetic:
-        sides = [number_arrays(scales, side) for side in (source, train, held)]
-        copies = metrics.copied(sides[0], sides[1])
+        copies = metrics.copied(_stretches(scales, source, window), _stretches(scales, train, window, overlapping=True))
+        sides = [np.nan_to_num(one) for one in _equally_long([number_arrays(scales, s) for s in (source, train, held)])]
         few = [s[seeding.rng(seed, f"series/few/{n}").permutation(len(s))[:MOST]] for n, s in enumerate(sides)]
         closer = metrics.closer_share(few[0], few[1], few[2], seed)
     return SourceFigures(
-        metrics.discriminative(real, fake, seed),
-        metrics.predictive(y, x, seed),
+        metrics.discriminative(
+            real, fake, (held.group_names, source.hashes() if synthetic else source.group_names), seed
+        ),
+        metrics.predictive(y, x, held.group_names, seed),
         metrics.context_fd(real, fake),
         metrics.autocorrelation_distance(x, y),
         metrics.spectrum_distance(x, y),
@@ -123,13 +142,40 @@ def _figures(source: Series, train: Series, held: Series, eyes: Eyes, synthetic:
 
 
 def number_arrays(scales: Scales, series: Series) -> Floats:
-    """Scaled number channels ``[N, D, steps]``, of other series (events alone) all that judges see."""
+    """Scaled number channels ``[N, D, L]``, NaN where missing or ended; of other series (events alone) all that judges see."""
     whole = scales.arrays(series)
     places, first = [], 0
     for name in series.schema.numbers:
         places.append(first)
         first += 1 + series.schema.channels[name].nullable
-    return np.asarray(whole[:, places] if places else whole)
+    if not places or scales.factor > 1:  # means of several rows have no gaps
+        own = whole[:, places] if places else whole
+        return np.where(whole[:, -1:] > 0, own, np.nan)
+    out = np.full((len(series), len(places), whole.shape[2]), np.nan)
+    for number in range(len(series)):
+        values = (series.values(number) - scales.means) / scales.deviations
+        out[number, :, : len(values)] = values.T
+    return out
+
+
+def _equally_long(arrays: Sequence[Floats]) -> list[Floats]:
+    """Arrays with as many steps as the longest, NaN behind a series' end."""
+    steps = max(one.shape[2] for one in arrays)
+    return [np.pad(one, ((0, 0), (0, 0), (0, steps - one.shape[2])), constant_values=np.nan) for one in arrays]
+
+
+def _stretches(scales: Scales, series: Series, window: int, overlapping: bool = False) -> Floats:
+    """Windows of all series, one after the other or those that generators see, 0 where a value is missing."""
+    starts, owners = windows_of(series, window)
+    whole = [np.nan_to_num((series.values(k) - scales.means) / scales.deviations) for k in range(len(series))]
+    if not overlapping:
+        kept = (starts - series.offsets[owners]) % window == 0
+        starts, owners = starts[kept], owners[kept]
+    out = np.zeros((len(starts), window, len(scales.means)))
+    for place, (start, owner) in enumerate(zip(starts.tolist(), owners.tolist(), strict=True)):
+        own = whole[owner][start - int(series.offsets[owner]) :][:window]
+        out[place, : len(own)] = own
+    return out.transpose(0, 2, 1)
 
 
 def class_recalls(source: Series, held: Series, fake: Floats, real: Floats) -> dict[str, float]:

@@ -19,7 +19,7 @@ from visynth.tabular.timeseries.series import Series
 
 KERNELS = 500
 LENGTHS = (7, 9, 11)
-MOST_STEPS = 512  # of a series that kernels see; a longer one is shortened to as many means
+MOST_STEPS = 512  # of a series that kernels see; of longer ones, means of neighbouring rows
 
 
 @dataclass(frozen=True)
@@ -29,27 +29,30 @@ class Scales:
     Attributes:
         means: of each number channel.
         deviations: of each.
-        steps: to which every series is brought.
+        steps: of the longest.
+        factor: rows that are averaged to one step.
     """
 
     means: Floats
     deviations: Floats
     steps: int
+    factor: int = 1
 
     @classmethod
     def of(cls, series: Series) -> Scales:
         values = (
             np.stack([series.channels[name] for name in series.schema.numbers], 1) if series.schema.numbers else None
         )
+        factor = -(-int(series.lengths.max()) // MOST_STEPS)
+        steps = -(-int(series.lengths.max()) // factor)
         if values is None:
-            return cls(np.zeros(0), np.ones(0), min(int(series.lengths.max()), MOST_STEPS))
+            return cls(np.zeros(0), np.ones(0), steps, factor)
         spread = np.nanstd(values, axis=0)
-        return cls(
-            np.nanmean(values, axis=0), np.where(spread > 0, spread, 1.0), min(int(series.lengths.max()), MOST_STEPS)
-        )
+        deviations = np.where(spread > 0, spread, 1.0)
+        return cls(np.nanmean(values, axis=0), deviations, steps, factor)
 
     def arrays(self, series: Series) -> Floats:
-        """Series as ``[N, D, steps]``: scaled numbers, whether a value is missing, categories one-hot, gaps of irregular
+        """Series as ``[N, D, L]``, L at least ``steps``: scaled numbers, whether a value is missing, categories one-hot, gaps of irregular
         times, and whether the series goes on. Missing values and what is behind a series' end are 0."""
         parts = []
         for place, name in enumerate(series.schema.numbers):
@@ -68,11 +71,13 @@ class Scales:
             parts.append(np.log1p(np.maximum(gaps, 0)))
         parts.append(np.ones(len(series.times)))
         rows = np.stack(parts)
-        out = np.zeros((len(series), len(rows), self.steps))
+        longest = -(-int(series.lengths.max()) // self.factor)
+        out = np.zeros((len(series), len(rows), max(self.steps, longest)))
         for number, length in enumerate(series.lengths.tolist()):
             own = rows[:, series.rows(number)]
-            if length > self.steps:
-                own = own[:, : length // self.steps * self.steps].reshape(len(rows), self.steps, -1).mean(2)
+            if self.factor > 1:
+                starts = np.arange(0, length, self.factor)
+                own = np.add.reduceat(own, starts, axis=1) / np.diff(np.append(starts, length))
             out[number, :, : own.shape[1]] = own
         return out
 

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from visynth.core.errors import DataError, UsageError, choices, raise_all
 from visynth.tabular.columns import Category, Column, Date, Floats, Kind, Number
-from visynth.tabular.frames import check_frame, pandas, read_table, to_pandas
+from visynth.tabular.frames import Library, check_frame, pandas, read_table, to_pandas
+from visynth.tabular.identifiers import Identifier
 from visynth.tabular.inference import infer
 from visynth.tabular.schema import Schema, missing_in
-from visynth.tabular.timeseries.series import ENTITY, Ints, Series, SeriesSchema
+from visynth.tabular.timeseries.series import ENTITY, STEP, Ints, Series, SeriesSchema
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 SAME = 1e-3  # of a step: by how much a regular series' times may be off
 MOST_GAPS = 4  # times as many rows, up to which missing rows of a regular series are filled in
 SHOWN = 4
+PERSONAL_STYLES = ("email", "label")  # of identifiers that tell people apart
 
 
 def read_series(
@@ -63,13 +65,18 @@ def read_series(
         >>> series.names, series.schema.step, series.values(0)[:, 0].tolist()
         (('a', 'b'), 1.0, [2.0, 2.5])
     """
-    frame = read_table(data) if isinstance(data, (str, Path)) else to_pandas(data)[0]
+    library: Library
+    frame, library = (read_table(data), "pandas") if isinstance(data, (str, Path)) else to_pandas(data)
     check_frame(frame)
     named = [n for n in (entity, time, target, *statics, *drop) if n is not None]
     unknown = [f"there is no column {name!r}" for name in named if name not in frame.columns]
     unknown += [f"column {name!r} is named twice" for name in sorted({n for n in named if named.count(n) > 1})]
     if step is not None and not step > 0:
         unknown.append(f"step must be above 0, but got {step}")
+    own_names = [*([ENTITY] if entity is None else []), *([STEP] if time is None else [])]
+    unknown += [
+        f"column {n!r} would clash with one that is written: rename it" for n in own_names if n in frame.columns
+    ]
     raise_all(f"the options (columns {choices(frame.columns)})", unknown, UsageError)
     frame = frame.drop(columns=list(drop))
     keys = frame[entity] if entity is not None else pandas().Series(["1"] * len(frame))
@@ -78,7 +85,13 @@ def read_series(
     rest = [name for name in frame.columns if name not in (entity, time, *fixed)]
     if not rest:
         raise DataError("there is no channel: every column is the entity, the time or a static.")
-    channels = infer(frame[rest], {k: v for k, v in (kinds or {}).items() if k in rest})
+    channels = replace(infer(frame[rest], {k: v for k, v in (kinds or {}).items() if k in rest}), library=library)
+    identifiers = [c for c in channels.columns if isinstance(c, Identifier)]
+    raise_all("the channels", [
+        f"column {c.name!r} looks like {'personal data' if c.style in PERSONAL_STYLES else 'an identifier or a counter'}: leave it "
+        "out (drop=), or say what it is (kinds={name: 'numeric'})"
+        for c in identifiers
+    ])  # fmt: skip
     if not channels.modelled:
         raise DataError("no channel can be modelled: all are identifiers, text or constant.")
     return _assembled(frame, keys, clock, channels, fixed, target, step, kinds or {}, entity or ENTITY)
@@ -94,11 +107,10 @@ def _clock(values: pd.Series, kinds: Mapping[str, Kind] | None) -> Column:
             column = infer(values.to_frame(), {str(values.name): "numeric"}).columns[0]
         except DataError:
             raise DataError(f"column {values.name!r} holds no times: it is {column.kind}.") from None
-    if values.isna().any():
-        rows = np.flatnonzero(values.isna())[:SHOWN].tolist()
-        raise DataError(
-            f"column {values.name!r} has rows without a time ({int(values.isna().sum())}; the first: {rows})."
-        )
+    gone = column.is_missing(values)
+    if gone.any():
+        rows = np.flatnonzero(gone)[:SHOWN].tolist()
+        raise DataError(f"column {values.name!r} has rows without a time ({int(gone.sum())}; the first: {rows}).")
     return column
 
 
@@ -131,10 +143,23 @@ def _assembled(
     if fixed:
         own = frame.iloc[first][list(fixed)].reset_index(drop=True)
         statics = infer(own, {**{k: v for k, v in kinds.items() if k in fixed}}, target)
-        statics = replace(statics, columns=tuple(_kept(own, c, target) for c in statics.columns))
+        told = [note for note in statics.notes if not any(note.startswith(f"{n}: ") for n in _identifiers(statics))]
+        statics = replace(
+            statics,
+            columns=tuple(_kept(own, c, target) for c in statics.columns),
+            notes=tuple(told),
+            library=channels.library,
+        )
     table = {name: values[order] for name, values in channels.table(frame).items()}
     schema = SeriesSchema(
-        channels, statics, entity, clock, step, target, float(times[offsets[:-1]].min()), (*notes, *statics.notes)
+        channels,
+        statics,
+        entity,
+        clock,
+        step or 1.0,
+        target,
+        float(times[offsets[:-1]].min()),
+        (*notes, *statics.notes),
     )
     static_table = statics.table(own) if fixed else {}
     if target is not None and (static_table[target] < 0).any():
@@ -146,10 +171,22 @@ def _assembled(
     return series if clock is None else regular(series, step)
 
 
+def _identifiers(schema: Schema) -> list[str]:
+    return [column.name for column in schema.columns if isinstance(column, Identifier)]
+
+
 def _kept(own: pd.DataFrame, column: Column, target: str | None) -> Column:
-    """Names and other text of few entities are categories, not identifiers: there is one row for each entity."""
+    """Names and other text of few entities are categories, not identifiers: there is one row for each entity.
+
+    Raises:
+        DataError: personal data, which samples would repeat.
+    """
     if column.modelled or column.kind == "constant" or column.name == target:
         return column
+    if isinstance(column, Identifier) and column.style in PERSONAL_STYLES:
+        raise DataError(
+            f"column {column.name!r} holds personal data, which samples would repeat: leave it out (drop=)."
+        )
     return infer(own[[column.name]], {column.name: "categorical"}).columns[0]
 
 
@@ -210,7 +247,13 @@ def regular(series: Series, step: float | None = None) -> Series:
         raise DataError(f"{int(off.sum())} of {len(gaps)} gaps between times are no multiples of step={step}.")
     rows = np.round(multiples).sum() + len(series)
     if off.any() or (multiples < 0.5).any() or rows > MOST_GAPS * len(series.times):
-        return replace(series, schema=replace(series.schema, step=None))
+        if step is not None:
+            raise DataError(
+                f"with step={step} the series would have {int(rows)} rows instead of {len(series.times)}, most of them missing: leave "
+                "step out (the gaps are then modelled), or part the series at the long gaps (entity=)."
+            )
+        note = "times are on no grid, or mostly missing from it: gaps between rows are modelled, not rows at equal distances"
+        return replace(series, schema=replace(series.schema, step=None, notes=(*series.schema.notes, note)))
     missing = int(rows) - len(series.times)
     if not missing:
         return replace(series, schema=replace(series.schema, step=own))
@@ -222,7 +265,7 @@ def _filled(series: Series, step: float, missing: int) -> Series:
     places, times, lengths = [], [], []
     for number in range(len(series)):
         own = series.times[series.rows(number)]
-        steps = np.round((own - own[0]) / step).astype(np.int64)
+        steps = np.concatenate([[0], np.cumsum(np.round(np.diff(own) / step))]).astype(np.int64)
         count = int(steps[-1]) + 1
         place = np.full(count, -1)
         place[steps] = np.arange(series.offsets[number], series.offsets[number + 1])
@@ -230,7 +273,7 @@ def _filled(series: Series, step: float, missing: int) -> Series:
         times.append(own[0] + step * np.arange(count))
         lengths.append(count)
     rows = np.concatenate(places)
-    columns = tuple(replace(c, nullable=True) if c.modelled else c for c in series.schema.channels.columns)
+    columns = tuple(_with_gaps(c) if c.modelled else c for c in series.schema.channels.columns)
     channels = {}
     for column in series.schema.channels.modelled:
         values = series.channels[column.name][np.maximum(rows, 0)].copy()
@@ -245,6 +288,17 @@ def _filled(series: Series, step: float, missing: int) -> Series:
     )
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return replace(series, schema=schema, offsets=offsets, times=np.concatenate(times), channels=channels)
+
+
+def _with_gaps(column: Column) -> Column:
+    """The column where values can be missing, of a data type that can say so."""
+    if column.dtype.startswith(("int", "uint")) and column.dtype[0].islower():
+        dtype = (
+            column.dtype.replace("uint", "UInt") if column.dtype.startswith("u") else column.dtype.replace("int", "Int")
+        )
+    else:
+        dtype = "boolean" if column.dtype == "bool" else column.dtype
+    return replace(column, nullable=True, dtype=dtype)
 
 
 def from_arrays(
@@ -280,6 +334,11 @@ def from_arrays(
     if labels is not None and len(labels) != len(x):
         raise DataError(f"there are {len(x)} series, but {len(labels)} labels.")
     own = list(channels or [f"channel_{k + 1}" for k in range(x.shape[1])])
+    clash = [n for n in own if own.count(n) > 1 or n in (ENTITY, STEP, target)]
+    if clash:
+        raise DataError(
+            f"names of channels must differ from one another and from {choices((ENTITY, STEP, target))}: {clash}."
+        )
     if len(own) != x.shape[1]:
         raise DataError(f"there are {x.shape[1]} channels, but {len(own)} names of channels: {own}.")
     columns = tuple(Number(n, "numeric", "float64", bool(np.isnan(x[:, k]).any())) for k, n in enumerate(own))
@@ -289,6 +348,9 @@ def from_arrays(
         frame = pandas().DataFrame({target: [value.item() if hasattr(value, "item") else value for value in labels]})
         statics = infer(frame, {target: "categorical"}, target)
         static_table = statics.table(frame)
+        lost = np.flatnonzero(static_table[target] < 0).tolist()
+        if lost:
+            raise DataError(f"{len(lost)} series have no class (the first: {lost[:SHOWN]}): leave them out.")
     offsets = np.arange(len(x) + 1) * x.shape[2]
     times = np.tile(np.arange(x.shape[2]) * step, len(x))
     schema = SeriesSchema(Schema(columns), statics, step=step, target=None if labels is None else target)
@@ -338,10 +400,11 @@ def read_arrays(
 def cut(series: Series, length: int) -> Series:
     """Stretches of so many rows, one after the other without overlap, each a series of its entity's group.
 
-    What is left at an entity's end is left out; a note says how many rows.
+    What is left at an entity's end is left out, and entities that are shorter; notes say how much.
 
     Raises:
         UsageError: no entity is that long.
+        DataError: a class has no entity that is.
     """
     if length < 2 or not (series.lengths >= length).any():
         raise UsageError(f"no series has {length} rows: the longest has {int(series.lengths.max())}.")
@@ -351,9 +414,19 @@ def cut(series: Series, length: int) -> Series:
             starts.append(int(series.offsets[number]) + k * length)
             owners.append(number)
     rows = (np.array(starts)[:, None] + np.arange(length)).reshape(-1)
-    left = len(series.times) - len(rows)
+    short = [k for k, count in enumerate(series.lengths.tolist()) if count < length]
+    labels = series.labels()
+    gone = sorted(set(labels) - {labels[k] for k in owners})
+    if gone:
+        raise DataError(f"no series of class {choices(gone)} has {length} rows: cut to fewer.")
+    left = len(series.times) - len(rows) - int(series.lengths[short].sum())
     groups = stretches([series.group_names[k] for k in owners])
-    notes = (*series.schema.notes, *([f"{left} rows at the ends of series are left out"] if left else []))
+    told = [f"{left} rows at the ends of series are left out"] if left else []
+    if short:
+        told.append(
+            f"{len(short)} series shorter than {length} rows are left out ({choices([series.names[k] for k in short[:SHOWN]])})"
+        )
+    notes = (*series.schema.notes, *told)
     return Series(
         replace(series.schema, notes=notes),
         tuple(f"{series.names[k]}:{start - int(series.offsets[k])}" for k, start in zip(owners, starts, strict=True)),

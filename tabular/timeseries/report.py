@@ -56,6 +56,8 @@ def figure(score: Score) -> str:
         >>> figure(Score(0.25, 0.2, 0.3))
         '0.250 [0.200, 0.300]'
     """
+    if np.isnan(score.mean):
+        return "too few complete steps"
     return f"{score.mean:.3f} [{score.low:.3f}, {score.high:.3f}]"
 
 

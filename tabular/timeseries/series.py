@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth.core.errors import UsageError, choices
+from visynth.core.errors import DataError, UsageError, choices
 from visynth.core.members import Member
 from visynth.tabular.columns import Category, Column, Date, Floats, Number, restored
 from visynth.tabular.frames import in_library, pandas
@@ -125,7 +125,10 @@ class Series:
         if self.schema.target is None:
             return [""] * len(self)
         classes = self.schema.classes
-        return [classes[code] for code in self.statics[self.schema.target]]
+        codes = self.statics[self.schema.target]
+        if (codes < 0).any():
+            raise DataError(f"{int((codes < 0).sum())} series have no class.")
+        return [classes[code] for code in codes]
 
     def rows(self, number: int) -> slice:
         """Rows of one entity."""
@@ -168,7 +171,7 @@ class Series:
         if schema.time is not None:
             parts[schema.time.name] = schema.time.format(self.times)
         else:
-            parts[STEP] = np.arange(len(self.times)) - np.repeat(self.offsets[:-1], lengths)
+            parts[STEP] = np.round(self.times / (schema.step or 1.0)).astype(np.int64)
         whole = np.repeat(np.arange(len(self)), lengths)
         for column in schema.statics.columns:
             values = self.statics[column.name][whole] if column.modelled else np.zeros(len(whole))

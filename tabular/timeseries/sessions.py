@@ -86,31 +86,37 @@ def replay(
     ]
     raise_all("the replay", problems, UsageError)
     wanted = max(round(rate * seconds), 1)
-    drawn = _drawn(generator, wanted, seconds, conditions or {}, seed)
+    count = _count(generator, wanted, seconds, conditions or {}, seed)
+    while True:
+        drawn = generator.sample(count, conditions=conditions, seed=seed)
+        times, session, rows = _inside(drawn, wanted, seconds, seed)
+        if sum(map(len, times)) >= wanted:
+            break
+        count *= 2  # a session longer than those that were looked at first: starts are spread over more time
+        _check_count(count)
+    every = np.concatenate(times)
+    order = np.argsort(every, kind="stable")
+    return Replay(every[order], np.concatenate(session)[order], np.concatenate(rows)[order], drawn, seconds)
+
+
+def _inside(drawn: Series, wanted: int, seconds: float, seed: int) -> tuple[list[Floats], list[Ints], list[Ints]]:
+    """Requests of sessions that fall into the time, as many as wanted: times, sessions and rows, session by session."""
     spans = [float(own[-1] - own[0]) for own in _times(drawn)]
-    longest = max(spans)
-    starts = seeding.rng(seed, "replay/starts").uniform(-longest, seconds, len(drawn))
+    starts = seeding.rng(seed, "replay/starts").uniform(-max(spans), seconds, len(drawn))
     times: list[Floats] = []
-    rows: list[Ints] = []
     session: list[Ints] = []
-    count = used = 0
+    rows: list[Ints] = []
+    count = 0
     for number, own in enumerate(_times(drawn)):
         at = own - own[0] + starts[number]
         inside = np.flatnonzero((at >= 0) & (at < seconds))[: wanted - count]
         times.append(at[inside])
-        rows.append(inside + int(drawn.offsets[number]))
         session.append(np.full(len(inside), number))
-        count, used = count + len(inside), number + 1
+        rows.append(inside + int(drawn.offsets[number]))
+        count += len(inside)
         if count >= wanted:
             break
-    if count < wanted:
-        raise UsageError(
-            f"{used} sessions give {count} requests in {seconds} s instead of {wanted}: ask for a longer time."
-        )
-    every = np.concatenate(times)
-    order = np.argsort(every, kind="stable")
-    kept = drawn.take(np.arange(used))
-    return Replay(every[order], np.concatenate(session)[order], np.concatenate(rows)[order], kept, seconds)
+    return times, session, rows
 
 
 def _times(sessions: Series) -> Iterator[Floats]:
@@ -118,19 +124,23 @@ def _times(sessions: Series) -> Iterator[Floats]:
         yield sessions.times[sessions.rows(number)]
 
 
-def _drawn(generator: SeriesGenerator, wanted: int, seconds: float, conditions: Mapping[str, Any], seed: int) -> Series:
-    """Sessions that surely give so many requests: as many as needed were they all to fall into the time, and more for those
+def _count(generator: SeriesGenerator, wanted: int, seconds: float, conditions: Mapping[str, Any], seed: int) -> int:
+    """Sessions that probably give so many requests: as many as needed were they all to fall into the time, and more for those
     that start before it."""
     few = generator.sample(BATCH, conditions=conditions, seed=seed)
     spans = np.array([own[-1] - own[0] for own in _times(few)])
     # A start is uniform over the time and the longest session before it: so much of a session falls into the time.
     share = seconds / (seconds + float(spans.max()))
     count = int(1.2 * wanted / max(float(few.lengths.mean()) * share, 1e-9)) + BATCH
+    _check_count(count)
+    return count
+
+
+def _check_count(count: int) -> None:
     if count > MOST_SESSIONS:
         raise UsageError(
             f"{count} sessions would be needed, and {MOST_SESSIONS} are the most: lower the rate or the time."
         )
-    return generator.sample(count, conditions=conditions, seed=seed) if count > BATCH else few
 
 
 def check_sessions(real: Series, synthetic: Series) -> dict[str, float]:

@@ -19,13 +19,14 @@ from visynth.core.folders import claim, put_files, work_folder
 from visynth.core.progress import Progress, no_progress
 from visynth.core.report import Report, environment, text
 from visynth.core.stage import Stage
+from visynth.tabular.balance import check_unmarked
 from visynth.tabular.frames import pandas, to_pandas
 from visynth.tabular.shares import chosen_shares
 from visynth.tabular.timeseries.base import SeriesGenerator
 from visynth.tabular.timeseries.evaluate import measure_series
 from visynth.tabular.timeseries.report import series_sections
 from visynth.tabular.timeseries.series import Series
-from visynth.tabular.timeseries.utility import PARTS, SeriesCells, rare_series
+from visynth.tabular.timeseries.utility import PARTS, SeriesCells, rare_series, too_few
 from visynth.verdict.rule import CANNOT_TELL, HELPS, Design
 from visynth.verdict.summary import arms_block, class_verdict, summarise
 
@@ -105,16 +106,19 @@ def run_series_trial(
     if unknown:
         raise UsageError(f"no series has the class {choices(unknown)}; the classes are {choices(sorted(labels))}.")
     names = list(rare) or [min(sorted(labels), key=lambda name: labels[name])]
+    check_unmarked(series.frame().columns)
+    raise_all("the series", too_few(series, names, options.cells))
+    first, second = halves(series, options.cells.seed)
     out = claim(out, PARTS_OF_OUT)
     for note in series.schema.notes:
         progress(f"  {note}")
-    make, steps = planned(series, len(names), options, progress)
     inputs = {
         "series": hash_json([series.hashes(), series.labels(), list(series.group_names)]), "schema": series.schema.to_json(),
-        "options": {k: v for k, v in asdict(options).items() if k not in ("minutes", "write")}, "steps": steps,
+        "options": {k: v for k, v in asdict(options).items() if k != "write"},
         "versions": environment(),
     }  # fmt: skip
     stage = Stage(work_folder(out), inputs)
+    make, steps = planned(series, len(names), options, stage, progress)
     cells = options.cells
     found = {name: rare_series(series, name, make, cells, stage=stage, progress=progress) for name in names}
     report = Report("series trial", subject, lead=LEAD)
@@ -127,7 +131,6 @@ def run_series_trial(
         report.section(
             f"Is it worth it? {series.schema.target} = {label}", *arms_block(found[label], summary, LEARNER), chosen
         )
-    first, second = halves(series, cells.seed)
     progress(f"half of the entities fit {options.model}, the other half judges it")
     generator = make(cells.seed).fit(series.take(first))
     sides = series.take(first), series.take(second)
@@ -151,14 +154,17 @@ def run_series_trial(
 
 
 def planned(
-    series: Series, classes: int, options: SeriesTrial, progress: Progress
+    series: Series, classes: int, options: SeriesTrial, stage: Stage, progress: Progress
 ) -> tuple[Callable[[int], SeriesGenerator], int | None]:
-    """A maker of generators, and the steps of each fit, so that all fits take most of the minutes."""
+    """A maker of generators, and the steps of each fit, so that all fits take most of the minutes.
+
+    A step's time is measured once: a trial that goes on keeps its plan, and with it its cells.
+    """
     kind = plugins.load("series", options.model)
     arguments = dict(options.arguments)
     if not hasattr(kind, "training_step"):
         return lambda seed: kind(**arguments), None
-    steps = arguments.pop("steps", None)
+    steps = arguments.pop("steps", None) or stage.get(plan="steps")
     if steps is None:
         begun = time.monotonic()
         kind(steps=TIMED, **arguments).fit(series, members="none")
@@ -167,6 +173,7 @@ def planned(
         steps = int(np.clip(60 * FIT_SHARE * options.minutes / fits / each, LEAST_STEPS, MOST_STEPS))
         minutes = fits * steps * each / 60
         note = "more than asked for: less would be no training" if minutes > options.minutes else "planned"
+        stage.put(steps, plan="steps")
         progress(f"  {fits} fits of {steps} steps, about {minutes:.0f} minutes ({note})")
     return lambda seed: kind(**{"seed": seed, **arguments, "steps": steps}), int(steps)
 

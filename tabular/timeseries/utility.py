@@ -8,7 +8,7 @@ series by generators that were fitted without these.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visynth.core import seeds as seeding
-from visynth.core.errors import DataError, UsageError, raise_all
+from visynth.core.errors import UsageError, raise_all
 from visynth.core.progress import Progress, no_progress
 from visynth.core.stage import Stage
 from visynth.tabular.columns import Floats
@@ -58,7 +58,7 @@ class SeriesCells:
         draws: repetitions with other folds.
         folds: test parts of each.
         synthetic: series of the class to draw in a cell.
-        most: pretend that only so many series of the class exist in training; the rest serves the oracle.
+        most: pretend that only so many entities of the class exist in training; the rest serves the oracle.
         seed: of everything.
     """
 
@@ -101,13 +101,8 @@ def rare_series(
         UsageError: no such class.
         DataError: too few series of it.
     """
-    positive = of_class(series, label)
-    groups = list(series.group_names)
-    own = len({name for name, true in zip(groups, positive, strict=True) if true})
-    if own < LEAST * cells.folds:
-        raise DataError(
-            f"class {label!r} has series of {own} entities: {cells.folds} folds need {LEAST * cells.folds} at least."
-        )
+    raise_all("the series", too_few(series, [label], cells))
+    positive, groups = of_class(series, label), list(series.group_names)
     results = Results(label, wording=SERIES, synthesizer=make(0).network)
     counts: dict[str, list[float]] = {"train": [], "test": []}
     todo = list(splits(positive.astype(np.int64), cells.draws, cells.folds, groups, cells.seed))
@@ -132,6 +127,19 @@ def rare_series(
     return results
 
 
+def too_few(series: Series, labels: Sequence[str], cells: SeriesCells) -> list[str]:
+    """What is wrong with classes that have too few entities for the folds."""
+    problems = []
+    for label in labels:
+        positive = of_class(series, label)
+        own = len({name for name, true in zip(series.group_names, positive, strict=True) if true})
+        if own < LEAST * cells.folds:
+            problems.append(
+                f"class {label!r} has series of {own} entities: {cells.folds} folds need {LEAST * cells.folds} at least"
+            )
+    return problems
+
+
 class _Cell:
     """One comparison of arms."""
 
@@ -140,17 +148,19 @@ class _Cell:
         make: Callable[[int], SeriesGenerator], seed: int,
     ) -> None:  # fmt: skip
         self.series, self.label, self.cells, self.make, self.seed = series, label, cells, make, seed
-        generator = seeding.rng(seed, "series/cell")
-        own = generator.permutation(train[positive[train]])
-        kept = own if cells.most is None else own[: cells.most]
-        self.more, self.test = own[len(kept) :], test
-        self.train = np.sort(np.concatenate([kept, train[~positive[train]]]))
+        generator, names = seeding.rng(seed, "series/cell"), np.array(series.group_names)
+        own = np.unique(names[train[positive[train]]])
+        kept = own[generator.permutation(len(own))[: cells.most]]  # entities, of which all series go one way
+        left = positive[train] & ~np.isin(names[train], kept)
+        self.more, self.test, self.train = train[left], test, train[~left]
         self.positive = positive[self.train]
         self.parts = np.zeros(len(self.train), np.int64)
-        self.count = int(np.clip(self.positive.sum(), 2, PARTS))
-        for side in (True, False):
-            places = generator.permutation(np.flatnonzero(self.positive == side))
-            self.parts[places] = np.arange(len(places)) % self.count
+        self.count = int(np.clip(len(kept), 2, PARTS))
+        others = np.setdiff1d(names[self.train], kept)
+        for groups in (kept, others):
+            part = dict(zip(generator.permutation(groups).tolist(), np.arange(len(groups)) % self.count, strict=True))
+            for place, name in enumerate(names[self.train].tolist()):
+                self.parts[place] = part.get(name, self.parts[place])
 
     def outcome(self) -> dict[str, Any]:
         """Scores of every arm on the test part, its inner score and what was chosen, as plain JSON."""

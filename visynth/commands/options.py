@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -221,4 +222,7 @@ class SeriesOptions:
                 path, entity=self.entity, time=self.time, target=self.target, statics=self.statics or (), step=self.step,
                 kinds=self.kinds, drop=self.drop or (),  # type: ignore[arg-type]
             )  # fmt: skip
-        return cut(series, self.cut) if self.cut else series
+        series = cut(series, self.cut) if self.cut else series
+        for note in series.schema.notes:
+            print(f"  {note}", file=sys.stderr)
+        return series

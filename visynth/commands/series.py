@@ -291,5 +291,7 @@ def series_replay(
 
     drawn = replay(SeriesGenerator.load(generator, device), rate, seconds, conditions=conditions, seed=seed)
     rows = write_table([drawn.frame()], out)
-    print(f"{out}: {rows} requests of {len(drawn.sessions)} sessions, {drawn.rate:.2f} a second over {seconds:g} s")
+    print(
+        f"{out}: {rows} requests of {len(set(drawn.session.tolist()))} sessions, {drawn.rate:.2f} a second over {seconds:g} s"
+    )
     return 0

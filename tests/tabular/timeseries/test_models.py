@@ -87,7 +87,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_model(tmp_path) -> None
     own = trainer(callbacks=[keep], enable_checkpointing=True)
     SeriesAR(steps=20, width=16).fit(real, trainer=own)
     again = SeriesAR(steps=20, width=16).fit(
-        real, trainer=trainer(callbacks=[keep]), checkpoint=str(tmp_path / "half.ckpt")
+        real, trainer=trainer(callbacks=[keep], enable_checkpointing=True), checkpoint=str(tmp_path / "half.ckpt")
     )
     assert again.digest == whole.digest
 
@@ -117,7 +117,7 @@ def test_a_training_that_diverges_says_so() -> None:
 def test_trend_and_seasons_are_terms_of_their_own() -> None:
     rows = np.arange(20.0)[None, None] * np.linspace(0.5, 1.5, 12)[:, None, None]
     series = from_arrays(rows)
-    diffusion = SeriesDiffusion(steps=200, width=16, depth=1, heads=2, trend=1, seasons=2, lr=3e-3).fit(series)
+    diffusion = SeriesDiffusion(steps=600, width=32, depth=1, trend=1, seasons=2, lr=3e-3).fit(series)
     assert diffusion.weights()["terms.weight"].abs().sum() > 0
     drawn = diffusion.sample(8, seed=1)
     assert all(np.corrcoef(drawn.values(k)[:, 0], np.arange(20))[0, 1] > 0.8 for k in range(8))
