@@ -6,11 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from visynth.tabular.timeseries.arrays import from_arrays, read_arrays
     from visynth.tabular.timeseries.autoregressive import SeriesAR
     from visynth.tabular.timeseries.base import SeriesGenerator
     from visynth.tabular.timeseries.baselines import IndependentChannels, WindowBootstrap
+    from visynth.tabular.timeseries.cutting import cut
     from visynth.tabular.timeseries.diffusion import SeriesDiffusion
-    from visynth.tabular.timeseries.reading import cut, from_arrays, read_arrays, read_series
+    from visynth.tabular.timeseries.reading import read_series
     from visynth.tabular.timeseries.series import Series, SeriesSchema
     from visynth.tabular.timeseries.vae import TimeVAE
 
@@ -19,7 +21,9 @@ _HOMES = {
     "SeriesGenerator": "base",
     **dict.fromkeys(("IndependentChannels", "WindowBootstrap"), "baselines"),
     "SeriesDiffusion": "diffusion",
-    **dict.fromkeys(("cut", "from_arrays", "read_arrays", "read_series"), "reading"),
+    **dict.fromkeys(("from_arrays", "read_arrays"), "arrays"),
+    "cut": "cutting",
+    "read_series": "reading",
     **dict.fromkeys(("Series", "SeriesSchema"), "series"),
     "TimeVAE": "vae",
 }

@@ -8,25 +8,33 @@ are computed in blocks of ``BLOCK``, padded where fewer are asked for.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from visynth.core import seeds as seeding
 from visynth.core.artifact import Artifact
-from visynth.core.errors import DataError, IntegrityError, UsageError, choices, raise_all
+from visynth.core.errors import IntegrityError, UsageError
 from visynth.core.loading import load_generator
 from visynth.core.members import Member
 from visynth.core.progress import Progress, no_progress
 from visynth.tabular.columns import Category, Floats
 from visynth.tabular.draws import check_count
-from visynth.tabular.schema import Table, taken
+from visynth.tabular.schema import taken
 from visynth.tabular.timeseries.encoding import Encoding
+from visynth.tabular.timeseries.fitted import (
+    Asked,
+    FittedSeries,
+    after,
+    card,
+    check_series,
+    first_rows,
+    matching,
+    readme,
+)
 from visynth.tabular.timeseries.series import Ints, Series, SeriesSchema, joined
 
 if TYPE_CHECKING:
@@ -36,58 +44,6 @@ SCHEMA = "visynth.series/1"
 BLOCK = 32  # series computed together
 WINDOW = 256  # steps that models see at once by default, at most
 LEAST = 2  # series that a fit needs
-
-
-@dataclass(frozen=True)
-class FittedSeries:
-    """What a generator knows of the series that it was fitted to.
-
-    Attributes:
-        encoding: of their values; it has the schema.
-        statics: of the real series: those of generated ones are drawn from them.
-        lengths: of the real series, int64 ``[N]``.
-        members: fingerprints.
-        notes: what people should know.
-    """
-
-    encoding: Encoding
-    statics: Table
-    lengths: Ints
-    members: tuple[Member, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def schema(self) -> SeriesSchema:
-        return self.encoding.schema
-
-    @property
-    def varies(self) -> bool:
-        """Whether series have other lengths."""
-        return len(np.unique(self.lengths)) > 1
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Series that are to be drawn.
-
-    Attributes:
-        numbers: of the series, int64 ``[N]``.
-        seed: of the sample.
-        statics: of each.
-        lengths: rows of each; 0 where the model says when a series ends.
-    """
-
-    numbers: Ints
-    seed: int
-    statics: Table
-    lengths: Ints
-
-    def take(self, places: NDArray[Any]) -> Asked:
-        return Asked(self.numbers[places], self.seed, taken(self.statics, places), self.lengths[places])
-
-    def rng(self, place: int, stream: str) -> np.random.Generator:
-        """Random numbers of one series for one purpose."""
-        return seeding.rng(seeding.derive("series", self.seed, int(self.numbers[place])), stream)
 
 
 class SeriesGenerator(ABC):
@@ -187,18 +143,7 @@ class SeriesGenerator(ABC):
         """
         if not isinstance(series, Series):
             raise UsageError(f"fit takes series (read_series or from_arrays), but got {type(series).__name__}.")
-        problems = [
-            f"channel {c.name!r} has no value"
-            for c in series.schema.channels.modelled
-            if not isinstance(c, Category) and np.isnan(series.channels[c.name]).all()
-        ]
-        if len(series) < LEAST:
-            problems.append(
-                f"there is {len(series)} series, and {LEAST} are needed: cut a long one (--cut, or cut(series, length))"
-            )
-        short = [name for name, rows in zip(series.names, series.lengths, strict=True) if rows < 1]
-        problems += [f"series {choices(short)} have no rows"] if short else []
-        raise_all("the series", problems)
+        check_series(series, LEAST)
         if window is not None and window < 2:
             raise UsageError(f"window must be at least 2, but got {window}.")
         steps = min(int(series.lengths.max()), WINDOW) if window is None else min(window, int(series.lengths.max()))
@@ -347,7 +292,7 @@ class SeriesGenerator(ABC):
 
     def _asked(self, numbers: Ints, conditions: Mapping[str, Any], length: int | None, seed: int) -> Asked:
         fitted, seed = self.fitted, seeding.checked(seed)
-        rows = self._matching(conditions)
+        rows = matching(fitted, conditions)
         picked = np.array(
             [rows[int(u * len(rows))] for u in seeding.uniforms(seed, numbers, 1, "series/statics")[:, 0]]
         )
@@ -363,31 +308,6 @@ class SeriesGenerator(ABC):
             lengths = np.asarray(fitted.lengths[picked], np.int64)
             lengths = lengths if self.lengthens else np.minimum(lengths, fitted.encoding.window)
         return Asked(numbers, seed, taken(fitted.statics, picked), lengths)
-
-    def _matching(self, conditions: Mapping[str, Any]) -> Ints:
-        """Numbers of the real series that have the given statics."""
-        fitted, problems = self.fitted, []
-        rows = np.ones(len(fitted.lengths), bool)
-        known = [column.name for column in self.schema.statics.modelled]
-        for name, value in conditions.items():
-            if name not in known:
-                problems.append(f"{name!r} is no static; the statics are {choices(known)}")
-                continue
-            column, values = self.schema.statics[name], fitted.statics[name]
-            if isinstance(column, Category):
-                code = next(
-                    (k for k, own in enumerate(column.categories) if own == value or str(own) == str(value)), None
-                )
-                if code is None:
-                    problems.append(f"{name!r} has no value {value!r}; it has {choices(column.categories)}")
-                    continue
-                rows &= values == code
-            else:
-                rows &= values == value
-        raise_all("conditions", problems, UsageError)
-        if not rows.any():
-            raise UsageError(f"no fitted series has {dict(conditions)}: nothing is known of such series.")
-        return np.flatnonzero(rows)
 
     def _block(self, asked: Asked) -> Series:
         """Series of a block, computed at its full size."""
@@ -438,18 +358,7 @@ class SeriesGenerator(ABC):
     @property
     def card(self) -> dict[str, Any]:
         """What people are told of it."""
-        return {
-            "task": "synthetic series",
-            "fitted by": self.fits_by,
-            "series fitted": len(self.fitted.lengths),
-            "rows fitted": int(self.fitted.lengths.sum()),
-            "channels": [c.name for c in self.schema.channels.modelled],
-            "target": self.schema.target or "none",
-            "notes": list(self.fitted.notes),
-            "privacy": "trained without differential privacy; statics of synthetic series are those of real ones",
-            "licence": "as the series that it was fitted to",
-            "made by": "visynth series",
-        }
+        return card(self.fits_by, self.fitted)
 
     def artifact(self) -> Artifact:
         """The generator as it is stored."""
@@ -476,17 +385,7 @@ class SeriesGenerator(ABC):
     def save(self, folder: str | Path) -> Path:
         """Write the generator folder; it appears complete or not at all. There is no pickle in it."""
         stored = self.artifact()
-        return stored.save(folder, self._readme(stored.digest))
-
-    def _readme(self, digest: str) -> str:
-        notes = "".join(f"- {note}\n" for note in self.fitted.notes) or "- none\n"
-        rows = "".join(f"| {c.name} | {c.kind} |\n" for c in self.schema.channels.modelled)
-        return (
-            f"# {self.network} series generator\n\nFitted to {len(self.fitted.lengths)} series. Digest: `{digest}`\n\n"
-            f"| channel | kind |\n|---|---|\n{rows}\nNotes:\n\n{notes}\n"
-            "Intended use: training data for the series above. Not for evaluation, not as evidence about real people or things. "
-            "It was fitted without differential privacy.\n"
-        )
+        return stored.save(folder, readme(self.network, self.fitted, stored.digest))
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu") -> Self:
@@ -512,39 +411,3 @@ class SeriesGenerator(ABC):
         encoding, lengths = Encoding.from_json(said["encoding"], schema), np.array(said["lengths"], np.int64)
         fitted = FittedSeries(encoding, statics, lengths, stored.members, tuple(stored.card.get("notes", ())))
         return cls._restore(fitted, said["arguments"], load(stored.weights), str(device))
-
-
-def after(start: float, gaps: Floats) -> Floats:
-    """Times that follow a time, gap after gap: added in turn, so that a series in pieces adds the same numbers.
-
-    Example:
-        >>> after(1.0, np.array([0.5, 2.0])).tolist()
-        [1.5, 3.5]
-    """
-    return np.asarray(np.cumsum(np.concatenate([[start], gaps]))[1:])
-
-
-def first_rows(pieces: Iterator[Floats], count: int) -> Floats:
-    """The first rows of pieces without end."""
-    held = [next(pieces)]
-    while sum(len(one) for one in held) < count:
-        held.append(next(pieces))
-    return np.concatenate(held)[:count]
-
-
-def check_held_out(generator: SeriesGenerator, series: Series) -> None:
-    """Refuse series to test on that were fitted.
-
-    Raises:
-        DataError: more of them are among the generator's members than series repeat one another anyway.
-    """
-    members = {member.sha256 for member in generator.members}
-    marks = series.hashes()
-    known = [name for name, mark in zip(series.names, marks, strict=True) if mark in members]
-    twins = sum(count for count in Counter(marks).values() if count > 1)  # short series of events repeat by chance
-    allowed = 2 * twins * max(1.0, len(generator.members) / len(marks)) + 0.01 * len(marks) + 1
-    if len(known) > min(allowed, 0.5 * len(marks)):
-        raise DataError(
-            f"{len(known)} of {len(marks)} series to test on are series that the generator was fitted to "
-            f"({choices(known[:4])}): give series that it did not see."
-        )

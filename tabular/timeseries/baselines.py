@@ -18,8 +18,9 @@ import torch
 from visynth.core.errors import UsageError
 from visynth.core.progress import Progress
 from visynth.tabular.columns import Floats
-from visynth.tabular.timeseries.base import Asked, FittedSeries, SeriesGenerator, first_rows
+from visynth.tabular.timeseries.base import SeriesGenerator
 from visynth.tabular.timeseries.encoding import windows_of
+from visynth.tabular.timeseries.fitted import Asked, FittedSeries, first_rows
 from visynth.tabular.timeseries.series import Ints, Series
 
 

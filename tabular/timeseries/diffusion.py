@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from visynth.tabular.columns import Floats
-from visynth.tabular.timeseries.base import BLOCK, Asked
+from visynth.tabular.timeseries.base import BLOCK
+from visynth.tabular.timeseries.fitted import Asked
 from visynth.tabular.timeseries.series import Series
 from visynth.tabular.timeseries.training import TrainedSeries
 from visynth.tabular.timeseries.transformer import SeriesTransformer

@@ -13,9 +13,10 @@ from visynth.core.errors import DataError
 from visynth.core.progress import Progress, no_progress
 from visynth.tabular.columns import Floats
 from visynth.tabular.timeseries import metrics
-from visynth.tabular.timeseries.base import SeriesGenerator, check_held_out
+from visynth.tabular.timeseries.base import SeriesGenerator
 from visynth.tabular.timeseries.baselines import IndependentChannels, WindowBootstrap
 from visynth.tabular.timeseries.encoding import windows_of
+from visynth.tabular.timeseries.fitted import check_held_out
 from visynth.tabular.timeseries.kernels import Eyes, Scales
 from visynth.tabular.timeseries.metrics import Score
 from visynth.tabular.timeseries.series import Series

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from visynth.core.errors import DataError, UsageError
 from visynth.tabular.columns import Floats
-from visynth.tabular.timeseries.reading import from_arrays
+from visynth.tabular.timeseries.arrays import from_arrays
 from visynth.tabular.timeseries.series import Series
 
 DEGREES = "beam_{:+.1f}"

@@ -16,14 +16,13 @@ from visynth.tabular.frames import Library, check_frame, pandas, read_table, to_
 from visynth.tabular.identifiers import Identifier
 from visynth.tabular.inference import infer
 from visynth.tabular.schema import Schema, missing_in
-from visynth.tabular.timeseries.series import ENTITY, STEP, Ints, Series, SeriesSchema
+from visynth.tabular.timeseries.series import ENTITY, SHOWN, STEP, Ints, Series, SeriesSchema
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SAME = 1e-3  # of a step: by how much a regular series' times may be off
 MOST_GAPS = 4  # times as many rows, up to which missing rows of a regular series are filled in
-SHOWN = 4
 PERSONAL_STYLES = ("email", "label")  # of identifiers that tell people apart
 
 
@@ -299,154 +298,6 @@ def _with_gaps(column: Column) -> Column:
     else:
         dtype = "boolean" if column.dtype == "bool" else column.dtype
     return replace(column, nullable=True, dtype=dtype)
-
-
-def from_arrays(
-    values: NDArray[Any],
-    labels: Sequence[Any] | None = None,
-    *,
-    names: Sequence[str] | None = None,
-    channels: Sequence[str] | None = None,
-    target: str = "class",
-    step: float = 1.0,
-) -> Series:
-    """Equally long series of numbers.
-
-    Args:
-        values: ``[N, C, L]``: entities, channels, steps; NaN where missing.
-        labels: class of each entity.
-        names: of the entities.
-        channels: names of the channels.
-        target: what the class is called.
-        step: distance of two steps, for frequencies.
-
-    Raises:
-        DataError: other shapes, or infinite values.
-    """
-    x = np.asarray(values)
-    if x.ndim != 3 or 0 in x.shape or x.dtype.kind not in "fiub":
-        raise DataError(
-            f"values must be numbers [entities, channels, steps], but have shape {x.shape} and type {x.dtype}."
-        )
-    x = x.astype(np.float64)
-    if np.isinf(x).any():
-        raise DataError(f"{int(np.isinf(x).sum())} values are infinite: mark missing ones by NaN.")
-    if labels is not None and len(labels) != len(x):
-        raise DataError(f"there are {len(x)} series, but {len(labels)} labels.")
-    own = list(channels or [f"channel_{k + 1}" for k in range(x.shape[1])])
-    clash = [n for n in own if own.count(n) > 1 or n in (ENTITY, STEP, target)]
-    if clash:
-        raise DataError(
-            f"names of channels must differ from one another and from {choices((ENTITY, STEP, target))}: {clash}."
-        )
-    if len(own) != x.shape[1]:
-        raise DataError(f"there are {x.shape[1]} channels, but {len(own)} names of channels: {own}.")
-    columns = tuple(Number(n, "numeric", "float64", bool(np.isnan(x[:, k]).any())) for k, n in enumerate(own))
-    table = {name: np.ascontiguousarray(x[:, k]).reshape(-1) for k, name in enumerate(own)}
-    statics, static_table = Schema(()), {}
-    if labels is not None:
-        frame = pandas().DataFrame({target: [value.item() if hasattr(value, "item") else value for value in labels]})
-        statics = infer(frame, {target: "categorical"}, target)
-        static_table = statics.table(frame)
-        lost = np.flatnonzero(static_table[target] < 0).tolist()
-        if lost:
-            raise DataError(f"{len(lost)} series have no class (the first: {lost[:SHOWN]}): leave them out.")
-    offsets = np.arange(len(x) + 1) * x.shape[2]
-    times = np.tile(np.arange(x.shape[2]) * step, len(x))
-    schema = SeriesSchema(Schema(columns), statics, step=step, target=None if labels is None else target)
-    called = tuple(map(str, names)) if names is not None else tuple(str(k) for k in range(len(x)))
-    return Series(schema, called, offsets.astype(np.int64), times, table, static_table)
-
-
-def read_arrays(
-    path: str | Path,
-    values: str,
-    labels: str | None = None,
-    step: float = 1.0,
-    scans: tuple[float, float] | None = None,
-) -> Series:
-    """Series of an ``.npz`` file: numbers ``[N, C, L]`` and, if named, classes ``[N]``.
-
-    Args:
-        path: of the file.
-        values: name of the array of numbers.
-        labels: name of the array of classes.
-        step: distance of two steps.
-        scans: least and most range where the values are lidar scans ``[N, T, beams]``.
-
-    Raises:
-        DataError: no such file or array; pickled objects are refused.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise DataError(f"there is no file {path}.")
-    try:
-        with np.load(file, allow_pickle=False) as stored:
-            lost = [name for name in (values, labels) if name is not None and name not in stored]
-            if lost:
-                raise DataError(f"{path} has no array {choices(lost)}; it has {choices(stored.files)}.")
-            classes = None if labels is None else stored[labels].tolist()
-            if scans is not None:
-                from visynth.tabular.timeseries.lidar import from_scans
-
-                return from_scans(stored[values], classes, least=scans[0], most=scans[1], step=step)
-            return from_arrays(stored[values], classes, step=step)
-    except (OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path} cannot be read as arrays ({error}).") from error
-
-
-def cut(series: Series, length: int) -> Series:
-    """Stretches of so many rows, one after the other without overlap, each a series of its entity's group.
-
-    What is left at an entity's end is left out, and entities that are shorter; notes say how much.
-
-    Raises:
-        UsageError: no entity is that long.
-        DataError: a class has no entity that is.
-    """
-    if length < 2 or not (series.lengths >= length).any():
-        raise UsageError(f"no series has {length} rows: the longest has {int(series.lengths.max())}.")
-    starts, owners = [], []
-    for number, rows in enumerate(series.lengths.tolist()):
-        for k in range(rows // length):
-            starts.append(int(series.offsets[number]) + k * length)
-            owners.append(number)
-    rows = (np.array(starts)[:, None] + np.arange(length)).reshape(-1)
-    short = [k for k, count in enumerate(series.lengths.tolist()) if count < length]
-    labels = series.labels()
-    gone = sorted(set(labels) - {labels[k] for k in owners})
-    if gone:
-        raise DataError(f"no series of class {choices(gone)} has {length} rows: cut to fewer.")
-    left = len(series.times) - len(rows) - int(series.lengths[short].sum())
-    groups = stretches([series.group_names[k] for k in owners])
-    told = [f"{left} rows at the ends of series are left out"] if left else []
-    if short:
-        told.append(
-            f"{len(short)} series shorter than {length} rows are left out ({choices([series.names[k] for k in short[:SHOWN]])})"
-        )
-    notes = (*series.schema.notes, *told)
-    return Series(
-        replace(series.schema, notes=notes),
-        tuple(f"{series.names[k]}:{start - int(series.offsets[k])}" for k, start in zip(owners, starts, strict=True)),
-        np.arange(len(starts) + 1, dtype=np.int64) * length,
-        series.times[rows],
-        {name: values[rows] for name, values in series.channels.items()},
-        {name: values[np.array(owners)] for name, values in series.statics.items()},
-        groups,
-    )
-
-
-STRETCHES = 10  # of a single entity, each kept together
-
-
-def stretches(groups: Sequence[str]) -> tuple[str, ...]:
-    """Groups of stretches; those of a single entity are ten runs of neighbours, as else nothing could be held out."""
-    if len(set(groups)) > 1:
-        return tuple(groups)
-    count = min(STRETCHES, len(groups))
-    return tuple(f"part {k * count // len(groups) + 1} of {count}" for k in range(len(groups)))
 
 
 def fitted_to(series: Series, schema: SeriesSchema) -> Series:

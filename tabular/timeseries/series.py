@@ -22,6 +22,7 @@ from visynth.tabular.frames import in_library, pandas
 from visynth.tabular.schema import COLUMNS, Schema, Table, stacked, taken
 
 Ints = NDArray[np.int64]
+SHOWN = 4  # things that a message names
 ENTITY, STEP = "series", "step"  # columns of a frame that has none of its own
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from visynth.core.progress import Progress
-from visynth.tabular.timeseries.base import Asked, FittedSeries, SeriesGenerator
+from visynth.tabular.timeseries.base import SeriesGenerator
+from visynth.tabular.timeseries.fitted import Asked, FittedSeries
 from visynth.tabular.timeseries.series import Series
 from visynth.tabular.training import GradientSteps
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from visynth.tabular.columns import Floats
-from visynth.tabular.timeseries.base import Asked
 from visynth.tabular.timeseries.encoding import Channel
+from visynth.tabular.timeseries.fitted import Asked
 from visynth.tabular.timeseries.training import TrainedSeries
 from visynth.tabular.training import Arrays, Batch
 

@@ -203,7 +203,9 @@ class SeriesOptions:
             UsageError: options that do not fit the file.
         """
         from visynth.core.errors import UsageError
-        from visynth.tabular.timeseries.reading import cut, read_arrays, read_series
+        from visynth.tabular.timeseries.arrays import read_arrays
+        from visynth.tabular.timeseries.cutting import cut
+        from visynth.tabular.timeseries.reading import read_series
 
         path, named = data or self.data, arrays or self.arrays
         if path.endswith(".npz"):

@@ -15,7 +15,7 @@ from visynth.core import plugins
 from visynth.core.errors import DataError, IntegrityError, UsageError
 from visynth.core.loading import load_generator
 from visynth.tabular.timeseries import Series, SeriesGenerator
-from visynth.tabular.timeseries.base import check_held_out
+from visynth.tabular.timeseries.fitted import check_held_out
 
 TINY: dict[str, dict[str, Any]] = {
     "ar": {"steps": 12, "width": 24, "mixture": 2},

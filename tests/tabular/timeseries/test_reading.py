@@ -9,8 +9,9 @@ import pytest
 from tests.tabular.timeseries.sets import sessions, visits, waves
 from visynth.core.errors import DataError, UsageError
 from visynth.tabular.timeseries import cut, from_arrays, read_arrays, read_series
+from visynth.tabular.timeseries.cutting import stretches
 from visynth.tabular.timeseries.encoding import Encoding, windows_of
-from visynth.tabular.timeseries.reading import fitted_to, stretches
+from visynth.tabular.timeseries.reading import fitted_to
 from visynth.tabular.timeseries.series import joined
 
 
