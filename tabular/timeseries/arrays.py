@@ -74,13 +74,7 @@ def from_arrays(
     return Series(schema, called, offsets.astype(np.int64), times, table, static_table)
 
 
-def read_arrays(
-    path: str | Path,
-    values: str,
-    labels: str | None = None,
-    step: float = 1.0,
-    scans: tuple[float, float] | None = None,
-) -> Series:
+def read_arrays(path: str | Path, values: str, labels: str | None = None, step: float = 1.0) -> Series:
     """Series of an ``.npz`` file: numbers ``[N, C, L]`` and, if named, classes ``[N]``.
 
     Args:
@@ -88,7 +82,15 @@ def read_arrays(
         values: name of the array of numbers.
         labels: name of the array of classes.
         step: distance of two steps.
-        scans: least and most range where the values are lidar scans ``[N, T, beams]``.
+
+    Raises:
+        DataError: no such file or array; pickled objects are refused.
+    """
+    return from_arrays(*stored_arrays(path, values, labels), step=step)
+
+
+def stored_arrays(path: str | Path, values: str, labels: str | None) -> tuple[NDArray[Any], list[Any] | None]:
+    """Numbers and classes of an ``.npz`` file.
 
     Raises:
         DataError: no such file or array; pickled objects are refused.
@@ -101,12 +103,7 @@ def read_arrays(
             lost = [name for name in (values, labels) if name is not None and name not in stored]
             if lost:
                 raise DataError(f"{path} has no array {choices(lost)}; it has {choices(stored.files)}.")
-            classes = None if labels is None else stored[labels].tolist()
-            if scans is not None:
-                from visynth.tabular.timeseries.lidar import from_scans
-
-                return from_scans(stored[values], classes, least=scans[0], most=scans[1], step=step)
-            return from_arrays(stored[values], classes, step=step)
+            return stored[values], None if labels is None else stored[labels].tolist()
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise

@@ -95,7 +95,7 @@ def measure_series(
     few = [f"{len(side)} {name}" for name, side in (("fitted", train), ("held-out", held)) if len(side) < FEWEST]
     if few:
         raise DataError(f"measures need {FEWEST} series a side at least, but there are {' and '.join(few)}.")
-    check_held_out(generator, held)
+    check_held_out(generator.fitted, held)
     window = generator.encoding.window
     sources: dict[str, Series] = {FITTED: train}
     generators = {generator.network: generator, **(others or {})}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,6 @@ from visynth.tabular.columns import Category, Floats
 from visynth.tabular.schema import Table, taken
 from visynth.tabular.timeseries.encoding import Encoding
 from visynth.tabular.timeseries.series import Ints, Series, SeriesSchema
-
-if TYPE_CHECKING:
-    from visynth.tabular.timeseries.base import SeriesGenerator
 
 
 @dataclass(frozen=True)
@@ -120,17 +117,17 @@ def first_rows(pieces: Iterator[Floats], count: int) -> Floats:
     return np.concatenate(held)[:count]
 
 
-def check_held_out(generator: SeriesGenerator, series: Series) -> None:
+def check_held_out(fitted: FittedSeries, series: Series) -> None:
     """Refuse series to test on that were fitted.
 
     Raises:
         DataError: more of them are among the generator's members than series repeat one another anyway.
     """
-    members = {member.sha256 for member in generator.members}
+    members = {member.sha256 for member in fitted.members}
     marks = series.hashes()
     known = [name for name, mark in zip(series.names, marks, strict=True) if mark in members]
     twins = sum(count for count in Counter(marks).values() if count > 1)  # short series of events repeat by chance
-    allowed = 2 * twins * max(1.0, len(generator.members) / len(marks)) + 0.01 * len(marks) + 1
+    allowed = 2 * twins * max(1.0, len(fitted.members) / len(marks)) + 0.01 * len(marks) + 1
     if len(known) > min(allowed, 0.5 * len(marks)):
         raise DataError(
             f"{len(known)} of {len(marks)} series to test on are series that the generator was fitted to "

@@ -203,8 +203,9 @@ class SeriesOptions:
             UsageError: options that do not fit the file.
         """
         from visynth.core.errors import UsageError
-        from visynth.tabular.timeseries.arrays import read_arrays
+        from visynth.tabular.timeseries.arrays import from_arrays, stored_arrays
         from visynth.tabular.timeseries.cutting import cut
+        from visynth.tabular.timeseries.lidar import from_scans
         from visynth.tabular.timeseries.reading import read_series
 
         path, named = data or self.data, arrays or self.arrays
@@ -215,8 +216,12 @@ class SeriesOptions:
                 raise UsageError(
                     f"an .npz file takes --arrays '[values, classes]' (or '[values]') and no columns, but got {given or named}."
                 )
-            scans = None if self.scans is None else (self.scans[0], self.scans[-1])
-            series = read_arrays(path, named[0], named[1] if len(named) == 2 else None, self.step or 1.0, scans)
+            numbers, classes = stored_arrays(path, named[0], named[1] if len(named) == 2 else None)
+            if self.scans:
+                least, most = self.scans[0], self.scans[-1]
+                series = from_scans(numbers, classes, least=least, most=most, step=self.step or 1.0)
+            else:
+                series = from_arrays(numbers, classes, step=self.step or 1.0)
         else:
             if named or self.scans:
                 raise UsageError("--arrays and --scans are for .npz files; columns have names of their own.")

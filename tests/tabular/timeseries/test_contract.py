@@ -159,7 +159,7 @@ def test_what_a_model_cannot_do_is_refused_and_what_it_can_keeps_the_given(fitte
 def test_series_that_were_fitted_are_no_test(fitted) -> None:
     generator, series = fitted
     with pytest.raises(DataError, match="series that the generator was fitted to"):
-        check_held_out(generator, series)
+        check_held_out(generator.fitted, series)
 
 
 @pytest.mark.parametrize("model", sorted(TINY))
