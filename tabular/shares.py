@@ -100,6 +100,7 @@ def chosen_shares(results: Results) -> Mapping[str, int]:
     """How often each share of synthetic texts was chosen.
 
     Example:
+        >>> from visynth.verdict.comparison import Arm
         >>> results = Results("a")
         >>> results.arms["synthetic"] = [Arm(np.zeros(1), 0.5, {"share": 0.0}), Arm(np.zeros(1), 0.5, {"share": 0.0})]
         >>> chosen_shares(results)
