@@ -10,14 +10,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 
 from visynth.core.artifact import Artifact
-from visynth.core.errors import DataError, IntegrityError, UsageError, choices
-from visynth.core.loading import load_generator
+from visynth.core.errors import DataError, UsageError, choices
 from visynth.core.progress import Progress, no_progress
 from visynth.tabular.columns import Category, Floats, Kind
 from visynth.tabular.conditions import Conditions, present, read_conditions
@@ -28,6 +26,7 @@ from visynth.tabular.fitted import Fitted, card, fingerprints, holes, readme, un
 from visynth.tabular.frames import check_frame, in_library, to_pandas
 from visynth.tabular.inference import infer
 from visynth.tabular.schema import Schema, Table, rows_of
+from visynth.tabular.stored import Stored
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +37,7 @@ LEAST_ROWS = 10
 MOST_MEMBERS = 200_000  # rows whose fingerprints are kept
 
 
-class Synthesizer(RowSource):
+class Synthesizer(Stored, RowSource):
     """One table generator. Subclasses write ``_fit``, ``_draw``, ``arguments``, ``weights`` and ``_restore``.
 
     Example:
@@ -55,7 +54,6 @@ class Synthesizer(RowSource):
 
     def __init__(self) -> None:
         super().__init__()
-        self._digest: str | None = None
 
     # -- for authors -------------------------------------------------------------------------------------------------
 
@@ -248,13 +246,6 @@ class Synthesizer(RowSource):
     # -- storing -----------------------------------------------------------------------------------------------------
 
     @property
-    def digest(self) -> str:
-        """Hex sha256 of what decides every row."""
-        if self._digest is None:
-            self._digest = self.artifact().digest
-        return self._digest
-
-    @property
     def card(self) -> dict[str, Any]:
         """What people are told of it."""
         return card(self.fits_by, self.fitted)
@@ -278,22 +269,8 @@ class Synthesizer(RowSource):
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(self.weights().items())}
         return Artifact(identity, save(weights), fitted.members, self.card)
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the generator folder; it appears complete or not at all. There is no pickle in it."""
-        stored = self.artifact()
-        return stored.save(folder, readme(self.network, self.fitted, stored.digest))
-
-    @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu") -> Self:
-        """A generator of this class from its folder.
-
-        Raises:
-            IntegrityError: altered, cut short, or of another class.
-        """
-        loaded = load_generator(folder, device)
-        if not isinstance(loaded, cls):
-            raise IntegrityError(f"{folder} holds a {type(loaded).__name__} generator, not a {cls.__name__}.")
-        return loaded
+    def _readme(self, digest: str) -> str:
+        return readme(self.network, self.fitted, digest)
 
     @classmethod
     def from_artifact(cls, stored: Artifact, device: str = "cpu") -> Self:

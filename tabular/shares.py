@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth.verdict.comparison import Results
+from visynth.core import seeds as seeding
+from visynth.core.progress import Progress, no_progress
+from visynth.core.stage import Stage
+from visynth.tabular.utility import Split, splits
+from visynth.verdict.bootstrap import Scored
+from visynth.verdict.comparison import Arm, Results
 from visynth.verdict.ranking import average_precision
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 PENALTIES = (1.0, 10.0, 100.0)
+
+
+class Cells(Protocol):
+    """How many cells there are, and their seed."""
+
+    @property
+    def draws(self) -> int: ...
+
+    @property
+    def folds(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
 
 
 class Fits:
@@ -96,11 +114,53 @@ def best(fits: Mapping[float, Fits], *names: str) -> list[Any]:
     return [fits[share].tested(share=share), inner[share], chosen]
 
 
+def run_cells(
+    results: Results,
+    positive: NDArray[np.bool_],
+    groups: Sequence[str],
+    cells: Cells,
+    outcome_of: Callable[[Split, int], Mapping[str, Any]],
+    stage: Stage | None = None,
+    progress: Progress = no_progress,
+) -> None:
+    """Work out every cell that is not kept yet, and gather what came of them.
+
+    Args:
+        results: that get arms, scores, rows and counts.
+        positive: which samples are of the class.
+        groups: of each sample; those of one group are on one side, and resampled together.
+        cells: how many, and their seed.
+        outcome_of: scores of all arms of a cell, from it and its seed, as plain JSON: ``arms`` (scores of the test samples, inner
+            score or None, choice), ``train`` and ``synthetic`` (numbers).
+        stage: keeps finished cells.
+        progress: receives a line for each.
+    """
+    counts: dict[str, list[float]] = {"train": [], "test": [], "synthetic": []}
+    todo = list(splits(positive.astype(np.int64), cells.draws, cells.folds, groups, cells.seed))
+    for number, split in enumerate(todo):
+        key = {"label": results.label, "draw": split.draw, "fold": split.fold}
+        outcome = None if stage is None else stage.get(**key)
+        if outcome is None:
+            outcome = outcome_of(split, seeding.derive("cell", cells.seed, split.draw, split.fold))
+            if stage is not None:
+                stage.put(outcome, **key)
+        for arm, (scores, inner, chosen) in outcome["arms"].items():
+            values, names = np.array(scores), [groups[row] for row in split.test]
+            results.tested.setdefault(arm, []).append(Scored(split.draw, positive[split.test], values, names))
+            results.arms.setdefault(arm, []).append(Arm(values, float("nan") if inner is None else inner, chosen))
+        results.rows.append(split.test)
+        counts["train"].append(outcome["train"])
+        counts["test"].append(float(positive[split.test].sum()))
+        counts["synthetic"].append(outcome["synthetic"])
+        progress(f"  {results.label}: cell {number + 1} of {len(todo)}, {outcome['synthetic']} {results.wording.items}")
+    results.counts = {name: float(np.mean(values)) for name, values in counts.items()}
+    results.counts["prevalence"] = float(positive.mean())
+
+
 def chosen_shares(results: Results) -> Mapping[str, int]:
     """How often each share of synthetic texts was chosen.
 
     Example:
-        >>> from visynth.verdict.comparison import Arm
         >>> results = Results("a")
         >>> results.arms["synthetic"] = [Arm(np.zeros(1), 0.5, {"share": 0.0}), Arm(np.zeros(1), 0.5, {"share": 0.0})]
         >>> chosen_shares(results)

@@ -19,14 +19,13 @@ from visynth.core import seeds as seeding
 from visynth.core.errors import DataError, UsageError, choices, raise_all
 from visynth.core.progress import Progress, no_progress
 from visynth.core.stage import Stage
-from visynth.tabular.shares import Fits, best
+from visynth.tabular.shares import Fits, best, run_cells
 from visynth.tabular.text.augment import augmented
 from visynth.tabular.text.embedding import Weighted
 from visynth.tabular.text.generator import Example, showing, text_hash
 from visynth.tabular.text.plan import Record
-from visynth.tabular.utility import splits
-from visynth.verdict.bootstrap import Scored
-from visynth.verdict.comparison import Arm, Results, Wording
+from visynth.tabular.utility import Split
+from visynth.verdict.comparison import Results, Wording
 
 Ints = NDArray[np.int64]
 SHARES = (0.0, 0.1, 0.25, 0.5)  # of the class's weight that synthetic texts may get
@@ -114,29 +113,12 @@ def rare_texts(
         )
     groups = [text_hash(example.text) for example in examples]
     results = Results(label, wording=TEXTS, synthesizer="language model")
-    counts: dict[str, list[float]] = {"train": [], "test": [], "synthetic": []}
-    todo = list(splits(positive.astype(np.int64), cells.draws, cells.folds, groups, cells.seed))
-    for number, split in enumerate(todo):
-        key = {"label": label, "draw": split.draw, "fold": split.fold}
-        outcome = None if stage is None else stage.get(**key)
-        if outcome is None:
-            seed = seeding.derive("cell", cells.seed, split.draw, split.fold)
-            cell = _Cell(examples, positive, split.train, split.test, label, cells, seed)
-            outcome = cell.outcome(write, f"{label}-{split.draw}-{split.fold}")
-            if stage is not None:
-                stage.put(outcome, **key)
-        for arm, (scores, inner, chosen) in outcome["arms"].items():
-            values = np.array(scores)
-            names = [groups[row] for row in split.test]
-            results.tested.setdefault(arm, []).append(Scored(split.draw, positive[split.test], values, names))
-            results.arms.setdefault(arm, []).append(Arm(values, float("nan") if inner is None else inner, chosen))
-        results.rows.append(split.test)
-        counts["train"].append(outcome["train"])
-        counts["test"].append(float(positive[split.test].sum()))
-        counts["synthetic"].append(outcome["synthetic"])
-        progress(f"  {label}: cell {number + 1} of {len(todo)}, {outcome['synthetic']} texts")
-    results.counts = {name: float(np.mean(values)) for name, values in counts.items()}
-    results.counts["prevalence"] = float(positive.mean())
+
+    def outcome_of(split: Split, seed: int) -> dict[str, Any]:
+        cell = _Cell(examples, positive, split.train, split.test, label, cells, seed)
+        return cell.outcome(write, f"{label}-{split.draw}-{split.fold}")
+
+    run_cells(results, positive, groups, cells, outcome_of, stage, progress)
     return results
 
 

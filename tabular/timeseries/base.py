@@ -7,23 +7,22 @@ are computed in blocks of ``BLOCK``, padded where fewer are asked for.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 
 from visynth.core import seeds as seeding
 from visynth.core.artifact import Artifact
-from visynth.core.errors import IntegrityError, UsageError
-from visynth.core.loading import load_generator
+from visynth.core.errors import UsageError
 from visynth.core.members import Member
 from visynth.core.progress import Progress, no_progress
 from visynth.tabular.columns import Category, Floats
 from visynth.tabular.draws import check_count
 from visynth.tabular.schema import taken
+from visynth.tabular.stored import Stored
 from visynth.tabular.timeseries.encoding import Encoding
 from visynth.tabular.timeseries.fitted import (
     Asked,
@@ -46,7 +45,7 @@ WINDOW = 256  # steps that models see at once by default, at most
 LEAST = 2  # series that a fit needs
 
 
-class SeriesGenerator(ABC):
+class SeriesGenerator(Stored):
     """One generator of series. Subclasses write ``_fit``, ``_draw``, ``arguments``, ``weights`` and ``_restore``.
 
     Example:
@@ -67,7 +66,6 @@ class SeriesGenerator(ABC):
     def __init__(self) -> None:
         super().__init__()
         self._fitted: FittedSeries | None = None
-        self._digest: str | None = None
 
     # -- for authors -------------------------------------------------------------------------------------------------
 
@@ -349,13 +347,6 @@ class SeriesGenerator(ABC):
         return self.schema.classes
 
     @property
-    def digest(self) -> str:
-        """Hex sha256 of what decides every series."""
-        if self._digest is None:
-            self._digest = self.artifact().digest
-        return self._digest
-
-    @property
     def card(self) -> dict[str, Any]:
         """What people are told of it."""
         return card(self.fits_by, self.fitted)
@@ -382,22 +373,8 @@ class SeriesGenerator(ABC):
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(self.weights().items())}
         return Artifact(identity, save(weights), fitted.members, self.card)
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the generator folder; it appears complete or not at all. There is no pickle in it."""
-        stored = self.artifact()
-        return stored.save(folder, readme(self.network, self.fitted, stored.digest))
-
-    @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu") -> Self:
-        """A generator of this class from its folder.
-
-        Raises:
-            IntegrityError: altered, cut short, or of another class.
-        """
-        loaded = load_generator(folder, device)
-        if not isinstance(loaded, cls):
-            raise IntegrityError(f"{folder} holds a {type(loaded).__name__} generator, not a {cls.__name__}.")
-        return loaded
+    def _readme(self, digest: str) -> str:
+        return readme(self.network, self.fitted, digest)
 
     @classmethod
     def from_artifact(cls, stored: Artifact, device: str = "cpu") -> Self:

@@ -20,14 +20,13 @@ from visynth.core.errors import UsageError, raise_all
 from visynth.core.progress import Progress, no_progress
 from visynth.core.stage import Stage
 from visynth.tabular.columns import Floats
-from visynth.tabular.shares import Fits, Ints, best
+from visynth.tabular.shares import Fits, Ints, best, run_cells
 from visynth.tabular.timeseries.augment import augmented
 from visynth.tabular.timeseries.base import SeriesGenerator
 from visynth.tabular.timeseries.kernels import Eyes
 from visynth.tabular.timeseries.series import Series, of_class
-from visynth.tabular.utility import splits
-from visynth.verdict.bootstrap import Scored
-from visynth.verdict.comparison import Arm, Results, Wording
+from visynth.tabular.utility import Split
+from visynth.verdict.comparison import Results, Wording
 
 SHARES = (0.0, 0.25, 0.5)  # of the class's weight that synthetic series may get
 CLASSIC = (0.25, 0.5)  # that augmented ones may get
@@ -104,26 +103,11 @@ def rare_series(
     raise_all("the series", too_few(series, [label], cells))
     positive, groups = of_class(series, label), list(series.group_names)
     results = Results(label, wording=SERIES, synthesizer=make(0).network)
-    counts: dict[str, list[float]] = {"train": [], "test": []}
-    todo = list(splits(positive.astype(np.int64), cells.draws, cells.folds, groups, cells.seed))
-    for number, split in enumerate(todo):
-        key = {"label": label, "draw": split.draw, "fold": split.fold}
-        outcome = None if stage is None else stage.get(**key)
-        if outcome is None:
-            seed = seeding.derive("cell", cells.seed, split.draw, split.fold)
-            outcome = _Cell(series, positive, split.train, split.test, label, cells, make, seed).outcome()
-            if stage is not None:
-                stage.put(outcome, **key)
-        for arm, (scores, inner, chosen) in outcome["arms"].items():
-            values, names = np.array(scores), [groups[row] for row in split.test]
-            results.tested.setdefault(arm, []).append(Scored(split.draw, positive[split.test], values, names))
-            results.arms.setdefault(arm, []).append(Arm(values, float("nan") if inner is None else inner, chosen))
-        results.rows.append(split.test)
-        counts["train"].append(outcome["train"])
-        counts["test"].append(float(positive[split.test].sum()))
-        progress(f"  {label}: cell {number + 1} of {len(todo)}")
-    results.counts = {name: float(np.mean(values)) for name, values in counts.items()}
-    results.counts |= {"prevalence": float(positive.mean()), "synthetic": float(cells.synthetic)}
+
+    def outcome_of(split: Split, seed: int) -> dict[str, Any]:
+        return _Cell(series, positive, split.train, split.test, label, cells, make, seed).outcome()
+
+    run_cells(results, positive, groups, cells, outcome_of, stage, progress)
     return results
 
 
@@ -190,7 +174,7 @@ class _Cell:
                 x, test, eyes(self.series.take(self.more)), {None: np.arange(len(self.more))}, plain.penalty
             )
             arms["oracle"] = [oracle.tested(share=len(self.more) / (len(self.more) + len(own))), None, {}]
-        return {"arms": arms, "train": int(self.positive.sum())}
+        return {"arms": arms, "train": int(self.positive.sum()), "synthetic": few}
 
     def _drawn(self, real: Series, part: int | None) -> Series:
         """Series of the class by a generator that did not see a part."""
