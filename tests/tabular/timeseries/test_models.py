@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -83,12 +84,17 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_model(tmp_path) -> None
 
     real = waves()
     whole = SeriesAR(steps=20, width=16).fit(real)
-    keep = pytorch_lightning.callbacks.ModelCheckpoint(tmp_path, "half", every_n_train_steps=10, save_top_k=-1)
-    own = trainer(callbacks=[keep], enable_checkpointing=True)
-    SeriesAR(steps=20, width=16).fit(real, trainer=own)
-    again = SeriesAR(steps=20, width=16).fit(
-        real, trainer=trainer(callbacks=[keep], enable_checkpointing=True), checkpoint=str(tmp_path / "half.ckpt")
-    )
+
+    def keep() -> pytorch_lightning.callbacks.ModelCheckpoint:
+        return pytorch_lightning.callbacks.ModelCheckpoint(
+            tmp_path / "a", "half", every_n_train_steps=10, save_top_k=-1
+        )
+
+    SeriesAR(steps=20, width=16).fit(real, trainer=trainer(callbacks=[keep()], enable_checkpointing=True))
+    half = str((tmp_path / "a" / "half.ckpt").rename(tmp_path / "half.ckpt"))
+    shutil.rmtree(tmp_path / "a")
+    own = trainer(callbacks=[keep()], enable_checkpointing=True)
+    again = SeriesAR(steps=20, width=16).fit(real, trainer=own, checkpoint=half)
     assert again.digest == whole.digest
 
 
