@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +10,9 @@ import pytest
 
 from tests.ranks import run_ranks
 from tests.tabular.timeseries.sets import sessions, waves
+from visynth.cli import main
 from visynth.core.errors import Diverged
-from visynth.tabular.timeseries import SeriesAR, SeriesDiffusion, SeriesGenerator, TimeVAE, from_arrays
+from visynth.tabular.timeseries import SeriesAR, SeriesDiffusion, SeriesGenerator, TimeVAE, from_arrays, read_arrays
 from visynth.tabular.timeseries.metrics import spectrum
 from visynth.tabular.timeseries.sessions import check_sessions
 
@@ -74,28 +74,28 @@ def test_sessions_learn_events_gaps_and_lengths() -> None:
     assert gaps[0] > 1.3 * gaps[1]
 
 
-def test_a_training_that_was_stopped_goes_on_to_the_same_model(tmp_path) -> None:
-    import pytorch_lightning
+def test_a_killed_fit_goes_on_to_the_same_generator(tmp_path, monkeypatch) -> None:
+    from visynth.callbacks.checkpoint import KeepLast
 
-    from visynth.tabular.training import default_trainer
+    np.savez(tmp_path / "w.npz", x=np.stack([waves().values(k).T for k in range(12)]), y=np.array(waves().labels()))
+    words = ["series", "fit", "--data", str(tmp_path / "w.npz"), "--arrays", "['x','y']", "--out", str(tmp_path / "g")]
+    words += ["--arguments", "{steps: 20, width: 16}", "--quiet"]
 
-    def trainer(**more) -> pytorch_lightning.Trainer:
-        return default_trainer(default_root_dir=str(tmp_path), **more)
+    class Killed(KeepLast):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            if int(pl_module.steps_done) == 11:
+                self._save(trainer)
+                raise KeyboardInterrupt
 
-    real = waves()
-    whole = SeriesAR(steps=20, width=16).fit(real)
-
-    def keep() -> pytorch_lightning.callbacks.ModelCheckpoint:
-        return pytorch_lightning.callbacks.ModelCheckpoint(
-            tmp_path / "a", "half", every_n_train_steps=10, save_top_k=-1
-        )
-
-    SeriesAR(steps=20, width=16).fit(real, trainer=trainer(callbacks=[keep()], enable_checkpointing=True))
-    half = str((tmp_path / "a" / "half.ckpt").rename(tmp_path / "half.ckpt"))
-    shutil.rmtree(tmp_path / "a")
-    own = trainer(callbacks=[keep()], enable_checkpointing=True)
-    again = SeriesAR(steps=20, width=16).fit(real, trainer=own, checkpoint=half)
-    assert again.digest == whole.digest
+    monkeypatch.setattr("visynth.callbacks.checkpoint.KeepLast", Killed)
+    main(words)
+    monkeypatch.undo()
+    assert not (tmp_path / "g").exists()
+    assert len(list((tmp_path / "g.work").rglob("last.ckpt"))) == 1
+    assert main(words) == 0
+    straight = SeriesAR(steps=20, width=16).fit(read_arrays(tmp_path / "w.npz", "x", "y"))
+    assert SeriesGenerator.load(tmp_path / "g").digest == straight.digest
+    assert not (tmp_path / "g.work").exists()
 
 
 def worker(rank: int, out: str) -> None:
