@@ -26,7 +26,7 @@ from visynth.tabular.fitted import Fitted, card, fingerprints, holes, readme, un
 from visynth.tabular.frames import check_frame, in_library, to_pandas
 from visynth.tabular.inference import infer
 from visynth.tabular.schema import Schema, Table, rows_of
-from visynth.tabular.stored import Stored
+from visynth.tabular.stored import Stored, packed
 
 if TYPE_CHECKING:
     import torch
@@ -252,8 +252,6 @@ class Synthesizer(Stored, RowSource):
 
     def artifact(self) -> Artifact:
         """The generator as it is stored."""
-        from safetensors.torch import save
-
         fitted = self.fitted
         identity = {
             "schema": SCHEMA,
@@ -266,8 +264,7 @@ class Synthesizer(Stored, RowSource):
             "block": BLOCK,
             "unseen": {name: list(codes) for name, codes in fitted.unseen.items()},
         }
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(self.weights().items())}
-        return Artifact(identity, save(weights), fitted.members, self.card)
+        return Artifact(identity, packed(self.weights()), fitted.members, self.card)
 
     def _readme(self, digest: str) -> str:
         return readme(self.network, self.fitted, digest)

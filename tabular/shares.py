@@ -35,7 +35,7 @@ class Cells(Protocol):
 
 
 class Fits:
-    """Fits of one cell with one kind of extra texts.
+    """Fits of one cell with one kind of extra samples.
 
     Args:
         x: rows of the real training samples, of the extra ones, and of the test samples.
@@ -85,7 +85,7 @@ class Fits:
         without: int | None = None,
         penalty: float | None = None,
     ) -> Floats:
-        """Log-odds of some rows by a model of the training texts and, with a share of the class's weight, the extra ones."""
+        """Log-odds of some rows by a model of the training samples and, with a share of the class's weight, the extra ones."""
         from sklearn.linear_model import LogisticRegression
 
         real = np.flatnonzero(self.parts != without)
@@ -158,7 +158,7 @@ def run_cells(
 
 
 def chosen_shares(results: Results) -> Mapping[str, int]:
-    """How often each share of synthetic texts was chosen.
+    """How often each share of synthetic samples was chosen.
 
     Example:
         >>> results = Results("a")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from visynth.core.artifact import Artifact
 from visynth.core.errors import IntegrityError
 from visynth.core.loading import load_generator
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Stored(ABC):
@@ -47,3 +51,10 @@ class Stored(ABC):
         if not isinstance(loaded, cls):
             raise IntegrityError(f"{folder} holds a {type(loaded).__name__} generator, not a {cls.__name__}.")
         return loaded
+
+
+def packed(weights: Mapping[str, torch.Tensor]) -> bytes:
+    """Tensors as a safetensors file, the same bytes for the same tensors."""
+    from safetensors.torch import save
+
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(weights.items())})

@@ -80,8 +80,8 @@ class SeriesAR(TrainedSeries):
         net = cast(SeriesRNN, self.net)
         x, known = batch["x"], batch["known"].float()
         shown = (x + float(self.args.jitter) * batch["jitter"]) * known
-        before = nn.functional.pad(shown[:, :-1], (0, 0, 1, 0))
-        had = nn.functional.pad(known[:, :-1], (0, 0, 1, 0))
+        before = one_later(shown)
+        had = one_later(known)
         memory, _ = net.remember(before, had, batch["condition"], net.begin(batch["condition"]))
         share = float(self.args.dropout)
         memory = memory * ((batch["drop"] >= share).float() / (1 - share))[:, None]
@@ -144,6 +144,11 @@ class SeriesAR(TrainedSeries):
             yield np.stack([walk.step()[0][0] for _ in range(PIECE)])
 
 
+def one_later(steps: Tensor) -> Tensor:
+    """For each of the steps ``[B, T, ...]`` the one before it, zeros before the first."""
+    return nn.functional.pad(steps[:, :-1], (0, 0, 1, 0))
+
+
 class _Walk:
     """Series that are drawn step by step.
 
@@ -180,8 +185,8 @@ class _Walk:
         count = len(self.before)
         rows = torch.from_numpy(np.asarray(x * known, np.float32)).to(self.before.device)[None].expand(count, -1, -1)
         seen = torch.from_numpy(known.astype(np.float32)).to(self.before.device)[None].expand(count, -1, -1)
-        before = nn.functional.pad(rows[:, :-1], (0, 0, 1, 0))
-        had = nn.functional.pad(seen[:, :-1], (0, 0, 1, 0))
+        before = one_later(rows)
+        had = one_later(seen)
         _, self.state = self.net.remember(before, had, self.condition, self.state)
         self.before, self.known, self.first = rows[:, -1], seen[:, -1], False
 

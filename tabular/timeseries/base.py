@@ -21,8 +21,8 @@ from visynth.core.members import Member
 from visynth.core.progress import Progress, no_progress
 from visynth.tabular.columns import Category, Floats
 from visynth.tabular.draws import check_count
-from visynth.tabular.schema import taken
-from visynth.tabular.stored import Stored
+from visynth.tabular.schema import missing_in, taken
+from visynth.tabular.stored import Stored, packed
 from visynth.tabular.timeseries.encoding import Encoding
 from visynth.tabular.timeseries.fitted import (
     Asked,
@@ -93,11 +93,11 @@ class SeriesGenerator(Stored):
         """The model again."""
 
     def _pieces(self, asked: Asked, given: Series | None) -> Iterator[Floats]:
-        """Encoded rows of one series without end, after those that are given, if any."""
+        """Encoded rows of one series without end, after those that are given; of models that ``lengthens`` or ``forecasts``."""
         raise NotImplementedError
 
     def _filled(self, series: Series, seed: int) -> list[Floats]:
-        """Encoded rows of series with every missing value drawn."""
+        """Encoded rows of series with every missing value drawn; of models that ``imputes``."""
         raise NotImplementedError
 
     # -- fitting -----------------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ class SeriesGenerator(Stored):
             rows = np.concatenate(held)
             held = [rows[size:]]
             part = self._decoded([rows[:size]], asked, np.array([time]), fresh=done == 0)
-            gaps = self.encoding.decode(rows[:size])[1]
+            gaps = self.encoding.gaps(rows[:size])
             gaps[0] = 0.0 if done == 0 else gaps[0]
             time = float(after(time, gaps)[-1])  # not rounded, so that pieces of any size have the same times
             done += size
@@ -284,8 +284,7 @@ class SeriesGenerator(Stored):
         channels = {}
         for column in self.schema.channels.modelled:
             values = series.channels[column.name]
-            gone = np.isnan(values) if values.dtype.kind == "f" else values < 0
-            channels[column.name] = np.where(gone, table[column.name], values)
+            channels[column.name] = np.where(missing_in(values), table[column.name], values)
         return replace(series, channels=channels)
 
     def _asked(self, numbers: Ints, conditions: Mapping[str, Any], length: int | None, seed: int) -> Asked:
@@ -353,8 +352,6 @@ class SeriesGenerator(Stored):
 
     def artifact(self) -> Artifact:
         """The generator as it is stored."""
-        from safetensors.torch import save
-
         fitted = self.fitted
         identity = {
             "schema": SCHEMA,
@@ -370,8 +367,7 @@ class SeriesGenerator(Stored):
             "lengths": fitted.lengths.tolist(),
             "block": BLOCK,
         }
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(self.weights().items())}
-        return Artifact(identity, save(weights), fitted.members, self.card)
+        return Artifact(identity, packed(self.weights()), fitted.members, self.card)
 
     def _readme(self, digest: str) -> str:
         return readme(self.network, self.fitted, digest)

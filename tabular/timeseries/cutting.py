@@ -35,12 +35,12 @@ def cut(series: Series, length: int) -> Series:
         raise DataError(f"no series of class {choices(gone)} has {length} rows: cut to fewer.")
     left = len(series.times) - len(rows) - int(series.lengths[short].sum())
     groups = stretches([series.group_names[k] for k in owners])
-    told = [f"{left} rows at the ends of series are left out"] if left else []
+    left_out = [f"{left} rows at the ends of series are left out"] if left else []
     if short:
-        told.append(
+        left_out.append(
             f"{len(short)} series shorter than {length} rows are left out ({choices([series.names[k] for k in short[:SHOWN]])})"
         )
-    notes = (*series.schema.notes, *told)
+    notes = (*series.schema.notes, *left_out)
     return Series(
         replace(series.schema, notes=notes),
         tuple(f"{series.names[k]}:{start - int(series.offsets[k])}" for k, start in zip(owners, starts, strict=True)),

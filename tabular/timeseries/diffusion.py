@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -18,18 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from visynth.tabular.columns import Floats
+from visynth.tabular.diffusion import RHO, SIGMA_DATA, SIGMA_MAX, SIGMA_MIN
 from visynth.tabular.timeseries.base import BLOCK
-from visynth.tabular.timeseries.fitted import Asked
+from visynth.tabular.timeseries.fitted import Asked, first_rows
 from visynth.tabular.timeseries.series import Series
 from visynth.tabular.timeseries.training import TrainedSeries
 from visynth.tabular.timeseries.transformer import SeriesTransformer
 from visynth.tabular.training import Arrays, Batch
 
-SIGMA_MIN, SIGMA_MAX, RHO, SIGMA_DATA = 0.002, 80.0, 7.0, 1.0  # EDM, table 1, for data of unit variance
-LOG_MEAN, LOG_STD = (
-    0.3,
-    1.4,
-)  # of the noise levels of training: what a series is, is settled at noise as large as its values
+# Of the noise levels of training: what a series is, is settled at noise as large as its values.
+LOG_MEAN, LOG_STD = 0.3, 1.4
 GIVEN = 0.5  # share of the training windows of which a part is given
 PATCH = 4  # steps of a token
 MOST_TOKENS = 64
@@ -176,12 +174,8 @@ class SeriesDiffusion(TrainedSeries):
         first = self._windows(noise, nothing, nothing, self.condition(asked))
         drawn = []
         for place, rows in enumerate(asked.lengths.tolist()):
-            held = [first[place]]
-            if rows > self.encoding.window:
-                more = self._after(asked.take(np.array([place])), first[place], 1)
-                while sum(map(len, held)) < rows:
-                    held.append(next(more))
-            drawn.append(np.concatenate(held)[:rows])
+            more = self._after(asked.take(np.array([place])), first[place], 1)  # computes nothing until it is asked
+            drawn.append(first_rows(chain([first[place]], more), rows))
         return drawn
 
     def _pieces(self, asked: Asked, given: Series | None) -> Iterator[Floats]:

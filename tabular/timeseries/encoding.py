@@ -155,12 +155,11 @@ class Encoding:
     def decode(self, x: Floats) -> tuple[Table, Floats]:
         """Numbers ``[T, width]`` as channels, and the gap before each row (the step of regular series)."""
         table: Table = {}
-        gaps = np.full(len(x), self.schema.step or 0.0)
         for channel in self.channels:
             own = x[:, channel.span]
             if channel.name == GAP:
-                gaps = np.exp(np.clip(own[:, 0] * channel.scale + channel.mean, channel.low, channel.high))
-            elif channel.categories:
+                continue
+            if channel.categories:
                 code = own.argmax(1)
                 last = channel.categories - 1
                 table[channel.name] = np.where(code == last, -1, code) if channel.nullable else code
@@ -168,7 +167,14 @@ class Encoding:
                 values = np.clip(own[:, 0] * channel.scale + channel.mean, channel.low, channel.high)
                 gone = own[:, 1] < 0 if channel.nullable else np.zeros(len(x), bool)
                 table[channel.name] = self.schema.channels[channel.name].rounded(np.where(gone, np.nan, values))
-        return table, gaps
+        return table, self.gaps(x)
+
+    def gaps(self, x: Floats) -> Floats:
+        """The gap before each of the rows ``[T, width]``."""
+        if not self.irregular:
+            return np.full(len(x), self.schema.step)
+        own = self.channels[0]
+        return np.exp(np.clip(x[:, 0] * own.scale + own.mean, own.low, own.high))
 
     # -- windows -----------------------------------------------------------------------------------------------------
 
@@ -233,10 +239,8 @@ def _empty(schema: SeriesSchema) -> Table:
 def gaps_of(series: Series) -> tuple[Floats, Floats]:
     """Gap before each row ``[T]`` (before an entity's first one: the median gap), and the real gaps alone."""
     gaps = np.diff(series.times, prepend=0.0)
-    inside = np.ones(len(gaps), bool)
-    inside[series.offsets[:-1]] = False
-    own = gaps[inside]
-    gaps[~inside] = np.median(own) if len(own) else 1.0
+    own = gaps[1:][series.within]
+    gaps[series.offsets[:-1]] = np.median(own) if len(own) else 1.0
     return gaps, own if len(own) else np.ones(1)
 
 

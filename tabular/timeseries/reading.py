@@ -142,11 +142,11 @@ def _assembled(
     if fixed:
         own = frame.iloc[first][list(fixed)].reset_index(drop=True)
         statics = infer(own, {**{k: v for k, v in kinds.items() if k in fixed}}, target)
-        told = [note for note in statics.notes if not any(note.startswith(f"{n}: ") for n in _identifiers(statics))]
+        true = [note for note in statics.notes if not any(note.startswith(f"{n}: ") for n in _identifiers(statics))]
         statics = replace(
             statics,
             columns=tuple(_kept(own, c, target) for c in statics.columns),
-            notes=tuple(told),
+            notes=tuple(true),
             library=channels.library,
         )
     table = {name: values[order] for name, values in channels.table(frame).items()}
@@ -233,10 +233,7 @@ def _static_problems(frame: pd.DataFrame, words: pd.Series, fixed: Sequence[str]
 
 def regular(series: Series, step: float | None = None) -> Series:
     """The series on a grid of one step, missing rows filled in, where that is what they are; else as irregular ones."""
-    gaps = np.diff(series.times)
-    inside = np.ones(len(gaps), bool)
-    inside[series.offsets[1:-1] - 1] = False
-    gaps = gaps[inside]
+    gaps = np.diff(series.times)[series.within]
     if not len(gaps):
         return replace(series, schema=replace(series.schema, step=step or 1.0))
     own = step if step is not None else float(np.median(gaps))

@@ -60,8 +60,8 @@ class SeriesRNN(nn.Module):
 
     def remember(self, before: Tensor, known: Tensor, condition: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Memory at each step, from the steps before ``[B, T, numbers]``."""
-        told = condition[:, None].expand(-1, before.shape[1], -1)
-        out, state = self.memory(torch.cat([before, known, told], dim=2), state)
+        conditions = condition[:, None].expand(-1, before.shape[1], -1)
+        out, state = self.memory(torch.cat([before, known, conditions], dim=2), state)
         return out, state
 
     def context(self, memory: Tensor, step: Tensor) -> Tensor:

@@ -121,6 +121,13 @@ class Series:
         """What each entity belongs to: a group, or itself."""
         return self.groups or self.names
 
+    @cached_property
+    def within(self) -> NDArray[np.bool_]:
+        """Whether a row and the next one are of one entity, bool ``[T - 1]``."""
+        inside = np.ones(max(len(self.times) - 1, 0), bool)
+        inside[self.offsets[1:-1] - 1] = False
+        return inside
+
     def labels(self) -> list[str]:
         """Class of each entity, "" without a target."""
         if self.schema.target is None:

@@ -20,7 +20,7 @@ from visynth.tabular.frames import pandas
 from visynth.tabular.timeseries.base import SeriesGenerator
 from visynth.tabular.timeseries.series import Ints, Series
 
-BATCH = 256  # sessions drawn at a time
+BATCH = 256  # sessions by which their number is planned
 MOST_SESSIONS = 5_000_000
 
 
@@ -154,7 +154,7 @@ def check_sessions(real: Series, synthetic: Series) -> dict[str, float]:
     from scipy.stats import ks_2samp
 
     figures = {"length": float(ks_2samp(real.lengths, synthetic.lengths).statistic)}
-    gaps = [_gaps(side) for side in (real, synthetic)]
+    gaps = [np.diff(side.times)[side.within] for side in (real, synthetic)]
     if all(map(len, gaps)):
         figures["gap"] = float(ks_2samp(*gaps).statistic)
     for column in real.schema.channels.modelled:
@@ -167,19 +167,10 @@ def check_sessions(real: Series, synthetic: Series) -> dict[str, float]:
     return figures
 
 
-def _gaps(series: Series) -> Floats:
-    gaps = np.diff(series.times)
-    inside = np.ones(len(gaps), bool)
-    inside[series.offsets[1:-1] - 1] = False
-    return np.asarray(gaps[inside])
-
-
 def _pairs(series: Series, name: str, size: int) -> Ints:
     codes = series.channels[name] + 1
     pairs = codes[:-1] * size + codes[1:]
-    inside = np.ones(len(pairs), bool)
-    inside[series.offsets[1:-1] - 1] = False
-    return np.bincount(pairs[inside], minlength=size * size)
+    return np.bincount(pairs[series.within], minlength=size * size)
 
 
 def _variation(first: Any, second: Any) -> float:

@@ -19,11 +19,6 @@ from visynth.tabular.training import GradientSteps
 class TrainedSeries(SeriesGenerator, GradientSteps):
     """A series model that is trained by gradient steps on windows. Subclasses write ``build``, ``loss`` and ``_draw``."""
 
-    @property
-    def fitted(self) -> FittedSeries:
-        # LightningModule.__getattr__ would hide the message of an error that a property raises.
-        return SeriesGenerator.fitted.fget(self)  # type: ignore[attr-defined, no-any-return]
-
     def _fit(self, series: Series, progress: Progress, **training: Any) -> None:
         self.train_on(self.encoding.windows(series), progress, **training)
 

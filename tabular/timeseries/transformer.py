@@ -1,4 +1,4 @@
-"""Network of the diffusion of series: a transformer over patches of steps, told the noise level and the condition.
+"""Network of the diffusion of series: a transformer over patches of steps, under the noise level and the condition.
 
 Peebles and Xie, "Scalable diffusion models with transformers" (ICCV 2023), section 3.2: layer norms are scaled, shifted and
 gated by the condition (adaLN-Zero). Trend and seasons as additional terms of the output: Yuan and Qiao, "Diffusion-TS"
@@ -34,9 +34,9 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, tokens: Tensor, told: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, signal: Tensor) -> Tensor:
         """Tokens ``[B, T, width]`` under a condition ``[B, width]``."""
-        shift, scale, gate, shift2, scale2, gate2 = self.modulation(told)[:, None].chunk(6, dim=2)
+        shift, scale, gate, shift2, scale2, gate2 = self.modulation(signal)[:, None].chunk(6, dim=2)
         count, steps, width = tokens.shape
         own = self.norms[0](tokens) * (1 + scale) + shift
         q, k, v = self.qkv(own).view(count, steps, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
@@ -76,7 +76,7 @@ class SeriesTransformer(nn.Module):
             condition, width
         )  # gates alone, which begin at zero, are slow to learn what is asked for
         self.register_buffer("clock", torch.exp(torch.linspace(-2, 4, CLOCK)), persistent=False)
-        self.told = nn.Sequential(
+        self.signal = nn.Sequential(
             nn.Linear(2 * CLOCK + condition, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
         )
         self.blocks = nn.ModuleList([Block(width, heads) for _ in range(depth)])
@@ -103,10 +103,10 @@ class SeriesTransformer(nn.Module):
         room = len(self.places) * self.patch - self.window
         own = nn.functional.pad(own, (0, 0, 0, room)).view(count, len(self.places), -1)
         angles = level[:, None] * self.clock
-        told = self.told(torch.cat([angles.sin(), angles.cos(), condition], dim=1))
+        signal = self.signal(torch.cat([angles.sin(), angles.cos(), condition], dim=1))
         tokens = self.first(own) + self.places + self.asked(condition)[:, None]
         for block in self.blocks:
-            tokens = block(tokens, told)
+            tokens = block(tokens, signal)
         tokens = self.norm(tokens)
         out = self.last(tokens).view(count, -1, self.numbers)[:, : self.window]
         if self.terms is not None:

@@ -35,7 +35,7 @@ LEAD = (
     "the synthetic series come to real ones, what they are worth, and what they give away."
 )
 LEARNER = "random convolutional kernels and a logistic regression"
-PARTS_OF_OUT = ("generator", "balanced.csv", "balanced.parquet", "report.json", "report.html")
+PARTS_OF_OUT = ("generator", "balanced.csv", "report.json", "report.html")
 TIMED = 12  # steps by which a step is timed
 LEAST_STEPS, MOST_STEPS = 200, 4000
 FIT_SHARE = 0.8  # of the minutes

@@ -99,8 +99,8 @@ def series_fit(
     run = work_folder(out) / f"run-{hash_json(given)[:16]}"
     training = resumable_training(generator, run, trainer or {})
     generator.fit(real, window=window, members=members, progress=printer(quiet), **training)
-    told = f"{len(real)} series, {len(real.times)} rows"
-    on_main(lambda: finish_fit(generator, Path(out), run, told, quiet))
+    what = f"{len(real)} series, {len(real.times)} rows"
+    on_main(lambda: finish_fit(generator, Path(out), run, what, quiet))
     return 0
 
 

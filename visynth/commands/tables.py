@@ -117,7 +117,7 @@ def tabular_fit(
     return 0
 
 
-def finish_fit(generator: Any, out: Path, run: Path, told: str, quiet: bool) -> None:
+def finish_fit(generator: Any, out: Path, run: Path, what: str, quiet: bool) -> None:
     """Write the generator, drop the fit's checkpoint, and say what came of it."""
     generator.save(out)
     shutil.rmtree(run, ignore_errors=True)  # this fit's checkpoint, and nothing else
@@ -125,7 +125,7 @@ def finish_fit(generator: Any, out: Path, run: Path, told: str, quiet: bool) -> 
         run.parent.rmdir()
     for note in generator.fitted.notes:
         printer(quiet)(f"  {note}")
-    print(f"{out}: {generator.network} of {told}; digest {generator.digest[:16]}")
+    print(f"{out}: {generator.network} of {what}; digest {generator.digest[:16]}")
 
 
 def resumable_training(generator: Any, run: Path, trainer: dict[str, Any]) -> dict[str, Any]:

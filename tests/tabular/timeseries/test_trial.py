@@ -95,7 +95,7 @@ def test_options_are_checked_together() -> None:
         SeriesCells(draws=0, most=1)
 
 
-def test_a_trial_writes_what_it_promises_and_goes_on(tmp_path: Path) -> None:
+def test_a_trial_writes_what_it_promises_and_goes_on(tmp_path: Path, monkeypatch) -> None:
     options = SeriesTrial("ar", {"steps": 4, "width": 8}, cells=SeriesCells(draws=1, synthetic=5), write="balanced")
     lines: list[str] = []
     whole = run_series_trial(hard(), tmp_path / "o", options=options, progress=lines.append)
@@ -115,13 +115,14 @@ def test_a_trial_writes_what_it_promises_and_goes_on(tmp_path: Path) -> None:
 
     with pytest.raises(Stop):
         run_series_trial(hard(), tmp_path / "k", options=options, progress=stopping)
-    before = Stage.put
-    put: list[object] = []
-    try:
-        Stage.put = lambda self, value, **key: put.append(key) or before(self, value, **key)  # type: ignore[method-assign]
-        again = run_series_trial(hard(), tmp_path / "k", options=options)
-    finally:
-        Stage.put = before  # type: ignore[method-assign]
+    before, put = Stage.put, []
+
+    def watched(self, value, **key) -> None:
+        put.append(key)
+        before(self, value, **key)
+
+    monkeypatch.setattr(Stage, "put", watched)
+    again = run_series_trial(hard(), tmp_path / "k", options=options)
     assert len(put) == 1  # the other cell was kept
     assert again.verdicts == whole.verdicts
 
