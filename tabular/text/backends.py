@@ -92,10 +92,12 @@ class Backend(Protocol):
         batch: requests that are answered together; always the same ones, so that a reply does not depend on what was
             answered before.
         at_once: batches under way at a time.
+        learned: hashes of texts that it was fine-tuned on, by :func:`visynth.tabular.text.generator.text_hash`.
     """
 
     batch: int
     at_once: int
+    learned: frozenset[str]
 
     @property
     def cost(self) -> float | None:
@@ -135,8 +137,8 @@ class Template:
         'The lamp is fine.'
     """
 
-    batch, at_once = 1, 16
-    cost = None
+    batch, at_once, cost = 1, 16, None
+    learned: frozenset[str] = frozenset()
 
     def __init__(self, sentences: Sequence[str]) -> None:
         if not sentences or not all(isinstance(s, str) and s.strip() for s in sentences):

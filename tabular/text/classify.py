@@ -20,9 +20,13 @@ from visynth.tabular.text.writing import Written
 PROMPT = Prompt(
     system="You write new texts like the ones that you are shown. You reply with one text and nothing else.",
     user=(
+        "{% if examples is defined %}"
         "These texts have the label {{ label }}{% if meaning is defined %} ({{ meaning }}){% endif %}:\n\n"
         "{% for example in examples %}- {{ example }}\n{% endfor %}\n"
         "Write one more text with this label. It is about something else, in other words."
+        "{% else %}"
+        "Write one text with the label {{ label }}{% if meaning is defined %} ({{ meaning }}){% endif %}."
+        "{% endif %}"
     ),
 )
 

@@ -1,17 +1,17 @@
-"""Texts as vectors: words and runs of characters by weight, reduced to some dimensions; or a local model's hidden states."""
+"""Texts as vectors: words and runs of characters by weight, reduced to some dimensions; or a model's hidden states."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visynth.core.errors import DataError
-
-if TYPE_CHECKING:
-    from visynth.tabular.text.models import LanguageModel
+from visynth.core.errors import DataError, UsageError, choices
+from visynth.tabular.text.models import load_model
 
 Vectors = NDArray[np.float64]
 Embedder = Callable[[Sequence[str]], Vectors]  # unit length, [N, D]
@@ -80,35 +80,66 @@ class Latent:
         return unit(np.asarray(matrix.todense()) if self.space is None else self.space.transform(matrix))
 
 
-class HiddenStates:
-    """Mean of a language model's last hidden states over a text's tokens, scaled to unit length.
+class Encoder:
+    """A text as the mean of a model's last hidden states over its tokens (or the first of them, where a sentence-transformers folder
+    says so), scaled to unit length. What was embedded once is not embedded again.
 
     Args:
-        model: that is loaded.
+        path: folder as transformers or sentence-transformers save it, or a GGUF file.
+        device: where it runs.
         batch: texts computed together; each is padded on the right to the longest of its batch.
         most: tokens of a text; what follows is left out.
+
+    Raises:
+        UsageError: there is no such model, or it pools in another way.
     """
 
-    def __init__(self, model: LanguageModel, batch: int = 16, most: int = 256) -> None:
-        self.model, self.batch, self.most = model, batch, most
+    def __init__(self, path: str | Path, device: str = "cpu", batch: int = 16, most: int = 256) -> None:
+        self.model, self.batch, self.most = load_model(path, device, encoder=True), batch, most
+        self.first = _pools_first(Path(path))
+        self._known: dict[str, Vectors] = {}
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 of the weights' files."""
+        return self.model.digest
 
     def __call__(self, texts: Sequence[str]) -> Vectors:
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        for start in range(0, len(new), self.batch):
+            own = new[start : start + self.batch]
+            self._known.update(zip(own, self._embedded(own), strict=True))
+        return np.stack([self._known[text] for text in texts]) if texts else np.zeros((0, 1))
+
+    def _embedded(self, texts: Sequence[str]) -> Vectors:
         import torch
 
-        rows = []
-        for start in range(0, len(texts), self.batch):
-            ids = [
-                self.model.tokenizer(text)["input_ids"][: self.most] or [0]
-                for text in texts[start : start + self.batch]
-            ]
-            width = max(map(len, ids))
-            mask = torch.tensor([[1] * len(own) + [0] * (width - len(own)) for own in ids], device=self.model.device)
-            tokens = torch.tensor([own + [0] * (width - len(own)) for own in ids], device=self.model.device)
-            with torch.inference_mode():
-                out = self.model.model(input_ids=tokens, attention_mask=mask, output_hidden_states=True)
-            weights = mask[..., None] / mask.sum(dim=1)[:, None, None]
-            rows.append((out.hidden_states[-1] * weights).sum(dim=1).float().cpu().numpy())
-        return unit(np.concatenate(rows).astype(np.float64)) if rows else np.zeros((0, 1))
+        limit = min(self.most, self.model.context)
+        ids = [self.model.tokenizer(text, truncation=True, max_length=limit)["input_ids"] or [0] for text in texts]
+        width = max(map(len, ids))
+        mask = torch.tensor([[1] * len(own) + [0] * (width - len(own)) for own in ids], device=self.model.device)
+        tokens = torch.tensor([own + [0] * (width - len(own)) for own in ids], device=self.model.device)
+        with torch.inference_mode():
+            states = self.model.model(input_ids=tokens, attention_mask=mask).last_hidden_state.float()
+        weights = mask[..., None] / mask.sum(dim=1)[:, None, None]
+        pooled = states[:, 0] if self.first else (states * weights).sum(dim=1)
+        return unit(pooled.cpu().numpy().astype(np.float64))
+
+
+def _pools_first(path: Path) -> bool:
+    """Whether a sentence-transformers folder takes the first token; folders that say nothing take the mean."""
+    said = path / "1_Pooling" / "config.json"
+    if not said.is_file():
+        return False
+    config = json.loads(said.read_text(encoding="utf-8"))
+    modes = {name for name, value in config.items() if name.startswith("pooling_mode_") and value is True}
+    if modes == {"pooling_mode_cls_token"}:
+        return True
+    if modes != {"pooling_mode_mean_tokens"}:
+        raise UsageError(
+            f"{said} pools by {choices(sorted(modes))}; visynth knows the mean of the tokens, and the first one."
+        )
+    return False
 
 
 def unit(vectors: Any) -> Vectors:

@@ -22,7 +22,7 @@ from visynth.core.members import Member
 from visynth.core.progress import Progress, no_progress
 from visynth.tabular.text.backends import Backend
 from visynth.tabular.text.cache import Replies
-from visynth.tabular.text.checks import Check
+from visynth.tabular.text.checks import Check, main_text
 from visynth.tabular.text.duplicates import normalised
 from visynth.tabular.text.embedding import Embedder
 from visynth.tabular.text.plan import Record, TextPlan
@@ -127,6 +127,8 @@ class TextGenerator:
             UnavailableError: nobody answers; what came is kept, and the same call goes on.
         """
         recipe = self.recipe() if recipe is None else recipe
+        if backend.learned and self.spec.duplicates.equal:  # what may be repeated may be a learned text, too
+            recipe = replace(recipe, checks={**recipe.checks, "learned": _Learned(backend.learned)})
         shown = [self._with_examples(record) for record in records]
         for record in shown[:1]:
             self.messages(record)  # a template that cannot be filled is told before anything is asked
@@ -149,9 +151,27 @@ class TextGenerator:
         if not self.spec.shown or record.parents:
             return record
         label = str(record.attributes[self.spec.label]) if self.spec.label else ""
-        own = self._of_class.get(label, []) if self.spec.label else list(range(len(self.examples)))
+        own = self._like(label)
         if not own:
             raise DataError(f"no real text has the class {label!r}; there are {choices(sorted(self._of_class))}.")
+        return showing(record, own, self.spec.shown)
+
+    def _like(self, label: str) -> list[int]:
+        """Places of the real texts of a class; of all where texts have none."""
+        return self._of_class.get(label, []) if self.spec.label else list(range(len(self.examples)))
+
+    def showing_others(self, record: Record, place: int) -> Record:
+        """The record of a real text with other real texts as those that its prompt shows.
+
+        Raises:
+            DataError: there is no other.
+        """
+        if not self.spec.shown:
+            return record
+        label = self.examples[place].label
+        own = [other for other in self._like(label) if other != place]
+        if not own:
+            raise DataError(f"class {label!r} has one real text, and its prompt should show another one: use shown: 0.")
         return showing(record, own, self.spec.shown)
 
     # -- storing -----------------------------------------------------------------------------------------------------
@@ -166,11 +186,7 @@ class TextGenerator:
     @property
     def members(self) -> tuple[Member, ...]:
         """One fingerprint for each real text."""
-        return tuple(
-            Member(f"text/{place:09d}", example.label, "", "train", mark, mark, "")
-            for place, example in enumerate(self.examples)
-            for mark in [text_hash(example.text)]
-        )
+        return members_of(self.examples)
 
     @property
     def card(self) -> dict[str, Any]:
@@ -237,10 +253,33 @@ class TextGenerator:
         return cls(spec, examples, notes)
 
 
+class _Learned:
+    """Refuses texts whose words are those of a text that the language model was fine-tuned on."""
+
+    def __init__(self, marks: frozenset[str]) -> None:
+        self.marks = marks
+
+    def __call__(self, fields: Mapping[str, Any], record: Record) -> str:
+        return (
+            "it repeats a text that the model learned: use other words"
+            if text_hash(main_text(fields)) in self.marks
+            else ""
+        )
+
+
 def showing(record: Record, places: Sequence[int], count: int) -> Record:
     """The record with some of the places of real texts as those that its prompt shows, drawn by its own seed."""
     order = seeding.rng(record.seed, "text/examples").permutation(len(places))[:count]
     return replace(record, parents=tuple(int(places[place]) for place in np.sort(order)))
+
+
+def members_of(examples: Sequence[Example]) -> tuple[Member, ...]:
+    """One fingerprint for each real text."""
+    return tuple(
+        Member(f"text/{place:09d}", example.label, "", "train", mark, mark, "")
+        for place, example in enumerate(examples)
+        for mark in [text_hash(example.text)]
+    )
 
 
 def text_hash(text: str) -> str:

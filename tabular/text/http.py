@@ -110,6 +110,7 @@ class OpenAICompatible:
         self.base_url, self.model, self.decoding = base_url.rstrip("/"), model, decoding or Decoding()
         self.structured, self.timeout, self.retries = structured, timeout, retries
         self.at_once, self.price_in, self.price_out, self.most_cost = at_once, price_in, price_out, most_cost
+        self.learned: frozenset[str] = frozenset()  # what a server's model has learned, nobody can know
         self.extra = dict(extra or {})
         self.usage = Usage()
         self._key = key

@@ -19,6 +19,7 @@ from visynth.core.report import Report, environment
 from visynth.tabular.text.backends import Backend
 from visynth.tabular.text.cache import file_name
 from visynth.tabular.text.checks import Check
+from visynth.tabular.text.embedding import Encoder
 from visynth.tabular.text.generator import Example, TextGenerator
 from visynth.tabular.text.outputs import FILES, LOCK, put_texts, tidy
 from visynth.tabular.text.plan import Record
@@ -43,6 +44,7 @@ class Job:
         seed: of everything.
         subject: what the report is headed with.
         said: a real text's words, as those of a reply's fields are.
+        embedder: for near-duplicates; by default weights of words and runs of characters.
     """
 
     kind: str
@@ -55,6 +57,7 @@ class Job:
     seed: int = 0
     subject: str = "the texts"
     said: Callable[[str], str] = str
+    embedder: Encoder | None = None
 
 
 def run_job(
@@ -78,7 +81,7 @@ def run_job(
         ConflictError: ``out`` holds the texts of another job.
         OutputError: ``out`` holds something that visynth did not write.
     """
-    recipe = job.generator.recipe(job.checks)
+    recipe = job.generator.recipe(job.checks, job.embedder)
     out, started = claim(job.out, FILES), time.monotonic()
     answers = backend()
     done = _done(job, answers)
@@ -121,6 +124,7 @@ def _key(job: Job, backend: Backend) -> str:
         "checks": sorted(job.checks),
         "seed": job.seed,
     }
+    own |= {} if job.embedder is None else {"embedder": job.embedder.digest}
     return hash_json({**own, **job.generator.reply_key(backend)})
 
 

@@ -34,6 +34,7 @@ class TransformersLocal:
         device: ``"cpu"``, ``"cuda"`` and the like.
         batch: requests computed together.
         constrain: whether a reply with a schema can only be what the schema allows (by llguidance), token by token.
+        adapter: folder of low-rank weights of this model, see :class:`visynth.tabular.text.lora.TextLoRA`.
 
     Example:
         >>> TransformersLocal("no/such/folder")
@@ -52,14 +53,22 @@ class TransformersLocal:
         device: str = "cpu",
         batch: int = 16,
         constrain: bool = True,
+        adapter: str | Path | None = None,
     ) -> None:
         if batch < 1:
             raise UsageError(f"batch must be at least 1, but got {batch}.")
+        if adapter is not None and isinstance(model, LanguageModel):
+            raise UsageError("a model that is loaded already has its adapter, or none: give its path.")
         self.batch, self.constrain = batch, constrain
         self.decoding = decoding or Decoding()
-        self.model = model if isinstance(model, LanguageModel) else load_model(model, device)
+        self.model = model if isinstance(model, LanguageModel) else _loaded(model, adapter, device)
         self._grammars: dict[str, Any] = {}
         self._tokenizer: Any = None
+
+    @property
+    def learned(self) -> frozenset[str]:
+        """Hashes of the texts that the adapter learned."""
+        return self.model.learned
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -70,6 +79,7 @@ class TransformersLocal:
             "constrain": self.constrain,
             "device": self.model.device.type,
         }
+        own |= {"adapter": self.model.adapter} if self.model.adapter else {}
         return {"backend": "transformers", **own, **vars(self.decoding)}
 
     async def answer(self, requests: Sequence[Request]) -> Sequence[Reply | RequestFailed]:
@@ -150,6 +160,14 @@ class TransformersLocal:
                 self.model.tokenizer, n_vocab=max(vocabulary, len(self.model.tokenizer))
             )
         return self._tokenizer
+
+
+def _loaded(path: str | Path, adapter: str | Path | None, device: str) -> LanguageModel:
+    if adapter is None:
+        return load_model(path, device)
+    from visynth.tabular.text.lora import with_adapter  # reads Lightning
+
+    return with_adapter(path, adapter, device)
 
 
 def _guidance() -> Any:

@@ -26,15 +26,19 @@ class LanguageModel:
         model: of transformers, in evaluation mode.
         tokenizer: a fast one, padding on the left.
         path: where they were read from.
+        adapter: digest of the low-rank weights that were added, or "".
+        learned: hashes of the texts that they learned.
     """
 
     model: Any
     tokenizer: Any
     path: Path
+    adapter: str = ""
+    learned: frozenset[str] = frozenset()
 
     @cached_property
     def digest(self) -> str:
-        """Hex sha256 of the weights' files."""
+        """Hex sha256 of the weights' files, without the adapter."""
         return weights_digest(self.path)
 
     @property
@@ -64,9 +68,19 @@ class LanguageModel:
             text = "\n".join(message["content"] for message in messages) + "\n"
         return [int(token) for token in tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]]
 
+    def reply_ids(self, text: str) -> list[int]:
+        """Tokens of a reply and of its end."""
+        own = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [*map(int, own), *([self.tokenizer.eos_token_id] if self.stops else [])]
 
-def load_model(path: str | Path, device: str = "cpu") -> LanguageModel:
+
+def load_model(path: str | Path, device: str = "cpu", encoder: bool = False) -> LanguageModel:
     """A model from a folder or a ``.gguf`` file, in float32 on a CPU and bfloat16 on a GPU.
+
+    Args:
+        path: of the model.
+        device: where it runs.
+        encoder: whether its hidden states are asked for, and not its words; then it need not be causal.
 
     Raises:
         UsageError: there is none, or it is none for text.
@@ -74,7 +88,7 @@ def load_model(path: str | Path, device: str = "cpu") -> LanguageModel:
     """
     try:
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
         raise MissingExtra("local language models need transformers: pip install 'visynth[text]'.") from error
     path = Path(path)
@@ -93,10 +107,10 @@ def load_model(path: str | Path, device: str = "cpu") -> LanguageModel:
                 folder, **{k: v for k, v in own.items() if k != "use_safetensors"}
             )
             dtype = torch.float32 if str(device) == "cpu" else torch.bfloat16
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **own)
+            model = (AutoModel if encoder else AutoModelForCausalLM).from_pretrained(folder, dtype=dtype, **own)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UsageError(
-            f"{path} cannot be read as a causal language model: {' '.join(str(error).split())[:300]}"
+            f"{path} cannot be read as {'a text model' if encoder else 'a causal language model'}: {' '.join(str(error).split())[:300]}"
         ) from error
     if not tokenizer.is_fast:
         raise UsageError(f"{path} has no fast tokenizer (tokenizer.json), which is needed.")

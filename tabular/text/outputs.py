@@ -37,6 +37,7 @@ def line_of(text: Text, generator: TextGenerator, backend: Backend) -> dict[str,
         "parents": [f"text/{place:09d}" for place in text.record.parents],
         "tries": text.tries,
     }
+    provenance |= {} if text.record.row is None else {"row": text.record.row}
     asked = {name: text.record.attributes[name] for name in clash}
     provenance |= {"asked": asked} if asked else {}
     return {**attributes, **text.fields, "synthetic": True, "provenance": provenance}

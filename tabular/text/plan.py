@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -31,23 +31,25 @@ class Record:
         number: of the record in its plan.
         attributes: by name.
         seed: of all that is drawn for it.
-        parents: places of the real texts that its prompt shows, or whose attributes it has.
+        parents: places of the real texts that its prompt shows.
+        row: place of the real row whose cells are its attributes, or None.
     """
 
     number: int
     attributes: Mapping[str, Any]
     seed: int
     parents: tuple[int, ...] = ()
+    row: int | None = None
 
     @classmethod
-    def of(cls, number: int, attributes: Mapping[str, Any], seed: int, parents: tuple[int, ...] = ()) -> Record:
+    def of(cls, number: int, attributes: Mapping[str, Any], seed: int, row: int | None = None) -> Record:
         """The record of a number, from the seed of the whole plan."""
-        return cls(number, attributes, seeding.derive("text/record", seed, number), parents)
+        return cls(number, attributes, seeding.derive("text/record", seed, number), row=row)
 
     def again(self, round_: int) -> Record:
         """The record with other random numbers, for a text that could not be used."""
         seed = self.seed if round_ == 0 else seeding.derive("text/round", self.seed, round_)
-        return Record(self.number, self.attributes, seed, self.parents)
+        return replace(self, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class TextPlan:
         names = self.crossed
         generator = seeding.rng(seed, "text/plan")
         if not names or self.cells > min(n * 100, MOST_CELLS):  # most cells stay empty: each attribute for itself
-            return {name: _even(levels, n, seeding.rng(seed, f"text/plan/{name}")) for name, levels in names.items()}
+            return {name: even(levels, n, seeding.rng(seed, f"text/plan/{name}")) for name, levels in names.items()}
         rows = _shuffled(_cells(list(names.values()), n, generator), generator)
         return {name: [row[place] for row in rows] for place, name in enumerate(names)}
 
@@ -145,19 +147,6 @@ class Coverage:
     covered: int
     empty: tuple[tuple[Any, ...], ...]
     counts: Mapping[tuple[Any, ...], int]
-
-
-def records_of_rows(rows: Sequence[Mapping[str, Any]], n: int, seed: int = 0, first: int = 0) -> list[Record]:
-    """``n`` records with the attributes of real rows, each row as often as any other, but for one.
-
-    Example:
-        >>> sorted(r.parents for r in records_of_rows([{"city": "Rome"}, {"city": "Oslo"}], 2))
-        [(0,), (1,)]
-    """
-    if not rows:
-        raise UsageError("there are no rows to take attributes from.")
-    order = _even(list(range(len(rows))), n, seeding.rng(seed, "text/rows"))
-    return [Record.of(first + k, dict(rows[place]), seed, (place,)) for k, place in enumerate(order)]
 
 
 def _is_list(form: Any) -> bool:
@@ -278,7 +267,7 @@ def _cells(levels: Sequence[Sequence[Any]], n: int, generator: np.random.Generat
     return cells[:n]
 
 
-def _even(levels: Sequence[Any], n: int, generator: np.random.Generator) -> list[Any]:
+def even(levels: Sequence[Any], n: int, generator: np.random.Generator) -> list[Any]:
     """``n`` levels in random order, each as often as any other but for one."""
     return _shuffled(_blocks(levels, n, generator), generator)
 

@@ -32,8 +32,10 @@ LONGEST = 300  # characters of a text cell
 PROMPT = Prompt(
     system="You write rows of a table as JSON objects, one a reply. Values are plausible and fit one another.",
     user=(
+        "{% if examples is defined %}"
         "Rows of a table:\n{% for example in examples %}{{ example }}\n{% endfor %}\n"
         "Write one more row with the same keys. It is a new one, not one of those."
+        "{% else %}Write one row.{% endif %}"
     ),
 )
 

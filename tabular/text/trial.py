@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from visynth.core.errors import UsageError, choices
+from visynth.core.errors import DataError, UsageError, choices
 from visynth.core.files import hash_json
-from visynth.core.folders import claim_files, work_folder
+from visynth.core.folders import claimed_files, work_folder
 from visynth.core.lock import only_one
 from visynth.core.progress import Progress, no_progress
 from visynth.core.report import FILES, Report, bullets, environment, text
@@ -20,7 +20,7 @@ from visynth.tabular.shares import chosen_shares
 from visynth.tabular.text.backends import Backend
 from visynth.tabular.text.cache import file_name
 from visynth.tabular.text.classify import label_checks
-from visynth.tabular.text.generator import Example, TextGenerator
+from visynth.tabular.text.generator import Example, TextGenerator, text_hash
 from visynth.tabular.text.outputs import LOCK, tidy
 from visynth.tabular.text.plan import Record
 from visynth.tabular.text.spec import TextSpec
@@ -72,10 +72,11 @@ def run_text_trial(
         raise UsageError(f"no text has the label {choices(unknown)}; the labels are {choices(sorted(labels))}.")
     rare = list(rare) or [min(sorted(labels), key=lambda name: labels[name])]
     out, started = Path(out), time.monotonic()
-    claim_files(out, FILES)
+    with claimed_files(out, FILES):
+        answers = backend()
+        _check_unlearned(examples, answers)
     work = work_folder(out)
     with only_one(work / LOCK, f"a text trial for {out}"):
-        answers = backend()
         inputs = {
             "texts": hash_json([[e.text, e.label] for e in examples]), "spec": spec.to_json(), "cells": asdict(cells),
             "backend": dict(answers.identity), "agreement": agreement, "versions": environment(),
@@ -104,6 +105,20 @@ def run_text_trial(
         stage.clear()
     progress(f"done in {time.monotonic() - started:.0f} s: {out / 'report.html'}")
     return report
+
+
+def _check_unlearned(examples: Sequence[Example], backend: Backend) -> None:
+    """Refuse a model that learned texts of the trial: its test parts would not be unseen.
+
+    Raises:
+        DataError: it did.
+    """
+    known = sum(text_hash(example.text) in backend.learned for example in examples)
+    if known:
+        raise DataError(
+            f"the adapter learned {known} of the {len(examples)} texts of this trial, so that no test part of it is unseen: "
+            "fine-tune on other texts, or give the trial texts that it did not learn."
+        )
 
 
 class _Writer:

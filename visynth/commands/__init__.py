@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from visynth.commands import generators, machine, registries, rendering, retraining, series, sets, tables, texts, trials
+from visynth.commands import (
+    generators,
+    machine,
+    registries,
+    rendering,
+    retraining,
+    series,
+    sets,
+    tables,
+    texts,
+    trials,
+    writing,
+)
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
     "trial": trials.trial,
@@ -40,6 +52,8 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "text.trial": texts.text_trial,
     "text.chat": texts.text_chat,
     "text.rows": texts.text_rows,
+    "text.write": writing.text_write,
+    "text.fit": writing.text_fit,
     "series.trial": series.series_trial,
     "series.fit": series.series_fit,
     "series.sample": series.series_sample,
@@ -64,5 +78,5 @@ NESTED = {
     "registry": ("add", "list", "log", "path", "promote", "rollback", "verify"),
     "tabular": ("trial", "fit", "fit-tables", "sample", "impute", "evaluate"),
     "series": ("trial", "fit", "sample", "stream", "impute", "forecast", "evaluate", "replay"),
-    "text": ("trial", "reviews", "classify", "chat", "rows"),
+    "text": ("trial", "write", "reviews", "classify", "chat", "rows", "fit"),
 }

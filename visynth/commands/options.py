@@ -82,6 +82,7 @@ class BackendOptions:
         device: where a local model runs.
         batch: requests that a local model computes together.
         constrain: whether a local model's replies can only be what the schema allows.
+        adapter: folder that 'visynth text fit' wrote for the local model.
     """
 
     backend: Literal["openai", "local", "template"]
@@ -104,6 +105,7 @@ class BackendOptions:
     device: str = "cpu"
     batch: int = 16
     constrain: bool = True
+    adapter: str | None = None
 
     def check(self) -> None:
         """Refuse a backend without what it needs, before anything is read.
@@ -117,6 +119,8 @@ class BackendOptions:
         lost = [f"--{name.replace('_', '-')}" for name in needs if not getattr(self, name)]
         if lost:
             raise UsageError(f"--backend {self.backend} needs {' and '.join(lost)}.")
+        if self.adapter and self.backend != "local":
+            raise UsageError(f"--adapter is for --backend local, but the backend is {self.backend}.")
 
     def make(self) -> Any:
         """The backend; a local model is read."""
@@ -127,8 +131,9 @@ class BackendOptions:
             return Template(_lines(self.sentences or ""))
         if self.backend == "local":
             return TransformersLocal(
-                self.model or "", decoding, device=self.device, batch=self.batch, constrain=self.constrain
-            )
+                self.model or "", decoding, device=self.device, batch=self.batch, constrain=self.constrain,
+                adapter=self.adapter,
+            )  # fmt: skip
         return OpenAICompatible(
             self.base_url or "", self.model or "", decoding, structured=self.structured, key_env=self.key_env,
             at_once=self.at_once, per_minute=self.per_minute, timeout=self.timeout, retries=self.retries,
@@ -155,6 +160,39 @@ class JobOptions:
     seed: int = 0
     json: bool = False
     quiet: bool = False
+
+
+@dataclass(frozen=True)
+class RepeatOptions:
+    """When a text says again what another one says.
+
+    Args:
+        minhash: least similarity of runs of characters; 0 does not ask.
+        cosine: least cosine of embeddings, by default 0.8, or 0.9 of a model's; 0 does not ask.
+        embedder: a local model's folder or GGUF file for the embeddings, e.g. of sentence-transformers; by default weights of
+            words and runs of characters.
+    """
+
+    minhash: float = 0.7
+    cosine: float | None = None
+    embedder: str | None = None
+
+    def rule(self) -> Any:
+        """The rule of the options.
+
+        Raises:
+            UsageError: values that cannot be.
+        """
+        from visynth.tabular.text.duplicates import Deduplication
+
+        cosine = (0.9 if self.embedder else 0.8) if self.cosine is None else self.cosine
+        return Deduplication(minhash=self.minhash or None, cosine=cosine or None)
+
+    def make(self) -> Any:
+        """The embedder, or None for the built-in one; a model is read."""
+        from visynth.tabular.text.embedding import Encoder
+
+        return None if self.embedder is None else Encoder(self.embedder)
 
 
 def _lines(path: str) -> list[str]:

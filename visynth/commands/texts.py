@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from json import dumps
 from pathlib import Path
 from typing import Any, Literal
 
-from visynth.commands.options import BackendOptions, JobOptions
+from visynth.commands.options import BackendOptions, JobOptions, RepeatOptions
 from visynth.commands.printing import printer, verdicts
 from visynth.commands.tables import without
 from visynth.core.errors import UsageError
@@ -17,6 +18,7 @@ def text_reviews(
     products: list[str],
     backend: BackendOptions,
     job: JobOptions,
+    repeats: RepeatOptions,
     n: int = 100,
     sentiments: list[str] | None = None,
     words: list[int] | None = None,
@@ -37,6 +39,7 @@ def text_reviews(
         products: each equally often.
         backend: who writes.
         job: where to, and how often it is tried.
+        repeats: when two reviews are the same.
         n: number of reviews.
         sentiments: positive and negative by default.
         words: least and most words, e.g. '[8, 30]'.
@@ -68,18 +71,20 @@ def text_reviews(
         features=features_by_product or features or (), mention=mention, styles=styles or (), personas=personas or (),
         language=language, shown=shown, attempts=job.attempts, rounds=job.rounds,
     )  # fmt: skip
+    spec = replace(spec, duplicates=repeats.rule())
     examples = [] if data is None else read_examples(data, text, label)
     task = Job(
         "text reviews", TextGenerator(spec, examples), Path(job.out), TextPlan(spec.attributes).records(n, job.seed),
-        seed=job.seed, subject="reviews",
+        seed=job.seed, subject="reviews", embedder=repeats.make(),
     )  # fmt: skip
-    return _print_summary(run_job(task, backend.make, progress=printer(job.quiet)), job)
+    return print_summary(run_job(task, backend.make, progress=printer(job.quiet)), job)
 
 
 def text_classify(
     data: str,
     backend: BackendOptions,
     job: JobOptions,
+    repeats: RepeatOptions,
     text: str = "text",
     label: str = "label",
     rare: list[str] | None = None,
@@ -97,6 +102,7 @@ def text_classify(
         data: CSV, Parquet or JSON Lines file; give the training part only.
         backend: who writes.
         job: where to, and how often it is tried.
+        repeats: when two texts are the same.
         text: column of the texts.
         label: column of the classes.
         rare: classes to fill; by default all but the largest.
@@ -125,6 +131,7 @@ def text_classify(
         examples, rare=[str(name) for name in rare or ()], to=to, per_class=per_class, meanings=meanings, seed=job.seed
     )
     spec = classify_spec(examples, shown=shown, language=language, attempts=job.attempts, rounds=job.rounds)
+    spec = replace(spec, duplicates=repeats.rule())
     checks, least = label_checks(examples, agreement, job.seed)
     progress = printer(job.quiet)
     if least:
@@ -132,13 +139,13 @@ def text_classify(
         progress(f"  a text must have its class with a probability of at least: {asked}")
     task = Job(
         "text classify", TextGenerator(spec, examples), Path(job.out), records, {"agreement": agreement, "data": hash_file(data)},
-        held, checks, job.seed, Path(data).stem,
+        held, checks, job.seed, Path(data).stem, embedder=repeats.make(),
     )  # fmt: skip
 
     def files(made: Any, report: Any) -> dict[str, bytes]:
         return {"balanced.jsonl": balanced_lines(frame, made, text, label)}
 
-    return _print_summary(run_job(task, backend.make, files, progress), job)
+    return print_summary(run_job(task, backend.make, files, progress), job)
 
 
 def text_trial(
@@ -197,6 +204,7 @@ def text_chat(
     topics: list[str],
     backend: BackendOptions,
     job: JobOptions,
+    repeats: RepeatOptions,
     n: int = 100,
     turns: list[int] | None = None,
     styles: list[str] | None = None,
@@ -213,6 +221,7 @@ def text_chat(
         topics: each equally often.
         backend: who writes.
         job: where to, and how often it is tried.
+        repeats: when two conversations are the same.
         n: number of conversations.
         turns: numbers of questions in a conversation, each equally often, e.g. '[1, 3]'.
         styles: of the assistant.
@@ -235,17 +244,18 @@ def text_chat(
         topics, turns=turns or [1], styles=styles or (), personas=personas or (), language=language, attempts=job.attempts,
         rounds=job.rounds,
     )  # fmt: skip
+    spec = replace(spec, duplicates=repeats.rule())
     checks = chat_checks([] if benchmark is None else benchmark_texts(benchmark))
     task = Job(
         "text chat", TextGenerator(spec), Path(job.out), TextPlan(spec.attributes).records(n, job.seed),
         {"form": form, "test": test, "system": system, "benchmark": benchmark and hash_file(benchmark)}, checks=checks, seed=job.seed,
-        subject="conversations",
+        subject="conversations", embedder=repeats.make(),
     )  # fmt: skip
 
     def files(made: Any, report: Any) -> dict[str, bytes]:
         return chat_files(made, report, form, test, system, job.seed)
 
-    return _print_summary(run_job(task, backend.make, files, printer(job.quiet)), job)
+    return print_summary(run_job(task, backend.make, files, printer(job.quiet)), job)
 
 
 def text_rows(
@@ -300,10 +310,10 @@ def text_rows(
         own.consistency_section(report, schema, rules, known, held, made, job.seed)
         return {"rows.csv": own.rows_frame(schema, made, job.seed).to_csv(index=False).encode()}
 
-    return _print_summary(run_job(task, backend.make, files, printer(job.quiet)), job)
+    return print_summary(run_job(task, backend.make, files, printer(job.quiet)), job)
 
 
-def _print_summary(summary: dict[str, Any], job: JobOptions) -> int:
+def print_summary(summary: dict[str, Any], job: JobOptions) -> int:
     if job.json:
         print(dumps(summary))
     else:

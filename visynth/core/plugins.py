@@ -56,7 +56,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "diffusion": "visynth.tabular.timeseries.diffusion:SeriesDiffusion",
         "ar": "visynth.tabular.timeseries.autoregressive:SeriesAR",
     },
-    "writers": {"text": "visynth.tabular.text.generator:TextGenerator"},
+    "writers": {
+        "text": "visynth.tabular.text.generator:TextGenerator",
+        "lora": "visynth.tabular.text.lora:TextLoRA",
+    },
     "trainers": {
         "diffusion": "visynth.lightning_modules.trainers:train_diffusion",
         "inpaint": "visynth.lightning_modules.trainers:train_inpainting",

@@ -9,7 +9,7 @@ import pytest
 
 from visynth.core.errors import UsageError
 from visynth.tabular.text import Prompt, TextPlan
-from visynth.tabular.text.plan import records_of_rows
+from visynth.tabular.text.real_rows import records_of_rows
 
 FULL = {
     "product": ["phone", "lamp", "chair"],
@@ -89,7 +89,7 @@ def test_all_that_is_wrong_is_told_together() -> None:
 def test_rows_give_their_attributes_equally_often() -> None:
     records = records_of_rows([{"city": c} for c in "abc"], 10, seed=1)
     assert sorted(Counter(r.attributes["city"] for r in records).values()) == [3, 3, 4]
-    assert all(r.attributes["city"] == "abc"[r.parents[0]] for r in records)
+    assert all(r.row is not None and r.attributes["city"] == "abc"[r.row] for r in records)
 
 
 def test_what_fills_a_template_is_data() -> None:

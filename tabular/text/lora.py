@@ -1,0 +1,261 @@
+"""Fine-tuning of a local language model on real texts: low-rank weights by Lightning, kept as the product's artifact.
+
+What is learned is the reply to the job's own prompt, so that the same job asks for it later. The model itself stays as it is and
+where it is; the artifact (schema ``visynth.text/1``, network ``lora``) holds the low-rank weights and says which model they are of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from visynth.core.artifact import Artifact
+from visynth.core.errors import IntegrityError, UsageError, raise_all
+from visynth.core.members import Member
+from visynth.core.progress import Progress, no_progress
+from visynth.tabular.stored import Stored, packed
+from visynth.tabular.text.generator import SCHEMA
+from visynth.tabular.text.losses import mean_losses
+from visynth.tabular.text.lowrank import LowRank, attach, merge, peft_files, put_in
+from visynth.tabular.text.models import LanguageModel, load_model
+from visynth.tabular.text.prompts import Prompt
+from visynth.tabular.text.talks import Talk, encoded
+from visynth.tabular.training import Batch, GradientSteps
+
+PASSES = 3  # over the texts, where steps are not given
+
+
+class TextLoRA(Stored, GradientSteps):
+    """Low-rank weights that make a language model write like some real texts.
+
+    Args:
+        rank: of the weights.
+        alpha: their scale is alpha / rank.
+        targets: layers that get them, such as q_proj; by default every linear layer but the last.
+        steps: of the optimiser; by default three passes over the texts.
+        batch_size: texts of a step.
+        lr: AdamW's highest learning rate.
+        ema: of the average of the weights.
+        bfloat16: whether the frozen model is held in 16 bits (half the memory).
+        seed: of everything random.
+
+    Raises:
+        UsageError: numbers that cannot be.
+    """
+
+    network: ClassVar[str] = "lora"
+
+    def __init__(
+        self,
+        rank: int = 8,
+        alpha: float = 16.0,
+        targets: Sequence[str] = (),
+        steps: int | None = None,
+        batch_size: int = 8,
+        lr: float = 2e-4,
+        ema: float = 0.9,
+        bfloat16: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        LowRank(rank, alpha, targets)
+        problems = [
+            f"{name} must be {what}, but got {value}"
+            for name, what, value, good in (
+                ("steps", "at least 1", steps, steps is None or steps >= 1),
+                ("batch_size", "at least 1", batch_size, batch_size >= 1),
+                ("lr", "above 0", lr, lr > 0),
+                ("ema", "in [0, 1)", ema, 0 <= ema < 1),
+            )
+            if not good
+        ]
+        raise_all("the fine-tuning", problems, UsageError)
+        targets = list(targets)
+        self.save_hyperparameters()
+        self._wanted_steps = steps
+        self._language: LanguageModel | None = None
+        self._kept: dict[str, Tensor] = {}
+        self._names: list[str] = []
+        self._prompt, self._base = Prompt("?"), ""
+        self._classes: tuple[str, ...] = ()
+        self._members: tuple[Member, ...] = ()
+        self._notes: tuple[str, ...] = ()
+
+    # -- training ----------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        model: str | Path,
+        talks: Sequence[Talk],
+        *,
+        prompt: Prompt,
+        classes: Sequence[str] = (),
+        members: Sequence[Member] = (),
+        notes: Sequence[str] = (),
+        progress: Progress = no_progress,
+        **training: Any,
+    ) -> Self:
+        """Train on talks.
+
+        Args:
+            model: folder or GGUF file of the model.
+            talks: prompts, and the real texts as replies.
+            prompt: that the talks were made with.
+            classes: of the texts.
+            members: fingerprints of the texts.
+            notes: what people should know.
+            progress: receives lines.
+            training: ``trainer=`` and ``checkpoint=``.
+
+        Raises:
+            UsageError: no such model, or one without the layers that are asked for.
+            DataError: texts that are all too long.
+            Diverged: a loss that is not a number.
+        """
+        self._digest = None
+        self._language = load_model(model)
+        self._prompt, self._base, self._classes = prompt, self._language.digest, tuple(classes)
+        arrays, long = encoded(self._language, talks)
+        gone = {talks[place].number for place in long}
+        self._members = tuple(member for place, member in enumerate(members) if place not in gone)
+        self._notes = (*notes, *([f"{len(long)} texts are too long and were left out"] if long else ()))
+        if self._wanted_steps is None:
+            rows = len(arrays["ids"])
+            self.hparams["steps"] = math.ceil(PASSES * rows / min(int(self.args.batch_size), rows))
+        self.train_on(arrays, progress, **training)
+        self._language.model.to(self.device)
+        with torch.no_grad():
+            for own, average in zip(self.net.parameters(), self.average.parameters(), strict=True):
+                own.copy_(average)
+        self._kept = dict(zip(self._names, [p.detach().cpu() for p in self.net.parameters()], strict=True))
+        return self
+
+    @property
+    def language(self) -> LanguageModel:
+        """The model with its low-rank weights, after a fit."""
+        if self._language is None:
+            raise UsageError("the fine-tuning holds no language model: fit it, or load it into one with with_adapter.")
+        return self._language
+
+    @property
+    def settings(self) -> LowRank:
+        return LowRank(int(self.args.rank), float(self.args.alpha), tuple(self.args.targets))
+
+    def build(self) -> nn.Module:
+        model = self.language.model
+        if self.args.bfloat16:
+            model.to(torch.bfloat16)
+        weights = attach(model, self.settings)
+        self._names = list(weights)
+        return nn.ParameterList(weights.values())
+
+    def on_fit_start(self) -> None:
+        # The frozen model is no part of this module, so that neither checkpoints nor averages hold it.
+        self.language.model.to(self.device)
+
+    def loss(self, batch: Batch) -> Tensor:
+        return mean_losses(self.language.model, batch["ids"], batch["first"], batch["length"]).mean()
+
+    # -- storing -----------------------------------------------------------------------------------------------------
+
+    @property
+    def base(self) -> str:
+        """Hex sha256 of the weights of the model that was fine-tuned."""
+        return self._base
+
+    @property
+    def prompt(self) -> Prompt:
+        """That the texts were learned as replies to."""
+        return self._prompt
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self._classes
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """One fingerprint for each text that was learned."""
+        return self._members
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What people are told of it."""
+        return {
+            "task": "synthetic text",
+            "real texts": len(self._members),
+            "notes": list(self._notes),
+            "privacy": "without differential privacy; the weights may repeat texts that they learned",
+            "licence": "as the real texts, and as the language model's terms allow",
+            "made by": "visynth text fit",
+        }
+
+    def artifact(self) -> Artifact:
+        hparams = {name: list(v) if isinstance(v, (list, tuple)) else v for name, v in dict(self.hparams).items()}
+        identity = {
+            "schema": SCHEMA, "network": self.network, "classes": list(self._classes), "hparams": hparams,
+            "base": self._base, "prompt": vars(self._prompt),
+        }  # fmt: skip
+        return Artifact(identity, packed(self._kept), self._members, self.card)
+
+    def _readme(self, digest: str) -> str:
+        notes = "".join(f"- {note}\n" for note in self._notes) or "- none\n"
+        return (
+            f"# Low-rank weights of a language model\n\nDigest: `{digest}`. Trained on {len(self._members)} real texts.\n\n"
+            f"Of the model whose weights have sha256 `{self._base}`.\n\nNotes:\n\n{notes}\n"
+            "Intended use: `visynth text ... --backend local --model MODEL --adapter FOLDER`, for training data. The weights may "
+            "repeat what they learned: share them as you would share the texts.\n"
+        )
+
+    def save(self, folder: str | Path, called: str = "") -> Path:
+        """Write the generator folder, which peft, vLLM and others read as an adapter, too; it appears complete or not at all.
+
+        Args:
+            folder: of the generator.
+            called: what the language model is called in the adapter's configuration, such as its path.
+        """
+        stored = self.artifact()
+        return stored.save(folder, self._readme(stored.digest), peft_files(self.settings, self._kept, called))
+
+    @classmethod
+    def from_artifact(cls, stored: Artifact, device: str = "cpu") -> Self:
+        """The fine-tuning that an artifact holds; the language model is not read."""
+        from safetensors.torch import load
+
+        said = stored.identity
+        own = cls(**said["hparams"])
+        own._prompt, own._base, own._classes = Prompt(**said["prompt"]), said["base"], tuple(said["classes"])
+        own._members, own._notes = stored.members, tuple(stored.card.get("notes", ()))
+        own._kept = load(stored.weights)
+        return own
+
+    def put_into(self, model: LanguageModel) -> LanguageModel:
+        """A language model with these weights merged into its own; the one that is given is changed in place.
+
+        Raises:
+            IntegrityError: the weights are of another model.
+        """
+        if model.digest != self._base:
+            raise IntegrityError(
+                f"the low-rank weights are of a model whose weights have sha256 {self._base[:16]}..., but {model.path} has "
+                f"{model.digest[:16]}...: give the model that was fine-tuned."
+            )
+        put_in(model.model, self.settings, self._kept)
+        merge(model.model)
+        marks = frozenset(member.sha256 for member in self._members)
+        return LanguageModel(model.model, model.tokenizer, model.path, self.digest, marks)
+
+
+def with_adapter(path: str | Path, adapter: str | Path, device: str = "cpu") -> LanguageModel:
+    """A language model from its files, with low-rank weights.
+
+    Raises:
+        UsageError: there is no such model.
+        IntegrityError: the adapter was altered, or is of another model.
+    """
+    weights = TextLoRA.load(adapter)
+    return weights.put_into(load_model(path, device))

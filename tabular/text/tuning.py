@@ -1,0 +1,275 @@
+"""Fine-tune a language model on people's texts, and measure what it learned and what it remembers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visynth.core import seeds as seeding
+from visynth.core.errors import UsageError, choices
+from visynth.core.folders import claim
+from visynth.core.progress import Progress, no_progress
+from visynth.core.report import FILES, Report, bullets, environment, table, text
+from visynth.tabular.balance import check_unmarked
+from visynth.tabular.frames import check_frame
+from visynth.tabular.inference import infer
+from visynth.tabular.text.backends import Decoding, Reply, Request
+from visynth.tabular.text.classify import classify_spec
+from visynth.tabular.text.examples import read_examples, read_records
+from visynth.tabular.text.generator import Example, TextGenerator, members_of, text_hash
+from visynth.tabular.text.local import TransformersLocal
+from visynth.tabular.text.lora import TextLoRA
+from visynth.tabular.text.losses import losses_of
+from visynth.tabular.text.lowrank import switched_off
+from visynth.tabular.text.memory import Canaries, Losses, canary_table, membership_blocks, memberships
+from visynth.tabular.text.models import LanguageModel
+from visynth.tabular.text.prompts import Prompt
+from visynth.tabular.text.rows import row_examples, row_schema, rows_spec
+from visynth.tabular.text.spec import TextSpec
+from visynth.tabular.text.talks import Talk, encoded, talks_of
+
+LEAD = "What the model learned of the texts, measured on texts that it did not learn, and what its weights remember of those that it did."
+FEWEST = 20  # texts a side that anything is measured with
+MOST = 1000  # texts a side that are measured
+SAMPLES = 8
+LEAST_ROWS = 20  # of a table
+OUT = (*FILES, "generator")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What is learned, and where it goes.
+
+    Attributes:
+        generator: whose prompt and real texts are learned.
+        held: real texts to measure with.
+        model: folder or GGUF file of the language model.
+        out: folder for generator/ and the report.
+        meanings: of the classes, for the prompt.
+        canaries: secrets to learn; none by default, because a generator that knows them is for an audit alone.
+        seed: of what prompts show, and of samples.
+        subject: what the report is headed with.
+    """
+
+    generator: TextGenerator
+    held: Sequence[Example]
+    model: str | Path
+    out: Path
+    meanings: Mapping[str, str] = field(default_factory=dict)
+    canaries: Canaries = field(default_factory=Canaries)
+    seed: int = 0
+    subject: str = "the texts"
+
+
+def learn(task: Tuning, lora: TextLoRA, progress: Progress = no_progress, **training: Any) -> None:
+    """Train.
+
+    Args:
+        task: what is learned.
+        lora: that is trained.
+        progress: receives lines.
+        training: ``trainer=`` and ``checkpoint=``.
+
+    Raises:
+        UsageError: no such model.
+        DataError: texts that cannot be learned.
+        OutputError: ``out`` holds something that visynth did not write.
+    """
+    claim(task.out, OUT)
+    talks = talks_of(task.generator, task.seed, task.meanings)
+    added = task.canaries.learned(talks[0].messages)
+    notes = [f"learned {task.canaries.count} canaries: for an audit, not for use"] if task.canaries.count else []
+    lora.fit(
+        task.model, [*talks, *added], prompt=task.generator.spec.prompt, classes=task.generator.classes,
+        members=members_of(task.generator.examples), notes=[*task.generator.notes, *notes], progress=progress, **training,
+    )  # fmt: skip
+
+
+def write_tuning(task: Tuning, lora: TextLoRA, progress: Progress = no_progress) -> Report:
+    """Measure what was learned, and write the generator and the report.
+
+    Returns:
+        The report, as written.
+
+    Raises:
+        OutputError: ``out`` holds something that visynth did not write.
+    """
+    started = time.monotonic()
+    progress("  measuring what was learned")
+    talks = talks_of(task.generator, task.seed, task.meanings)
+    report = Report("text fine-tuning", task.subject, lead=LEAD)
+    _measured(report, task, lora.language, talks)
+    report.section("Samples", bullets(_samples(lora.language, talks, task.seed)))
+    report.conditions |= {
+        "texts learned": len(lora.members), "texts held out": len(task.held), "model": lora.base,
+        **{f"fine-tuning: {name}": value for name, value in dict(lora.hparams).items()},
+        "canaries": asdict(task.canaries), "prompt": task.generator.spec.prompt.user, "generator": lora.digest,
+        "notes": list(lora.card["notes"]), "seconds of measuring": round(time.monotonic() - started), **environment(),
+    }  # fmt: skip
+    lora.save(task.out / "generator", str(Path(task.model).resolve()))
+    report.write(task.out)
+    return report
+
+
+def learnable_texts(
+    path: str | Path,
+    text: str,
+    label: str | None,
+    columns: Sequence[str] = (),
+    prompt: str | None = None,
+    system: str = "",
+    shown: int = 0,
+) -> tuple[TextSpec, list[Example]]:
+    """The specification of a generator of a file's texts, and the texts.
+
+    Args:
+        path: CSV, Parquet or JSON Lines.
+        text: column of the texts.
+        label: column of the classes; a prompt of one's own knows it by this name.
+        columns: further ones that a prompt of one's own uses.
+        prompt: instead of that of ``visynth text classify``.
+        system: what is said before it.
+        shown: other real texts in each prompt.
+
+    Raises:
+        UsageError: columns that are not there, or nothing that says what to write.
+        DataError: empty texts.
+    """
+    examples = read_examples(path, text, label, columns)
+    if prompt is not None:
+        return TextSpec(Prompt(prompt, system), {}, label, shown=shown), examples
+    if label is None or columns or system:
+        raise UsageError(
+            "without a prompt of your own a text is asked for by its class alone: give label, and no columns and no system; or "
+            "give a prompt."
+        )
+    return classify_spec(examples, shown=shown), examples
+
+
+def learnable_rows(
+    path: str | Path, kinds: Mapping[str, str], drop: Sequence[str], shown: int = 0
+) -> tuple[TextSpec, list[Example]]:
+    """The specification of a generator of a table's rows as ``visynth text rows`` asks for them, and the rows as JSON.
+
+    Args:
+        path: CSV, Parquet or JSON Lines.
+        kinds: of columns where the data mislead.
+        drop: columns to leave out.
+        shown: other real rows in each prompt.
+
+    Raises:
+        UsageError: columns that are not there or cannot be asked for.
+        DataError: a table that cannot be.
+    """
+    frame = read_records(path)
+    lost = [name for name in drop if name not in frame.columns]
+    if lost:
+        raise UsageError(f"{path} has no columns {choices(lost)}; the columns are {choices(frame.columns)}.")
+    frame = frame.drop(columns=list(drop))
+    check_unmarked(frame.columns)
+    check_frame(frame, least=LEAST_ROWS)
+    schema = infer(frame, kinds)  # type: ignore[arg-type]
+    return rows_spec(row_schema(schema, frame), shown=shown), row_examples(schema, frame)
+
+
+def split_texts(examples: Sequence[Example], share: float, seed: int = 0) -> tuple[list[Example], list[Example]]:
+    """Texts to learn, and a share of each class to measure with; texts of equal words stay together.
+
+    Raises:
+        UsageError: the share is outside [0, 0.9].
+
+    Example:
+        >>> learned, held = split_texts([Example(f"text {k}", "a") for k in range(10)], 0.2)
+        >>> len(learned), len(held)
+        (8, 2)
+    """
+    if not 0 <= share <= 0.9:
+        raise UsageError(f"the share of held-out texts must be from 0 to 0.9, but got {share}.")
+    by_class: dict[str, list[str]] = {}
+    for mark, label in {text_hash(example.text): example.label for example in reversed(examples)}.items():
+        by_class.setdefault(label, []).append(mark)
+    held: set[str] = set()
+    for label, marks in by_class.items():
+        order = seeding.rng(seed, f"text/held/{label}").permutation(len(marks))
+        held |= {sorted(marks)[place] for place in order[: round(share * len(marks))]}
+    sides = [[e for e in examples if (text_hash(e.text) in held) == side] for side in (False, True)]
+    return sides[0], sides[1]
+
+
+def _measured(report: Report, task: Tuning, model: LanguageModel, talks: Sequence[Talk]) -> None:
+    known = {text_hash(example.text) for example in task.generator.examples}
+    own = [e for e in task.held if text_hash(e.text) not in known]
+    if len(own) < len(task.held):
+        report.section(
+            "Held-out texts",
+            text(f"{len(task.held) - len(own)} of them have the words of a learned one and are left out."),
+        )
+    sides = {"learned": _few(talks, task.seed)}
+    if own:
+        held = talks_of(TextGenerator(task.generator.spec, own), task.seed, task.meanings)
+        sides["held out"] = _few(held, task.seed)
+    measured = {name: _losses(model, side) for name, side in sides.items()}
+    report.section("What was learned", *_learned_blocks(measured))
+    enough = "held out" in measured and min(len(after) for _, after in measured.values()) >= FEWEST
+    if enough:
+        found = memberships(measured["learned"], measured["held out"], task.seed)
+        report.section("Privacy: can it be told who was learned?", *membership_blocks(found))
+    else:
+        report.section(
+            "Privacy: can it be told who was learned?", text(f"Not tested: that takes {FEWEST} held-out texts.")
+        )
+    if task.canaries.count:
+        secrets = task.canaries.talks(talks[0].messages, task.canaries.secrets)
+        report.section("Privacy: canaries", canary_table(task.canaries, _losses(model, secrets)[1]))
+    else:
+        report.section("Privacy: canaries", text("Not tested: no secrets were learned (canaries)."))
+
+
+def _few(talks: Sequence[Talk], seed: int) -> list[Talk]:
+    order = np.sort(seeding.rng(seed, "text/measured").permutation(len(talks))[:MOST])
+    return [talks[place] for place in order]
+
+
+def _losses(model: LanguageModel, talks: Sequence[Talk]) -> tuple[Losses, Losses]:
+    """Token losses of the model as it was, and as it is."""
+    arrays, _ = encoded(model, talks)
+    with switched_off(model.model):
+        before = losses_of(model, arrays)
+    return before, losses_of(model, arrays)
+
+
+def _learned_blocks(measured: Mapping[str, tuple[Losses, Losses]]) -> list[dict[str, Any]]:
+    rows = []
+    for name, (before, after) in measured.items():
+        first, second = (np.array([own.mean() for own in losses]) for losses in (before, after))
+        change, spread = second - first, (second - first).std(ddof=1) if len(first) > 1 else np.nan
+        half = 1.96 * spread / np.sqrt(len(first))
+        rows.append([
+            name, len(first), round(float(first.mean()), 3), round(float(second.mean()), 3),
+            f"{change.mean():+.3f} [{change.mean() - half:+.3f}, {change.mean() + half:+.3f}]",
+        ])  # fmt: skip
+    note = "Mean loss of a text's tokens in nats, every text the same; the change with its 95 % interval over texts. Lower is likelier."
+    blocks = [table(["texts", "number", "before", "after", "change"], rows, note)]
+    if "held out" in measured:
+        before, after = measured["held out"]
+        better = np.mean([a.mean() - b.mean() for b, a in zip(before, after, strict=True)]) < 0
+        said = (
+            "Texts that it did not learn became likelier, too." if better else
+            "Texts that it did not learn did not become likelier: it learned its texts by heart, not their kind. Fewer steps, a "
+            "lower rank, or more texts."
+        )  # fmt: skip
+        blocks.append(text(said))
+    return blocks
+
+
+def _samples(model: LanguageModel, talks: Sequence[Talk], seed: int) -> list[str]:
+    order = np.sort(seeding.rng(seed, "text/samples").permutation(len(talks))[:SAMPLES])
+    requests = [Request(talks[p].messages, seeding.derive("text/sample", seed, int(p))) for p in order]
+    longest = max(len(model.reply_ids(talk.reply)) for talk in talks)
+    backend = TransformersLocal(model, Decoding(max_tokens=min(2 * longest, 200)), batch=len(requests))
+    return [answer.text if isinstance(answer, Reply) else str(answer) for answer in backend.complete(requests)]
