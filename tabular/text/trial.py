@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ def run_text_trial(
     cells: TextCells,
     *,
     agreement: float = 0.3,
+    meanings: Mapping[str, str] | None = None,
     subject: str = "the texts",
     progress: Progress = no_progress,
 ) -> Report:
@@ -51,10 +52,11 @@ def run_text_trial(
         examples: real texts with their classes.
         rare: classes that matter; by default the rarest.
         backend: makes who writes.
-        spec: of the generator; its prompts may use ``label`` and ``examples``.
+        spec: of the generator; its prompts may use ``label``, ``meaning`` and ``examples``.
         out: folder for report.json and report.html.
         cells: how many, and what is in them.
         agreement: least probability of the asked class by a classifier of a cell's training texts; 0 does not ask.
+        meanings: of the classes, for the prompt.
         subject: what the report is headed with.
         progress: receives lines.
 
@@ -67,7 +69,7 @@ def run_text_trial(
         UnavailableError: nobody answers; what came is kept.
     """
     labels = Counter(example.label for example in examples)
-    unknown = [name for name in rare if name not in labels]
+    unknown = [name for name in [*rare, *(meanings or {})] if name not in labels]
     if unknown:
         raise UsageError(f"no text has the label {choices(unknown)}; the labels are {choices(sorted(labels))}.")
     rare = list(rare) or [min(sorted(labels), key=lambda name: labels[name])]
@@ -79,10 +81,11 @@ def run_text_trial(
     with only_one(work / LOCK, f"a text trial for {out}"):
         inputs = {
             "texts": hash_json([[e.text, e.label] for e in examples]), "spec": spec.to_json(), "cells": asdict(cells),
-            "backend": dict(answers.identity), "agreement": agreement, "versions": environment(),
+            "backend": dict(answers.identity), "agreement": agreement, "meanings": dict(meanings or {}),
+            "versions": environment(),
         }  # fmt: skip
         stage, key = Stage(work, inputs), {**answers.identity, "trial": hash_json(inputs)}
-        writer = _Writer(spec, answers, work, key, agreement, progress)
+        writer = _Writer(spec, answers, work, key, agreement, meanings or {}, progress)
         found = {label: rare_texts(examples, label, writer, cells, stage=stage, progress=progress) for label in rare}
         report = Report("text trial", subject, lead=LEAD)
         for label, summary in summarise(found, design=Design(draws=cells.draws), seed=cells.seed).items():
@@ -98,6 +101,7 @@ def run_text_trial(
             "texts": len(examples), "classes": ", ".join(f"{name} {count}" for name, count in sorted(labels.items())),
             **{f"cells: {name}": value for name, value in asdict(cells).items()},
             "backend": dict(answers.identity), "refused in this run": dict(writer.refused), "prompt": spec.prompt.user,
+            "meanings": dict(meanings or {}),
             "seconds": round(time.monotonic() - started), **environment(),
         }  # fmt: skip
         report.write(out)
@@ -125,10 +129,17 @@ class _Writer:
     """Writes the texts of a cell from its training texts alone."""
 
     def __init__(
-        self, spec: TextSpec, backend: Backend, work: Path, key: Mapping[str, Any], agreement: float, progress: Progress
+        self,
+        spec: TextSpec,
+        backend: Backend,
+        work: Path,
+        key: Mapping[str, Any],
+        agreement: float,
+        meanings: Mapping[str, str],
+        progress: Progress,
     ) -> None:
         self.spec, self.backend, self.work, self.key = spec, backend, work, key
-        self.agreement, self.progress = agreement, progress
+        self.agreement, self.meanings, self.progress = agreement, meanings, progress
         self.refused: Counter[str] = Counter()
         self.samples: list[str] = []
 
@@ -136,6 +147,7 @@ class _Writer:
         self, real: Sequence[Example], records: Sequence[Record], name: str, seed: int
     ) -> Sequence[tuple[int, str]]:
         generator = TextGenerator(self.spec, real)
+        records = [self._meant(record) for record in records]
         checks, _ = label_checks(real, self.agreement, seed)
         written = generator.write(
             records, self.backend, self.work, recipe=generator.recipe(checks), key=self.key, progress=self.progress
@@ -144,3 +156,7 @@ class _Writer:
         texts = [(one.record.number, str(one.fields["text"])) for one in written.texts]
         self.samples += [f"({name}) {said}" for _, said in texts[: max(0, min(3, SAMPLES - len(self.samples)))]]
         return texts
+
+    def _meant(self, record: Record) -> Record:
+        meaning = self.meanings.get(str(record.attributes["label"]))
+        return record if meaning is None else replace(record, attributes={**record.attributes, "meaning": meaning})

@@ -159,6 +159,7 @@ def text_trial(
     draws: int = 5,
     folds: int = 2,
     synthetic: int = 60,
+    meanings: dict[str, str] | None = None,
     shown: int = 5,
     language: str | None = None,
     agreement: float = 0.3,
@@ -177,6 +178,7 @@ def text_trial(
         draws: repetitions with other folds.
         folds: test parts of each draw.
         synthetic: texts to write in each of the draws x folds cells.
+        meanings: of the classes, for the prompt, e.g. '{"0": a complaint, "1": praise}'.
         shown: real texts of the class in each prompt.
         language: ISO 639-1 code that texts must be in; null does not ask.
         agreement: least probability of the asked class by a classifier of the real texts; 0 does not ask.
@@ -192,7 +194,7 @@ def text_trial(
     spec = classify_spec(examples, shown=shown, language=language, attempts=job.attempts, rounds=job.rounds)
     report = run_text_trial(
         examples, [str(name) for name in rare or ()], backend.make, spec, job.out, cells, agreement=agreement,
-        subject=Path(data).stem, progress=printer(job.quiet),
+        meanings={str(name): meaning for name, meaning in (meanings or {}).items()}, subject=Path(data).stem, progress=printer(job.quiet),
     )  # fmt: skip
     verdicts(report, job.json)
     if not job.json:

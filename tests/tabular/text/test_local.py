@@ -14,7 +14,6 @@ import time
 import urllib.request
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -22,7 +21,6 @@ from tests.tabular.text.models import tiny_model
 from visynth.core.errors import UsageError
 from visynth.tabular.text import Decoding, OpenAICompatible, Reply, Request, TextGenerator, TransformersLocal
 from visynth.tabular.text.backends import RequestFailed
-from visynth.tabular.text.embedding import HiddenStates
 from visynth.tabular.text.local import draw_tokens
 from visynth.tabular.text.replies import schema_problems
 from visynth.tabular.text.reviews import review_spec
@@ -120,14 +118,6 @@ def test_folders_that_hold_no_model(folder: Path, tmp_path: Path) -> None:
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     with pytest.raises(UsageError, match="no language model at"):
         TransformersLocal(pickled)
-
-
-def test_hidden_states_do_not_depend_on_the_batch(folder: Path) -> None:
-    model = TransformersLocal(folder, batch=1).model
-    texts = ["the phone", "a lamp that broke after two days", "x"]
-    together, alone = HiddenStates(model, 8)(texts), HiddenStates(model, 1)(texts)
-    assert np.allclose(together, alone, atol=1e-5)
-    assert np.allclose((together**2).sum(axis=1), 1)
 
 
 def test_a_base_model_without_a_chat_template(tmp_path: Path) -> None:

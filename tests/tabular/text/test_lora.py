@@ -212,7 +212,10 @@ def test_what_is_known_by_heart_is_told_from_what_is_not(learned: tuple[TextLoRA
     assert found["loss"].leaks
     assert found["Min-K%"].leaks
     assert not found[BEFORE].leaks
-    ones, few = [np.array([1.0, 3.0])] * 25, [np.array([1.0, 2.0])] * 25  # falls by 0.5 where it was learned, from equal losses
+    ones, few = (
+        [np.array([1.0, 3.0])] * 25,
+        [np.array([1.0, 2.0])] * 25,
+    )  # falls by 0.5 where it was learned, from equal losses
     calibrated = {attack.attack: attack.auc for attack in memberships((ones, few), (few, few))}
     assert calibrated == {"loss": 0.5, "loss beside the model before": 1.0, "Min-K%": 0.5, BEFORE: 0.0}
 

@@ -41,6 +41,7 @@ class Scripted:
     """Answers by a function of (request, how often its prompt was answered)."""
 
     batch, at_once, cost = 1, 4, None
+    learned: frozenset[str] = frozenset()
 
     def __init__(self, answer: Any, batch: int = 1) -> None:
         self.script, self.batch, self.asked = answer, batch, []
