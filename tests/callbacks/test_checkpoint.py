@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytorch_lightning
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from tests.forked import forked
 from tests.ranks import DDP, TRAINER, run_ranks
 from visynth.callbacks import checkpoint as checkpoints
 from visynth.callbacks.checkpoint import AtomicCheckpointIO, KeepLast, ignore_signals, previous, verified
@@ -134,16 +134,13 @@ def _counted(real, steps: list[int], moment: int, kill: type[BaseException]):
     return call
 
 
-SAVER = """
-import sys, torch
-from visynth.callbacks.checkpoint import AtomicCheckpointIO
-io, path = AtomicCheckpointIO(), sys.argv[1]
-start = io.load_checkpoint(path, weights_only=True)["value"] if sys.argv[2] == "on" else 0
-weights = torch.zeros(int(sys.argv[3]))
-for number in range(start + 1, 100000):
-    io.save_checkpoint({"value": number, "weights": weights}, path)
-    print(number, flush=True)
-"""
+def save_on(path: str, on: bool, size: int) -> None:
+    """Save without end, and say after each save which it was."""
+    io, weights = AtomicCheckpointIO(), torch.zeros(size)
+    start = io.load_checkpoint(path, weights_only=True)["value"] if on else 0
+    for number in range(start + 1, 100000):
+        io.save_checkpoint({"value": number, "weights": weights}, path)
+        print(number, flush=True)
 
 
 def kill_saves(tmp_path: Path, kills: int, size: int = 4_000_000) -> None:
@@ -151,15 +148,15 @@ def kill_saves(tmp_path: Path, kills: int, size: int = 4_000_000) -> None:
     path, numbers, last = tmp_path / "last.ckpt", random.Random(time.time()), 0
     other = Path("/dev/shm") if Path("/dev/shm").is_dir() else tmp_path
     for _ in range(kills):
-        words = [sys.executable, "-c", SAVER, str(path), "on" if last else "new", str(size)]
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, env={**os.environ, "TMPDIR": str(other)}, text=True)
-        assert process.stdout is not None
-        assert process.stdout.readline()  # it is at work
-        time.sleep(numbers.uniform(0, 0.4))
-        process.kill()
-        told = [int(line) for line in process.stdout.read().split()]
-        process.stdout.close()
-        process.wait()
+        log = tmp_path.with_name(tmp_path.name + ".log")
+        with forked(save_on, str(path), bool(last), size, log=log, env={"TMPDIR": str(other)}) as process:
+            while not process.told().endswith("\n"):  # until it is at work
+                assert process.poll() is None, process.told()
+                time.sleep(0.01)
+            time.sleep(numbers.uniform(0, 0.4))
+            os.kill(process.pid, signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+        told = [int(line) for line in process.told().split()]
         reached = value(path)  # warnings are errors: the last one itself is whole
         assert reached >= max([last, *told])
         last = reached
@@ -250,29 +247,18 @@ class TestSignals:
     )
     def test_sigterm_in_any_phase(self, phase: str, workers: int, tmp_path) -> None:
         """One consistent checkpoint, and the resumed run ends where the undisturbed one does, to the last bit."""
-        code = "import sys; from tests.callbacks.test_checkpoint import child; child(*sys.argv[1:])"
         (tmp_path / "said").mkdir()
-        words = [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-c",
-            code,
-            str(tmp_path / "run"),
-            str(tmp_path / "said"),
-            str(workers),
-        ]
-        # In a session of its own: the signal goes to the whole group, as schedulers send it.
-        process = subprocess.Popen(words, start_new_session=True, cwd=Path(__file__).parents[2])
-        deadline = time.monotonic() + 90
-        while not (tmp_path / "said" / phase).exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGTERM)
-        time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGTERM)  # an impatient scheduler
-        assert process.wait(60) == 143
+        with forked(child, str(tmp_path / "run"), str(tmp_path / "said"), workers, log=tmp_path / "log") as process:
+            deadline = time.monotonic() + 90
+            while not (tmp_path / "said" / phase).exists():
+                assert process.poll() is None, process.told()
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            # It has a session of its own: the signal goes to the whole group, as schedulers send it.
+            os.killpg(process.pid, signal.SIGTERM)
+            time.sleep(0.1)
+            os.killpg(process.pid, signal.SIGTERM)  # an impatient scheduler
+            assert process.wait(60) == 143, process.told()
         step, _ = reached(tmp_path / "run")
         assert 0 < step < 40
         run(tmp_path / "run")
@@ -290,9 +276,9 @@ class TestSignals:
         assert step % 20 == 0  # a step that they agreed on
 
 
-def child(root: str, said: str, workers: str) -> None:
-    keep = run(Path(root), said, int(workers))
-    raise SystemExit(143 if keep.terminated else 0)
+def child(root: str, said: str, workers: int) -> int:
+    keep = run(Path(root), said, workers)
+    return 143 if keep.terminated else 0
 
 
 def one_is_asked(rank: int, root: str, asked: int) -> None:

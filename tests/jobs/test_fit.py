@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from tests.forked import forked, run_forked
 from visynth.cli import main
 from visynth.core.errors import ConflictError, Diverged, UsageError
 from visynth.generators.base import load_generator
@@ -145,21 +144,19 @@ def test_a_longer_run_goes_on_and_equals_a_straight_one(config, tmp_path: Path) 
 @pytest.mark.injected
 def test_a_kill_at_any_time_is_made_good_by_the_same_command(config, tmp_path: Path) -> None:
     path = config(max_steps=400)
-    command = [sys.executable, "-m", "visynth", "fit", "-c", path]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    environment = {"CUDA_VISIBLE_DEVICES": ""}
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    until = time.monotonic() + 120
-    while not last.is_file() and time.monotonic() < until:
-        time.sleep(0.05)
-    time.sleep(0.7)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with forked(main, ["fit", "-c", path], log=tmp_path / "log", env=environment) as process:
+        until = time.monotonic() + 120
+        while not last.is_file() and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(0.7)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
     reached = torch.load(last, weights_only=True)["global_step"]
     assert 0 < reached < 400
     config(max_steps=reached + 4)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_forked(main, ["fit", "-c", path], log=tmp_path / "log", env=environment)
     fit(["-c", path, "--trainer.default_root_dir", str(tmp_path / "straight")])
     first, second = weights(tmp_path / "run"), weights(tmp_path / "straight")
     assert all(torch.equal(first[name], second[name]) for name in second)
@@ -167,18 +164,15 @@ def test_a_kill_at_any_time_is_made_good_by_the_same_command(config, tmp_path: P
 
 def test_sigterm_saves_and_ends_with_143(config, tmp_path: Path) -> None:
     path = config(max_steps=100_000)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "visynth", "fit", "-c", path, "--checkpoint.every_n_steps", "null"],
-        stderr=subprocess.PIPE,
-    )
     metrics = tmp_path / "run" / "log" / "version_0" / "metrics.csv"
-    until = time.monotonic() + 120
-    while not (metrics.is_file() and metrics.stat().st_size) and time.monotonic() < until:
-        time.sleep(0.05)
-    process.terminate()
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 143, told
-    assert b"the same command goes on" in told
+    words = ["fit", "-c", path, "--checkpoint.every_n_steps", "null"]
+    with forked(main, words, log=tmp_path / "log") as process:
+        until = time.monotonic() + 120
+        while not (metrics.is_file() and metrics.stat().st_size) and time.monotonic() < until:
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(60) == 143, process.told()
+    assert "the same command goes on" in process.told()
     assert int(weights(tmp_path / "run")["images_seen"]) > 0
 
 

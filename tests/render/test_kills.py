@@ -13,23 +13,32 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import forked, run_forked
 from tests.render.test_render import snapshot
+from visynth.cli import main
 from visynth.core.manifest import read_renders
 from visynth.render.run import make_plan, render_set
 
 # -- kills -----------------------------------------------------------------------------------------------------------
 
 
-def command(generator: Path, out: Path) -> list[str]:
-    words = ["render", str(generator), "--out", str(out), "--per-class", "60", "--workers", "2", "--quiet"]
+def words(generator: Path, out: Path) -> list[str]:
     return [
-        sys.executable,
-        "-c",
-        "from visynth.cli import main; raise SystemExit(main())",
-        *words[:1],
+        "render",
         "--generator",
-        *words[1:],
+        str(generator),
+        "--out",
+        str(out),
+        "--per-class",
+        "60",
+        "--workers",
+        "2",
+        "--quiet",
     ]
+
+
+def command(generator: Path, out: Path) -> list[str]:
+    return [sys.executable, "-c", "from visynth.cli import main; raise SystemExit(main())", *words(generator, out)]
 
 
 def kill_at_random(folder: Path, out: Path, rng: random.Random, longest: float) -> bool:
@@ -67,12 +76,12 @@ def survive(composition, tmp_path: Path, kills: int, seed: int) -> None:
 def test_sigterm_ends_with_143_and_the_work_goes_on(composition, tmp_path) -> None:
     _, folder = composition
     out = tmp_path / "stopped"
-    process = subprocess.Popen(command(folder, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not list(out.with_name("stopped.work").glob("shard.*")) and process.poll() is None:
-        time.sleep(0.01)
-    process.terminate()
-    assert process.wait(30) in (143, 0)  # 0: it had finished before the signal came
-    subprocess.run(command(folder, out), check=True, capture_output=True)
+    with forked(main, words(folder, out), log=tmp_path / "log") as process:
+        while not list(out.with_name("stopped.work").glob("shard.*")) and process.poll() is None:
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(30) in (143, 0)  # 0: it had finished before the signal came
+    run_forked(main, words(folder, out), log=tmp_path / "log")
     assert len(read_renders(out, verify=True).records) == 240
 
 

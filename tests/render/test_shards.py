@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.forked import Forked
 from tests.render.generators import Faulty
 from visynth.cli import main
 from visynth.core import plugins
@@ -346,23 +347,22 @@ class TestSharing:
         assert [p.name for p in (tmp_path / "r.work").glob("tmp/*")] == []
 
     def test_two_whole_renders_at_once_both_finish(self, composition, tmp_path) -> None:
-        import subprocess
-        import sys
-
         _, folder = composition
-        command = [
-            sys.executable,
-            "-c",
-            "from visynth.cli import main; raise SystemExit(main())",
+        words = [
             "render",
             str(folder),
+            "--out",
+            str(tmp_path / "r"),
+            "--per-class",
+            "40",
+            "--shard-size",
+            "16",
+            "--quiet",
         ]
-        command += ["--out", str(tmp_path / "r"), "--per-class", "40", "--shard-size", "16", "--quiet"]
-        both = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        both = [Forked(main, words, log=tmp_path / f"log{place}") for place in range(2)]
         for process in both:
-            out, err = process.communicate(timeout=120)
-            assert process.returncode == 0, err
-            assert "root" in out
+            assert process.wait(120) == 0, process.told()
+            assert "root" in process.told()
         assert len(read_renders(tmp_path / "r", verify=True).records) == 160
         assert not (tmp_path / "r.work").exists()
 

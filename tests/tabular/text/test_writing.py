@@ -6,8 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from tests.forked import forked, run_forked
 from tests.tabular.text.server import serving
+from visynth.cli import main
 from visynth.core.errors import ConflictError, DataError, UnavailableError, UsageError
 from visynth.tabular.text import (
     Decoding,
@@ -294,13 +294,6 @@ def test_texts_are_written_inside_a_running_loop_too(tmp_path: Path) -> None:
     assert asyncio.run(cell()) == 3
 
 
-KILLED = """
-import sys
-from visynth.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.parametrize(
     ("count", "kills", "with_"),
     [
@@ -324,26 +317,28 @@ def test_reviews_that_were_killed_are_the_same_set(
 
     def command(url: str, out: Path) -> list[str]:
         return [
-            sys.executable, "-c", KILLED, "text", "reviews", "--products", "phone,lamp,chair,kettle,radio", "--styles", "terse,chatty",
+            "text", "reviews", "--products", "phone,lamp,chair,kettle,radio", "--styles", "terse,chatty",
             "--features", "price,weight,colour,noise", "--words", "[12, 24]", "--n", str(count), "--backend", "openai", "--model", "m",
             "--base-url", url, "--at-once", "4", "--out", str(out), "--quiet", "--language", "null", "--rounds", "6",
         ]  # fmt: skip
 
     with serving(answer) as server:
-        subprocess.run(command(server.url, tmp_path / "whole"), check=True, timeout=200)
+        run_forked(main, command(server.url, tmp_path / "whole"), log=tmp_path.with_name(tmp_path.name + ".log"))
         whole = len(server.bodies)
         killed = 0
         for _ in range(kills):
-            process = subprocess.Popen(command(server.url, tmp_path / "out"), stderr=subprocess.DEVNULL)
             before, end = len(server.bodies), time.monotonic() + 60
-            while len(server.bodies) < before + count // 20 and process.poll() is None and time.monotonic() < end:
-                time.sleep(0.01)
-            if process.poll() is None:
-                os.kill(process.pid, with_)
-                killed += 1
-            process.wait(60)
+            with forked(
+                main, command(server.url, tmp_path / "out"), log=tmp_path.with_name(tmp_path.name + ".log")
+            ) as process:
+                while len(server.bodies) < before + count // 20 and process.poll() is None and time.monotonic() < end:
+                    time.sleep(0.01)
+                if process.poll() is None:
+                    os.kill(process.pid, with_)
+                    killed += 1
+                process.wait(60)
         assert killed == kills
-        subprocess.run(command(server.url, tmp_path / "out"), check=True, timeout=200)
+        run_forked(main, command(server.url, tmp_path / "out"), log=tmp_path.with_name(tmp_path.name + ".log"))
         asked = len(server.bodies) - whole
     texts = [(tmp_path / name / "texts.jsonl").read_bytes() for name in ("whole", "out")]
     assert texts[0] == texts[1]
