@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from visynth.core import distributed
 from visynth.core import seeds as seeding
-from visynth.core.errors import Diverged, UsageError
+from visynth.core.errors import Diverged, UsageError, raise_all
 from visynth.core.progress import Progress, no_progress, time_left
 from visynth.core.quiet import quiet_lightning
 from visynth.tabular.base import Synthesizer
@@ -128,11 +128,31 @@ class GradientSteps(pytorch_lightning.LightningModule):
             self.set_network(self.build())
             self.steps_done.zero_()
             trainer = default_trainer() if trainer is None else trainer
+            self._check_trainer(trainer, len(next(iter(arrays.values()))))
             trainer.callbacks.append(Lines(progress, min(int(self.args.batch_size), len(next(iter(arrays.values()))))))
             trainer.fit(self, DataLoader(Stream(arrays, self), batch_size=None), ckpt_path=checkpoint)
         if any(getattr(callback, "terminated", False) for callback in trainer.callbacks):  # by KeepLast
+            progress(f"    {self.network}: stopped after step {int(self.steps_done)}; the same command goes on")
             raise SystemExit(143)  # a part of a training is no generator; its checkpoint is on disk
         self.eval()
+
+    def _check_trainer(self, trainer: Any, rows: int) -> None:
+        """Refuse what the stream of batches cannot serve.
+
+        Raises:
+            UsageError: batches that are accumulated, or too small to share.
+        """
+        size = min(int(self.args.batch_size), rows)
+        problems = []
+        if trainer.accumulate_grad_batches != 1:
+            problems.append("accumulate_grad_batches must be 1: a larger batch_size does the same, and resumes exactly")
+        if size < trainer.world_size:
+            problems.append(f"a batch has {size} rows for {trainer.world_size} processes: take at least one for each")
+        raise_all("the trainer", problems, UsageError)
+
+    def on_train_start(self) -> None:
+        if int(self.steps_done) >= int(self.args.steps):  # killed after its last step: not one more
+            self.trainer.should_stop = True
 
     def set_network(self, net: nn.Module) -> None:
         """The network, and its average of now on."""

@@ -128,6 +128,15 @@ class Encoder:
 
 def _pools_first(path: Path) -> bool:
     """Whether a sentence-transformers folder takes the first token; folders that say nothing take the mean."""
+    modules = path / "modules.json"
+    if modules.is_file():
+        kinds = {
+            str(module.get("type", "")).rsplit(".", 1)[-1] for module in json.loads(modules.read_text(encoding="utf-8"))
+        }
+        if kinds - {"Transformer", "Pooling", "Normalize"}:
+            raise UsageError(
+                f"{modules} has {choices(sorted(kinds))}; visynth knows Transformer, Pooling and Normalize."
+            )
     said = path / "1_Pooling" / "config.json"
     if not said.is_file():
         return False

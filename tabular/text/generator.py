@@ -160,16 +160,16 @@ class TextGenerator:
         """Places of the real texts of a class; of all where texts have none."""
         return self._of_class.get(label, []) if self.spec.label else list(range(len(self.examples)))
 
-    def showing_others(self, record: Record, place: int) -> Record:
-        """The record of a real text with other real texts as those that its prompt shows.
+    def showing_others(self, record: Record, example: Example) -> Record:
+        """The record of a real text with real texts of its class, but for such of the same words, as those that its prompt shows.
 
         Raises:
             DataError: there is no other.
         """
         if not self.spec.shown:
             return record
-        label = self.examples[place].label
-        own = [other for other in self._like(label) if other != place]
+        label, mark = example.label, text_hash(example.text)
+        own = [other for other in self._like(label) if text_hash(self.examples[other].text) != mark]
         if not own:
             raise DataError(f"class {label!r} has one real text, and its prompt should show another one: use shown: 0.")
         return showing(record, own, self.spec.shown)

@@ -7,7 +7,8 @@ where it is; the artifact (schema ``visynth.text/1``, network ``lora``) holds th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -28,6 +29,21 @@ from visynth.tabular.text.talks import Talk, encoded
 from visynth.tabular.training import Batch, GradientSteps
 
 PASSES = 3  # over the texts, where steps are not given
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How texts are asked for while they are learned. A job should ask in the same way.
+
+    Attributes:
+        prompt: of the job.
+        shown: other real texts in it.
+        meanings: of the classes.
+    """
+
+    prompt: Prompt
+    shown: int = 0
+    meanings: Mapping[str, str] = field(default_factory=dict)
 
 
 class TextLoRA(Stored, GradientSteps):
@@ -77,11 +93,12 @@ class TextLoRA(Stored, GradientSteps):
         raise_all("the fine-tuning", problems, UsageError)
         targets = list(targets)
         self.save_hyperparameters()
-        self._wanted_steps = steps
+        self._wanted_steps, self._where = steps, torch.device("cpu")
         self._language: LanguageModel | None = None
         self._kept: dict[str, Tensor] = {}
+        self.passes = 0.0
         self._names: list[str] = []
-        self._prompt, self._base = Prompt("?"), ""
+        self._lesson, self._base = Lesson(Prompt("?")), ""
         self._classes: tuple[str, ...] = ()
         self._members: tuple[Member, ...] = ()
         self._notes: tuple[str, ...] = ()
@@ -90,10 +107,10 @@ class TextLoRA(Stored, GradientSteps):
 
     def fit(
         self,
-        model: str | Path,
+        model: str | Path | LanguageModel,
         talks: Sequence[Talk],
         *,
-        prompt: Prompt,
+        lesson: Lesson,
         classes: Sequence[str] = (),
         members: Sequence[Member] = (),
         notes: Sequence[str] = (),
@@ -103,9 +120,9 @@ class TextLoRA(Stored, GradientSteps):
         """Train on talks.
 
         Args:
-            model: folder or GGUF file of the model.
+            model: folder or GGUF file of the model; one that is loaded already is changed in place.
             talks: prompts, and the real texts as replies.
-            prompt: that the talks were made with.
+            lesson: how the talks were made.
             classes: of the texts.
             members: fingerprints of the texts.
             notes: what people should know.
@@ -113,27 +130,37 @@ class TextLoRA(Stored, GradientSteps):
             training: ``trainer=`` and ``checkpoint=``.
 
         Raises:
-            UsageError: no such model, or one without the layers that are asked for.
+            UsageError: no such model, one without the layers that are asked for, or too few steps to see every text.
             DataError: texts that are all too long.
             Diverged: a loss that is not a number.
         """
         self._digest = None
-        self._language = load_model(model)
-        self._prompt, self._base, self._classes = prompt, self._language.digest, tuple(classes)
+        self._language = model if isinstance(model, LanguageModel) else load_model(model)
+        self._lesson, self._base, self._classes = lesson, self._language.digest, tuple(classes)
         arrays, long = encoded(self._language, talks)
         gone = {talks[place].number for place in long}
         self._members = tuple(member for place, member in enumerate(members) if place not in gone)
         self._notes = (*notes, *([f"{len(long)} texts are too long and were left out"] if long else ()))
-        if self._wanted_steps is None:
-            rows = len(arrays["ids"])
-            self.hparams["steps"] = math.ceil(PASSES * rows / min(int(self.args.batch_size), rows))
+        for note in self._notes:
+            progress(f"  {note}")
+        self._plan_steps(len(arrays["ids"]))
         self.train_on(arrays, progress, **training)
-        self._language.model.to(self.device)
+        self._language.model.to(self._where)  # Lightning has moved what it trained
         with torch.no_grad():
             for own, average in zip(self.net.parameters(), self.average.parameters(), strict=True):
                 own.copy_(average)
         self._kept = dict(zip(self._names, [p.detach().cpu() for p in self.net.parameters()], strict=True))
         return self
+
+    def _plan_steps(self, rows: int) -> None:
+        """Three passes by default, and at least one: what was never seen would count as learned."""
+        size = min(int(self.args.batch_size), rows)
+        if self._wanted_steps is None:
+            self.hparams["steps"] = math.ceil(PASSES * rows / size)
+        least = math.ceil(rows / size)
+        if int(self.args.steps) < least:
+            raise UsageError(f"{self.args.steps} steps of {size} texts do not see all {rows}: take at least {least}.")
+        self.passes = int(self.args.steps) * size / rows
 
     @property
     def language(self) -> LanguageModel:
@@ -156,7 +183,8 @@ class TextLoRA(Stored, GradientSteps):
 
     def on_fit_start(self) -> None:
         # The frozen model is no part of this module, so that neither checkpoints nor averages hold it.
-        self.language.model.to(self.device)
+        self._where = self.device
+        self.language.model.to(self._where)
 
     def loss(self, batch: Batch) -> Tensor:
         return mean_losses(self.language.model, batch["ids"], batch["first"], batch["length"]).mean()
@@ -169,9 +197,9 @@ class TextLoRA(Stored, GradientSteps):
         return self._base
 
     @property
-    def prompt(self) -> Prompt:
-        """That the texts were learned as replies to."""
-        return self._prompt
+    def lesson(self) -> Lesson:
+        """What the texts were learned as replies to."""
+        return self._lesson
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -198,7 +226,7 @@ class TextLoRA(Stored, GradientSteps):
         hparams = {name: list(v) if isinstance(v, (list, tuple)) else v for name, v in dict(self.hparams).items()}
         identity = {
             "schema": SCHEMA, "network": self.network, "classes": list(self._classes), "hparams": hparams,
-            "base": self._base, "prompt": vars(self._prompt),
+            "base": self._base, "lesson": asdict(self._lesson),
         }  # fmt: skip
         return Artifact(identity, packed(self._kept), self._members, self.card)
 
@@ -228,7 +256,9 @@ class TextLoRA(Stored, GradientSteps):
 
         said = stored.identity
         own = cls(**said["hparams"])
-        own._prompt, own._base, own._classes = Prompt(**said["prompt"]), said["base"], tuple(said["classes"])
+        lesson = said["lesson"]
+        own._lesson = Lesson(Prompt(**lesson["prompt"]), lesson["shown"], lesson["meanings"])
+        own._base, own._classes = said["base"], tuple(said["classes"])
         own._members, own._notes = stored.members, tuple(stored.card.get("notes", ()))
         own._kept = load(stored.weights)
         return own
@@ -250,6 +280,18 @@ class TextLoRA(Stored, GradientSteps):
         return LanguageModel(model.model, model.tokenizer, model.path, self.digest, marks)
 
 
+def load_adapter(folder: str | Path) -> TextLoRA:
+    """Low-rank weights from their folder on this machine.
+
+    Raises:
+        UsageError: there is no such folder.
+        IntegrityError: it was altered, or holds something else.
+    """
+    if not Path(folder).is_dir():
+        raise UsageError(f"there is no adapter at {folder}: give the folder generator/ that 'visynth text fit' wrote.")
+    return TextLoRA.load(folder)
+
+
 def with_adapter(path: str | Path, adapter: str | Path, device: str = "cpu") -> LanguageModel:
     """A language model from its files, with low-rank weights.
 
@@ -257,5 +299,5 @@ def with_adapter(path: str | Path, adapter: str | Path, device: str = "cpu") -> 
         UsageError: there is no such model.
         IntegrityError: the adapter was altered, or is of another model.
     """
-    weights = TextLoRA.load(adapter)
+    weights = load_adapter(adapter)
     return weights.put_into(load_model(path, device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,15 +27,19 @@ def token_losses(model: Any, ids: Tensor, first: Tensor, length: Tensor) -> tupl
         length: tokens of prompt and reply ``[N]``.
 
     Returns:
-        Losses float32 ``[N, W - 1]`` of the tokens after the first, W the longest length, and whether each is one of the reply's.
+        Losses float32 ``[N, W]`` of the tokens from the shortest prompt's end on, and whether each is one of the reply's.
     """
     import torch
     from torch.nn.functional import cross_entropy
 
     ids = ids[:, : int(length.max())]
     place = torch.arange(ids.shape[1], device=ids.device)
-    logits = model(input_ids=ids, attention_mask=(place < length[:, None]).long(), use_cache=False).logits
-    losses = cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")
+    keep = ids.shape[1] - int(first.min()) + 1  # from the last token before a reply on
+    some = {"logits_to_keep": keep} if "logits_to_keep" in signature(model.forward).parameters else {}
+    mask = (place < length[:, None]).long()
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False, **some).logits[:, -keep:]
+    asked, place = ids[:, -keep:], place[-keep:]
+    losses = cross_entropy(logits[:, :-1].float().transpose(1, 2), asked[:, 1:], reduction="none")
     return losses, (place[1:] >= first[:, None]) & (place[1:] < length[:, None])
 
 

@@ -44,6 +44,8 @@ class LowRank:
             )
             if not good
         ]
+        if isinstance(self.targets, str):
+            problems.append(f"targets must be a list of names, but got {self.targets!r}")
         raise_all("the low-rank weights", problems, UsageError)
 
     def config(self) -> Any:
@@ -72,14 +74,39 @@ def attach(model: Any, settings: LowRank) -> dict[str, nn.Parameter]:
     from peft import inject_adapter_in_model
 
     model.requires_grad_(False)
-    try:
-        inject_adapter_in_model(settings.config(), model)
-    except ValueError as error:
-        raise UsageError(f"the targets {choices(settings.targets)} do not fit the model: {error}") from error
+    _check_targets(model, settings.targets)
+    inject_adapter_in_model(settings.config(), model)
     own = {name: p for name, p in model.named_parameters() if ".lora_" in name}
     for parameter in own.values():
         parameter.data = parameter.data.float()
     return {name.replace(f".{NAME}.", "."): parameter for name, parameter in sorted(own.items())}
+
+
+def _check_targets(model: Any, targets: Sequence[str]) -> None:
+    """Refuse targets that no layer has, and those whose weights are embeddings: what is added to one would not be in the other.
+
+    Raises:
+        UsageError: all of them.
+    """
+    tied = {
+        id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None
+    }
+    names = dict(model.named_modules())
+    problems = []
+    for target in targets:
+        found = [module for name, module in names.items() if name == target or name.endswith(f".{target}")]
+        if not found:
+            ends = sorted(
+                {
+                    name.rsplit(".", 1)[-1]
+                    for name, module in names.items()
+                    if getattr(module, "weight", None) is not None
+                }
+            )
+            problems.append(f"no layer is called {target!r}; those with weights are {choices(ends)}")
+        elif any(id(getattr(module, "weight", None)) in tied for module in found):
+            problems.append(f"{target!r} is the embedding, or shares weights with it")
+    raise_all("the targets of the low-rank weights", problems, UsageError)
 
 
 def put_in(model: Any, settings: LowRank, tensors: Mapping[str, Tensor]) -> None:
@@ -107,15 +134,21 @@ def _layers(model: Any) -> list[Any]:
 
 
 def merge(model: Any) -> None:
-    """Add the low-rank weights to those of the layers, so that nothing is slower for them."""
+    """Add the low-rank weights to those of the layers, so that nothing is slower for them; not where the layers have 16 bits, in
+    which small changes would be lost."""
+    import torch
+
     for layer in _layers(model):
-        layer.merge()
+        if layer.get_base_layer().weight.dtype == torch.float32:
+            layer.merge()
 
 
 @contextmanager
 def switched_off(model: Any) -> Iterator[None]:
-    """The model as it was before, for a while."""
+    """The model as it was before, for a while; it must not be merged."""
     layers = _layers(model)
+    if any(layer.merged for layer in layers):
+        raise UsageError("the low-rank weights are merged: they cannot be switched off.")
     for layer in layers:
         layer.enable_adapters(False)
     try:

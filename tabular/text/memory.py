@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from visynth.core import seeds as seeding
 from visynth.core.errors import UsageError, raise_all
 from visynth.core.report import table, text
-from visynth.tabular.attacks import Membership, membership
+from visynth.tabular.attacks import SURE, Membership, membership
 from visynth.tabular.text.losses import min_k
 from visynth.tabular.text.prompts import Message
 from visynth.tabular.text.talks import Talk
@@ -101,7 +101,7 @@ class Canaries:
 
 
 def exposure(own: float, others: NDArray[np.float64]) -> float:
-    """How many bits a secret's loss gives away: log2 of the number of secrets over the rank of this one (Carlini et al., 2019,
+    """How many bits the loss of a whole secret gives away: log2 of the number of secrets over the rank of this one (Carlini et al., 2019,
     definition 2). A secret that was not learned has 1.44 on average, and the first of n has log2 n.
 
     Example:
@@ -112,17 +112,24 @@ def exposure(own: float, others: NDArray[np.float64]) -> float:
     return float(np.log2(len(others) + 1) - np.log2(rank))
 
 
-def canary_table(canaries: Canaries, losses: Losses) -> dict[str, Any]:
-    """Exposure of the secrets, from the losses of :attr:`Canaries.secrets`."""
-    means = np.array([own.mean() for own in losses])
+def canary_table(canaries: Canaries, losses: Losses, passes: float) -> dict[str, Any]:
+    """Exposure of the secrets, from the losses of :attr:`Canaries.secrets` and the passes that were made over them."""
+    whole = np.array([own.sum() for own in losses])
     count = canaries.count
-    others = means[2 * count :]
-    found = np.array([exposure(own, others) for own in means[: 2 * count]])
+    others = whole[2 * count :]
+    found = np.array([exposure(own, others) for own in whole[: 2 * count]])
     rows: list[list[Any]] = []
     for copies in sorted(set(map(int, canaries.repeats))):
         own = found[:count][[canaries.copies(place) == copies for place in range(count)]]
         if len(own):
-            rows.append([f"learned, {copies} times", len(own), round(float(own.mean()), 2), round(float(own.max()), 2)])
+            rows.append(
+                [
+                    f"learned, {copies} copies, {copies * passes:.0f} times",
+                    len(own),
+                    round(float(own.mean()), 2),
+                    round(float(own.max()), 2),
+                ]
+            )
     control = found[count:]
     rows.append(["not learned (control)", count, round(float(control.mean()), 2), round(float(control.max()), 2)])
     most = np.log2(len(others) + 1)
@@ -142,7 +149,7 @@ def membership_blocks(found: Sequence[Membership]) -> list[dict[str, Any]]:
     )
     leaks = [own.attack for own in found if own.leaks and own.attack != BEFORE]
     control = next(own for own in found if own.attack == BEFORE)
-    if control.leaks:
+    if abs(control.auc - 0.5) > SURE * (control.high - control.low) / (2 * 1.96):
         said = "The control finds a difference, too: learned and held-out texts are not of one kind, and the areas say little."
     elif leaks:
         said = f"Who has the weights can tell which texts were learned, by {', '.join(leaks)}: share them as you would share the texts."

@@ -15,6 +15,7 @@ from typing import Any
 from visynth.core.errors import DataError, MissingExtra, UsageError
 from visynth.core.files import hash_file
 
+REPLY = "REPLY"  # stands for one while the chat template's end is looked for
 WEIGHTS = ("*.safetensors", "*.gguf")
 
 
@@ -70,8 +71,27 @@ class LanguageModel:
 
     def reply_ids(self, text: str) -> list[int]:
         """Tokens of a reply and of its end."""
-        own = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return [*map(int, own), *([self.tokenizer.eos_token_id] if self.stops else [])]
+        own = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return [*map(int, own), *self.end]
+
+    @cached_property
+    def end(self) -> list[int]:
+        """Tokens after a reply up to the one that ends it, as the chat template has them.
+
+        Raises:
+            UsageError: nothing ends a reply.
+        """
+        stops, tokenizer = self.stops, self.tokenizer
+        if tokenizer.chat_template:
+            talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": REPLY}]
+            after = tokenizer.apply_chat_template(talk, tokenize=False).rsplit(REPLY, 1)[-1]
+            tokens = [int(token) for token in tokenizer(after, add_special_tokens=False)["input_ids"]]
+            ends = [place for place, token in enumerate(tokens) if token in stops]
+            if ends:
+                return tokens[: ends[0] + 1]
+        if tokenizer.eos_token_id is None:
+            raise UsageError(f"{self.path}: its tokenizer has no end token, so that a reply would never end.")
+        return [int(tokenizer.eos_token_id)]
 
 
 def load_model(path: str | Path, device: str = "cpu", encoder: bool = False) -> LanguageModel:
@@ -167,7 +187,7 @@ def weight_files(path: str | Path) -> list[Path]:
 
 
 def weights_digest(path: str | Path) -> str:
-    """Hex sha256 over the hashes of a model's weight files; config and tokenizer are told by them."""
+    """Hex sha256 over the hashes of a model's weight files."""
     return sha256("".join(hash_file(file) for file in weight_files(path)).encode()).hexdigest()
 
 

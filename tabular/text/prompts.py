@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateError
+from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from visynth.core.errors import UsageError
@@ -45,6 +45,20 @@ class Prompt:
             _template(name, getattr(self, name))
         if not self.user.strip():
             raise UsageError("the prompt's user part is empty.")
+
+    @property
+    def names(self) -> set[str]:
+        """What the templates refer to.
+
+        Example:
+            >>> sorted(Prompt("{{ a }}{% if b is defined %}{{ b }}{% endif %}").names)
+            ['a', 'b']
+        """
+        return {
+            name
+            for text in (self.system, self.user)
+            for name in meta.find_undeclared_variables(_ENVIRONMENT.parse(text))
+        }
 
     def messages(self, values: Mapping[str, Any]) -> tuple[Message, ...]:
         """The messages for a record's values.

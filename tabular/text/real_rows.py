@@ -55,14 +55,18 @@ def planned_records(
         >>> sorted((record.attributes["city"], record.attributes["tone"]) for record in made)[0][0]
         'Oslo'
     """
+    if n is not None and n < 1:
+        raise UsageError(f"n must be at least 1, but got {n}.")
     if frame is None:
         if columns:
             raise UsageError("columns are of rows: give a file of rows.")
         count = TEXTS if n is None else n
         return TextPlan(plan).records(count, seed) if plan else [Record.of(k, {}, seed) for k in range(count)]
     lost = [name for name in columns or () if name not in frame.columns]
-    named = list(columns or frame.columns)
+    named = list(frame.columns if columns is None else columns)
     both = sorted(set(named) & set(plan))
+    if not named:
+        raise UsageError(f"no column is used: name some of {choices(frame.columns)} in the prompt, or as columns.")
     if lost or both:
         raise UsageError(
             f"the rows have the columns {choices(frame.columns)}: there is no {choices(lost)}."

@@ -94,7 +94,9 @@ def row_examples(schema: Schema, real: Any) -> list[Example]:
     values = schema.table(real)
     columns = {c.name: _cells(c, values, real) for c in asked_columns(schema)}
     rows = zip(*columns.values(), strict=True)
-    return [Example(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False)) for row in rows]
+    # As short as the grammar of constrained replies has them: what is shown or learned is what may be written.
+    compact = {"ensure_ascii": False, "separators": (",", ":")}
+    return [Example(json.dumps(dict(zip(columns, row, strict=True)), **compact)) for row in rows]  # type: ignore[arg-type]
 
 
 def _cells(column: Any, values: Table, real: Any) -> list[Any]:

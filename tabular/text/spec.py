@@ -108,6 +108,24 @@ class TextSpec:
         if self.schema is not None:
             check_schema(self.schema)
 
+    @property
+    def names(self) -> set[str]:
+        """Attributes that the prompt and the checks use."""
+        own = {self.label, self.wanted.words, self.wanted.mentions} - {None}
+        return {*(name for name in own if name), *self.prompt.names} - ({"examples"} if self.shown else set())
+
+    def check_names(self, attributes: Mapping[str, Any]) -> None:
+        """Refuse attributes that are used and that a record has not.
+
+        Raises:
+            UsageError: all of them.
+        """
+        lost = sorted(
+            {name for name in (self.label, self.wanted.words, self.wanted.mentions) if name} - set(attributes)
+        )
+        if lost:
+            raise UsageError(f"there are no attributes {choices(lost)}; a record has {choices(attributes)}.")
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

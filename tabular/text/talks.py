@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visynth.core.errors import DataError
-from visynth.tabular.text.generator import TextGenerator
+from visynth.tabular.text.generator import Example, TextGenerator
 from visynth.tabular.text.models import LanguageModel
 from visynth.tabular.text.plan import Record
 from visynth.tabular.text.prompts import Message
@@ -34,13 +34,19 @@ class Talk:
     number: int = 0
 
 
-def talks_of(generator: TextGenerator, seed: int = 0, meanings: Mapping[str, str] | None = None) -> list[Talk]:
-    """A talk for each real text of a generator: its prompt, which shows other texts where the generator shows some, and the text.
+def talks_of(
+    generator: TextGenerator,
+    seed: int = 0,
+    meanings: Mapping[str, str] | None = None,
+    texts: Sequence[Example] | None = None,
+) -> list[Talk]:
+    """A talk for each real text: the generator's prompt, which shows other texts of its own where it shows some, and the text.
 
     Args:
         generator: its prompt may use the label, the attributes of a text and ``examples``.
         seed: of the texts that are shown.
         meanings: of the classes, for the prompt.
+        texts: by default the generator's own.
 
     Raises:
         DataError: a class has one text, and prompts show texts of the class.
@@ -52,12 +58,12 @@ def talks_of(generator: TextGenerator, seed: int = 0, meanings: Mapping[str, str
         'A good text.'
     """
     talks = []
-    for number, example in enumerate(generator.examples):
+    for number, example in enumerate(generator.examples if texts is None else texts):
         attributes = dict(example.attributes)
         if generator.spec.label is not None:
             attributes[generator.spec.label] = example.label
             attributes |= {"meaning": (meanings or {})[example.label]} if example.label in (meanings or {}) else {}
-        record = generator.showing_others(Record.of(number, attributes, seed), number)
+        record = generator.showing_others(Record.of(number, attributes, seed), example)
         talks.append(Talk(tuple(generator.messages(record)), example.text, number))
     return talks
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from visynth.core import seeds as seeding
-from visynth.core.errors import UsageError, choices
-from visynth.core.folders import claim
+from visynth.core.errors import ConflictError, UsageError, choices
+from visynth.core.files import hash_json, readable_json
+from visynth.core.folders import put_files
 from visynth.core.progress import Progress, no_progress
 from visynth.core.report import FILES, Report, bullets, environment, table, text
 from visynth.tabular.balance import check_unmarked
@@ -23,11 +25,11 @@ from visynth.tabular.text.classify import classify_spec
 from visynth.tabular.text.examples import read_examples, read_records
 from visynth.tabular.text.generator import Example, TextGenerator, members_of, text_hash
 from visynth.tabular.text.local import TransformersLocal
-from visynth.tabular.text.lora import TextLoRA
+from visynth.tabular.text.lora import Lesson, TextLoRA
 from visynth.tabular.text.losses import losses_of
 from visynth.tabular.text.lowrank import switched_off
 from visynth.tabular.text.memory import Canaries, Losses, canary_table, membership_blocks, memberships
-from visynth.tabular.text.models import LanguageModel
+from visynth.tabular.text.models import LanguageModel, load_model, weights_digest
 from visynth.tabular.text.prompts import Prompt
 from visynth.tabular.text.rows import row_examples, row_schema, rows_spec
 from visynth.tabular.text.spec import TextSpec
@@ -38,7 +40,8 @@ FEWEST = 20  # texts a side that anything is measured with
 MOST = 1000  # texts a side that are measured
 SAMPLES = 8
 LEAST_ROWS = 20  # of a table
-OUT = (*FILES, "generator")
+SUMMARY = "summary.json"
+OUT = (*FILES, "generator", SUMMARY)
 
 
 @dataclass(frozen=True)
@@ -66,32 +69,100 @@ class Tuning:
     subject: str = "the texts"
 
 
-def learn(task: Tuning, lora: TextLoRA, progress: Progress = no_progress, **training: Any) -> None:
+@dataclass(frozen=True)
+class Talks:
+    """All that is learned and measured, made before anything is trained.
+
+    Attributes:
+        learned: of the real texts.
+        held: of the texts to measure with, but for those that have the words of a learned one.
+        same: number of those.
+        secrets: the canaries, their controls and the others.
+        copies: of the canaries that are learned.
+    """
+
+    learned: list[Talk]
+    held: list[Talk]
+    same: int
+    secrets: list[Talk]
+    copies: list[Talk]
+
+    @classmethod
+    def of(cls, task: Tuning) -> Talks:
+        """The talks of a task.
+
+        Raises:
+            DataError: prompts cannot show what they should.
+            UsageError: templates that cannot be filled, meanings of classes that are not there.
+        """
+        known = {text_hash(example.text) for example in task.generator.examples}
+        unknown = sorted(set(task.meanings) - {example.label for example in task.generator.examples})
+        if unknown:
+            raise UsageError(
+                f"there are meanings of {choices(unknown)}; the labels are {choices(task.generator.classes)}."
+            )
+        learned = talks_of(task.generator, task.seed, task.meanings)
+        new = [example for example in task.held if text_hash(example.text) not in known]
+        held = talks_of(task.generator, task.seed, task.meanings, new)
+        asked = min((talk.messages for talk in learned), key=lambda messages: sum(len(m["content"]) for m in messages))
+        canaries = task.canaries
+        secrets = canaries.talks(asked, canaries.secrets) if canaries.count else []
+        return cls(learned, held, len(task.held) - len(new), secrets, canaries.learned(asked))
+
+    def key(self, model: str | Path, arguments: Mapping[str, Any], seed: int) -> str:
+        """Hash of all that decides the weights and the report."""
+        sides = [self.learned, self.held, self.secrets, self.copies]
+        said = [[[[dict(m) for m in talk.messages], talk.reply] for talk in side] for side in sides]
+        return hash_json({"talks": said, "model": weights_digest(model), "arguments": dict(arguments), "seed": seed})
+
+
+def done_already(out: Path, key: str) -> bool:
+    """Whether a folder holds this fine-tuning finished.
+
+    Raises:
+        ConflictError: it holds another one, or another job's texts.
+    """
+    path = out / SUMMARY
+    if not path.is_file():
+        return False
+    said = json.loads(path.read_text(encoding="utf-8"))
+    if said.get("job") != key:
+        raise ConflictError(
+            f"{out} holds another fine-tuning or another job's texts: choose another folder, or remove it."
+        )
+    return True
+
+
+def learn(task: Tuning, talks: Talks, lora: TextLoRA, progress: Progress = no_progress, **training: Any) -> None:
     """Train.
 
     Args:
         task: what is learned.
+        talks: of the task.
         lora: that is trained.
         progress: receives lines.
         training: ``trainer=`` and ``checkpoint=``.
 
     Raises:
-        UsageError: no such model.
-        DataError: texts that cannot be learned.
-        OutputError: ``out`` holds something that visynth did not write.
+        UsageError: no such model, or canaries longer than it can read.
+        DataError: texts that are all too long.
     """
-    claim(task.out, OUT)
-    talks = talks_of(task.generator, task.seed, task.meanings)
-    added = task.canaries.learned(talks[0].messages)
+    model = load_model(task.model)
+    if talks.held:
+        encoded(model, talks.held)  # what cannot be measured is told before the training
+    if talks.secrets and encoded(model, talks.secrets)[1]:
+        raise UsageError("the shortest prompt and a canary are longer than the model can read: use no canaries.")
     notes = [f"learned {task.canaries.count} canaries: for an audit, not for use"] if task.canaries.count else []
+    spec = task.generator.spec
     lora.fit(
-        task.model, [*talks, *added], prompt=task.generator.spec.prompt, classes=task.generator.classes,
-        members=members_of(task.generator.examples), notes=[*task.generator.notes, *notes], progress=progress, **training,
+        model, [*talks.learned, *talks.copies], lesson=Lesson(spec.prompt, spec.shown, dict(task.meanings)),
+        classes=task.generator.classes, members=members_of(task.generator.examples), notes=[*task.generator.notes, *notes],
+        progress=progress, **training,
     )  # fmt: skip
 
 
-def write_tuning(task: Tuning, lora: TextLoRA, progress: Progress = no_progress) -> Report:
-    """Measure what was learned, and write the generator and the report.
+def write_tuning(task: Tuning, talks: Talks, lora: TextLoRA, key: str, progress: Progress = no_progress) -> Report:
+    """Write the generator, measure what was learned, and write the report.
 
     Returns:
         The report, as written.
@@ -100,19 +171,21 @@ def write_tuning(task: Tuning, lora: TextLoRA, progress: Progress = no_progress)
         OutputError: ``out`` holds something that visynth did not write.
     """
     started = time.monotonic()
+    lora.save(task.out / "generator", str(task.model))
     progress("  measuring what was learned")
-    talks = talks_of(task.generator, task.seed, task.meanings)
     report = Report("text fine-tuning", task.subject, lead=LEAD)
-    _measured(report, task, lora.language, talks)
-    report.section("Samples", bullets(_samples(lora.language, talks, task.seed)))
+    _measured(report, task, talks, lora)
+    known = {member.sha256 for member in lora.members}
+    report.section("Samples", bullets(_samples(lora.language, talks.learned, known, task.seed)))
     report.conditions |= {
-        "texts learned": len(lora.members), "texts held out": len(task.held), "model": lora.base,
+        "texts learned": len(lora.members), "texts held out": len(task.held), "model": lora.base, "passes": round(lora.passes, 1),
         **{f"fine-tuning: {name}": value for name, value in dict(lora.hparams).items()},
         "canaries": asdict(task.canaries), "prompt": task.generator.spec.prompt.user, "generator": lora.digest,
         "notes": list(lora.card["notes"]), "seconds of measuring": round(time.monotonic() - started), **environment(),
     }  # fmt: skip
-    lora.save(task.out / "generator", str(Path(task.model).resolve()))
     report.write(task.out)
+    summary = {"texts": len(lora.members), "held": len(talks.held), "generator": lora.digest, "job": key}
+    put_files(task.out, {SUMMARY: readable_json(summary)})  # last: where it is, the fine-tuning is done
     return report
 
 
@@ -201,19 +274,16 @@ def split_texts(examples: Sequence[Example], share: float, seed: int = 0) -> tup
     return sides[0], sides[1]
 
 
-def _measured(report: Report, task: Tuning, model: LanguageModel, talks: Sequence[Talk]) -> None:
-    known = {text_hash(example.text) for example in task.generator.examples}
-    own = [e for e in task.held if text_hash(e.text) not in known]
-    if len(own) < len(task.held):
+def _measured(report: Report, task: Tuning, talks: Talks, lora: TextLoRA) -> None:
+    if talks.same:
         report.section(
-            "Held-out texts",
-            text(f"{len(task.held) - len(own)} of them have the words of a learned one and are left out."),
+            "Held-out texts", text(f"{talks.same} of them have the words of a learned one and are left out.")
         )
-    sides = {"learned": _few(talks, task.seed)}
-    if own:
-        held = talks_of(TextGenerator(task.generator.spec, own), task.seed, task.meanings)
-        sides["held out"] = _few(held, task.seed)
-    measured = {name: _losses(model, side) for name, side in sides.items()}
+    sides = {"learned": _few(talks.learned, task.seed)}
+    if talks.held:
+        sides["held out"] = _few(talks.held, task.seed)
+    size = int(lora.args.batch_size)
+    measured = {name: _losses(lora.language, side, size) for name, side in sides.items()}
     report.section("What was learned", *_learned_blocks(measured))
     enough = "held out" in measured and min(len(after) for _, after in measured.values()) >= FEWEST
     if enough:
@@ -223,9 +293,9 @@ def _measured(report: Report, task: Tuning, model: LanguageModel, talks: Sequenc
         report.section(
             "Privacy: can it be told who was learned?", text(f"Not tested: that takes {FEWEST} held-out texts.")
         )
-    if task.canaries.count:
-        secrets = task.canaries.talks(talks[0].messages, task.canaries.secrets)
-        report.section("Privacy: canaries", canary_table(task.canaries, _losses(model, secrets)[1]))
+    if talks.secrets:
+        losses = _losses(lora.language, talks.secrets, size)[1]
+        report.section("Privacy: canaries", canary_table(task.canaries, losses, lora.passes))
     else:
         report.section("Privacy: canaries", text("Not tested: no secrets were learned (canaries)."))
 
@@ -235,12 +305,12 @@ def _few(talks: Sequence[Talk], seed: int) -> list[Talk]:
     return [talks[place] for place in order]
 
 
-def _losses(model: LanguageModel, talks: Sequence[Talk]) -> tuple[Losses, Losses]:
+def _losses(model: LanguageModel, talks: Sequence[Talk], size: int) -> tuple[Losses, Losses]:
     """Token losses of the model as it was, and as it is."""
     arrays, _ = encoded(model, talks)
     with switched_off(model.model):
-        before = losses_of(model, arrays)
-    return before, losses_of(model, arrays)
+        before = losses_of(model, arrays, size)
+    return before, losses_of(model, arrays, size)
 
 
 def _learned_blocks(measured: Mapping[str, tuple[Losses, Losses]]) -> list[dict[str, Any]]:
@@ -249,27 +319,33 @@ def _learned_blocks(measured: Mapping[str, tuple[Losses, Losses]]) -> list[dict[
         first, second = (np.array([own.mean() for own in losses]) for losses in (before, after))
         change, spread = second - first, (second - first).std(ddof=1) if len(first) > 1 else np.nan
         half = 1.96 * spread / np.sqrt(len(first))
+        limits = f" [{change.mean() - half:+.3f}, {change.mean() + half:+.3f}]" if len(first) > 1 else ""
         rows.append([
-            name, len(first), round(float(first.mean()), 3), round(float(second.mean()), 3),
-            f"{change.mean():+.3f} [{change.mean() - half:+.3f}, {change.mean() + half:+.3f}]",
+            name, len(first), round(float(first.mean()), 3), round(float(second.mean()), 3), f"{change.mean():+.3f}{limits}",
         ])  # fmt: skip
     note = "Mean loss of a text's tokens in nats, every text the same; the change with its 95 % interval over texts. Lower is likelier."
     blocks = [table(["texts", "number", "before", "after", "change"], rows, note)]
-    if "held out" in measured:
+    if "held out" in measured and len(measured["held out"][0]) >= FEWEST:
         before, after = measured["held out"]
-        better = np.mean([a.mean() - b.mean() for b, a in zip(before, after, strict=True)]) < 0
-        said = (
-            "Texts that it did not learn became likelier, too." if better else
-            "Texts that it did not learn did not become likelier: it learned its texts by heart, not their kind. Fewer steps, a "
-            "lower rank, or more texts."
-        )  # fmt: skip
+        change = np.array([a.mean() - b.mean() for b, a in zip(before, after, strict=True)])
+        half = 1.96 * change.std(ddof=1) / np.sqrt(len(change))
+        if change.mean() + half < 0:
+            said = "Texts that it did not learn became likelier, too."
+        elif change.mean() - half > 0:
+            said = (
+                "Texts that it did not learn became less likely: it learned its texts by heart, not their kind. Fewer steps, a lower "
+                "rank, or more texts."
+            )
+        else:
+            said = "Whether texts that it did not learn became likelier cannot be told."
         blocks.append(text(said))
     return blocks
 
 
-def _samples(model: LanguageModel, talks: Sequence[Talk], seed: int) -> list[str]:
+def _samples(model: LanguageModel, talks: Sequence[Talk], known: set[str], seed: int) -> list[str]:
     order = np.sort(seeding.rng(seed, "text/samples").permutation(len(talks))[:SAMPLES])
     requests = [Request(talks[p].messages, seeding.derive("text/sample", seed, int(p))) for p in order]
     longest = max(len(model.reply_ids(talk.reply)) for talk in talks)
     backend = TransformersLocal(model, Decoding(max_tokens=min(2 * longest, 200)), batch=len(requests))
-    return [answer.text if isinstance(answer, Reply) else str(answer) for answer in backend.complete(requests)]
+    said = [answer.text if isinstance(answer, Reply) else str(answer) for answer in backend.complete(requests)]
+    return [f"(a learned text, word for word) {one}" if text_hash(one) in known else one for one in said]

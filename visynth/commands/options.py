@@ -122,6 +122,14 @@ class BackendOptions:
         if self.adapter and self.backend != "local":
             raise UsageError(f"--adapter is for --backend local, but the backend is {self.backend}.")
 
+    def lesson(self) -> Any:
+        """How the adapter's texts were asked for while it learned them; None without an adapter."""
+        if self.adapter is None:
+            return None
+        from visynth.tabular.text.lora import load_adapter
+
+        return load_adapter(self.adapter).lesson
+
     def make(self) -> Any:
         """The backend; a local model is read."""
         from visynth.tabular.text import Decoding, OpenAICompatible, Template, TransformersLocal
@@ -168,7 +176,7 @@ class RepeatOptions:
 
     Args:
         minhash: least similarity of runs of characters; 0 does not ask.
-        cosine: least cosine of embeddings, by default 0.8, or 0.9 of a model's; 0 does not ask.
+        cosine: least cosine of embeddings, by default 0.8, or 0.9 of a model of sentence-transformers; 0 does not ask.
         embedder: a local model's folder or GGUF file for the embeddings, e.g. of sentence-transformers; by default weights of
             words and runs of characters.
     """
@@ -183,8 +191,16 @@ class RepeatOptions:
         Raises:
             UsageError: values that cannot be.
         """
+        from visynth.core.errors import UsageError
         from visynth.tabular.text.duplicates import Deduplication
 
+        if self.embedder and self.cosine is None and not (Path(self.embedder) / "1_Pooling").is_dir():
+            raise UsageError(
+                "say from which --cosine on two texts are the same to this --embedder: models that were not made for embeddings "
+                "have high ones for unlike texts, too."
+            )
+        if self.embedder and self.cosine == 0:
+            raise UsageError("--embedder does nothing with --cosine 0.")
         cosine = (0.9 if self.embedder else 0.8) if self.cosine is None else self.cosine
         return Deduplication(minhash=self.minhash or None, cosine=cosine or None)
 

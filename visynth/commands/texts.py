@@ -12,6 +12,7 @@ from visynth.commands.options import BackendOptions, JobOptions, RepeatOptions
 from visynth.commands.printing import printer, verdicts
 from visynth.commands.tables import without
 from visynth.core.errors import UsageError
+from visynth.core.progress import Progress
 
 
 def text_reviews(
@@ -72,6 +73,7 @@ def text_reviews(
         language=language, shown=shown, attempts=job.attempts, rounds=job.rounds,
     )  # fmt: skip
     spec = replace(spec, duplicates=repeats.rule())
+    unlike_lesson(backend.lesson(), spec, printer(job.quiet))
     examples = [] if data is None else read_examples(data, text, label)
     task = Job(
         "text reviews", TextGenerator(spec, examples), Path(job.out), TextPlan(spec.attributes).records(n, job.seed),
@@ -91,7 +93,7 @@ def text_classify(
     to: int | None = None,
     per_class: int | None = None,
     meanings: dict[str, str] | None = None,
-    shown: int = 5,
+    shown: int | None = None,
     holdout: str | None = None,
     language: str | None = None,
     agreement: float = 0.3,
@@ -108,8 +110,8 @@ def text_classify(
         rare: classes to fill; by default all but the largest.
         to: fill each up to this many texts, counting its reals, instead of up to the largest class.
         per_class: instead, exactly so many of each.
-        meanings: of the classes, for the prompt, e.g. '{"0": a complaint, "1": praise}'.
-        shown: real texts of the class in each prompt.
+        meanings: of the classes, for the prompt, e.g. '{"0": a complaint, "1": praise}'; by default as the adapter learned.
+        shown: real texts of the class in each prompt; by default 5, or as the adapter learned.
         holdout: file of real texts that are not shown, to measure with.
         language: ISO 639-1 code that texts must be in; null does not ask.
         agreement: least probability of the asked class by a classifier of the real texts; 0 does not ask.
@@ -126,7 +128,10 @@ def text_classify(
     examples = examples_of(frame, data, text, label)
     held = [] if holdout is None else read_examples(holdout, text, label)
     check_unmarked(frame.columns)
-    meanings = {str(name): meaning for name, meaning in (meanings or {}).items()}
+    lesson = backend.lesson()
+    if lesson is not None:
+        meanings, shown = meanings or dict(lesson.meanings), lesson.shown if shown is None else shown
+    meanings, shown = {str(name): meaning for name, meaning in (meanings or {}).items()}, 5 if shown is None else shown
     records = class_records(
         examples, rare=[str(name) for name in rare or ()], to=to, per_class=per_class, meanings=meanings, seed=job.seed
     )
@@ -134,6 +139,7 @@ def text_classify(
     spec = replace(spec, duplicates=repeats.rule())
     checks, least = label_checks(examples, agreement, job.seed)
     progress = printer(job.quiet)
+    unlike_lesson(lesson, spec, progress)
     if least:
         asked = ", ".join(f"{name} {least[name]:.2f}" for name in sorted({r.attributes["label"] for r in records}))
         progress(f"  a text must have its class with a probability of at least: {asked}")
@@ -192,6 +198,7 @@ def text_trial(
     examples = read_examples(data, text, label)
     cells = TextCells(draws, folds, synthetic, shown, rare_texts, job.seed)
     spec = classify_spec(examples, shown=shown, language=language, attempts=job.attempts, rounds=job.rounds)
+    unlike_lesson(backend.lesson(), spec, printer(job.quiet))
     report = run_text_trial(
         examples, [str(name) for name in rare or ()], backend.make, spec, job.out, cells, agreement=agreement,
         meanings={str(name): meaning for name, meaning in (meanings or {}).items()}, subject=Path(data).stem, progress=printer(job.quiet),
@@ -268,7 +275,7 @@ def text_rows(
     kinds: dict[str, str] | None = None,
     drop: list[str] | None = None,
     constraints: list[dict[str, Any]] | None = None,
-    shown: int = 5,
+    shown: int | None = None,
 ) -> int:
     """Write rows of a table by a language model, and measure whether their cells fit one another. Killed, the same command goes on.
 
@@ -280,7 +287,7 @@ def text_rows(
         kinds: of columns where the data mislead, e.g. '{zip: categorical, note: text}'.
         drop: columns to leave out.
         constraints: rules between columns that every row keeps, e.g. '[{kind: inequality, low: start, high: end}]'.
-        shown: real rows in each prompt.
+        shown: real rows in each prompt; by default 5, or as the adapter learned.
     """
     from visynth.core.files import hash_file
     from visynth.tabular.balance import check_unmarked
@@ -294,6 +301,8 @@ def text_rows(
     from visynth.tabular.trial import halves
 
     backend.check()
+    lesson = backend.lesson()
+    shown = (5 if lesson is None else lesson.shown) if shown is None else shown
     frame = without(read_records(data), drop or [])
     check_unmarked(frame.columns)
     check_frame(frame, least=20)
@@ -302,6 +311,7 @@ def text_rows(
     first, second = halves(len(frame), seed=job.seed)
     known, held = frame.iloc[first].reset_index(drop=True), frame.iloc[second].reset_index(drop=True)
     spec = own.rows_spec(own.row_schema(schema, frame), shown=shown, attempts=job.attempts, rounds=job.rounds)
+    unlike_lesson(lesson, spec, printer(job.quiet))
     task = Job(
         "text rows", TextGenerator(spec, own.row_examples(schema, known)), Path(job.out), own.row_records(n, job.seed),
         {"constraints": constraints, "data": hash_file(data)}, own.row_examples(schema, held),
@@ -313,6 +323,14 @@ def text_rows(
         return {"rows.csv": own.rows_frame(schema, made, job.seed).to_csv(index=False).encode()}
 
     return print_summary(run_job(task, backend.make, files, printer(job.quiet)), job)
+
+
+def unlike_lesson(lesson: Any, spec: Any, progress: Progress) -> None:
+    """Tell where a job asks in another way than the adapter learned."""
+    if lesson is not None and lesson.shown != spec.shown:
+        progress(f"  the adapter learned prompts that show {lesson.shown} real texts; these show {spec.shown}")
+    if lesson is not None and lesson.prompt != spec.prompt:
+        progress(f"  the adapter learned another prompt: {lesson.prompt.user!r}; this one is {spec.prompt.user!r}")
 
 
 def print_summary(summary: dict[str, Any], job: JobOptions) -> int:

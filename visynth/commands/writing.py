@@ -9,7 +9,7 @@ from typing import Any, Literal
 from visynth.commands.options import BackendOptions, JobOptions, RepeatOptions
 from visynth.commands.printing import printer
 from visynth.commands.tables import resumable_training
-from visynth.commands.texts import print_summary
+from visynth.commands.texts import print_summary, unlike_lesson
 from visynth.core.errors import UsageError
 
 
@@ -40,8 +40,9 @@ def text_write(
         n: number of texts; by default one for each row, or 100.
         system: what is said before the prompt.
         plan: attributes by name: lists are crossed, '{shares: {a: 0.9, b: 0.1}}', '{choose: 2, of: [...]}', '{range: [5, 30]}'.
-        rows: file of real rows (CSV, Parquet, JSON Lines) whose cells are attributes, each row equally often.
-        columns: of the rows; by default all.
+        rows: file of real rows (CSV, Parquet, JSON Lines) whose cells are attributes, each row equally often. They stand in
+            texts.jsonl beside the text.
+        columns: of the rows; by default those that the prompt, --label and --wanted name.
         reply: JSON schema of the reply; plain text by default.
         wanted: what a text is checked for, e.g. '{words: words, mentions: features, language: en}'.
         label: attribute that is the class.
@@ -63,7 +64,11 @@ def text_write(
         "schema": reply, "wanted": wanted or {}, "duplicates": vars(repeats.rule()), "shown": shown, "attempts": job.attempts,
         "rounds": job.rounds,
     })  # fmt: skip
+    if frame is not None and columns is None:
+        columns = [name for name in frame.columns if name in spec.names]
     records = planned_records(plan or {}, frame, columns, n, job.seed)
+    spec.check_names(records[0].attributes)
+    unlike_lesson(backend.lesson(), spec, printer(job.quiet))
     examples = [] if data is None else read_examples(data, text, label)
     given = {"rows": rows and hash_file(rows), "data": data and hash_file(data)}
     task = Job(
@@ -126,7 +131,6 @@ def text_fit(
     from contextlib import suppress
 
     from visynth.core.distributed import on_main
-    from visynth.core.files import hash_file, hash_json
     from visynth.core.folders import claim, work_folder
     from visynth.tabular.text.generator import TextGenerator
     from visynth.tabular.text.lora import TextLoRA
@@ -134,7 +138,9 @@ def text_fit(
     from visynth.tabular.text.models import weight_files
     from visynth.tabular.text.tuning import (
         OUT,
+        Talks,
         Tuning,
+        done_already,
         learn,
         learnable_rows,
         learnable_texts,
@@ -145,37 +151,51 @@ def text_fit(
     claim(out, OUT)
     weight_files(model)
     lora = TextLoRA(**{"seed": seed, **(arguments or {})})
+    if canary_repeats and not canaries:
+        raise UsageError("--canary-repeats is of --canaries: say how many.")
     secrets = Canaries(canaries, tuple(canary_repeats or (1, 4, 16)), seed=seed)
     if task == "rows":
-        if prompt or label or columns or holdout or meanings:
-            raise UsageError(
-                "rows take no --prompt, --label, --columns, --meanings or --holdout: a part of the rows is held out."
-            )
+        given = {
+            "--prompt": prompt,
+            "--label": label,
+            "--columns": columns,
+            "--holdout": holdout,
+            "--meanings": meanings,
+            "--text": text != "text",
+            "--system": system,
+        }
+        _refuse(given, "rows take none of them: a part of the rows is held out")
         spec, known = learnable_rows(data, kinds or {}, drop or (), shown)
     else:
-        if kinds or drop:
-            raise UsageError("--kinds and --drop are for --task rows.")
+        _refuse({"--kinds": kinds, "--drop": drop}, "they are for --task rows")
         spec, known = learnable_texts(data, text, label, columns or (), prompt, system, shown)
     if holdout is None:
         known, other = split_texts(known, held, seed)
     else:
         other = learnable_texts(holdout, text, label, columns or (), prompt, system, shown)[1]
-    given = {
-        "data": hash_file(data), "holdout": holdout and hash_file(holdout), "model": str(Path(model).resolve()), "spec": spec.to_json(),
-        "held": held, "meanings": meanings, "arguments": arguments, "canaries": [canaries, canary_repeats], "seed": seed,
-    }  # fmt: skip
-    run = work_folder(out) / f"run-{hash_json(given)[:16]}"
-    training = resumable_training(lora, run, trainer or {})
     own = Tuning(TextGenerator(spec, known), other, model, Path(out), meanings or {}, secrets, seed, Path(data).stem)
-    learn(own, lora, printer(quiet), **training)
+    talks = Talks.of(own)
+    key = talks.key(model, dict(lora.hparams), seed)
+    if done_already(own.out, key):
+        printer(quiet)(f"{out}: this fine-tuning is done")
+        return 0
+    run = work_folder(out) / f"run-{key[:16]}"
+    learn(own, talks, lora, printer(quiet), **resumable_training(lora, run, trainer or {}))
 
     def finish() -> None:
-        write_tuning(own, lora, printer(quiet))
+        write_tuning(own, talks, lora, key, printer(quiet))
         shutil.rmtree(run, ignore_errors=True)  # this fit's checkpoint, and nothing else
-        with suppress(OSError):
+        with suppress(OSError):  # none was made, or another fit's lies there
             run.parent.rmdir()
         print(f"{out}: learned {len(lora.members)} texts; digest {lora.digest[:16]}")
         print(f"report: {Path(out) / 'report.html'}", file=sys.stderr)
 
     on_main(finish)
     return 0
+
+
+def _refuse(given: dict[str, Any], why: str) -> None:
+    """Refuse options that would do nothing."""
+    names = [name for name, value in given.items() if value]
+    if names:
+        raise UsageError(f"got {' and '.join(names)}, but {why}.")

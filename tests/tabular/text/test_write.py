@@ -36,15 +36,18 @@ def sentences(tmp_path: Path) -> Path:
 
 def test_attributes_come_from_real_rows_beside_a_plan(sentences: Path, tmp_path: Path) -> None:
     pd.DataFrame({"city": ["Rome", "Oslo", None], "x": [1, 2, 3]}).to_csv(tmp_path / "rows.csv", index=False)
-    words = ["text", "write", "--prompt", "Write from {{ city }}, {{ mood }}.", "--rows", str(tmp_path / "rows.csv"), "--columns", "[city]",
-             "--plan", "{mood: [warm, dry]}", "--n", "12", "--backend", "template", "--sentences", str(sentences), "--quiet", "--minhash",
-             "0", "--cosine", "0", "--rounds", "1", "--out", str(tmp_path / "out")]  # fmt: skip
+    words = [
+        "text", "write", "--prompt", "Write from {{ city }}, {{ mood }}.", "--rows", str(tmp_path / "rows.csv"), "--plan",
+        "{mood: [warm, dry]}", "--n", "12", "--backend", "template", "--sentences", str(sentences), "--quiet", "--minhash", "0", "--cosine",
+        "0", "--rounds", "1", "--out", str(tmp_path / "out"),
+    ]  # fmt: skip
     assert main(words) == 0
     made = lines(tmp_path / "out" / "texts.jsonl")
     missing = lines(tmp_path / "out" / "missing.jsonl")
     asked = [(row["city"], row["mood"]) for row in [*made, *(one["attributes"] for one in missing)]]
     assert Counter(city for city, _ in asked) == {"Rome": 4, "Oslo": 4, None: 4}
     assert Counter(mood for _, mood in asked) == {"warm": 6, "dry": 6}
+    assert all("x" not in row for row in made)  # only what the prompt names is taken from the rows
     assert all(row["text"] == f"From {row['city']} with {row['mood']} wishes." for row in made)
     assert all(row["provenance"]["row"] == {"Rome": 0, "Oslo": 1, None: 2}[row["city"]] for row in made)
     assert {one["check"] for one in missing} == {"repeat, equal"}  # there are no more different texts than that
@@ -60,8 +63,23 @@ def test_plans_of_rows_that_cannot_be() -> None:
         planned_records({}, None, ["city"])
     with pytest.raises(UsageError, match="0 rows"):
         planned_records({}, frame.iloc[:0])
+    with pytest.raises(UsageError, match="no column is used"):
+        planned_records({}, frame, [])
+    with pytest.raises(UsageError, match="n must be at least 1"):
+        planned_records({}, None, n=0)
     assert len(planned_records({}, frame)) == 1
     assert [r.seed for r in planned_records({}, None, n=3)] == [r.seed for r in planned_records({}, None, n=3)]
+
+
+def test_attributes_that_no_record_has(sentences: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["text", "write", "--prompt", "In {{ mood }}.", "--backend", "template", "--sentences", str(sentences), "--quiet", "--out",
+             str(tmp_path / "out")]  # fmt: skip
+    (tmp_path / "rows.csv").write_text("mood,city\nwarm,Rome\n")
+    for more in (["--rows", str(tmp_path / "rows.csv")], ["--plan", "{mood: [warm]}"]):
+        for wrong in (["--label", "lable"], ["--wanted", "{words: wrods}"], ["--wanted", "{mentions: wrods}"]):
+            assert main([*words, *more, *wrong]) == 64
+            assert "no attribute" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_tickets_configuration_meets_its_plan(tmp_path: Path) -> None:
@@ -110,7 +128,7 @@ def test_the_fine_tuning_configuration_runs_in_its_smoke_form(tmp_path: Path, re
     model = tiny_model(tmp_path / "model")
     assert main(
         ["text", "fit", "--config", str(CONFIGS / "fine_tuning.yaml"), "--data", str(tmp_path / "few.csv"), "--model", str(model),
-         "--out", str(tmp_path / "out"), "--arguments.steps", "2", "--quiet"]
+         "--out", str(tmp_path / "out"), "--arguments.steps", "2", "--arguments.batch_size", "64", "--quiet"]
     ) == 0  # fmt: skip
     assert (tmp_path / "out" / "generator" / "adapter_config.json").is_file()
 
@@ -187,7 +205,9 @@ def test_encoders_that_are_no_language_models_pool_as_they_say(tmp_path: Path) -
         Encoder(tmp_path / "nowhere")
 
 
-def test_near_duplicates_by_a_model_from_the_command_line(folder: Path, tmp_path: Path) -> None:
+def test_near_duplicates_by_a_model_from_the_command_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The same words in another order have a cosine of 0.63 to this model."""
     (tmp_path / "s.txt").write_text(
         "the phone is great and the price is fine\nfine is the price and great is the phone\n"
@@ -203,4 +223,7 @@ def test_near_duplicates_by_a_model_from_the_command_line(folder: Path, tmp_path
     model = run("model", "--embedder", str(folder), "--cosine", "0.6")
     assert model["texts"] == 1
     assert model["refused"]["repeat, near in the embedding"] >= 1
-    assert run("default", "--embedder", str(folder))["texts"] == 2
+    assert run("strict", "--embedder", str(folder), "--cosine", "1")["texts"] == 2
+    with pytest.raises(AssertionError):
+        run("default", "--embedder", str(folder))
+    assert "say from which --cosine" in capsys.readouterr().err
