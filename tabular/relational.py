@@ -143,10 +143,8 @@ class Relational:
             progress(f"{name}: {len(frames[name])} rows")
             wide = self._wide_schema(name)
             table = self._wide_table(name, frames, values)
-            kind = plugins.load("synthesizers", self.synthesizer)
-            self.generators[name] = kind(**{"seed": self.seed, **self.arguments}).fit_table(
-                wide, table, members="none", progress=progress
-            )
+            made = plugins.make("synthesizers", self.synthesizer, {"seed": self.seed, **self.arguments})
+            self.generators[name] = made.fit_table(wide, table, members="none", progress=progress)
         return self
 
     def _check(self, frames: Mapping[str, pd.DataFrame]) -> None:

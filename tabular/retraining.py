@@ -149,8 +149,8 @@ class TableSubject:
         recipe = self.job.generator
         if "synthesizer" not in recipe:
             raise UsageError("retrain: tables take {synthesizer: ..., arguments: {...}}.")
-        made: Synthesizer = plugins.load("synthesizers", str(recipe["synthesizer"]))(
-            **{**(recipe.get("arguments") or {}), **more}
+        made: Synthesizer = plugins.make(
+            "synthesizers", str(recipe["synthesizer"]), {**(recipe.get("arguments") or {}), **more}
         )
         return made
 

@@ -212,6 +212,7 @@ class Plan:
 
 def _plan(frame: Any, schema: Schema, target: str, classes: int, options: TableTrial, progress: Progress) -> Plan:
     kind = plugins.load("synthesizers", options.synthesizer)
+    plugins.check_arguments(kind, options.arguments)
     trained = hasattr(kind, "training_step")
     if not trained or "steps" in options.arguments:
         steps = int(options.arguments.get("steps", 0))

@@ -161,6 +161,7 @@ def planned(
     A step's time is measured once: a trial that goes on keeps its plan, and with it its cells.
     """
     kind = plugins.load("series", options.model)
+    plugins.check_arguments(kind, options.arguments)
     arguments = dict(options.arguments)
     if not hasattr(kind, "training_step"):
         return lambda seed: kind(**arguments), None

@@ -168,6 +168,17 @@ def test_every_built_in_plugin_can_be_loaded() -> None:
         plugins.names("nothing")
 
 
+@pytest.mark.parametrize("group", ["synthesizers", "series"])
+def test_arguments_that_a_class_has_not_are_refused_with_those_that_it_has(group: str) -> None:
+    from visynth.core import plugins
+    from visynth.core.errors import UsageError
+
+    for name in plugins.BUILT_IN[group]:
+        with pytest.raises(UsageError, match="has no argument 'widths'; it has"):
+            plugins.make(group, name, {"widths": 3})
+        assert plugins.make(group, name) is not None
+
+
 @pytest.mark.parametrize(
     "code",
     [

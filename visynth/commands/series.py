@@ -92,7 +92,7 @@ def series_fit(
     from visynth.core.folders import claim, work_folder
 
     claim(out)
-    real, generator = series.read(), plugins.load("series", model)(**(arguments or {}))
+    real, generator = series.read(), plugins.make("series", model, arguments)
     given = {
         "data": hash_file(series.data), "series": asdict(series), "model": model, "arguments": arguments, "window": window,
     }  # fmt: skip

@@ -100,7 +100,7 @@ def tabular_fit(
 
     claim(out)
     frame = without(read_table(data), drop or [])
-    generator = plugins.load("synthesizers", synthesizer)(**(arguments or {}))
+    generator = plugins.make("synthesizers", synthesizer, arguments)
     given: dict[str, Any] = {
         "data": hash_file(data),
         "synthesizer": synthesizer,

@@ -130,10 +130,10 @@ def text_fit(
     import shutil
     from contextlib import suppress
 
+    from visynth.core import plugins
     from visynth.core.distributed import on_main
     from visynth.core.folders import claim, work_folder
     from visynth.tabular.text.generator import TextGenerator
-    from visynth.tabular.text.lora import TextLoRA
     from visynth.tabular.text.memory import Canaries
     from visynth.tabular.text.models import weight_files
     from visynth.tabular.text.tuning import (
@@ -150,7 +150,7 @@ def text_fit(
 
     claim(out, OUT)
     weight_files(model)
-    lora = TextLoRA(**{"seed": seed, **(arguments or {})})
+    lora = plugins.make("writers", "lora", {"seed": seed, **(arguments or {})})
     if canary_repeats and not canaries:
         raise UsageError("--canary-repeats is of --canaries: say how many.")
     secrets = Canaries(canaries, tuple(canary_repeats or (1, 4, 16)), seed=seed)

@@ -10,8 +10,10 @@ purpose.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from inspect import Parameter, signature
 from typing import Any
 
 from visynth.core.errors import UsageError, choices
@@ -113,6 +115,33 @@ def load(group: str, name: str) -> Any:
         f"{group} has no {name!r}; registered are {choices(names(group))}. Another package can add one by an entry "
         f"point in 'visynth.{group}'."
     )
+
+
+def check_arguments(kind: type, arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that a class has not.
+
+    Raises:
+        UsageError: all of them, with those that it has.
+
+    Example:
+        >>> from visynth.core.errors import UsageError
+        >>> check_arguments(UsageError, {})
+    """
+    own = signature(kind).parameters
+    unknown = [name for name in arguments if name not in own]
+    if unknown and not any(p.kind == Parameter.VAR_KEYWORD for p in own.values()):
+        raise UsageError(f"{kind.__name__} has no argument {choices(unknown)}; it has {choices(own)}.")
+
+
+def make(group: str, name: str, arguments: Mapping[str, Any] | None = None) -> Any:
+    """An instance of the class that a name stands for, with arguments that people gave.
+
+    Raises:
+        UsageError: the name is not registered, or the class has no such arguments.
+    """
+    kind = load(group, name)
+    check_arguments(kind, arguments or {})
+    return kind(**(arguments or {}))
 
 
 def _table(group: str) -> dict[str, str]:

@@ -257,6 +257,10 @@ def test_wrong_arguments_of_a_fine_tuning(
             [*fit, str(lm), "--text", "said", "--label", "label", "--meanings", "{zzz: a}"],
             "meanings of 'zzz'",
         ),
+        (
+            [*fit, str(lm), "--text", "said", "--label", "label", "--arguments", "{ranks: 8}"],
+            "TextLoRA has no argument 'ranks'",
+        ),
         ([*fit, str(lm), "--text", "said", "--label", "label", "--canary-repeats", "[2]"], "say how many"),
         ([*fit, str(lm), "--text", "said", "--drop", "[x]"], "are for --task rows"),
         ([*fit, str(lm), "--text", "said", "--label", "label", "--held", "1"], "share of held-out"),
