@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from visynth.core import seeds as seeding
-from visynth.core.errors import ConflictError, UsageError, choices
+from visynth.core.errors import ConflictError, DataError, UsageError, choices
 from visynth.core.files import hash_json, readable_json
 from visynth.core.folders import put_files
 from visynth.core.progress import Progress, no_progress
@@ -101,6 +101,8 @@ class Talks:
             raise UsageError(
                 f"there are meanings of {choices(unknown)}; the labels are {choices(task.generator.classes)}."
             )
+        if not task.generator.examples:
+            raise DataError("no text is left to learn: hold out fewer.")
         learned = talks_of(task.generator, task.seed, task.meanings)
         new = [example for example in task.held if text_hash(example.text) not in known]
         held = talks_of(task.generator, task.seed, task.meanings, new)

@@ -124,8 +124,9 @@ def check_arguments(kind: type, arguments: Mapping[str, Any]) -> None:
         UsageError: all of them, with those that it has.
 
     Example:
-        >>> from visynth.core.errors import UsageError
-        >>> check_arguments(UsageError, {})
+        >>> check_arguments(EntryPoint, {"nane": "x"})
+        Traceback (most recent call last):
+        visynth.core.errors.UsageError: EntryPoint has no argument 'nane'; it has 'name', 'value', 'group'.
     """
     own = signature(kind).parameters
     unknown = [name for name in arguments if name not in own]

@@ -203,6 +203,8 @@ def test_what_decides_a_fine_tuning_is_in_its_key(lm: Path, tmp_path: Path) -> N
     assert key(texts()) == keys[0]
     with pytest.raises(UsageError, match="meanings of 'zzz'"):
         key(texts(), meanings={"zzz": "?"})
+    with pytest.raises(DataError, match="no text is left"):
+        key([])
 
 
 def test_rows_are_learned_as_the_grammar_lets_them_be_written() -> None:
