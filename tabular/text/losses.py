@@ -39,7 +39,9 @@ def token_losses(model: Any, ids: Tensor, first: Tensor, length: Tensor) -> tupl
     mask = (place < length[:, None]).long()
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False, **some).logits[:, -keep:]
     asked, place = ids[:, -keep:], place[-keep:]
-    losses = cross_entropy(logits[:, :-1].float().transpose(1, 2), asked[:, 1:], reduction="none")
+    # Rows of words one after the other: over a transposed view the same takes three times as long.
+    flat = cross_entropy(logits[:, :-1].float().flatten(0, 1), asked[:, 1:].flatten(), reduction="none")
+    losses = flat.view(len(ids), -1)
     return losses, (place[1:] >= first[:, None]) & (place[1:] < length[:, None])
 
 

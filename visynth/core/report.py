@@ -347,8 +347,14 @@ def _note(block: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
+    """A value as people read it: a small one is not told as none.
+
+    Example:
+        >>> _plain(0.0002), _plain([0.5, 0.0]), _plain({"lr": 1.5e-5})
+        ('0.0002', '0.500, 0.000', 'lr 1.5e-05')
+    """
     if isinstance(value, float):
-        return f"{value:.3f}"
+        return f"{value:.2g}" if 0 < abs(value) < 0.0005 else f"{value:.3f}"
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
     if isinstance(value, (list, tuple)):
