@@ -25,6 +25,7 @@ class Forked:
         self, work: Callable[..., Any], *arguments: Any, log: Path, env: Mapping[str, str] | None = None
     ) -> None:
         self.log = log
+        log.unlink(missing_ok=True)  # what an earlier process said is not this one's
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         self._process = context.Process(
