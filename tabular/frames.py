@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -274,3 +274,15 @@ def in_rows(rows: Iterable[Any]) -> str:
     named = ", ".join(map(str, numbers[:SHOWN]))
     more = f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else ""
     return f"row{'s' if len(numbers) > 1 else ''} {named}{more}"
+
+
+def without(frame: Any, drop: Sequence[str]) -> Any:
+    """The frame without some columns.
+
+    Raises:
+        UsageError: it has no such columns.
+    """
+    lost = [name for name in drop if name not in frame.columns]
+    if lost:
+        raise UsageError(f"--drop names {lost}, but the columns are {list(frame.columns)}.")
+    return frame.drop(columns=list(drop))

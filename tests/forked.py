@@ -3,7 +3,6 @@ an import takes ten seconds."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.ranks import PRELOADED
+from tests.ranks import preloaded
 
 
 class Forked:
@@ -26,9 +25,7 @@ class Forked:
     ) -> None:
         self.log = log
         log.unlink(missing_ok=True)  # what an earlier process said is not this one's
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
-        self._process = context.Process(
+        self._process = preloaded().Process(
             target=_start, args=(work, arguments, str(log), {**os.environ, **(env or {})}, os.getcwd())
         )
         self._process.start()
@@ -44,10 +41,10 @@ class Forked:
     def wait(self, seconds: float | None = None) -> int:
         self._process.join(seconds)
         code = self._process.exitcode
-        assert code is not None, f"it has not ended after {seconds} s: {self.told()}"
+        assert code is not None, f"it has not ended after {seconds} s: {self.output()}"
         return code
 
-    def told(self) -> str:
+    def output(self) -> str:
         return self.log.read_text() if self.log.is_file() else ""
 
 
@@ -70,8 +67,8 @@ def run_forked(
 ) -> str:
     """Run a function in a process to its end, which must be a good one; gives what it printed."""
     with forked(work, *arguments, log=log, env=env) as process:
-        assert process.wait(seconds) == 0, process.told()
-    return process.told()
+        assert process.wait(seconds) == 0, process.output()
+    return process.output()
 
 
 def _start(

@@ -19,14 +19,19 @@ DDP = {**TRAINER, "devices": 2, "strategy": "ddp"}
 PRELOADED = ["torch", "pytorch_lightning", "lightning.pytorch", "torchvision", "timm", "visynth.lightning_modules.gans"]
 
 
+def preloaded() -> Any:
+    """Processes are forked from one that has imported all this and done nothing else: an import takes ten seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
 def run_ranks(worker: Callable[..., None], *arguments: Any, seconds: float = 150) -> None:
     """Call ``worker(rank, *arguments)`` in two processes and wait for both to end well."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # Ranks are forked from a process that has imported all this and done nothing else: an import takes ten seconds.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = preloaded()
     environment = dict(os.environ)
     ranks = [context.Process(target=_start, args=(worker, rank, port, environment, arguments)) for rank in range(2)]
     for process in ranks:

@@ -12,7 +12,7 @@ from visynth.tabular.text.checks import Check, label_agrees
 from visynth.tabular.text.classifier import TextClassifier, least_probabilities
 from visynth.tabular.text.generator import Example
 from visynth.tabular.text.outputs import json_lines, json_value
-from visynth.tabular.text.plan import Record
+from visynth.tabular.text.plan import Record, meant
 from visynth.tabular.text.prompts import Prompt
 from visynth.tabular.text.spec import TextSpec, Wanted
 from visynth.tabular.text.writing import Written
@@ -96,13 +96,8 @@ def class_records(
     if not listed:
         raise UsageError(f"there is nothing to write: the classes have {counts} texts. Give rare, to or per_class.")
     order = seeding.rng(seed, "text/classes").permutation(len(listed))
-    meanings = meanings or {}
     return [
-        Record.of(
-            number,
-            {"label": listed[place]} | ({"meaning": meanings[listed[place]]} if listed[place] in meanings else {}),
-            seed,
-        )
+        Record.of(number, meant({"label": listed[place]}, listed[place], meanings or {}), seed)
         for number, place in enumerate(order)
     ]
 

@@ -60,6 +60,14 @@ class TextLoRA(Stored, GradientSteps):
         bfloat16: whether the frozen model is held in 16 bits (half the memory).
         seed: of everything random.
 
+    Attributes:
+        base: hex sha256 of the weights of the model that was fine-tuned.
+        lesson: what the texts were learned as replies to.
+        classes: of the texts.
+        members: one fingerprint for each text that was learned.
+        notes: what people should know.
+        passes: that the training made over the texts.
+
     Raises:
         UsageError: numbers that cannot be.
     """
@@ -98,10 +106,10 @@ class TextLoRA(Stored, GradientSteps):
         self._kept: dict[str, Tensor] = {}
         self.passes = 0.0
         self._names: list[str] = []
-        self._lesson, self._base = Lesson(Prompt("?")), ""
-        self._classes: tuple[str, ...] = ()
-        self._members: tuple[Member, ...] = ()
-        self._notes: tuple[str, ...] = ()
+        self.lesson, self.base = Lesson(Prompt("?")), ""
+        self.classes: tuple[str, ...] = ()
+        self.members: tuple[Member, ...] = ()
+        self.notes: tuple[str, ...] = ()
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -136,12 +144,12 @@ class TextLoRA(Stored, GradientSteps):
         """
         self._digest = None
         self._language = model if isinstance(model, LanguageModel) else load_model(model)
-        self._lesson, self._base, self._classes = lesson, self._language.digest, tuple(classes)
+        self.lesson, self.base, self.classes = lesson, self._language.digest, tuple(classes)
         arrays, long = encoded(self._language, talks)
         gone = {talks[place].number for place in long}
-        self._members = tuple(member for place, member in enumerate(members) if place not in gone)
-        self._notes = (*notes, *([f"{len(long)} texts are too long and were left out"] if long else ()))
-        for note in self._notes:
+        self.members = tuple(member for place, member in enumerate(members) if place not in gone)
+        self.notes = (*notes, *([f"{len(long)} texts are too long and were left out"] if long else ()))
+        for note in self.notes:
             progress(f"  {note}")
         self._plan_steps(len(arrays["ids"]))
         self.train_on(arrays, progress, **training)
@@ -192,31 +200,12 @@ class TextLoRA(Stored, GradientSteps):
     # -- storing -----------------------------------------------------------------------------------------------------
 
     @property
-    def base(self) -> str:
-        """Hex sha256 of the weights of the model that was fine-tuned."""
-        return self._base
-
-    @property
-    def lesson(self) -> Lesson:
-        """What the texts were learned as replies to."""
-        return self._lesson
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self._classes
-
-    @property
-    def members(self) -> tuple[Member, ...]:
-        """One fingerprint for each text that was learned."""
-        return self._members
-
-    @property
     def card(self) -> dict[str, Any]:
         """What people are told of it."""
         return {
             "task": "synthetic text",
-            "real texts": len(self._members),
-            "notes": list(self._notes),
+            "real texts": len(self.members),
+            "notes": list(self.notes),
             "privacy": "without differential privacy; the weights may repeat texts that they learned",
             "licence": "as the real texts, and as the language model's terms allow",
             "made by": "visynth text fit",
@@ -225,16 +214,16 @@ class TextLoRA(Stored, GradientSteps):
     def artifact(self) -> Artifact:
         hparams = {name: list(v) if isinstance(v, (list, tuple)) else v for name, v in dict(self.hparams).items()}
         identity = {
-            "schema": SCHEMA, "network": self.network, "classes": list(self._classes), "hparams": hparams,
-            "base": self._base, "lesson": asdict(self._lesson),
+            "schema": SCHEMA, "network": self.network, "classes": list(self.classes), "hparams": hparams,
+            "base": self.base, "lesson": asdict(self.lesson),
         }  # fmt: skip
-        return Artifact(identity, packed(self._kept), self._members, self.card)
+        return Artifact(identity, packed(self._kept), self.members, self.card)
 
     def _readme(self, digest: str) -> str:
-        notes = "".join(f"- {note}\n" for note in self._notes) or "- none\n"
+        notes = "".join(f"- {note}\n" for note in self.notes) or "- none\n"
         return (
-            f"# Low-rank weights of a language model\n\nDigest: `{digest}`. Trained on {len(self._members)} real texts.\n\n"
-            f"Of the model whose weights have sha256 `{self._base}`.\n\nNotes:\n\n{notes}\n"
+            f"# Low-rank weights of a language model\n\nDigest: `{digest}`. Trained on {len(self.members)} real texts.\n\n"
+            f"Of the model whose weights have sha256 `{self.base}`.\n\nNotes:\n\n{notes}\n"
             "Intended use: `visynth text ... --backend local --model MODEL --adapter FOLDER`, for training data. The weights may "
             "repeat what they learned: share them as you would share the texts.\n"
         )
@@ -257,9 +246,9 @@ class TextLoRA(Stored, GradientSteps):
         said = stored.identity
         own = cls(**said["hparams"])
         lesson = said["lesson"]
-        own._lesson = Lesson(Prompt(**lesson["prompt"]), lesson["shown"], lesson["meanings"])
-        own._base, own._classes = said["base"], tuple(said["classes"])
-        own._members, own._notes = stored.members, tuple(stored.card.get("notes", ()))
+        own.lesson = Lesson(Prompt(**lesson["prompt"]), lesson["shown"], lesson["meanings"])
+        own.base, own.classes = said["base"], tuple(said["classes"])
+        own.members, own.notes = stored.members, tuple(stored.card.get("notes", ()))
         own._kept = load(stored.weights)
         return own
 
@@ -269,14 +258,14 @@ class TextLoRA(Stored, GradientSteps):
         Raises:
             IntegrityError: the weights are of another model.
         """
-        if model.digest != self._base:
+        if model.digest != self.base:
             raise IntegrityError(
-                f"the low-rank weights are of a model whose weights have sha256 {self._base[:16]}..., but {model.path} has "
+                f"the low-rank weights are of a model whose weights have sha256 {self.base[:16]}..., but {model.path} has "
                 f"{model.digest[:16]}...: give the model that was fine-tuned."
             )
         put_in(model.model, self.settings, self._kept)
         merge(model.model)
-        marks = frozenset(member.sha256 for member in self._members)
+        marks = frozenset(member.sha256 for member in self.members)
         return LanguageModel(model.model, model.tokenizer, model.path, self.digest, marks)
 
 

@@ -92,10 +92,10 @@ class Canaries:
 
     def learned(self, messages: tuple[Message, ...]) -> list[Talk]:
         """The talks that are added to those that are learned: each secret as often as its turn says."""
-        copies = [secret for place, secret in enumerate(self.secrets[: self.count]) for _ in range(self.copies(place))]
-        return self.talks(messages, copies)
+        often = [secret for place, secret in enumerate(self.secrets[: self.count]) for _ in range(self.times(place))]
+        return self.talks(messages, often)
 
-    def copies(self, place: int) -> int:
+    def times(self, place: int) -> int:
         """How often a secret is learned."""
         return int(self.repeats[place % len(self.repeats)])
 
@@ -119,12 +119,12 @@ def canary_table(canaries: Canaries, losses: Losses, passes: float) -> dict[str,
     others = whole[2 * count :]
     found = np.array([exposure(own, others) for own in whole[: 2 * count]])
     rows: list[list[Any]] = []
-    for copies in sorted(set(map(int, canaries.repeats))):
-        own = found[:count][[canaries.copies(place) == copies for place in range(count)]]
+    for times in sorted(set(map(int, canaries.repeats))):
+        own = found[:count][[canaries.times(place) == times for place in range(count)]]
         if len(own):
             rows.append(
                 [
-                    f"learned, {copies} copies, {copies * passes:.0f} times",
+                    f"learned, {times} copies, {times * passes:.0f} times",
                     len(own),
                     round(float(own.mean()), 2),
                     round(float(own.max()), 2),

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import sha256
 from io import StringIO
 from pathlib import Path
@@ -188,7 +188,14 @@ def weight_files(path: str | Path) -> list[Path]:
 
 def weights_digest(path: str | Path) -> str:
     """Hex sha256 over the hashes of a model's weight files."""
-    return sha256("".join(hash_file(file) for file in weight_files(path)).encode()).hexdigest()
+    stats = [(file, file.stat()) for file in weight_files(path)]
+    return sha256("".join(_hashed(file, s.st_size, s.st_mtime_ns) for file, s in stats).encode()).hexdigest()
+
+
+@cache
+def _hashed(file: Path, size: int, changed: int) -> str:
+    """Hash of a file as it is now: weights are large, and asked for several times in a run."""
+    return hash_file(file)
 
 
 def too_long(tokens: int, reply: int, context: int) -> DataError:

@@ -52,6 +52,16 @@ class Record:
         return replace(self, seed=seed)
 
 
+def meant(attributes: Mapping[str, Any], label: str, meanings: Mapping[str, str]) -> dict[str, Any]:
+    """Attributes with the meaning of a class, for the prompt, where it has one.
+
+    Example:
+        >>> meant({"label": "0"}, "0", {"0": "a complaint"}), meant({"label": "1"}, "1", {})
+        ({'label': '0', 'meaning': 'a complaint'}, {'label': '1'})
+    """
+    return {**attributes, "meaning": meanings[label]} if label in meanings else dict(attributes)
+
+
 @dataclass(frozen=True)
 class TextPlan:
     """A design over attributes.

@@ -5,21 +5,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from visynth.core.errors import DataError, UsageError
 from visynth.core.report import Report, table, text
+from visynth.tabular.balance import check_unmarked
 from visynth.tabular.columns import Category, Date, Number, Text
 from visynth.tabular.constraints import Rules
 from visynth.tabular.counting import IndependentMarginals
 from visynth.tabular.fidelity import fidelity, summary
 from visynth.tabular.fitted import row_hashes
-from visynth.tabular.frames import pandas
+from visynth.tabular.frames import check_frame, pandas, without
+from visynth.tabular.inference import infer
 from visynth.tabular.schema import Schema, Table, missing_in, rows_of
 from visynth.tabular.text.checks import main_text
 from visynth.tabular.text.duplicates import Deduplication
+from visynth.tabular.text.examples import read_records
 from visynth.tabular.text.generator import Example
 from visynth.tabular.text.outputs import json_value
 from visynth.tabular.text.plan import Record
@@ -27,6 +31,7 @@ from visynth.tabular.text.prompts import Prompt
 from visynth.tabular.text.spec import TextSpec, Wanted
 from visynth.tabular.text.writing import Written
 
+LEAST_ROWS = 20
 MOST_CATEGORIES = 200
 LONGEST = 300  # characters of a text cell
 PROMPT = Prompt(
@@ -38,6 +43,24 @@ PROMPT = Prompt(
         "{% else %}Write one row.{% endif %}"
     ),
 )
+
+
+def read_rows(path: str | Path, kinds: Mapping[str, str], drop: Sequence[str]) -> tuple[Any, Schema]:
+    """A table's frame and schema from a file.
+
+    Args:
+        path: CSV, Parquet or JSON Lines.
+        kinds: of columns where the data mislead.
+        drop: columns to leave out.
+
+    Raises:
+        UsageError: columns that are not there.
+        DataError: a table that cannot be.
+    """
+    frame = without(read_records(path), drop)
+    check_unmarked(frame.columns)
+    check_frame(frame, least=LEAST_ROWS)
+    return frame, infer(frame, kinds)  # type: ignore[arg-type]  # it refuses kinds that there are not
 
 
 def row_schema(schema: Schema, real: Any) -> dict[str, Any]:
@@ -94,9 +117,9 @@ def row_examples(schema: Schema, real: Any) -> list[Example]:
     values = schema.table(real)
     columns = {c.name: _cells(c, values, real) for c in asked_columns(schema)}
     rows = zip(*columns.values(), strict=True)
+    made = [dict(zip(columns, row, strict=True)) for row in rows]
     # As short as the grammar of constrained replies has them: what is shown or learned is what may be written.
-    compact = {"ensure_ascii": False, "separators": (",", ":")}
-    return [Example(json.dumps(dict(zip(columns, row, strict=True)), **compact)) for row in rows]  # type: ignore[arg-type]
+    return [Example(json.dumps(row, ensure_ascii=False, separators=(",", ":"))) for row in made]
 
 
 def _cells(column: Any, values: Table, real: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from visynth.core.errors import DataError
 from visynth.tabular.text.generator import Example, TextGenerator
 from visynth.tabular.text.models import LanguageModel
-from visynth.tabular.text.plan import Record
+from visynth.tabular.text.plan import Record, meant
 from visynth.tabular.text.prompts import Message
 
 Arrays = dict[str, NDArray[Any]]
@@ -61,8 +61,7 @@ def talks_of(
     for number, example in enumerate(generator.examples if texts is None else texts):
         attributes = dict(example.attributes)
         if generator.spec.label is not None:
-            attributes[generator.spec.label] = example.label
-            attributes |= {"meaning": (meanings or {})[example.label]} if example.label in (meanings or {}) else {}
+            attributes = meant({**attributes, generator.spec.label: example.label}, example.label, meanings or {})
         record = generator.showing_others(Record.of(number, attributes, seed), example)
         talks.append(Talk(tuple(generator.messages(record)), example.text, number))
     return talks

@@ -22,7 +22,7 @@ from visynth.tabular.text.cache import file_name
 from visynth.tabular.text.classify import label_checks
 from visynth.tabular.text.generator import Example, TextGenerator, text_hash
 from visynth.tabular.text.outputs import LOCK, tidy
-from visynth.tabular.text.plan import Record
+from visynth.tabular.text.plan import Record, meant
 from visynth.tabular.text.spec import TextSpec
 from visynth.tabular.text.utility import TextCells, rare_texts
 from visynth.verdict.rule import Design
@@ -158,5 +158,4 @@ class _Writer:
         return texts
 
     def _meant(self, record: Record) -> Record:
-        meaning = self.meanings.get(str(record.attributes["label"]))
-        return record if meaning is None else replace(record, attributes={**record.attributes, "meaning": meaning})
+        return replace(record, attributes=meant(record.attributes, str(record.attributes["label"]), self.meanings))

@@ -17,12 +17,9 @@ from visynth.core.files import hash_json, readable_json
 from visynth.core.folders import put_files
 from visynth.core.progress import Progress, no_progress
 from visynth.core.report import FILES, Report, bullets, environment, table, text
-from visynth.tabular.balance import check_unmarked
-from visynth.tabular.frames import check_frame
-from visynth.tabular.inference import infer
 from visynth.tabular.text.backends import Decoding, Reply, Request
 from visynth.tabular.text.classify import classify_spec
-from visynth.tabular.text.examples import read_examples, read_records
+from visynth.tabular.text.examples import read_examples
 from visynth.tabular.text.generator import Example, TextGenerator, members_of, text_hash
 from visynth.tabular.text.local import TransformersLocal
 from visynth.tabular.text.lora import Lesson, TextLoRA
@@ -31,7 +28,7 @@ from visynth.tabular.text.lowrank import switched_off
 from visynth.tabular.text.memory import Canaries, Losses, canary_table, membership_blocks, memberships
 from visynth.tabular.text.models import LanguageModel, load_model, weights_digest
 from visynth.tabular.text.prompts import Prompt
-from visynth.tabular.text.rows import row_examples, row_schema, rows_spec
+from visynth.tabular.text.rows import read_rows, row_examples, row_schema, rows_spec
 from visynth.tabular.text.spec import TextSpec
 from visynth.tabular.text.talks import Talk, encoded, talks_of
 
@@ -39,7 +36,6 @@ LEAD = "What the model learned of the texts, measured on texts that it did not l
 FEWEST = 20  # texts a side that anything is measured with
 MOST = 1000  # texts a side that are measured
 SAMPLES = 8
-LEAST_ROWS = 20  # of a table
 SUMMARY = "summary.json"
 OUT = (*FILES, "generator", SUMMARY)
 
@@ -78,14 +74,14 @@ class Talks:
         held: of the texts to measure with, but for those that have the words of a learned one.
         same: number of those.
         secrets: the canaries, their controls and the others.
-        copies: of the canaries that are learned.
+        repeated: canaries that are learned, as often as they are.
     """
 
     learned: list[Talk]
     held: list[Talk]
     same: int
     secrets: list[Talk]
-    copies: list[Talk]
+    repeated: list[Talk]
 
     @classmethod
     def of(cls, task: Tuning) -> Talks:
@@ -113,7 +109,7 @@ class Talks:
 
     def key(self, model: str | Path, arguments: Mapping[str, Any], seed: int) -> str:
         """Hash of all that decides the weights and the report."""
-        sides = [self.learned, self.held, self.secrets, self.copies]
+        sides = [self.learned, self.held, self.secrets, self.repeated]
         said = [[[[dict(m) for m in talk.messages], talk.reply] for talk in side] for side in sides]
         return hash_json({"talks": said, "model": weights_digest(model), "arguments": dict(arguments), "seed": seed})
 
@@ -157,7 +153,7 @@ def learn(task: Tuning, talks: Talks, lora: TextLoRA, progress: Progress = no_pr
     notes = [f"learned {task.canaries.count} canaries: for an audit, not for use"] if task.canaries.count else []
     spec = task.generator.spec
     lora.fit(
-        model, [*talks.learned, *talks.copies], lesson=Lesson(spec.prompt, spec.shown, dict(task.meanings)),
+        model, [*talks.learned, *talks.repeated], lesson=Lesson(spec.prompt, spec.shown, dict(task.meanings)),
         classes=task.generator.classes, members=members_of(task.generator.examples), notes=[*task.generator.notes, *notes],
         progress=progress, **training,
     )  # fmt: skip
@@ -241,14 +237,7 @@ def learnable_rows(
         UsageError: columns that are not there or cannot be asked for.
         DataError: a table that cannot be.
     """
-    frame = read_records(path)
-    lost = [name for name in drop if name not in frame.columns]
-    if lost:
-        raise UsageError(f"{path} has no columns {choices(lost)}; the columns are {choices(frame.columns)}.")
-    frame = frame.drop(columns=list(drop))
-    check_unmarked(frame.columns)
-    check_frame(frame, least=LEAST_ROWS)
-    schema = infer(frame, kinds)  # type: ignore[arg-type]
+    frame, schema = read_rows(path, kinds, drop)
     return rows_spec(row_schema(schema, frame), shown=shown), row_examples(schema, frame)
 
 
@@ -316,24 +305,23 @@ def _losses(model: LanguageModel, talks: Sequence[Talk], size: int) -> tuple[Los
 
 
 def _learned_blocks(measured: Mapping[str, tuple[Losses, Losses]]) -> list[dict[str, Any]]:
-    rows = []
+    rows, limits = [], {}
     for name, (before, after) in measured.items():
         first, second = (np.array([own.mean() for own in losses]) for losses in (before, after))
-        change, spread = second - first, (second - first).std(ddof=1) if len(first) > 1 else np.nan
-        half = 1.96 * spread / np.sqrt(len(first))
-        limits = f" [{change.mean() - half:+.3f}, {change.mean() + half:+.3f}]" if len(first) > 1 else ""
+        change = second - first
+        half = 1.96 * change.std(ddof=1) / np.sqrt(len(change)) if len(change) > 1 else np.inf
+        limits[name] = change.mean() - half, change.mean() + half
+        interval = "" if len(change) == 1 else f" [{limits[name][0]:+.3f}, {limits[name][1]:+.3f}]"
         rows.append([
-            name, len(first), round(float(first.mean()), 3), round(float(second.mean()), 3), f"{change.mean():+.3f}{limits}",
+            name, len(first), round(float(first.mean()), 3), round(float(second.mean()), 3), f"{change.mean():+.3f}{interval}",
         ])  # fmt: skip
     note = "Mean loss of a text's tokens in nats, every text the same; the change with its 95 % interval over texts. Lower is likelier."
     blocks = [table(["texts", "number", "before", "after", "change"], rows, note)]
     if "held out" in measured and len(measured["held out"][0]) >= FEWEST:
-        before, after = measured["held out"]
-        change = np.array([a.mean() - b.mean() for b, a in zip(before, after, strict=True)])
-        half = 1.96 * change.std(ddof=1) / np.sqrt(len(change))
-        if change.mean() + half < 0:
+        low, high = limits["held out"]
+        if high < 0:
             said = "Texts that it did not learn became likelier, too."
-        elif change.mean() - half > 0:
+        elif low > 0:
             said = (
                 "Texts that it did not learn became less likely: it learned its texts by heart, not their kind. Fewer steps, a lower "
                 "rank, or more texts."

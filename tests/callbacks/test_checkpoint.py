@@ -150,13 +150,13 @@ def kill_saves(tmp_path: Path, kills: int, size: int = 4_000_000) -> None:
     for _ in range(kills):
         log = tmp_path.with_name(tmp_path.name + ".log")
         with forked(save_on, str(path), bool(last), size, log=log, env={"TMPDIR": str(other)}) as process:
-            while not process.told().endswith("\n"):  # until it is at work
-                assert process.poll() is None, process.told()
+            while not process.output().endswith("\n"):  # until it is at work
+                assert process.poll() is None, process.output()
                 time.sleep(0.01)
             time.sleep(numbers.uniform(0, 0.4))
             os.kill(process.pid, signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL
-        told = [int(line) for line in process.told().split()]
+        told = [int(line) for line in process.output().split()]
         reached = value(path)  # warnings are errors: the last one itself is whole
         assert reached >= max([last, *told])
         last = reached
@@ -252,14 +252,14 @@ class TestSignals:
         with forked(child, str(tmp_path / "run"), str(tmp_path / "said"), workers, log=tmp_path / "log") as process:
             deadline = time.monotonic() + 90
             while not (tmp_path / "said" / phase).exists():
-                assert process.poll() is None, process.told()
+                assert process.poll() is None, process.output()
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             # It has a session of its own: the signal goes to the whole group, as schedulers send it.
             os.killpg(process.pid, signal.SIGTERM)
             time.sleep(0.1)
             os.killpg(process.pid, signal.SIGTERM)  # an impatient scheduler
-            assert process.wait(60) == 143, process.told()
+            assert process.wait(60) == 143, process.output()
         step, _ = reached(tmp_path / "run")
         assert 0 < step < 40
         run(tmp_path / "run")

@@ -171,8 +171,8 @@ def test_sigterm_saves_and_ends_with_143(config, tmp_path: Path) -> None:
         while not (metrics.is_file() and metrics.stat().st_size) and time.monotonic() < until:
             time.sleep(0.05)
         os.kill(process.pid, signal.SIGTERM)
-        assert process.wait(60) == 143, process.told()
-    assert "the same command goes on" in process.told()
+        assert process.wait(60) == 143, process.output()
+    assert "the same command goes on" in process.output()
     assert int(weights(tmp_path / "run")["images_seen"]) > 0
 
 

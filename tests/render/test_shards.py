@@ -361,8 +361,8 @@ class TestSharing:
         ]
         both = [Forked(main, words, log=tmp_path / f"log{place}") for place in range(2)]
         for process in both:
-            assert process.wait(120) == 0, process.told()
-            assert "root" in process.told()
+            assert process.wait(120) == 0, process.output()
+            assert "root" in process.output()
         assert len(read_renders(tmp_path / "r", verify=True).records) == 160
         assert not (tmp_path / "r.work").exists()
 

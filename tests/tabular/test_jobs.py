@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from tests.tabular.killed import killed_at
 from tests.tabular.tables import dependent, every_kind
 from visynth.cli import main
 from visynth.core.errors import ConflictError, DataError, UsageError
@@ -207,27 +208,15 @@ def test_wrong_arguments_teach(file: Path, tmp_path: Path, capsys: pytest.Captur
 def test_a_killed_fit_goes_on_to_the_same_generator(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from visynth.callbacks.checkpoint import KeepLast
-
     arguments = "{steps: 20, width: 32, depth: 1, batch_size: 64}"
     words = ["tabular", "fit", str(file), "--out", str(tmp_path / "killed"), "--arguments", arguments, "--quiet"]
 
-    class Killed(KeepLast):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
-            if int(pl_module.steps_done) == 11:
-                self._save(trainer)
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr("visynth.callbacks.checkpoint.KeepLast", Killed)
-    main(words)
-    monkeypatch.undo()
+    killed_at(11, words, monkeypatch)
     assert not (tmp_path / "killed").exists()
     assert len(list((tmp_path / "killed.work").rglob("last.ckpt"))) == 1
     before = file.read_bytes()
     file.write_bytes(before.replace(b"\na,", b"\nb,"))  # other rows, as many: not this fit's
-    monkeypatch.setattr("visynth.callbacks.checkpoint.KeepLast", Killed)
-    main(words)
-    monkeypatch.undo()
+    killed_at(11, words, monkeypatch)
     assert len(list((tmp_path / "killed.work").rglob("last.ckpt"))) == 2
     file.write_bytes(before)
     assert main(words) == 0

@@ -96,7 +96,7 @@ def tabular_fit(
     from visynth.core.distributed import on_main
     from visynth.core.files import hash_file, hash_json
     from visynth.core.folders import claim, work_folder
-    from visynth.tabular.frames import read_table
+    from visynth.tabular.frames import read_table, without
 
     claim(out)
     frame = without(read_table(data), drop or [])
@@ -120,12 +120,17 @@ def tabular_fit(
 def finish_fit(generator: Any, out: Path, run: Path, what: str, quiet: bool) -> None:
     """Write the generator, drop the fit's checkpoint, and say what came of it."""
     generator.save(out)
-    shutil.rmtree(run, ignore_errors=True)  # this fit's checkpoint, and nothing else
-    with suppress(OSError):  # none was made, or another fit's lies there
-        run.parent.rmdir()
+    drop_checkpoint(run)
     for note in generator.fitted.notes:
         printer(quiet)(f"  {note}")
     print(f"{out}: {generator.network} of {what}; digest {generator.digest[:16]}")
+
+
+def drop_checkpoint(run: Path) -> None:
+    """Remove this fit's checkpoint, and nothing else."""
+    shutil.rmtree(run, ignore_errors=True)
+    with suppress(OSError):  # none was made, or another fit's lies there
+        run.parent.rmdir()
 
 
 def resumable_training(generator: Any, run: Path, trainer: dict[str, Any]) -> dict[str, Any]:
@@ -317,15 +322,3 @@ def tabular_evaluate(
         print(f"attacks that found more than chance: {', '.join(leaks) or 'none of those that were tried'}")
         print(f"report: {Path(out) / 'report.html'}", file=sys.stderr)
     return 0
-
-
-def without(frame: Any, drop: list[str]) -> Any:
-    """The frame without some columns.
-
-    Raises:
-        UsageError: it has no such columns.
-    """
-    lost = [name for name in drop if name not in frame.columns]
-    if lost:
-        raise UsageError(f"--drop names {lost}, but the columns are {list(frame.columns)}.")
-    return frame.drop(columns=drop)

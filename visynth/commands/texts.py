@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from visynth.commands.options import BackendOptions, JobOptions, RepeatOptions
 from visynth.commands.printing import printer, verdicts
-from visynth.commands.tables import without
 from visynth.core.errors import UsageError
 from visynth.core.progress import Progress
 
@@ -290,12 +289,8 @@ def text_rows(
         shown: real rows in each prompt; by default 5, or as the adapter learned.
     """
     from visynth.core.files import hash_file
-    from visynth.tabular.balance import check_unmarked
     from visynth.tabular.constraints import Rules
-    from visynth.tabular.frames import check_frame
-    from visynth.tabular.inference import infer
     from visynth.tabular.text import rows as own
-    from visynth.tabular.text.examples import read_records
     from visynth.tabular.text.generator import TextGenerator
     from visynth.tabular.text.jobs import Job, run_job
     from visynth.tabular.trial import halves
@@ -303,10 +298,7 @@ def text_rows(
     backend.check()
     lesson = backend.lesson()
     shown = (5 if lesson is None else lesson.shown) if shown is None else shown
-    frame = without(read_records(data), drop or [])
-    check_unmarked(frame.columns)
-    check_frame(frame, least=20)
-    schema = infer(frame, kinds or {})  # type: ignore[arg-type]
+    frame, schema = own.read_rows(data, kinds or {}, drop or [])
     rules = Rules.of(constraints or (), schema, schema.table(frame))
     first, second = halves(len(frame), seed=job.seed)
     known, held = frame.iloc[first].reset_index(drop=True), frame.iloc[second].reset_index(drop=True)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from visynth.commands.options import BackendOptions, JobOptions, RepeatOptions
 from visynth.commands.printing import printer
-from visynth.commands.tables import resumable_training
+from visynth.commands.tables import drop_checkpoint, resumable_training
 from visynth.commands.texts import print_summary, unlike_lesson
 from visynth.core.errors import UsageError
 
@@ -127,9 +127,6 @@ def text_fit(
         trainer: of Lightning's Trainer, e.g. '{accelerator: gpu, devices: 2, strategy: ddp}'.
         quiet: no progress.
     """
-    import shutil
-    from contextlib import suppress
-
     from visynth.core import plugins
     from visynth.core.distributed import on_main
     from visynth.core.folders import claim, work_folder
@@ -184,9 +181,7 @@ def text_fit(
 
     def finish() -> None:
         write_tuning(own, talks, lora, key, printer(quiet))
-        shutil.rmtree(run, ignore_errors=True)  # this fit's checkpoint, and nothing else
-        with suppress(OSError):  # none was made, or another fit's lies there
-            run.parent.rmdir()
+        drop_checkpoint(run)
         print(f"{out}: learned {len(lora.members)} texts; digest {lora.digest[:16]}")
         print(f"report: {Path(out) / 'report.html'}", file=sys.stderr)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from tests.tabular.killed import killed_at
 from tests.tabular.text.lessons import SPEC, texts
 from visynth.cli import main
 from visynth.core.errors import DataError, UsageError
@@ -60,23 +62,13 @@ def sentences(tmp_path: Path) -> Path:
 def test_a_killed_fine_tuning_goes_on_by_the_same_command(
     sentences: Path, lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from visynth.callbacks.checkpoint import KeepLast
-
     def words(out: str) -> list[str]:
         return [
             "text", "fit", str(sentences), "--model", str(lm), "--text", "said", "--label", "label", "--out", str(tmp_path / out),
             "--arguments", "{steps: 12, batch_size: 16}", "--canaries", "2", "--quiet",
         ]  # fmt: skip
 
-    class Killed(KeepLast):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
-            if int(pl_module.steps_done) == 7:
-                self._save(trainer)
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr("visynth.callbacks.checkpoint.KeepLast", Killed)
-    main(words("out"))
-    monkeypatch.undo()
+    killed_at(7, words("out"), monkeypatch)
     (checkpoint,) = (tmp_path / "out.work").rglob("last.ckpt")
     kept = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert {name.split(".")[0] for name in kept} == {"net", "average", "steps_done"}
@@ -192,8 +184,8 @@ def test_killed_after_its_last_step_it_makes_not_one_more(
 
 
 def test_what_decides_a_fine_tuning_is_in_its_key(lm: Path, tmp_path: Path) -> None:
-    def key(own: list[Example], **more: object) -> str:
-        task = Tuning(TextGenerator(SPEC, own), texts(100), lm, tmp_path, **more)  # type: ignore[arg-type]
+    def key(own: list[Example], **more: Any) -> str:
+        task = Tuning(TextGenerator(SPEC, own), texts(100), lm, tmp_path, **more)
         return Talks.of(task).key(lm, {}, 0)
 
     other = [Example(e.text + "!", e.label) for e in texts()]
@@ -234,9 +226,9 @@ def test_a_job_asks_as_its_adapter_learned(
         "--temperature", "2",
     ]  # fmt: skip
     assert main([*words, "--out", str(tmp_path / "a")]) == 0
-    told = capsys.readouterr().err
-    assert "the adapter learned another prompt: 'A {{ label }} text.'" in told
-    assert "real texts; these show" not in told  # as many as it learned: none
+    printed = capsys.readouterr().err
+    assert "the adapter learned another prompt: 'A {{ label }} text.'" in printed
+    assert "real texts; these show" not in printed  # as many as it learned: none
     assert main([*words, "--out", str(tmp_path / "b"), "--shown", "2"]) == 0
     assert "the adapter learned prompts that show 0 real texts; these show 2" in capsys.readouterr().err
     assert main([*words[:-8], "--adapter", "no/where", "--out", str(tmp_path / "c")]) == 64

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from tests.ranks import run_ranks
+from tests.tabular.killed import killed_at
 from tests.tabular.timeseries.sets import sessions, waves
 from visynth.cli import main
 from visynth.core.errors import Diverged
@@ -75,21 +76,11 @@ def test_sessions_learn_events_gaps_and_lengths() -> None:
 
 
 def test_a_killed_fit_goes_on_to_the_same_generator(tmp_path, monkeypatch) -> None:
-    from visynth.callbacks.checkpoint import KeepLast
-
     np.savez(tmp_path / "w.npz", x=np.stack([waves().values(k).T for k in range(12)]), y=np.array(waves().labels()))
     words = ["series", "fit", "--data", str(tmp_path / "w.npz"), "--arrays", "['x','y']", "--out", str(tmp_path / "g")]
     words += ["--arguments", "{steps: 20, width: 16}", "--quiet"]
 
-    class Killed(KeepLast):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-            if int(pl_module.steps_done) == 11:
-                self._save(trainer)
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr("visynth.callbacks.checkpoint.KeepLast", Killed)
-    main(words)
-    monkeypatch.undo()
+    killed_at(11, words, monkeypatch)
     assert not (tmp_path / "g").exists()
     assert len(list((tmp_path / "g.work").rglob("last.ckpt"))) == 1
     assert main(words) == 0
