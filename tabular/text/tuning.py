@@ -336,6 +336,7 @@ def _samples(model: LanguageModel, talks: Sequence[Talk], known: set[str], seed:
     order = np.sort(seeding.rng(seed, "text/samples").permutation(len(talks))[:SAMPLES])
     requests = [Request(talks[p].messages, seeding.derive("text/sample", seed, int(p))) for p in order]
     longest = max(len(model.reply_ids(talk.reply)) for talk in talks)
-    backend = TransformersLocal(model, Decoding(max_tokens=min(2 * longest, 200)), batch=len(requests))
+    room = max(model.context - max(len(model.ids(request.messages)) for request in requests), 1)
+    backend = TransformersLocal(model, Decoding(max_tokens=min(2 * longest, 200, room)), batch=len(requests))
     said = [answer.text if isinstance(answer, Reply) else str(answer) for answer in backend.complete(requests)]
     return [f"(a learned text, word for word) {one}" if text_hash(one) in known else one for one in said]
