@@ -19,6 +19,7 @@ from visynth.lightning_modules.data_checks import check_same_data
 from visynth.lightning_modules.facts import Facts
 from visynth.lightning_modules.prefetch import Prefetcher
 from visynth.lightning_modules.randomness import Draws, draw
+from visynth.privacy.dp import CHECKPOINT
 
 T = TypeVar("T")
 
@@ -35,6 +36,7 @@ class GeneratorModule(pytorch_lightning.LightningModule):
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("stepped_at", torch.zeros((), dtype=torch.int64))
         self._facts: Facts | None = None
+        self.privacy: dict[str, Any] = {}  # what a private training spent
         self.ahead = Prefetcher()
 
     @property
@@ -76,17 +78,20 @@ class GeneratorModule(pytorch_lightning.LightningModule):
         self.__dict__.setdefault("_extractors", {})[name] = what
 
     def members(self) -> Sequence[Member]:
-        """Fingerprints of the images behind the module, as far as its datamodule knows them."""
-        return self.data.members() if hasattr(self.data, "members") else ()
+        """Fingerprints of the images behind the module, as far as its datamodule knows them; none of private ones."""
+        return self.data.members() if hasattr(self.data, "members") and not self.privacy else ()
 
     def trained_card(self, task: str, network: nn.Module, **more: Any) -> dict[str, Any]:
         """Entries of a generator's card about its training; ``more`` stands before the licence."""
         pairs = zip(self.facts.classes, self.facts.counts, strict=True)
-        return {
-            "task": task,
+        counts = {
             "training images": sum(self.facts.counts),
             "images per class": ", ".join(f"{name} {count}" for name, count in pairs),
             "images seen in training": int(self.images_seen),
+        }
+        return {
+            "task": task,
+            **({"differential privacy": self.privacy} if self.privacy else counts),
             "parameters": sum(p.numel() for p in network.parameters()),
             **more,
             **({USED: dict(self.extractors)} if self.extractors else {}),
@@ -160,7 +165,7 @@ class GeneratorModule(pytorch_lightning.LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["visynth_facts"] = self.facts.to_json()
+        checkpoint["visynth_facts"] = self.facts.to_json()  # the record of privacy is its callback's
         if hasattr(self.data, "state"):
             checkpoint["visynth_data"] = self.data.state()
         if self.extractors:
@@ -169,6 +174,7 @@ class GeneratorModule(pytorch_lightning.LightningModule):
         checkpoint["state_dict"]["images_seen"] = self.stepped_at.clone()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.privacy = checkpoint.get(CHECKPOINT, {})
         for name, what in checkpoint.get("visynth_extractors", {}).items():
             self.uses_extractor(name, what)
         if hasattr(self.data, "state"):

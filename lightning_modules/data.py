@@ -23,7 +23,8 @@ from visynth.data.imageset import ImageSet, Item, in_threads
 from visynth.data.reading import read_images, tell
 from visynth.lightning_modules.data_checks import check_classes, hold_out
 from visynth.lightning_modules.facts import Facts, Pool, measure
-from visynth.lightning_modules.samplers import Stream, StreamOrder
+from visynth.lightning_modules.samplers import RowOrder, Stream, StreamOrder
+from visynth.privacy.poisson import PoissonBatches, collated
 
 Array = NDArray[Any]
 FEW = 50  # images in a class below which a generator from scratch rarely helps
@@ -32,7 +33,7 @@ FEW = 50  # images in a class below which a generator from scratch rarely helps
 class StreamImages(Dataset[dict[str, Tensor]]):
     """A pool seen through stream positions; a list of positions gives a whole batch at once."""
 
-    def __init__(self, pool: Pool, order: StreamOrder) -> None:
+    def __init__(self, pool: Pool, order: StreamOrder | RowOrder) -> None:
         self.pool, self.order = pool, order
 
     def __getitems__(self, positions: Sequence[int]) -> dict[str, Tensor]:
@@ -69,6 +70,7 @@ class StreamData(pytorch_lightning.LightningDataModule):
         self.images: ImageSet | None = None
         self._facts: Facts | None = None
         self._state: dict[str, list[str]] | None = None
+        self.private = False
 
     def setup(self, stage: str | None = None) -> None:
         """Read what is trained on, once."""
@@ -126,8 +128,16 @@ class StreamData(pytorch_lightning.LightningDataModule):
             self._state = dict(in_threads(_row, self.images.items))
         return self._state
 
+    def forget_statistics(self) -> None:
+        """For a training with differential privacy: mean, deviation and class counts of the images become constants, and
+        no fingerprints are given."""
+        self._facts = self.facts.public()
+        self.private = True
+
     def members(self) -> list[Member]:
-        """Fingerprints of every image that was trained on or held out (none for images in memory)."""
+        """Fingerprints of every image that was trained on or held out (none for images in memory, or private ones)."""
+        if self.private:
+            return []
         return [] if self.images is None else self.images.members(lambda item: item.split or "train")
 
 
@@ -265,6 +275,51 @@ class GeneratorData(StreamData):
 class StreamLoader(DataLoader[dict[str, Tensor]]):
     """A loader that Lightning may resume in the middle of an epoch: its stream starts where the module's count
     stands."""
+
+    @property
+    def units(self) -> int:
+        """Images that a private training protects."""
+        return len(self._images.pool.labels)
+
+    @property
+    def expected(self) -> int:
+        return int(self.batch_size or 1)
+
+    @property
+    def epoch_rows(self) -> int:
+        return len(self.sampler)  # type: ignore[arg-type]
+
+    @property
+    def _images(self) -> StreamImages:
+        assert isinstance(self.dataset, StreamImages)
+        return self.dataset
+
+    def privacy_problems(self) -> list[str]:
+        """Why this loader cannot be replaced by one of Poisson samples."""
+        if not isinstance(self.dataset, StreamImages):
+            return [
+                f"{type(self.dataset).__name__} puts parts of several images together, so that one image has no gradient of "
+                "its own: train on whole images"
+            ]
+        order = self._images.order
+        if isinstance(order, StreamOrder) and np.ptp(order.probabilities) > 1e-12:
+            return [
+                "temper draws rare classes more often, which epsilon does not count: set temper: 1.0, and balance the classes "
+                "when images are rendered"
+            ]
+        return []
+
+    def private(self, batches: PoissonBatches) -> StreamLoader:
+        """The same images, in batches of Poisson samples."""
+        order = RowOrder(batches.count, batches.multiplicity)
+        return StreamLoader(
+            StreamImages(self._images.pool, order),
+            batch_sampler=batches,
+            collate_fn=collated(_as_it_is),
+            num_workers=self.num_workers,
+            worker_init_fn=ignore_signals,
+            persistent_workers=self.num_workers > 0,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"resumes": "by images_seen"}

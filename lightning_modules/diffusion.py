@@ -282,6 +282,10 @@ class Diffusion(GeneratorModule):
         """Spec of the exported generator."""
         return self.trained_spec("diffusion", self.arguments())
 
+    def privacy_problems(self) -> list[str]:
+        """Options that use the data without paying for it."""
+        return ["cbdm compares with classes drawn by their counts: leave it out"] if self.args.cbdm else []
+
     def arguments(self) -> dict[str, Any]:
         """Arguments that the network was built with, as plain values."""
         network: Any = self.network

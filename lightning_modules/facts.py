@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from visynth.core.codec import Array
 from visynth.core.errors import DataError
+
+SIGMA_DATA = 0.5  # of centred images that are not measured (Karras et al., EDM, table 1)
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,10 @@ class Facts:
     dtype: str
     mean: tuple[float, ...]
     sigma_data: float
+
+    def public(self) -> Facts:
+        """Without what was measured: no counts, and the mean and deviation of no data."""
+        return replace(self, counts=(0,) * len(self.classes), mean=(0.0,) * self.channels, sigma_data=SIGMA_DATA)
 
     def to_json(self) -> dict[str, Any]:
         return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}

@@ -81,6 +81,12 @@ class LoRA(GeneratorModule):
         """The pipeline's U-Net or transformer with its low-rank weights. A UsageError where the data are not known yet."""
         return present(self._network)
 
+    def privacy_problems(self) -> list[str]:
+        """Options that give real images away."""
+        if self.args.mode == "image":
+            return ["mode 'image' exports the training images to start from: set mode: text"]
+        return []
+
     # -- building ------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:

@@ -77,7 +77,9 @@ class PositionDropout(nn.Module):
         if self.generators is None:
             return nn.functional.dropout(x, self.probability)
         keep = 1 - self.probability
-        mask = torch.empty_like(x)
+        mask = torch.empty_like(
+            x, memory_format=torch.contiguous_format
+        )  # numbers in one order, however x lies in memory
         for row, generator in zip(mask, self.generators, strict=True):
             row.bernoulli_(keep, generator=generator)
         return x * (mask / keep)

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from visynth.tabular.counting import GaussianCopula, IndependentMarginals
     from visynth.tabular.data import TableData
     from visynth.tabular.diffusion import Diffusion
+    from visynth.tabular.dp_marginals import PrivateMarginals
     from visynth.tabular.frames import read_table, write_table
     from visynth.tabular.gan import CTGAN
     from visynth.tabular.inference import infer
     from visynth.tabular.masked import Masked
     from visynth.tabular.oversampler import Oversampler
+    from visynth.tabular.private import TablePrivacy
     from visynth.tabular.relational import ForeignKey, Relational
     from visynth.tabular.sampler import SyntheticSampler
     from visynth.tabular.schema import Schema
@@ -35,6 +37,8 @@ _HOMES = {
     "Diffusion": "diffusion",
     "Masked": "masked",
     "Oversampler": "oversampler",
+    "PrivateMarginals": "dp_marginals",
+    "TablePrivacy": "private",
     **dict.fromkeys(("ForeignKey", "Relational"), "relational"),
     "SyntheticSampler": "sampler",
     "TVAE": "vae",
@@ -58,6 +62,7 @@ __all__ = [
     "Inequality",
     "Masked",
     "Oversampler",
+    "PrivateMarginals",
     "Product",
     "Range",
     "Relational",
@@ -66,6 +71,7 @@ __all__ = [
     "Synthesizer",
     "SyntheticSampler",
     "TableData",
+    "TablePrivacy",
     "TableTrial",
     "Unique",
     "infer",

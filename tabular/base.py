@@ -22,9 +22,10 @@ from visynth.tabular.conditions import Conditions, present, read_conditions
 from visynth.tabular.constraints import Constraint, Rules, read_constraint
 from visynth.tabular.drawing import RowSource
 from visynth.tabular.draws import BLOCK, check_count
-from visynth.tabular.fitted import Fitted, card, fingerprints, holes, readme, unseen_codes
+from visynth.tabular.fitted import SPENT, Fitted, card, fingerprints, holes, readme, unseen_codes
 from visynth.tabular.frames import check_frame, in_library, to_pandas
 from visynth.tabular.inference import infer
+from visynth.tabular.private import PrivateTable, TablePrivacy, check_private_use, prepare
 from visynth.tabular.schema import Schema, Table, rows_of
 from visynth.tabular.stored import Stored, packed
 
@@ -50,6 +51,7 @@ class Synthesizer(Stored, RowSource):
     """
 
     fits_by: ClassVar[str] = "counting"  # for the card
+    fits_privately: ClassVar[bool] = False  # whether there is a fit with differential privacy
     imputes: ClassVar[bool] = False  # whether rows can be drawn under any set of given cells
 
     def __init__(self) -> None:
@@ -59,7 +61,8 @@ class Synthesizer(Stored, RowSource):
 
     @abstractmethod
     def _fit(self, table: Table, progress: Progress, **training: Any) -> None:
-        """Fit the model to a table of ``fitted.model_schema``."""
+        """Fit the model to a table of ``fitted.model_schema``; models with a private fit get ``private=``, of which
+        everything but the model itself is fitted to the stand-ins."""
 
     @abstractmethod
     def arguments(self) -> dict[str, Any]:
@@ -87,6 +90,7 @@ class Synthesizer(Stored, RowSource):
         schema: Schema | None = None,
         constraints: Sequence[Constraint | Mapping[str, Any]] = (),
         members: Literal["rows", "none"] = "rows",
+        privacy: TablePrivacy | None = None,
         progress: Progress = no_progress,
         **training: Any,
     ) -> Self:
@@ -99,7 +103,9 @@ class Synthesizer(Stored, RowSource):
             schema: instead of one inferred from the frame.
             constraints: rules between columns, checked on the frame first.
             members: ``"rows"`` keeps a fingerprint of every row, so that tests on rows that were fitted are refused;
-                whoever has them can check whether a row that they guess was there. ``"none"`` keeps none.
+                whoever has them can check whether a row that they guess was there. ``"none"`` keeps none, and so does a
+                private fit.
+            privacy: fit with differential privacy: the model hardly depends on any one row.
             progress: receives lines.
             training: further arguments of the model's training (``trainer=``, ``checkpoint=``).
 
@@ -107,6 +113,9 @@ class Synthesizer(Stored, RowSource):
             DataError: the frame cannot be modelled; all problems at once.
             UsageError: wrong arguments.
         """
+        if privacy is not None:
+            check_private_use(self.network, self.fits_privately, constraints, schema)
+            return self._fit_privately(prepare(frame, privacy, target, kinds), target, progress, **training)
         rows, _ = to_pandas(frame)
         check_frame(rows, least=LEAST_ROWS)
         schema = infer(frame, kinds, target) if schema is None else schema
@@ -139,6 +148,15 @@ class Synthesizer(Stored, RowSource):
         if not self.fitted.model_schema.columns:
             raise DataError("the table has no column to model: all are identifiers, text or constant.")
         self._fit({c.name: table[c.name] for c in self.fitted.model_schema.columns}, progress, **training)
+        return self
+
+    def _fit_privately(self, private: PrivateTable, target: str | None, progress: Progress, **training: Any) -> Self:
+        """Fit to a prepared table; what is not private is told to the operator alone."""
+        for remark in private.remarks:
+            progress(f"    for you alone, not private and not stored: {remark}")
+        self._fitted = Fitted(private.schema, target=target, rows=rows_of(private.table))
+        self._digest = None
+        self._fit(private.table, progress, private=private, **training)
         return self
 
     def add_notes(self, notes: Sequence[str]) -> None:
@@ -278,5 +296,8 @@ class Synthesizer(Stored, RowSource):
         rules = Rules(tuple(read_constraint(c) for c in said["constraints"]))
         rows, notes = int(stored.card.get("rows fitted", 0)), tuple(stored.card.get("notes", ()))
         unseen = {name: tuple(codes) for name, codes in said["unseen"].items()}
-        fitted = Fitted(Schema.from_json(said["table"]), rules, said["target"], rows, stored.members, notes, unseen)
+        spent = stored.card.get(SPENT, {})
+        fitted = Fitted(
+            Schema.from_json(said["table"]), rules, said["target"], rows, stored.members, notes, unseen, spent
+        )
         return cls._restore(fitted, said["arguments"], load(stored.weights), str(device))

@@ -25,13 +25,14 @@ from visynth.tabular.conditions import Conditions
 from visynth.tabular.discrete import Discretizer, Field, NumberCodec
 from visynth.tabular.draws import Draw
 from visynth.tabular.fitted import Fitted
+from visynth.tabular.private import PrivateTable
 from visynth.tabular.schema import Table
 
 EPSILON = 1e-9
 RIDGE = 1e-6  # added to the correlation matrix, so that columns that follow from others do no harm
 
 
-class _Counting(Synthesizer):
+class Counting(Synthesizer):
     """A generator over discretised columns that needs no training.
 
     Args:
@@ -44,7 +45,7 @@ class _Counting(Synthesizer):
 
     def __init__(self, most_bins: int = 100, rare_below: int = 5, seed: int = 0) -> None:
         super().__init__()
-        self.options = {"most_bins": most_bins, "rare_below": rare_below, "seed": seed}
+        self.options: dict[str, Any] = {"most_bins": most_bins, "rare_below": rare_below, "seed": seed}
         self._discretizer: Discretizer | None = None
         self._tensors: dict[str, NDArray[Any]] = {}
 
@@ -56,17 +57,23 @@ class _Counting(Synthesizer):
         return self._discretizer
 
     def _fit(self, table: Table, progress: Progress, **training: Any) -> None:
+        private: PrivateTable | None = training.pop("private", None)
         if training:
             raise UsageError(f"{self.network} is not trained: fit takes no {next(iter(training))!r}.")
         options, fitted = self.options, self.fitted
         self._discretizer = Discretizer.of(
-            fitted.model_schema, table, most=options["most_bins"], least=options["rare_below"], keep=fitted.kept_whole
+            fitted.model_schema,
+            table if private is None else private.stand_ins,
+            most=options["most_bins"],
+            least=options["rare_below"],
+            keep=fitted.kept_whole,
         )
-        self.add_notes(self._discretizer.notes(table))
-        self._tensors = self._count(self._discretizer.encode(table))
+        if private is None:
+            self.add_notes(self._discretizer.notes(table))
+        self._tensors = self._count(self._discretizer.encode(table), private)
 
     @abstractmethod
-    def _count(self, codes: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
+    def _count(self, codes: NDArray[np.int32], private: PrivateTable | None) -> dict[str, NDArray[Any]]:
         """What is kept of the encoded table."""
 
     def arguments(self) -> dict[str, Any]:
@@ -88,7 +95,7 @@ class _Counting(Synthesizer):
         return conditions.written_over(self.discretizer.decode(codes.astype(np.int32), u))
 
 
-class IndependentMarginals(_Counting):
+class IndependentMarginals(Counting):
     """Every column by itself, as often as in the data.
 
     Args:
@@ -106,7 +113,7 @@ class IndependentMarginals(_Counting):
     network = "marginals"
     fits_by = "counting each column by itself"
 
-    def _count(self, codes: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
+    def _count(self, codes: NDArray[np.int32], private: PrivateTable | None) -> dict[str, NDArray[Any]]:
         tensors: dict[str, NDArray[Any]] = {}
         for number, codec in enumerate(self.discretizer.codecs):
             own = codes[:, list(self.discretizer.places[codec.name])]
@@ -133,7 +140,7 @@ class IndependentMarginals(_Counting):
         return self._decoded(np.concatenate(parts, axis=1), u[:, len(self.discretizer.codecs) :], conditions)
 
 
-class GaussianCopula(_Counting):
+class GaussianCopula(Counting):
     """Normal numbers with the correlations of the columns' ranks.
 
     Args:
@@ -152,7 +159,7 @@ class GaussianCopula(_Counting):
     network = "copula"
     fits_by = "ranks and their correlations"
 
-    def _count(self, codes: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
+    def _count(self, codes: NDArray[np.int32], private: PrivateTable | None) -> dict[str, NDArray[Any]]:
         tensors: dict[str, NDArray[Any]] = {}
         ladders = [self._ladder(number) for number in range(len(self.discretizer.fields))]
         for number, (order, field) in enumerate(zip(ladders, self.discretizer.fields, strict=True)):

@@ -18,6 +18,8 @@ from visynth.tabular.constraints import Rules
 from visynth.tabular.frames import to_pandas
 from visynth.tabular.schema import Schema, Table, missing_in, rows_of
 
+SPENT = "differential privacy"  # entry of a card
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -31,6 +33,7 @@ class Fitted:
         members: fingerprints of them.
         notes: what people should know.
         unseen: by column, codes of categories that no fitted row has.
+        privacy: what a private fit spent, and what that rests on; empty without.
     """
 
     schema: Schema
@@ -40,6 +43,7 @@ class Fitted:
     members: tuple[Member, ...] = ()
     notes: tuple[str, ...] = ()
     unseen: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    privacy: Mapping[str, Any] = field(default_factory=dict)
 
     def check_seen(self, conditions: Conditions) -> None:
         """Refuse conditions on categories without a fitted row.
@@ -124,7 +128,13 @@ def card(fits_by: str, fitted: Fitted) -> dict[str, Any]:
         "columns": len(fitted.schema.columns),
         "target": fitted.target or "none",
         "notes": list(fitted.notes),
-        "privacy": "trained without differential privacy: see the attacks in the report of 'visynth tabular trial'",
+        **(
+            {SPENT: dict(fitted.privacy)}
+            if fitted.privacy
+            else {
+                "privacy": "fitted without differential privacy: see the attacks in the report of 'visynth tabular trial'"
+            }
+        ),
         "licence": "as the table that it was fitted to",
         "made by": "visynth tabular",
     }
@@ -142,5 +152,14 @@ def readme(network: str, fitted: Fitted, digest: str) -> str:
         f"| column | kind | data type | missing values |\n|---|---|---|---|\n{rows}\n"
         f"Notes:\n\n{notes}\n"
         "Intended use: training data for the table above. Not for evaluation, not as evidence about real people or things. "
-        "It was fitted without differential privacy.\n"
+        f"{_promise(fitted.privacy)}\n"
+    )
+
+
+def _promise(privacy: Mapping[str, Any]) -> str:
+    if not privacy:
+        return "It was fitted without differential privacy."
+    return (
+        f"It was fitted with differential privacy: epsilon {privacy['epsilon']:.3g} at delta {privacy['delta']:g} for each "
+        f"{privacy['unit']}, preprocessing included."
     )

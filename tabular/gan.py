@@ -134,6 +134,8 @@ class CTGAN(OnMixed):
     def condition_dims(self) -> int:
         return sum(self.sizes[field] for field in self.mixed.words)
 
+    fits_privately = False
+
     def encode(self, table: Table) -> Arrays:
         arrays = super().encode(table)
         codes = arrays["codes"]

@@ -116,12 +116,14 @@ class Masked(Trained):
 
     # -- fitting -----------------------------------------------------------------------------------------------------
 
-    def encode(self, table: Table) -> Arrays:
+    def fit_encoding(self, table: Table) -> list[str]:
         fitted, args = self.fitted, self.args
         self._discretizer = Discretizer.of(
             fitted.model_schema, table, most=args.most_bins, least=args.rare_below, keep=fitted.kept_whole
         )
-        self.add_notes(self.discretizer.notes(table))
+        return self.discretizer.notes(table)
+
+    def encode(self, table: Table) -> Arrays:
         return {"codes": self.discretizer.encode(table)}
 
     def encoding_json(self) -> dict[str, Any]:

@@ -42,13 +42,15 @@ class OnMixed(Trained):
         """Codes of each field."""
         return [field.size for field in self.mixed.fields]
 
-    def encode(self, table: Table) -> Arrays:
+    def fit_encoding(self, table: Table) -> list[str]:
         least, seed = int(self.args.rare_below), int(self.args.seed)
         self._mixed = Mixed.of(
             self.fitted.model_schema, table, self.scaling, least=least, keep=self.fitted.kept_whole, seed=seed
         )
-        self.add_notes(self._mixed.notes(table))
-        codes, places = self._mixed.encode(table, seed)
+        return self._mixed.notes(table)
+
+    def encode(self, table: Table) -> Arrays:
+        codes, places = self.mixed.encode(table, int(self.args.seed))
         return {"codes": codes, "places": places}
 
     def encoding_json(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -25,8 +26,11 @@ from visynth.core import seeds as seeding
 from visynth.core.errors import Diverged, UsageError, raise_all
 from visynth.core.progress import Progress, no_progress, time_left
 from visynth.core.quiet import quiet_lightning
+from visynth.privacy.dp import DifferentialPrivacy
+from visynth.privacy.poisson import EmptyBatch, PoissonBatches
 from visynth.tabular.base import Synthesizer
 from visynth.tabular.fitted import Fitted
+from visynth.tabular.private import PrivateTable
 from visynth.tabular.schema import Table
 
 Batch = dict[str, Tensor]
@@ -66,6 +70,43 @@ class Stream(IterableDataset[Batch]):
             batch = {name: torch.from_numpy(values[picked[mine]]) for name, values in self.arrays.items()}
             yield batch | {name: torch.from_numpy(np.ascontiguousarray(values[mine])) for name, values in noise.items()}
             step += 1
+
+
+class StreamLoader(DataLoader[Batch]):
+    """A loader of a table's stream, which a private training draws by chance instead."""
+
+    dataset: Stream
+
+    @property
+    def units(self) -> int:
+        return self.dataset.rows
+
+    @property
+    def expected(self) -> int:
+        return min(int(self.dataset.module.args.batch_size), self.units)
+
+    def private(self, batches: PoissonBatches) -> StreamLoader:
+        """The same rows, in batches of a Poisson sample."""
+        return StreamLoader(PoissonStream(self.dataset.arrays, self.dataset.module, batches), batch_size=None)
+
+
+class PoissonStream(Stream):
+    """Batches of Poisson samples; the random numbers of a step are functions of (seed, step), as ever."""
+
+    def __init__(self, arrays: Arrays, module: GradientSteps, batches: PoissonBatches) -> None:
+        super().__init__(arrays, module)
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        first, seed = self.batches.first(), int(self.module.args.seed)
+        for step in range(first, first + len(self.batches)):
+            rows = self.batches.places(step) // self.batches.multiplicity % self.batches.count
+            if not len(rows):
+                yield EmptyBatch()
+                continue
+            noise = self.module.noise(len(rows), seeding.rng(seed, f"tabular/step/{step}"))
+            own = {name: torch.from_numpy(values[rows]) for name, values in self.arrays.items()}
+            yield own | {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in noise.items()}
 
 
 class GradientSteps(pytorch_lightning.LightningModule):
@@ -130,7 +171,7 @@ class GradientSteps(pytorch_lightning.LightningModule):
             trainer = default_trainer() if trainer is None else trainer
             self._check_trainer(trainer, len(next(iter(arrays.values()))))
             trainer.callbacks.append(Lines(progress, min(int(self.args.batch_size), len(next(iter(arrays.values()))))))
-            trainer.fit(self, DataLoader(Stream(arrays, self), batch_size=None), ckpt_path=checkpoint)
+            trainer.fit(self, StreamLoader(Stream(arrays, self), batch_size=None), ckpt_path=checkpoint)
         if any(getattr(callback, "terminated", False) for callback in trainer.callbacks):  # by KeepLast
             progress(f"    {self.network}: stopped after step {int(self.steps_done)}; the same command goes on")
             raise SystemExit(143)  # a part of a training is no generator; its checkpoint is on disk
@@ -193,6 +234,12 @@ class GradientSteps(pytorch_lightning.LightningModule):
         if int(self.steps_done) >= int(self.args.steps):
             self.trainer.should_stop = True
 
+    def privacy_problems(self) -> list[str]:
+        """Why this module cannot be trained with differential privacy."""
+        if type(self).batch is not GradientSteps.batch:
+            return [f"{self.network} chooses the rows of a batch by their classes, which epsilon does not count"]
+        return []
+
     def stop_unless_finite(self, loss: Tensor) -> None:
         """Every rank stops together before a step that would spoil the weights.
 
@@ -225,9 +272,15 @@ class Trained(Synthesizer, GradientSteps):
     They have ``most_bins`` and ``rare_below`` among their arguments.
     """
 
+    fits_privately = True
+
+    @abstractmethod
+    def fit_encoding(self, table: Table) -> list[str]:
+        """Fit the encoding to a table; gives what people should know of it."""
+
     @abstractmethod
     def encode(self, table: Table) -> Arrays:
-        """Fit the encoding to a table, and encode it."""
+        """A table by the fitted encoding."""
 
     @abstractmethod
     def encoding_json(self) -> dict[str, Any]:
@@ -241,7 +294,17 @@ class Trained(Synthesizer, GradientSteps):
         return self.average_weights()
 
     def _fit(self, table: Table, progress: Progress, **training: Any) -> None:
-        self.train_on(self.encode(table), progress, **training)
+        private: PrivateTable | None = training.pop("private", None)
+        notes = self.fit_encoding(table if private is None else private.stand_ins)
+        if private is None:
+            self.add_notes(notes)
+            self.train_on(self.encode(table), progress, **training)
+            return
+        callback = private_training(private)
+        trainer: Any = training.pop("trainer", None) or default_trainer()
+        trainer.callbacks.append(callback)
+        self.train_on(self.encode(table), progress, trainer=trainer, **training)
+        self._fitted = replace(self.fitted, privacy=callback.record())
 
     def arguments(self) -> dict[str, Any]:
         return {"hparams": dict(self.hparams), "encoding": self.encoding_json()}
@@ -253,6 +316,18 @@ class Trained(Synthesizer, GradientSteps):
         module.restore_encoding(arguments["encoding"])
         module.restore_network(weights)
         return module.to(device).eval()
+
+
+def private_training(private: PrivateTable) -> DifferentialPrivacy:
+    """The callback that makes a training on prepared rows private."""
+    options = private.options
+    callback = DifferentialPrivacy(
+        options.epsilon, delta=private.delta, max_grad_norm=options.max_grad_norm, accountant=options.accountant,
+        physical_batch_size=options.physical_batch_size, noise_multiplicity=options.noise_multiplicity, unit="row",
+        before=private.releases,
+    )  # fmt: skip
+    callback.key = private.key
+    return callback
 
 
 def one_cycle(share: float) -> float:

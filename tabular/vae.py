@@ -42,12 +42,29 @@ class VAENet(nn.Module):
         self.decoder = nn.Sequential(
             nn.Linear(latent, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, places + codes)
         )
-        self.log_sigma = nn.Parameter(torch.full((places,), -2.3))
+        self.log_sigma = PlaceScales(places)
 
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Means and deviations of the places, logits of the codes."""
         out = self.decoder(z)
-        return torch.tanh(out[:, : self.places]), self.log_sigma.exp().clamp(*SIGMA), out[:, self.places :]
+        means = torch.tanh(out[:, : self.places])
+        return means, self.log_sigma(means.detach()).exp().clamp(*SIGMA), out[:, self.places :]
+
+
+class PlaceScales(nn.Module):
+    """A learned logarithm of a deviation for each place; a layer of its own, so that gradients of rows can be told apart.
+
+    Args:
+        places: number of places.
+    """
+
+    def __init__(self, places: int) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.full((places,), -2.3))
+
+    def forward(self, means: Tensor) -> Tensor:
+        """The logarithms for each row of means ``[B, places]``."""
+        return self.value.expand_as(means)
 
 
 class TVAE(OnMixed):
@@ -98,7 +115,7 @@ class TVAE(OnMixed):
         codes, places = self.mixed.encode(self.schema.table(frame), int(self.args.seed))
         zeros = np.zeros((len(codes), self.args.latent), np.float32)
         arrays = {"codes": codes, "places": places, "z": zeros}
-        batch = {name: torch.from_numpy(values).to(net.log_sigma.device) for name, values in arrays.items()}
+        batch = {name: torch.from_numpy(values).to(net.log_sigma.value.device) for name, values in arrays.items()}
         return np.asarray(self._row_losses(net, batch).double().cpu().numpy())
 
     def _row_losses(self, net: VAENet, batch: Batch) -> Tensor:
@@ -121,7 +138,7 @@ class TVAE(OnMixed):
     @torch.no_grad()
     def _draw(self, draw: Draw, conditions: Conditions) -> Table:
         net = cast(VAENet, self.average)
-        z = torch.from_numpy(draw.normals(self.args.latent, "tvae").astype(np.float32)).to(net.log_sigma.device)
+        z = torch.from_numpy(draw.normals(self.args.latent, "tvae").astype(np.float32)).to(net.log_sigma.value.device)
         mean, sigma, logits = net.decode(z)
         codes = self.codes_of(logits, draw.uniforms(len(self.sizes), "tvae/codes"))
         spread = draw.normals(len(self.mixed.numbers), "tvae/places") * sigma.double().cpu().numpy()

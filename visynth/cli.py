@@ -109,7 +109,7 @@ def _run(verb: str, words: list[str]) -> int:
     words, nested = _nested(verb, words, commands.NESTED)
     function: Callable[..., int | None] = commands.COMMANDS[nested]
     parser, flags, groups = _parser(nested.replace(".", " "), function)
-    values = parser.parse_args(_spelled(words, flags)).as_dict()
+    values = parser.instantiate_classes(parser.parse_args(_spelled(words, flags))).as_dict()
     values.pop("config", None)
     for name, (kind, fields) in groups.items():
         values[name] = kind(**{field: values.pop(field) for field in fields})

@@ -26,9 +26,10 @@ ROOMS: dict[str, set[str]] = {
     "mixing": {"generators", "data"},
     "render": {"generators"},
     "callbacks": {"metrics", "data"},
+    "privacy": {"networks", "generators", "metrics"},
 }
 FIRST_FOUR = set(ROOMS) - {"core"}
-ROOMS |= {"jobs": FIRST_FOUR, "lightning_modules": FIRST_FOUR, "tabular": {"verdict", "render", "metrics"}}
+ROOMS |= {"jobs": FIRST_FOUR, "lightning_modules": FIRST_FOUR, "tabular": {"verdict", "render", "metrics", "privacy"}}
 TOP = {"visynth", "visynth.__main__", "visynth.cli", "visynth.lightning"}
 
 

@@ -67,6 +67,11 @@ class QualityCallback(Callback):
 
     frechet = False
 
+    @property
+    def reads_real_images(self) -> bool:
+        """Whether it compares with the images that are trained on."""
+        return self.real is None
+
     def __init__(
         self,
         features: str | nn.Module = "efficientnet_lite0",

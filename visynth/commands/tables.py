@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 import sys
 from contextlib import suppress
+from dataclasses import asdict, replace
 from json import dumps
 from pathlib import Path
 from typing import Any, Literal
 
 from visynth.commands.printing import printer, verdicts
 from visynth.core.errors import UsageError
+from visynth.tabular.private import TablePrivacy
 
 
 def tabular_trial(
@@ -74,21 +76,23 @@ def tabular_fit(
     drop: list[str] | None = None,
     constraints: list[dict[str, Any]] | None = None,
     members: Literal["rows", "none"] = "rows",
+    privacy: TablePrivacy | None = None,
     trainer: dict[str, Any] | None = None,
     quiet: bool = False,
 ) -> int:
-    """Fit a table generator. Killed, the same command goes on.
+    """Fit a table generator, with --privacy.epsilon so that it hardly depends on any one row. Killed, the same command goes on.
 
     Args:
         data: CSV or Parquet file.
         out: the generator folder.
         target: the class column; all its values are modelled, however rare.
-        synthesizer: masked, ctgan, tvae, diffusion, copula, marginals or oversampler.
+        synthesizer: masked, ctgan, tvae, diffusion, copula, marginals, dp_marginals or oversampler.
         arguments: of the synthesizer, e.g. '{steps: 3000, width: 256}'.
         kinds: of columns where the data mislead, e.g. '{zip: categorical, note: text}'.
         drop: columns to leave out.
         constraints: rules between columns, e.g. '[{kind: inequality, low: start, high: end}]'.
         members: rows keeps a fingerprint of each row, none keeps none.
+        privacy: differential privacy for each row, of masked, tvae, diffusion or dp_marginals.
         trainer: of Lightning's Trainer, e.g. '{accelerator: gpu, devices: 2, strategy: ddp}'.
         quiet: no progress.
     """
@@ -108,10 +112,14 @@ def tabular_fit(
         "drop": drop,
     }
     given |= {"kinds": kinds, "target": target, "constraints": constraints}
+    given |= {} if privacy is None else {"privacy": asdict(privacy)}
     run = work_folder(out) / f"run-{hash_json(given)[:16]}"
+    if privacy is not None and privacy.key_file is None:
+        privacy = replace(privacy, key_file=str(run / "key"))
     training = resumable_training(generator, run, trainer or {})
     generator.fit(
-        frame, target=target, kinds=kinds, constraints=constraints or (), members=members, progress=printer(quiet), **training
+        frame, target=target, kinds=kinds, constraints=constraints or (), members=members, privacy=privacy,
+        progress=printer(quiet), **training,
     )  # fmt: skip
     on_main(lambda: finish_fit(generator, Path(out), run, f"{generator.fitted.rows} rows", quiet))
     return 0
@@ -123,6 +131,13 @@ def finish_fit(generator: Any, out: Path, run: Path, what: str, quiet: bool) -> 
     drop_checkpoint(run)
     for note in generator.fitted.notes:
         printer(quiet)(f"  {note}")
+    if getattr(generator.fitted, "privacy", None):
+        spent = generator.fitted.privacy
+        parts = ", ".join(f"{r['what']} {r['noise']:.3g} x {r['steps']}" for r in spent["releases"])
+        print(
+            f"differential privacy: epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g} for each {spent['unit']} (rdp "
+            f"{spent['epsilon by rdp']:.3g}, prv {spent['epsilon by prv']:.3g}); noise multipliers: {parts}"
+        )
     print(f"{out}: {generator.network} of {what}; digest {generator.digest[:16]}")
 
 

@@ -1,0 +1,397 @@
+"""Differential privacy for a training: one callback that makes optimiser and loader private, and refuses what would not be.
+
+It fits every LightningModule that is trained by one optimiser with automatic optimisation and whose loss is a mean of losses
+of single rows. That rows' gradients add up to the batch's is checked at the first step; a loss in which rows look at each
+other in another way than by BatchNorm is not noticed. Lightning sees one batch a step, however large: parts of it are clipped
+and summed within the step.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pytorch_lightning
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from visynth.core.errors import ConflictError, UsageError, raise_all
+from visynth.privacy.accounting import Accountant, Release, check_delta, epsilon_of, noise_for, opacus
+from visynth.privacy.poisson import EmptyBatch, PoissonBatches, PoissonLoader, batch_rows, collated, rows_of_batch
+from visynth.privacy.refusals import layer_problems, loader_problems, module_problems, trainer_problems
+from visynth.privacy.secret import new_key
+
+CHECKPOINT = "visynth_privacy"
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """What a private training does: all that its epsilon depends on.
+
+    Attributes:
+        epsilon: asked for.
+        delta: probability with which the promise may fail; below one in the number of units.
+        unit: what one unit is; whoever stands in several has less privacy than the number says.
+        units: in the data; taken as known to everybody.
+        batch: units expected in a step.
+        steps: of the training.
+        noise: noise multiplier.
+        max_grad_norm: length to which a unit's gradient is cut.
+        multiplicity: copies of a unit in its batch.
+        accountant: by which the noise was chosen.
+        before: releases before the training (preprocessing that was paid for).
+    """
+
+    epsilon: float
+    delta: float
+    unit: str
+    units: int
+    batch: int
+    steps: int
+    noise: float
+    max_grad_norm: float
+    multiplicity: int
+    accountant: Accountant
+    before: tuple[Release, ...] = ()
+
+    @property
+    def rate(self) -> float:
+        """Probability with which a unit is in a step's batch."""
+        return min(1.0, self.batch / self.units)
+
+    def spent(self, steps: int) -> dict[str, Any]:
+        """Epsilon after some steps, and what it rests on: for cards and reports."""
+        releases = [*self.before, Release("training (DP-SGD)", self.noise, self.rate, steps)]
+        return {
+            "epsilon": epsilon_of(releases, self.delta, self.accountant),
+            "delta": self.delta,
+            "accountant": self.accountant,
+            "epsilon by rdp": epsilon_of(releases, self.delta, "rdp"),
+            "epsilon by prv": epsilon_of(releases, self.delta, "prv"),
+            "unit": self.unit,
+            "sampler": f"Poisson, {self.rate:.6g} of the {self.unit}s a step",
+            "noise multiplier": self.noise,
+            "max_grad_norm": self.max_grad_norm,
+            "steps": steps,
+            "noise multiplicity": self.multiplicity,
+            "releases": [release.to_json() for release in releases],
+        }
+
+
+class DifferentialPrivacy(pytorch_lightning.Callback):
+    """Train so that the weights hardly depend on any one unit: (epsilon, delta)-differential privacy by DP-SGD.
+
+    The optimiser is wrapped, and the training loader replaced by one of Poisson samples of the same data. Epsilon goes on
+    over resumes, and is written to checkpoints and to the card of the exported generator. What is not private: the log of
+    losses, checkpoints (the key of the noise is in them), and the number of units.
+
+    Args:
+        epsilon: of preprocessing and training together.
+        steps: of the training; None: as many as the module says, or the trainer's ``max_steps``.
+        delta: by default the largest power of ten below one in the number of units.
+        batch_size: units expected in a step; None: that of the loader.
+        max_grad_norm: length to which a unit's gradient is cut.
+        accountant: ``"rdp"`` or ``"prv"`` (tighter); both are told.
+        physical_batch_size: rows that are held at once; None: all of a batch.
+        noise_multiplicity: copies of a unit in its batch, each with its own noise and augmentation.
+        unit: what a row of the data is, in one word: it is what is protected.
+        most_noise: noise of a step over the batch and ``max_grad_norm``, above which nothing is learned and the training is
+            refused.
+        before: releases of the same data that were paid for already.
+        key: fixed secret, for tests alone: whoever knows it can take the noise off. None: one of the operating system.
+
+    Raises:
+        UsageError: what breaks the guarantee, all at once: see :mod:`visynth.privacy.refusals`; an epsilon that these data
+            cannot reach with any use left.
+        ConflictError: a checkpoint of a training with another plan.
+
+    Example:
+        >>> trainer = pytorch_lightning.Trainer(callbacks=[DifferentialPrivacy(epsilon=3, steps=100)], logger=False,
+        ...     accelerator="cpu", enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        epsilon: float,
+        steps: int | None = None,
+        delta: float | None = None,
+        batch_size: int | None = None,
+        max_grad_norm: float = 1.0,
+        accountant: Accountant = "rdp",
+        physical_batch_size: int | None = None,
+        noise_multiplicity: int = 1,
+        unit: str = "image",
+        most_noise: float = 0.1,
+        before: Sequence[Release] = (),
+        key: str | None = None,
+    ) -> None:
+        opacus()
+        problems = []
+        if not epsilon > 0 or not math.isfinite(epsilon):
+            problems.append(f"epsilon must be a number above 0, but got {epsilon}")
+        if max_grad_norm <= 0:
+            problems.append(f"max_grad_norm must be above 0, but got {max_grad_norm}")
+        for name, value in (
+            ("steps", steps), ("batch_size", batch_size), ("physical_batch_size", physical_batch_size),
+            ("noise_multiplicity", noise_multiplicity),
+        ):  # fmt: skip
+            if value is not None and value < 1:
+                problems.append(f"{name} must be at least 1, but got {value}")
+        raise_all("DifferentialPrivacy", problems, UsageError)
+        self.epsilon, self.steps, self.delta, self.batch_size = epsilon, steps, delta, batch_size
+        self.max_grad_norm, self.accountant, self.physical_batch_size = max_grad_norm, accountant, physical_batch_size
+        self.noise_multiplicity, self.unit, self.most_noise = noise_multiplicity, unit, most_noise
+        self.before, self.public_key = tuple(before), key is not None
+        self.key = new_key() if key is None else key
+        self.steps_done = 0
+        self.plan: PrivacyPlan | None = None
+        self._restored: dict[str, Any] | None = None
+        self._optimizer: Any = None
+        self._silence: Any = None
+        self._hooks: Any = None
+
+    # -- Lightning -------------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage != "fit":
+            return
+        raise_all("differential privacy", [*trainer_problems(trainer), *module_problems(pl_module)], UsageError)
+        self._silence = warnings.catch_warnings()
+        self._silence.__enter__()
+        for message in (
+            "Full backward hook is firing",
+            "Seems like `optimizer.step",
+        ):  # Opacus's hooks, and the schedule
+            warnings.filterwarnings("ignore", message=message, category=UserWarning)
+        if hasattr(trainer.datamodule, "forget_statistics"):
+            trainer.datamodule.forget_statistics()
+        configure, step = pl_module.configure_optimizers, pl_module.training_step
+        pl_module.configure_optimizers = lambda: self._configured(trainer, pl_module, configure)
+        pl_module.training_step = lambda batch, batch_idx: self._step(pl_module, step, batch, batch_idx)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        plan = self._planned()
+        if self.steps_done >= plan.steps:
+            trainer.should_stop = True
+        spent = plan.spent(plan.steps)
+        pl_module.print(
+            f"differential privacy: epsilon {spent['epsilon']:.3g} at delta {plan.delta:g} after {plan.steps} steps "
+            f"(rdp {spent['epsilon by rdp']:.3g}, prv {spent['epsilon by prv']:.3g}), noise {plan.noise:.3g} times a "
+            f"{plan.unit}'s gradient of at most {plan.max_grad_norm:g}, {plan.batch} of {plan.units} {plan.unit}s a step by "
+            "chance. Logged losses and checkpoints are not private."
+        )
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.steps_done >= self._planned().steps:
+            trainer.should_stop = True
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage == "fit":
+            self._undo(trainer, pl_module)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._undo(trainer, pl_module)
+
+    def _undo(self, trainer: Any, pl_module: Any) -> None:
+        """The module and its data as they were, with the record of what was spent."""
+        if self._silence is not None:
+            self._silence.__exit__(None, None, None)
+            self._silence = None
+        if self._hooks is None:
+            return
+        pl_module.privacy = self.record()
+        self._hooks.remove_hooks()
+        for name in ("configure_optimizers", "training_step"):
+            vars(pl_module).pop(name, None)
+        source = trainer.fit_loop._data_source
+        if source.is_module():
+            vars(source.instance).pop("train_dataloader", None)
+        for parameter in pl_module.parameters():
+            for name in ("grad_sample", "summed_grad", "_forward_counter"):
+                if hasattr(parameter, name):
+                    delattr(parameter, name)
+        self._hooks = self._optimizer = None
+
+    def state_dict(self) -> dict[str, Any]:
+        plan = None if self.plan is None else asdict(self.plan) | {"before": [r.to_json() for r in self.plan.before]}
+        return {"key": self.key, "steps_done": self.steps_done, "plan": plan, "public_key": self.public_key}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = state_dict
+        self.key, self.steps_done = state_dict["key"], int(state_dict["steps_done"])
+        self.public_key = bool(state_dict["public_key"])
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CHECKPOINT] = self.record()
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        if CHECKPOINT not in checkpoint:
+            raise ConflictError(
+                "the checkpoint is of a training without differential privacy: what it learned was not paid for. Start anew, "
+                "in another folder."
+            )
+
+    # -- parts -----------------------------------------------------------------------------------------------------------
+
+    def record(self) -> dict[str, Any]:
+        """Epsilon spent so far and what it rests on."""
+        said = self._planned().spent(self.steps_done)
+        if self.public_key:
+            said["not private"] = "the key of the noise was given, as tests do: whoever knows it can take the noise off"
+        return said
+
+    def _planned(self) -> PrivacyPlan:
+        if self.plan is None:
+            raise UsageError("there is no private training yet: give the callback to a Trainer and fit.")
+        return self.plan
+
+    def _replace_loader(self, trainer: Any, pl_module: Any) -> None:
+        """Put a loader of Poisson samples into the training loader's place, and make the plan for its data."""
+        source = trainer.fit_loop._data_source
+        loader = self._private(trainer, pl_module, source.dataloader())
+        if source.is_module():
+            source.instance.train_dataloader = lambda: loader
+        else:
+            source.instance = loader
+
+    def _private(self, trainer: Any, pl_module: Any, loader: Any) -> Any:
+        """The plan for a loader's data, and the loader of Poisson samples."""
+        own = hasattr(loader, "private")
+        problems = loader.privacy_problems() if hasattr(loader, "privacy_problems") else []
+        raise_all("differential privacy", problems if own else loader_problems(loader), UsageError)
+        loader = loader if own else PlainLoader(loader)
+        units = int(loader.units)
+        batch = min(self.batch_size or int(loader.expected), units)
+        steps = self._steps(trainer, pl_module)
+        delta = check_delta(self.delta, units)
+        rate = batch / units
+        noise = noise_for(self.epsilon, delta, rate, steps, before=self.before, accountant=self.accountant)
+        self._check_use(noise, batch, units, steps, delta)
+        self.plan = PrivacyPlan(
+            self.epsilon, delta, self.unit, units, batch, steps, noise, self.max_grad_norm, self.noise_multiplicity,
+            self.accountant, self.before,
+        )  # fmt: skip
+        self._check_restored()
+        length = max(1, math.ceil(int(getattr(loader, "epoch_rows", units)) / batch))
+        batches = PoissonBatches(units, rate, self.key, self.noise_multiplicity, lambda: self.steps_done, length)
+        return loader.private(batches)
+
+    def _steps(self, trainer: Any, pl_module: Any) -> int:
+        steps: Any = self.steps or getattr(pl_module.hparams, "steps", None) or trainer.max_steps
+        if steps is None or steps < 1:
+            raise UsageError(
+                "differential privacy: name the steps of the training (steps: 2000): the noise depends on them."
+            )
+        return int(steps)
+
+    def _check_use(self, noise: float, batch: int, units: int, steps: int, delta: float) -> None:
+        if noise / batch <= self.most_noise:
+            return
+        least = self.most_noise * batch
+        reachable = epsilon_of([*self.before, Release("training", least, batch / units, steps)], delta, self.accountant)
+        raise UsageError(
+            f"epsilon {self.epsilon:g} with {units} {self.unit}s, {batch} a step and {steps} steps needs noise of "
+            f"{noise:.3g} times a gradient's length, {noise / batch:.2g} of it in each coordinate of the mean (at most "
+            f"{self.most_noise:g} here): nothing would be learned. Reachable so: epsilon {reachable:.3g}. Larger batches and "
+            "fewer steps need less noise; so do more data. Or fine-tune a public model, or release few statistics instead "
+            "(for tables the model 'marginals')."
+        )
+
+    def _check_restored(self) -> None:
+        """A resumed training has the plan that it began with."""
+        if self._restored is None or self._restored["plan"] is None:
+            return
+        before, now = self._restored["plan"], self.state_dict()["plan"]
+        changed = [f"{name}: {before[name]!r} there, {now[name]!r} here" for name in now if before[name] != now[name]]
+        raise_all("the checkpoint's plan of privacy is another one, which", changed, ConflictError)
+
+    def _configured(self, trainer: Any, pl_module: Any, configure: Callable[[], Any]) -> Any:
+        """The module's optimiser, made private; the plan and the loader before it."""
+        from visynth.privacy.optimizer import PrivateOptimizer, RowGradients
+
+        raise_all("differential privacy", layer_problems(pl_module), UsageError)
+        self._replace_loader(trainer, pl_module)
+        plan, found = self._planned(), configure()
+        optimizer = found["optimizer"] if isinstance(found, dict) else found
+        if isinstance(optimizer, (list, tuple)):
+            optimizer = optimizer[0] if len(optimizer) == 1 else None
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise UsageError(
+                "differential privacy needs a module with one optimiser, given alone or with its schedule."
+            )
+        private = PrivateOptimizer(
+            optimizer, noise=plan.noise, max_grad_norm=plan.max_grad_norm, batch=plan.batch,
+            multiplicity=plan.multiplicity, key=self.key, step=lambda: self.steps_done,
+        )  # fmt: skip
+        private.attach_step_hook(self._stepped)
+        pl_module.train()  # Opacus judges layers as they are in training
+        self._hooks = RowGradients(pl_module, loss_reduction="mean", strict=True)
+        self._optimizer = private
+        if not isinstance(found, dict):
+            return private
+        schedule = found.get("lr_scheduler")
+        scheduler = schedule["scheduler"] if isinstance(schedule, dict) else schedule
+        if scheduler is not None:
+            scheduler.optimizer = private
+        return {**found, "optimizer": private}
+
+    def _stepped(self, optimizer: Any) -> None:
+        self.steps_done += 1
+
+    def _step(self, pl_module: Any, step: Callable[[Any, int], Any], batch: Any, batch_idx: int) -> Any:
+        """A training step on all parts of a batch; Lightning makes the last one's backward pass."""
+        if isinstance(batch, EmptyBatch):
+            self._optimizer.units = 0
+            return sum((p.sum() for p in self._optimizer.params), torch.zeros((), device=pl_module.device)) * 0.0
+        rows, copies = batch_rows(batch), self.noise_multiplicity
+        size = max((self.physical_batch_size or rows) // copies, 1) * copies
+        parts = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+        self._optimizer.zero_grad(set_to_none=True)
+        for part in parts[:-1]:
+            self._optimizer.units = size // copies
+            found = step(rows_of_batch(batch, part), batch_idx)
+            (found["loss"] if isinstance(found, dict) else found).backward()
+            self._optimizer.clip_and_accumulate()
+            self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.units = (parts[-1].stop - parts[-1].start) // copies
+        return step(batch if len(parts) == 1 else rows_of_batch(batch, parts[-1]), batch_idx)
+
+
+class PlainLoader:
+    """A user's loader of a map-style dataset, to be sampled by chance."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader = loader
+        self.units = len(loader.dataset)  # type: ignore[arg-type]
+        self.expected = int(loader.batch_size or 1)
+
+    def private(self, batches: PoissonBatches) -> DataLoader[Any]:
+        """The same dataset, collated and loaded in the same way."""
+        loader = self.loader
+        return PoissonLoader(
+            _Places(loader.dataset, batches.multiplicity, batches.count),
+            batch_sampler=batches,
+            collate_fn=collated(loader.collate_fn),
+            num_workers=loader.num_workers,
+            pin_memory=loader.pin_memory,
+            worker_init_fn=loader.worker_init_fn,
+            persistent_workers=loader.persistent_workers,
+        )
+
+
+class _Places(torch.utils.data.Dataset[Any]):
+    """A dataset by places of :class:`PoissonBatches`."""
+
+    def __init__(self, dataset: Any, multiplicity: int, count: int) -> None:
+        if isinstance(dataset, IterableDataset):
+            raise UsageError("a private training needs a dataset with a length, of which rows can be drawn.")
+        self.dataset, self.multiplicity, self.count = dataset, multiplicity, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, place: int) -> Any:
+        return self.dataset[place // self.multiplicity % self.count]

@@ -1,0 +1,117 @@
+"""Poisson samples of rows: each is in a step's batch with one probability, on its own. What the accountant counts on.
+
+Which rows are drawn is a function of (key, step); see :mod:`visynth.privacy.secret`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from visynth.privacy.secret import secret_rng
+
+
+def poisson_rows(key: str, step: int, count: int, rate: float) -> NDArray[np.int64]:
+    """Rows of a step, rising; each of ``count`` is there with probability ``rate``.
+
+    Example:
+        >>> poisson_rows("0" * 64, 0, 5, 1.0).tolist()
+        [0, 1, 2, 3, 4]
+    """
+    return np.flatnonzero(secret_rng(key, f"rows/{step}").random(count) < rate)
+
+
+class EmptyBatch(dict[str, Tensor]):
+    """A step for which no row was drawn: there is noise all the same."""
+
+
+class PoissonBatches(Sampler[list[int]]):
+    """Batches of places ``[rows times multiplicity]``, from the step on where training stands.
+
+    A place is a number of its own for every copy of every row in every step, so that what a module draws by place (noise,
+    augmentation) is new each time: ``row = place // multiplicity % count``. Copies of a row stand side by side.
+
+    Args:
+        count: rows of the data.
+        rate: probability of each.
+        key: see :mod:`visynth.privacy.secret`.
+        multiplicity: copies of a row in its batch.
+        first: gives the step to begin with.
+        length: batches of an epoch.
+
+    Example:
+        >>> batches = list(PoissonBatches(3, 1.0, "0" * 64, 2, lambda: 4, 1))
+        >>> batches, [place // 2 % 3 for place in batches[0]]
+        ([[24, 25, 26, 27, 28, 29]], [0, 0, 1, 1, 2, 2])
+    """
+
+    def __init__(
+        self, count: int, rate: float, key: str, multiplicity: int, first: Callable[[], int], length: int
+    ) -> None:
+        self.count, self.rate, self.key, self.multiplicity = count, rate, key, multiplicity
+        self.first, self.length = first, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[list[int]]:
+        start = self.first()
+        for step in range(start, start + self.length):
+            yield self.places(step).tolist()
+
+    def places(self, step: int) -> NDArray[np.int64]:
+        """Places of a step."""
+        rows = poisson_rows(self.key, step, self.count, self.rate) + step * self.count
+        return (rows[:, None] * self.multiplicity + np.arange(self.multiplicity)).reshape(-1)
+
+
+class PoissonLoader(DataLoader[Any]):
+    """A loader that Lightning may resume in the middle of an epoch: its batches start at the step where training stands."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"resumes": "by steps_done"}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore: the count is in the callback."""
+
+
+def collated(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
+    """A collate function that knows empty batches."""
+    return lambda items: collate(items) if len(items) else EmptyBatch()
+
+
+def batch_rows(batch: Any) -> int:
+    """Rows of a batch: those of the first tensor in it."""
+    for value in _tensors(batch):
+        return len(value)
+    return 0
+
+
+def rows_of_batch(batch: Any, part: slice) -> Any:
+    """A part of a batch's rows, in the batch's own form."""
+    if isinstance(batch, Tensor):
+        return batch[part]
+    if isinstance(batch, dict):
+        return type(batch)({name: rows_of_batch(value, part) for name, value in batch.items()})
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(rows_of_batch(value, part) for value in batch))
+    if isinstance(batch, Sequence) and not isinstance(batch, str):
+        held = all(isinstance(value, (Tensor, dict, list, tuple)) for value in batch)
+        return type(batch)(rows_of_batch(value, part) for value in batch) if held else batch[part]  # type: ignore[call-arg]
+    return batch
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, dict):
+        for value in batch.values():
+            yield from _tensors(value)
+    elif isinstance(batch, Sequence) and not isinstance(batch, str):
+        for value in batch:
+            yield from _tensors(value)
