@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from visynth.core import seeds as seeding
 from visynth.core.errors import DataError
+from visynth.privacy.membership import SURE, Membership, membership
 from visynth.tabular.columns import Category, Floats, Values
 from visynth.tabular.distances import SAME, Space
 from visynth.tabular.learners import Boosted, features, scaled
@@ -24,40 +25,10 @@ from visynth.tabular.schema import Schema, Table, missing_in, rows_of, stacked, 
 
 MOST_ROWS = 3000  # members and controls that are attacked
 MOST_OTHERS = 20_000  # synthetic rows and real ones that are looked at
-RATES = (0.01, 0.001)  # false-positive rates at which hits are told
-LEVEL = 0.95
-SURE = 3.0  # standard errors from which a leak is said: of twenty attacks that find nothing, hardly one passes
-SURE_CONTROLS = 10  # controls above a threshold, below which the threshold itself is too uncertain to say a leak
 COMPONENTS = 8  # of the densities' projection
 TOLERANCE = 0.05  # share of a number's range within which a guess is right
 SECRETS = 6  # columns that are attacked
 MOST_CLASSES = 30  # of a column that is guessed
-
-
-@dataclass(frozen=True)
-class Membership:
-    """Outcome of one membership inference.
-
-    Attributes:
-        attack: its name.
-        auc: area under the ROC curve: 0.5 where members cannot be told from controls.
-        low: lower end of its 95 % interval.
-        high: upper end.
-        hits: by false-positive rate, the share of members found with its 95 % interval (Clopper-Pearson); a rate below
-            one in the number of controls is not claimed.
-        members: rows attacked.
-        controls: rows held against them.
-        leaks: whether more than chance was shown: the area by three standard errors, or hits by as much.
-    """
-
-    attack: str
-    auc: float
-    low: float
-    high: float
-    hits: dict[str, tuple[float, float, float]]
-    members: int
-    controls: int
-    leaks: bool
 
 
 @dataclass(frozen=True)
@@ -178,66 +149,6 @@ def _closest(
     ratios = [float(np.median(d[:, 0] / np.maximum(d[:, -1], 1e-12))) for d, _ in found]
     exact = float(np.mean(first <= SAME)), float(np.mean(second <= SAME))
     return (share, share - 1.96 * spread, share + 1.96 * spread), (ratios[0], ratios[1]), exact
-
-
-def membership(name: str, members: Floats, controls: Floats, seed: int = 0) -> Membership:
-    """How well a score tells members from controls.
-
-    Args:
-        name: of the attack.
-        members: scores, higher where membership is likelier ``[N]``.
-        controls: scores ``[M]``.
-        seed: of the interval's resampling.
-
-    Example:
-        >>> outcome = membership("copy", np.ones(50), np.zeros(50))
-        >>> outcome.auc, outcome.leaks
-        (1.0, True)
-    """
-    area = _auc(members, controls)
-    generator = seeding.rng(seed, f"attack/{name}")
-    draws = [
-        _auc(generator.choice(members, len(members)), generator.choice(controls, len(controls))) for _ in range(200)
-    ]
-    low, high = np.percentile(draws, [2.5, 97.5])
-    sure = area - 0.5 > SURE * float(np.std(draws))
-    hits = {f"{rate:g}": _hits(members, controls, rate) for rate in RATES if rate * len(controls) >= 1}
-    certain = {rate: own for rate, own in hits.items() if float(rate) * len(controls) >= SURE_CONTROLS}
-    sure |= any(
-        clopper_pearson(round(h * len(members)), len(members), 0.9973)[0] > 2 * float(r)
-        for r, (h, _, _) in certain.items()
-    )
-    return Membership(name, area, float(low), float(high), hits, len(members), len(controls), sure)
-
-
-def _auc(members: Floats, controls: Floats) -> float:
-    from scipy.stats import rankdata
-
-    ranks = rankdata(np.concatenate([members, controls]))[: len(members)].sum()
-    return float((ranks - len(members) * (len(members) + 1) / 2) / (len(members) * len(controls)))
-
-
-def _hits(members: Floats, controls: Floats, rate: float) -> tuple[float, float, float]:
-    """Members above the score that at most a share of the controls exceeds, with the interval."""
-    threshold = np.sort(controls)[-int(np.floor(rate * len(controls))) - 1]
-    found = int((members > threshold).sum())
-    low, high = clopper_pearson(found, len(members))
-    return found / len(members), low, high
-
-
-def clopper_pearson(found: int, of: int, level: float = LEVEL) -> tuple[float, float]:
-    """Exact interval of a share (Clopper and Pearson, Biometrika 1934).
-
-    Example:
-        >>> tuple(round(v, 4) for v in clopper_pearson(0, 100))
-        (0.0, 0.0362)
-    """
-    from scipy.stats import beta
-
-    tail = (1 - level) / 2
-    low = 0.0 if found == 0 else float(beta.ppf(tail, found, of - found + 1))
-    high = 1.0 if found == of else float(beta.ppf(1 - tail, found + 1, of - found))
-    return low, high
 
 
 def _domias(attacked: tuple[Table, Table], fake: Table, schema: Schema, seed: int) -> Membership:

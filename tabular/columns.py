@@ -167,17 +167,20 @@ class Category(Column):
     Attributes:
         categories: text, numbers or booleans.
         ordered: of a pandas Categorical.
+        catch_all: whether values that are no category count as the last one.
     """
 
     kinds: ClassVar[tuple[Kind, ...]] = ("categorical", "boolean")
 
     categories: tuple[Any, ...] = ()
     ordered: bool = False
+    catch_all: bool = False
 
     def parse(self, series: pd.Series) -> Codes:
         gone = self.is_missing(series)
         known = {value: code for code, value in enumerate(self.categories)}
-        codes = np.array([-1 if empty else known.get(v, -2) for v, empty in zip(series.tolist(), gone, strict=True)])
+        unknown = len(self.categories) - 1 if self.catch_all else -2
+        codes = np.array([-1 if empty else known.get(v, unknown) for v, empty in zip(series.tolist(), gone, strict=True)])
         codes = codes.astype(np.int64).reshape(-1)
         if (codes == -2).any():
             raise self._fail(np.flatnonzero(codes == -2), series, "values that the fitted data do not have")

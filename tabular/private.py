@@ -265,7 +265,8 @@ class _Preparation:
             )
         if OTHER not in names and name != self.target and series.dtype != bool:
             names = (*names, OTHER)
-        column = Category(name, declared.kind, str(series.dtype), declared.nullable, None, names)
+        other = names[-1] == OTHER
+        column = Category(name, declared.kind, str(series.dtype), declared.nullable, None, names, catch_all=other)
         shares = np.append(weights / weights.sum(), 0.0)[: len(names)]
         stand_ins = np.repeat(np.arange(len(names)), np.maximum(np.round(shares * STAND_INS), 1).astype(int))
         return column, lookup[found], np.resize(stand_ins, STAND_INS).astype(np.int64)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from visynth.core import seeds as seeding
 from visynth.core.errors import UsageError, raise_all
 from visynth.core.report import table, text
-from visynth.tabular.attacks import SURE, Membership, membership
+from visynth.privacy.membership import SURE, Membership, membership
 from visynth.tabular.text.losses import min_k
 from visynth.tabular.text.prompts import Message
 from visynth.tabular.text.talks import Talk

@@ -119,3 +119,22 @@ def test_it_mixes_online_on_the_device(trained: Path) -> None:
     )  # fmt: skip
     trainer.fit(module, data)
     assert module.devices == {DEVICE}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_private_training_is_that_of_a_cpu(precision: str) -> None:
+    """The same rows, the same noise: what differs is rounding."""
+    from tests.lightning_modules.test_private import data, module, private
+
+    weights = {}
+    for accelerator in ("cpu", "gpu" if DEVICE == "cuda" else "cpu"):
+        net, callback = module(), private(steps=6, physical_batch_size=8)
+        trainer = pytorch_lightning.Trainer(
+            max_epochs=-1, callbacks=[callback], logger=False, enable_checkpointing=False, accelerator=accelerator,
+            enable_progress_bar=False, enable_model_summary=False, precision=precision,  # type: ignore[arg-type]
+        )  # fmt: skip
+        trainer.fit(net, data())
+        assert callback.steps_done == 6
+        weights[accelerator] = torch.cat([p.detach().cpu().float().reshape(-1) for p in net.network.parameters()])
+    one, other = (*weights.values(), *weights.values())[:2]
+    assert (one - other).abs().mean() < (1e-5 if precision == "32-true" else 1e-3)
