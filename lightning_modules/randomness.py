@@ -40,8 +40,7 @@ def draw(seed: int, positions: Sequence[int], shape: Sequence[int]) -> Draws:
     uniform, normal = np.empty((len(positions), UNIFORMS)), np.empty((len(positions), NORMALS))
     noise = np.empty((len(positions), *shape), np.float32)
     stream = f"training/{seed}"
-    for row, position in enumerate(positions):
-        generator = seeding.rng(int(position), stream)
+    for row, generator in enumerate(seeding.rngs(map(int, positions), stream)):
         uniform[row], normal[row] = generator.random(UNIFORMS), generator.standard_normal(NORMALS)
         noise[row] = generator.standard_normal(tuple(shape), dtype=np.float32)
     return Draws(uniform, normal, torch.from_numpy(noise))

@@ -180,7 +180,9 @@ class Category(Column):
         gone = self.is_missing(series)
         known = {value: code for code, value in enumerate(self.categories)}
         unknown = len(self.categories) - 1 if self.catch_all else -2
-        codes = np.array([-1 if empty else known.get(v, unknown) for v, empty in zip(series.tolist(), gone, strict=True)])
+        codes = np.array(
+            [-1 if empty else known.get(v, unknown) for v, empty in zip(series.tolist(), gone, strict=True)]
+        )
         codes = codes.astype(np.int64).reshape(-1)
         if (codes == -2).any():
             raise self._fail(np.flatnonzero(codes == -2), series, "values that the fitted data do not have")

@@ -19,7 +19,7 @@ from visynth.privacy.secret import key_of, secret_rng
 from visynth.tabular.columns import Category, Column, Number, Values
 from visynth.tabular.domain import Declared, read_domain
 from visynth.tabular.frames import check_frame, pandas, to_pandas
-from visynth.tabular.histograms import Cells, histograms_of_number, known_categories, number_cells, threshold_for
+from visynth.tabular.histograms import SURE, Cells, histograms_of_number, known_categories, number_cells, threshold_for
 from visynth.tabular.schema import Schema, Table
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def prepare(
     key = key_of(options.key_file)
     noise, release = _cost(declared, options, delta)
     worker = _Preparation(noise, 0.0 if release is None else _own_delta(declared, delta), key, target)
-    columns = [worker.column(rows[name], declared[str(name)]) for name in rows.columns]
+    columns = [worker.column(rows[name], declared[str(name)], str(name) in domain) for name in rows.columns]
     raise_all("the table", worker.problems)
     schema = Schema(tuple(columns), library)
     return PrivateTable(
@@ -198,24 +198,24 @@ class _Preparation:
         self.remarks: list[str] = []
         self.problems: list[str] = []
 
-    def column(self, series: pd.Series, declared: Declared) -> Column:
-        """The column of a series."""
+    def column(self, series: pd.Series, declared: Declared, known: bool) -> Column:
+        """The column of a series; whether a column that is not ``known`` can be missing is learned, too."""
         name = str(series.name)
         generator = secret_rng(self.key, f"preprocessing/{name}")
         gone = np.asarray(series.isna())
-        if gone.any() and not declared.nullable:
+        if gone.any() and not declared.nullable and known:
             self.problems.append(
                 f"column {name!r} has missing values, but is declared without (nullable: true allows them)"
             )
         if declared.is_number:
-            column, values, stand_ins = self._number(series, declared, generator)
+            column, values, stand_ins = self._number(series, declared, known, generator)
         else:
-            column, values, stand_ins = self._category(series, declared, gone, generator)
+            column, values, stand_ins = self._category(series, declared, gone, known, generator)
         self.table[name], self.stand_ins[name] = values, stand_ins
         return column
 
     def _number(
-        self, series: pd.Series, declared: Declared, generator: np.random.Generator
+        self, series: pd.Series, declared: Declared, known: bool, generator: np.random.Generator
     ) -> tuple[Column, Values, Values]:
         name = str(series.name)
         numbers = pandas().to_numeric(series, errors="coerce")
@@ -230,21 +230,32 @@ class _Preparation:
         if outside:
             self.remarks.append(f"{name}: {outside} values outside of [{low:g}, {high:g}] count as the nearest end")
         decimals = 0 if declared.kind == "integer" else declared.decimals
-        column = Number(name, declared.kind, str(series.dtype), declared.nullable, None, decimals)
-        stand_ins = cells.values(STAND_INS) if declared.nullable else _without_gaps(cells).values(STAND_INS)
+        nullable = declared.nullable if known else bool(cells.missing > 0)
+        column = Number(name, declared.kind, str(series.dtype), nullable, None, decimals)
+        stand_ins = cells.values(STAND_INS) if nullable else _without_gaps(cells).values(STAND_INS)
+        if not nullable:
+            values = np.where(np.isnan(values), stand_ins[STAND_INS // 2], values)
+            self._remark_gaps(series, "count as the median")
         return column, np.clip(values, low, high), stand_ins
 
+    def _remark_gaps(self, series: pd.Series, what: str) -> None:
+        gaps = int(series.isna().sum())
+        if gaps:
+            self.remarks.append(f"{series.name}: {gaps} missing values, too few to be told; they {what}")
+
     def _category(
-        self, series: pd.Series, declared: Declared, gone: Any, generator: np.random.Generator
+        self, series: pd.Series, declared: Declared, gone: Any, known: bool, generator: np.random.Generator
     ) -> tuple[Column, Values, Values]:
         name = str(series.name)
         distinct = sorted({v for v, empty in zip(series.tolist(), gone, strict=True) if not empty}, key=repr)
         place = {value: code for code, value in enumerate(distinct)}
         found = np.array([-1 if empty else place[v] for v, empty in zip(series.tolist(), gone, strict=True)], np.int64)
+        missing = 0.0
         if declared.values:
             names, weights = tuple(declared.values), np.ones(len(declared.values))
         else:
             threshold = threshold_for(self.noise, self.own_delta)
+            missing = float(gone.sum() + self.noise * generator.standard_normal())
             kept, weights = known_categories(found, len(distinct), self.noise, threshold, generator)
             names = tuple(distinct[code] for code in kept)
             if not names:
@@ -253,20 +264,25 @@ class _Preparation:
                     "or drop it"
                 )
                 names, weights = (OTHER,), np.ones(1)
-        known = {value: code for code, value in enumerate(names)}
-        unknown = sum(int((found == code).sum()) for value, code in place.items() if value not in known)
-        lookup = np.array([*(known.get(value, len(names)) for value in distinct), -1], np.int64)
+        codes = {value: code for code, value in enumerate(names)}
+        unknown = sum(int((found == code).sum()) for value, code in place.items() if value not in codes)
+        nullable = declared.nullable if known or declared.values else bool(missing > SURE * self.noise)
+        lookup = np.array(
+            [*(codes.get(value, len(names)) for value in distinct), -1 if nullable else len(names)], np.int64
+        )
+        if not nullable:
+            self._remark_gaps(series, f"count as {OTHER!r}, which is not sampled")
         if unknown:
             what = "not among the declared values" if declared.values else "in categories that too few have to be told"
             self.remarks.append(f"{name}: {unknown} rows {what}; they count as {OTHER!r}, which is not sampled")
         if unknown and name == self.target:
             self.problems.append(
-                f"target {name!r}: {unknown} rows have {choices(v for v in distinct if v not in known)}, which are not declared"
+                f"target {name!r}: {unknown} rows have {choices(v for v in distinct if v not in codes)}, which are not declared"
             )
         if OTHER not in names and name != self.target and series.dtype != bool:
             names = (*names, OTHER)
         other = names[-1] == OTHER
-        column = Category(name, declared.kind, str(series.dtype), declared.nullable, None, names, catch_all=other)
+        column = Category(name, declared.kind, str(series.dtype), nullable, None, names, catch_all=other)
         shares = np.append(weights / weights.sum(), 0.0)[: len(names)]
         stand_ins = np.repeat(np.arange(len(names)), np.maximum(np.round(shares * STAND_INS), 1).astype(int))
         return column, lookup[found], np.resize(stand_ins, STAND_INS).astype(np.int64)

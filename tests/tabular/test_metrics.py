@@ -10,8 +10,8 @@ from scipy.spatial.distance import jensenshannon
 
 from tests.tabular.tables import dependent, every_kind
 from visynth.core.errors import DataError
-from visynth.tabular import infer
 from visynth.privacy.membership import clopper_pearson, membership
+from visynth.tabular import infer
 from visynth.tabular.attacks import attack
 from visynth.tabular.diversity import alpha_precision, authenticity, beta_recall, diversity, duplicates, modes
 from visynth.tabular.fidelity import (

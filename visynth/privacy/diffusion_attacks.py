@@ -6,6 +6,7 @@ Every image meets the same noise levels and the same noise, so that scores diffe
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ def step_scores(network: Denoiser, images: Images, labels: NDArray[np.int64], se
 
     def scores(clean: Tensor, label: Tensor) -> Tensor:
         x = clean
-        for now, then in zip(path[:-1], path[1:], strict=True):
+        for now, then in pairwise(path):
             x = x + (then - now) * slope(x, now, label)
         further = highest * 1.1
         there = x + (further - highest) * slope(x, highest, label)

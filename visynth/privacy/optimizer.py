@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from visynth.core.errors import UsageError, raise_all
 from visynth.privacy.secret import secret_rng
 
-AGREE = 2e-2  # relative difference up to which rows' gradients add up to that of the batch, also in bfloat16
+AGREE = 5e-2  # relative difference up to which rows' gradients add up to that of the batch, also in bfloat16
 FIRST = 50  # steps in which that is looked at
 
 
@@ -121,7 +121,7 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
         if not self.unchecked or self.step_number() >= FIRST:
             return
         lengths = [0.0 if p.grad is None else float(p.grad.norm()) for p in self.params]
-        negligible = 1e-5 * math.hypot(*lengths)
+        negligible = 1e-3 * math.hypot(*lengths)
         problems = []
         for number in sorted(self.unchecked):
             p, length = self.params[number], lengths[number]
