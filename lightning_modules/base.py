@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from visynth.core import distributed
-from visynth.core.errors import Diverged, UsageError
+from visynth.core.errors import ConflictError, Diverged, UsageError
 from visynth.core.judges import USED
 from visynth.core.members import Member
 from visynth.generators.base import Spec
@@ -19,7 +19,7 @@ from visynth.lightning_modules.data_checks import check_same_data
 from visynth.lightning_modules.facts import Facts
 from visynth.lightning_modules.prefetch import Prefetcher
 from visynth.lightning_modules.randomness import Draws, draw
-from visynth.privacy.dp import CHECKPOINT
+from visynth.privacy.dp import CHECKPOINT, DifferentialPrivacy
 
 T = TypeVar("T")
 
@@ -162,6 +162,14 @@ class GeneratorModule(pytorch_lightning.LightningModule):
                 "those of the last finite step, "
                 f"and checkpoints hold them. Lower the learning rate (now {self.args.lr:g}) or clip gradients "
                 "(trainer.gradient_clip_val: 1.0), and run the same command again."
+            )
+
+    def on_fit_start(self) -> None:
+        trainer: Any = self.trainer
+        if self.privacy and not any(isinstance(callback, DifferentialPrivacy) for callback in trainer.callbacks):
+            raise ConflictError(
+                "the module was trained with differential privacy: a training without its callback would make the stated epsilon "
+                "wrong. Begin with a new module."
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

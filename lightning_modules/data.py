@@ -37,7 +37,7 @@ class StreamImages(Dataset[dict[str, Tensor]]):
         self.pool, self.order = pool, order
 
     def __getitems__(self, positions: Sequence[int]) -> dict[str, Tensor]:
-        rows = [self.order.index(p) for p in positions]
+        rows = np.array([self.order.index(p) for p in positions], np.int64)
         return {
             "image": torch.from_numpy(self.pool.images[rows]),
             "label": torch.from_numpy(self.pool.labels[rows]),

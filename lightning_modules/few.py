@@ -26,7 +26,7 @@ def warn_if_few(data: Any, warn: Callable[[str], None]) -> None:
         warn: prints the warning.
     """
     images = getattr(data, "images", None)
-    if images is None:
+    if images is None or getattr(data, "private", False):  # counts of private images are not told
         return
     groups = images.select(lambda item: item.split in ("", "train")).groups()
     few = [

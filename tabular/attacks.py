@@ -25,6 +25,7 @@ from visynth.tabular.schema import Schema, Table, missing_in, rows_of, stacked, 
 
 MOST_ROWS = 3000  # members and controls that are attacked
 MOST_OTHERS = 20_000  # synthetic rows and real ones that are looked at
+LOSS = "the generator's own loss"  # name of the white-box attack
 COMPONENTS = 8  # of the densities' projection
 TOLERANCE = 0.05  # share of a number's range within which a guess is right
 SECRETS = 6  # columns that are attacked
@@ -131,7 +132,7 @@ def attack(
         memberships.append(_domias(attacked, fake, schema, seed))
     if losses is not None:
         own = [-losses[side][order[side]][few] for side in (0, 1)]
-        memberships.append(membership("the generator's own loss", own[0], own[1], seed))
+        memberships.append(membership(LOSS, own[0], own[1], seed))
     return Privacy(closer, ratio, exact, tuple(memberships), tuple(_guesses(attacked, fake, schema, space, seed)))
 
 

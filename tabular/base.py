@@ -115,7 +115,9 @@ class Synthesizer(Stored, RowSource):
         """
         if privacy is not None:
             check_private_use(self.network, self.fits_privately, constraints, schema)
-            return self._fit_privately(prepare(frame, privacy, target, kinds), target, progress, **training)
+            options = getattr(self, "options", None) or getattr(self, "hparams", {})
+            purpose = f"{self.network} {sorted(options.items())}"
+            return self._fit_privately(prepare(frame, privacy, target, kinds, purpose), target, progress, **training)
         rows, _ = to_pandas(frame)
         check_frame(rows, least=LEAST_ROWS)
         schema = infer(frame, kinds, target) if schema is None else schema

@@ -118,4 +118,8 @@ def _problems(name: str, one: Any) -> list[str]:
             problems.append(f"column {name!r}: {kind} columns have values, not low, high or decimals")
         if not isinstance(values, (list, tuple)) or len(set(map(repr, values))) != len(values):
             problems.append(f"column {name!r}: values must be a list without repetitions, but got {values!r}")
+        elif kind == "categorical" and any(isinstance(value, bool) for value in values):
+            problems.append(
+                f"column {name!r}: YAML reads yes, no, on and off as truth values: quote them, in {values!r}"
+            )
     return problems

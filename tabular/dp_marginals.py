@@ -89,6 +89,8 @@ class PrivateMarginals(Counting):
         if target is None:
             return None
         places = self.discretizer.places[target]
+        if len(self.sizes) < 3:  # no pairs beside it: it is one of the pair
+            return None
         return places[0] if len(places) == 1 and self.sizes[places[0]] <= MOST_CLASSES else None
 
     @property
@@ -118,6 +120,7 @@ class PrivateMarginals(Counting):
             "epsilon by rdp": epsilon_of(releases, private.delta, "rdp"),
             "epsilon by prv": epsilon_of(releases, private.delta, "prv"),
             "unit": "row",
+            "adjacency": "one row more or less; their number is taken as known",
             "sampler": "all rows",
             "releases": [release.to_json() for release in releases],
         }

@@ -8,14 +8,14 @@ rows are only encoded, and met in training.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from visynth.core.errors import UsageError, choices, raise_all
 from visynth.privacy.accounting import Accountant, Release, check_delta, noise_for
-from visynth.privacy.secret import key_of, secret_rng
+from visynth.privacy.secret import key_for, key_of, secret_rng
 from visynth.tabular.columns import Category, Column, Number, Values
 from visynth.tabular.domain import Declared, read_domain
 from visynth.tabular.frames import check_frame, pandas, to_pandas
@@ -62,6 +62,11 @@ class TablePrivacy:
             problems.append(f"epsilon must be a number above 0, but got {self.epsilon}")
         if not 0 < self.preprocessing < 1:
             problems.append(f"preprocessing is a share of epsilon in (0, 1), but got {self.preprocessing}")
+        if not self.max_grad_norm > 0:
+            problems.append(f"max_grad_norm must be above 0, but got {self.max_grad_norm}")
+        for name in ("physical_batch_size", "noise_multiplicity"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                problems.append(f"{name} must be at least 1, but got {getattr(self, name)}")
         raise_all("privacy", problems, UsageError)
 
 
@@ -91,7 +96,11 @@ class PrivateTable:
 
 
 def prepare(
-    frame: Any, options: TablePrivacy, target: str | None, kinds: Mapping[str, str] | None = None
+    frame: Any,
+    options: TablePrivacy,
+    target: str | None,
+    kinds: Mapping[str, str] | None = None,
+    purpose: str = "",
 ) -> PrivateTable:
     """The table's schema, rows and stand-ins.
 
@@ -99,7 +108,8 @@ def prepare(
         frame: a pandas or polars frame.
         options: of privacy.
         target: the class column; it must be declared with its values.
-        kinds: of columns that are not declared; else by their data types.
+        kinds: of columns that are not declared; else by their data types, which are taken as known.
+        purpose: what is fitted, in words; fits of other purposes, data or options have other noise.
 
     Raises:
         DataError: columns that cannot be modelled privately; all problems at once.
@@ -119,7 +129,7 @@ def prepare(
         else:
             declared[str(name)] = found
     raise_all("the table, for a fit with differential privacy,", problems)
-    key = key_of(options.key_file)
+    key = key_for(key_of(options.key_file), *_purpose(rows, options, purpose))
     noise, release = _cost(declared, options, delta)
     worker = _Preparation(noise, 0.0 if release is None else _own_delta(declared, delta), key, target)
     columns = [worker.column(rows[name], declared[str(name)], str(name) in domain) for name in rows.columns]
@@ -129,6 +139,14 @@ def prepare(
         schema, worker.table, worker.stand_ins, () if release is None else (release,), delta, options, key,
         tuple(worker.remarks),
     )  # fmt: skip
+
+
+def _purpose(rows: pd.DataFrame, options: TablePrivacy, what: str) -> tuple[object, ...]:
+    """What a fit's noise belongs to: the rows, the options, the model."""
+    marks = pandas().util.hash_pandas_object(rows.astype(str), index=False).to_numpy()
+    domain = read_domain(options.domain)
+    said = replace(options, key_file=None, domain=None)
+    return marks.tobytes().hex(), said, sorted((name, repr(one)) for name, one in domain.items()), what
 
 
 def _check_names(
@@ -231,7 +249,7 @@ class _Preparation:
             self.remarks.append(f"{name}: {outside} values outside of [{low:g}, {high:g}] count as the nearest end")
         decimals = 0 if declared.kind == "integer" else declared.decimals
         nullable = declared.nullable if known else bool(cells.missing > 0)
-        column = Number(name, declared.kind, str(series.dtype), nullable, None, decimals)
+        column = Number(name, declared.kind, _dtype(series, nullable), nullable, None, decimals)
         stand_ins = cells.values(STAND_INS) if nullable else _without_gaps(cells).values(STAND_INS)
         if not nullable:
             values = np.where(np.isnan(values), stand_ins[STAND_INS // 2], values)
@@ -282,14 +300,39 @@ class _Preparation:
         if OTHER not in names and name != self.target and series.dtype != bool:
             names = (*names, OTHER)
         other = names[-1] == OTHER
-        column = Category(name, declared.kind, str(series.dtype), nullable, None, names, catch_all=other)
+        column = Category(name, declared.kind, _dtype(series, nullable), nullable, None, names, catch_all=other)
         shares = np.append(weights / weights.sum(), 0.0)[: len(names)]
         stand_ins = np.repeat(np.arange(len(names)), np.maximum(np.round(shares * STAND_INS), 1).astype(int))
         return column, lookup[found], np.resize(stand_ins, STAND_INS).astype(np.int64)
 
 
+def _dtype(series: pd.Series, nullable: bool) -> str:
+    """A data type that can hold what is drawn: the frame's own, or one with missing values."""
+    types, dtype = pandas().api.types, series.dtype
+    if nullable and types.is_bool_dtype(dtype):
+        return "boolean"
+    if nullable and types.is_integer_dtype(dtype):
+        return "Int64"
+    return str(dtype)
+
+
 def _without_gaps(cells: Cells) -> Cells:
     return Cells(cells.lows, cells.highs, cells.shares, 0.0, cells.unit)
+
+
+def check_kinds(columns: Sequence[Any], named: set[str]) -> None:
+    """Refuse columns of a CSV whose kind nobody said.
+
+    Raises:
+        UsageError: all of them at once.
+    """
+    unnamed = [str(name) for name in columns if str(name) not in named]
+    if unnamed:
+        raise UsageError(
+            f"the kinds of columns {choices(unnamed)} would be read off the cells of the CSV, so that one cell may change them: "
+            "name them in kinds or in the domain (numeric, integer, categorical, boolean), or give a Parquet file, whose data "
+            "types are taken as known."
+        )
 
 
 def check_private_use(network: str, fits_privately: bool, constraints: Sequence[Any], schema: Any) -> None:

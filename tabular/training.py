@@ -91,22 +91,28 @@ class StreamLoader(DataLoader[Batch]):
 
 
 class PoissonStream(Stream):
-    """Batches of Poisson samples; the random numbers of a step are functions of (seed, step), as ever."""
+    """Batches of Poisson samples."""
 
     def __init__(self, arrays: Arrays, module: GradientSteps, batches: PoissonBatches) -> None:
         super().__init__(arrays, module)
         self.batches = batches
 
     def __iter__(self) -> Iterator[Batch]:
-        first, seed = self.batches.first(), int(self.module.args.seed)
+        first = self.batches.first()
         for step in range(first, first + len(self.batches)):
             rows = self.batches.places(step) // self.batches.multiplicity % self.batches.count
             if not len(rows):
                 yield EmptyBatch()
                 continue
-            noise = self.module.noise(len(rows), seeding.rng(seed, f"tabular/step/{step}"))
             own = {name: torch.from_numpy(values[rows]) for name, values in self.arrays.items()}
-            yield own | {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in noise.items()}
+            yield own | self._noise(self.batches.places(step))
+
+    def _noise(self, places: NDArray[np.int64]) -> Batch:
+        """Random numbers of each row from its own place: were they drawn for the batch, a row that is left out would change
+        those of the others, and with them their gradients."""
+        stream = f"tabular/private/{int(self.module.args.seed)}/{self.batches.key}"
+        drawn = [self.module.noise(1, generator) for generator in seeding.rngs(places.tolist(), stream)]
+        return {name: torch.from_numpy(np.concatenate([one[name] for one in drawn])) for name in drawn[0]}
 
 
 class GradientSteps(pytorch_lightning.LightningModule):

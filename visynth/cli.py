@@ -21,6 +21,7 @@ VERBS = {
     "search": "choose how much of a rendered set to mix in, on validation, then open the test once",
     "evaluate": "measure a rendered set on real test images, per class, against honest baselines",
     "gate": "turn a report into promote, reject or insufficient evidence",
+    "audit": "attack a generator: membership, extraction, copies, each beside a positive and a negative control",
     "explore": "look at what a generator makes: sheets, interpolations, an animation",
     "project": "real images into a StyleGAN2: a generator of variations of them",
     "import-stylegan2": "a public StyleGAN2 checkpoint as a generator folder, nothing in it executed",

@@ -129,6 +129,8 @@ def test_a_private_training_is_that_of_a_cpu(precision: str) -> None:
     weights = {}
     for accelerator in ("cpu", "gpu" if DEVICE == "cuda" else "cpu"):
         net, callback = module(), private(steps=6, physical_batch_size=8)
+        net.build(data().facts.public())
+        start = torch.cat([p.detach().clone().reshape(-1) for p in net.network.parameters()])
         trainer = pytorch_lightning.Trainer(
             max_epochs=-1, callbacks=[callback], logger=False, enable_checkpointing=False, accelerator=accelerator,
             enable_progress_bar=False, enable_model_summary=False, precision=precision,  # type: ignore[arg-type]
@@ -137,4 +139,5 @@ def test_a_private_training_is_that_of_a_cpu(precision: str) -> None:
         assert callback.steps_done == 6
         weights[accelerator] = torch.cat([p.detach().cpu().float().reshape(-1) for p in net.network.parameters()])
     one, other = (*weights.values(), *weights.values())[:2]
-    assert (one - other).abs().mean() < (1e-5 if precision == "32-true" else 1e-3)
+    moved = (one - start).abs().mean()
+    assert (one - other).abs().mean() < (0.01 if precision == "32-true" else 0.2) * moved

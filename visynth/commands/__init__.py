@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from visynth.commands import (
+    auditing,
     generators,
     machine,
     registries,
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "evaluate": trials.evaluate,
     "search": trials.search,
     "gate": trials.gate,
+    "audit": auditing.audit,
     "explore": rendering.explore,
     "project": generators.project,
     "import-stylegan2": generators.import_stylegan2,

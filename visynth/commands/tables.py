@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from visynth.commands.printing import printer, verdicts
 from visynth.core.errors import UsageError
-from visynth.tabular.private import TablePrivacy
+from visynth.tabular.domain import read_domain
+from visynth.tabular.private import TablePrivacy, check_kinds
 
 
 def tabular_trial(
@@ -112,7 +113,11 @@ def tabular_fit(
         "drop": drop,
     }
     given |= {"kinds": kinds, "target": target, "constraints": constraints}
-    given |= {} if privacy is None else {"privacy": asdict(privacy)}
+    if privacy is not None:
+        domain = read_domain(privacy.domain)
+        if Path(data).suffix.lower() == ".csv":
+            check_kinds(frame.columns, {*domain, *(kinds or {})})
+        given |= {"privacy": asdict(privacy), "domain": repr(sorted(domain.items()))}
     run = work_folder(out) / f"run-{hash_json(given)[:16]}"
     if privacy is not None and privacy.key_file is None:
         privacy = replace(privacy, key_file=str(run / "key"))

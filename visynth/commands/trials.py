@@ -303,6 +303,8 @@ def gate(
     classes: list[str] | None = None,
     level: float = 0.005,
     renders: str | None = None,
+    audit: str | None = None,
+    most_advantage: float = 0.2,
     plan: str | None = None,
     groups: str | None = None,
     group_pattern: str | None = None,
@@ -315,6 +317,8 @@ def gate(
         classes: the classes in question; by default those that were named and measured.
         level: one-sided error of a promotion.
         renders: the rendered set that is to be promoted: it must be of the generator that the report speaks of.
+        audit: report of 'visynth audit' on the same generator: its attackers' advantage must be shown below most_advantage.
+        most_advantage: of membership inference, 2 AUC - 1: 0 is chance, 1 certainty.
         plan: the real images: print, before anybody trains, what a test on them could see of each rare class (--classes), and
             how many more groups a gain of 0.05, 0.1 or 0.2 in AP needs.
         groups: for plan, a CSV with columns file,group, or
@@ -330,11 +334,13 @@ def gate(
             print(line)
         return 0
     from visynth.core.report import read_report
-    from visynth.jobs.gate import EXIT_CODES, check_renders, decide
+    from visynth.jobs.gate import EXIT_CODES, check_renders, decide, with_audit
 
     found = read_report(report or "report")
     if renders is not None:
         check_renders(found, renders)
     decision = decide(found, classes, level)
+    if audit is not None:
+        decision = with_audit(decision, found, read_report(audit), most_advantage)
     print(dumps(decision.to_json(), indent=2))
     return EXIT_CODES[decision.outcome] if fail_on_reject else 0

@@ -13,6 +13,7 @@ from visynth.verdict.rule import HELPS
 
 PROMOTE, REJECT, INSUFFICIENT = "promote", "reject", "insufficient evidence"
 EXIT_CODES = {PROMOTE: 0, REJECT: 20, INSUFFICIENT: 21}
+MOST_ADVANTAGE = 0.2  # of membership inference, 2 AUC - 1
 LEVEL = 0.005  # one-sided, of a false promotion: a gate is passed again and again
 
 
@@ -91,6 +92,57 @@ def _of_class(verdict: ClassVerdict, level: float) -> tuple[str, str]:
         shown = "no p-value is on record" if p is None else f"p {p:.4f} is above the gate's {level:g}"
         return INSUFFICIENT, f"{said}, but {shown}{measured}"
     return PROMOTE, f"{said}, p {p:.4f}{measured}"
+
+
+def with_audit(decision: Decision, report: Report, audit: Report, most: float = MOST_ADVANTAGE) -> Decision:
+    """A decision that also needs an audit of the same generator: the advantage of a member's attacker below a limit.
+
+    The advantage is 2 AUC - 1, with its 95 % interval, over the attacks whose controls say that they can see: shown above the
+    limit by any of them is a rejection, not shown below it by all is insufficient evidence.
+
+    Args:
+        decision: of the benefit.
+        report: that it rests on.
+        audit: what ``visynth audit`` wrote.
+        most: advantage that is allowed, in (0, 1).
+
+    Raises:
+        UsageError: no audit, or one of another generator.
+    """
+    if not 0 < most < 1:
+        raise UsageError(f"the advantage that is allowed must be in (0, 1), but got {most}.")
+    said = audit.conditions.get("audit")
+    if not isinstance(said, Mapping):
+        raise UsageError("the second report is no audit: 'visynth audit' writes one.")
+    own, audited = report.conditions.get("generator"), audit.conditions.get("generator")
+    if own is None or own != audited:
+        raise UsageError(
+            f"the audit is of generator {str(audited)[:16]}, the report of {str(own)[:16] if own else 'none that it names'}: an "
+            "audit decides about its own generator alone."
+        )
+    outcome, why = _of_audit(said, most)
+    order = [REJECT, INSUFFICIENT, PROMOTE]
+    whole = min((decision.outcome, outcome), key=order.index)
+    return Decision(whole, [*decision.reasons, f"privacy: {outcome}: {why}"], decision.classes)
+
+
+def _of_audit(said: Mapping[str, Any], most: float) -> tuple[str, str]:
+    if said["refuted"]:
+        return REJECT, f"the claimed epsilon is refuted by {', '.join(said['refuted'])}"
+    usable = [one for one in said["attacks"] if one["finding"] in ("leaks", "nothing found")]
+    if not usable:
+        return INSUFFICIENT, "no attack was flagged where leaking is certain, so that none says anything"
+    lowest = max(usable, key=lambda one: one["advantage"][1])
+    if lowest["advantage"][1] > most:
+        return (
+            REJECT,
+            f"{lowest['found']['attack']}: advantage at least {lowest['advantage'][1]:.2f}, allowed is {most:g}",
+        )
+    highest = max(usable, key=lambda one: one["advantage"][2])
+    shown = f"{highest['found']['attack']}: advantage at most {highest['advantage'][2]:.2f} (95 %)"
+    if highest["advantage"][2] > most:
+        return INSUFFICIENT, f"{shown}, not shown below {most:g}: more members and controls would"
+    return PROMOTE, f"{shown}, allowed is {most:g}; {len(usable)} attacks"
 
 
 def check_renders(report: Report, renders: str | Path) -> None:

@@ -1,9 +1,9 @@
 """Differential privacy for a training: one callback that makes optimiser and loader private, and refuses what would not be.
 
 It fits every LightningModule that is trained by one optimiser with automatic optimisation and whose loss is a mean of losses
-of single rows. That rows' gradients add up to the batch's is checked at the first step; a loss in which rows look at each
-other in another way than by BatchNorm is not noticed. Lightning sees one batch a step, however large: parts of it are clipped
-and summed within the step.
+of single rows. That each parameter sees one row a unit is checked at every step, and that rows' gradients add up to the
+batch's in the first steps; a loss in which rows look at each other in another way than by BatchNorm is not noticed.
+Lightning sees one batch a step, however large: parts of it are clipped and summed within the step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ from torch.utils.data import DataLoader, IterableDataset
 from visynth.core.errors import ConflictError, UsageError, raise_all
 from visynth.privacy.accounting import Accountant, Release, check_delta, epsilon_of, noise_for, opacus
 from visynth.privacy.poisson import EmptyBatch, PoissonBatches, PoissonLoader, batch_rows, collated, rows_of_batch
-from visynth.privacy.refusals import layer_problems, loader_problems, module_problems, trainer_problems
+from visynth.privacy.refusals import (
+    layer_problems,
+    loader_problems,
+    module_problems,
+    schedule_problems,
+    trainer_problems,
+)
 from visynth.privacy.secret import new_key
 
 CHECKPOINT = "visynth_privacy"
@@ -72,6 +78,7 @@ class PrivacyPlan:
             "epsilon by rdp": epsilon_of(releases, self.delta, "rdp"),
             "epsilon by prv": epsilon_of(releases, self.delta, "prv"),
             "unit": self.unit,
+            "adjacency": f"one {self.unit} more or less; their number is taken as known",
             "sampler": f"Poisson, {self.rate:.6g} of the {self.unit}s a step",
             "noise multiplier": self.noise,
             "max_grad_norm": self.max_grad_norm,
@@ -85,8 +92,10 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
     """Train so that the weights hardly depend on any one unit: (epsilon, delta)-differential privacy by DP-SGD.
 
     The optimiser is wrapped, and the training loader replaced by one of Poisson samples of the same data. Epsilon goes on
-    over resumes, and is written to checkpoints and to the card of the exported generator. What is not private: the log of
-    losses, checkpoints (the key of the noise is in them), and the number of units.
+    over resumes, and is written to checkpoints and to the card of the exported generator. Two data sets are neighbours where one
+    unit is left out; the number of units is taken as known. What is not private: the log of losses, checkpoints (the key of the
+    noise is in them), refusals and errors. Noise is that of a counter-based generator in floating point: no attack on its
+    rounding (Mironov, CCS 2012) is defended against.
 
     Args:
         epsilon: of preprocessing and training together.
@@ -159,6 +168,10 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
         if stage != "fit":
             return
         raise_all("differential privacy", [*trainer_problems(trainer), *module_problems(pl_module)], UsageError)
+        if int(getattr(pl_module, "images_seen", 0)) or int(getattr(pl_module, "steps_done", 0)):
+            raise ConflictError(
+                "the module was trained already, which this training cannot pay for: begin with a new one."
+            )
         self._silence = warnings.catch_warnings()
         self._silence.__enter__()
         for message in (
@@ -179,8 +192,8 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
         spent = plan.spent(plan.steps)
         pl_module.print(
             f"differential privacy: epsilon {spent['epsilon']:.3g} at delta {plan.delta:g} after {plan.steps} steps "
-            f"(rdp {spent['epsilon by rdp']:.3g}, prv {spent['epsilon by prv']:.3g}), noise {plan.noise:.3g} times a "
-            f"{plan.unit}'s gradient of at most {plan.max_grad_norm:g}, {plan.batch} of {plan.units} {plan.unit}s a step by "
+            f"(rdp {spent['epsilon by rdp']:.3g}, prv {spent['epsilon by prv']:.3g}), noise {plan.noise:.3g} times the gradient "
+            f"of one {plan.unit}, which is cut to {plan.max_grad_norm:g}; {plan.batch} of {plan.units} {plan.unit}s a step by "
             "chance. Logged losses and checkpoints are not private."
         )
 
@@ -200,10 +213,9 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
         if self._silence is not None:
             self._silence.__exit__(None, None, None)
             self._silence = None
-        if self._hooks is None:
-            return
-        pl_module.privacy = self.record()
-        self._hooks.remove_hooks()
+        if self._hooks is not None:
+            pl_module.privacy = self.record()
+            self._hooks.remove_hooks()
         for name in ("configure_optimizers", "training_step"):
             vars(pl_module).pop(name, None)
         source = trainer.fit_loop._data_source
@@ -315,6 +327,12 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
         raise_all("differential privacy", layer_problems(pl_module), UsageError)
         self._replace_loader(trainer, pl_module)
         plan, found = self._planned(), configure()
+        if (
+            isinstance(found, tuple)
+            and len(found) == 2
+            and all(isinstance(part, list) and len(part) == 1 for part in found)
+        ):
+            found = {"optimizer": found[0][0], "lr_scheduler": found[1][0]}
         optimizer = found["optimizer"] if isinstance(found, dict) else found
         if isinstance(optimizer, (list, tuple)):
             optimizer = optimizer[0] if len(optimizer) == 1 else None
@@ -327,12 +345,12 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
             multiplicity=plan.multiplicity, key=self.key, step=lambda: self.steps_done,
         )  # fmt: skip
         private.attach_step_hook(self._stepped)
-        pl_module.train()  # Opacus judges layers as they are in training
         self._hooks = RowGradients(pl_module, loss_reduction="mean", strict=True)
         self._optimizer = private
         if not isinstance(found, dict):
             return private
         schedule = found.get("lr_scheduler")
+        raise_all("differential privacy", schedule_problems(schedule), UsageError)
         scheduler = schedule["scheduler"] if isinstance(schedule, dict) else schedule
         if scheduler is not None:
             scheduler.optimizer = private
@@ -345,6 +363,7 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
         """A training step on all parts of a batch; Lightning makes the last one's backward pass."""
         if isinstance(batch, EmptyBatch):
             self._optimizer.units = 0
+            self._count_images(pl_module)
             return sum((p.sum() for p in self._optimizer.params), torch.zeros((), device=pl_module.device)) * 0.0
         rows, copies = batch_rows(batch), self.noise_multiplicity
         size = max((self.physical_batch_size or rows) // copies, 1) * copies
@@ -357,7 +376,14 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
             self._optimizer.clip_and_accumulate()
             self._optimizer.zero_grad(set_to_none=True)
         self._optimizer.units = (parts[-1].stop - parts[-1].start) // copies
-        return step(batch if len(parts) == 1 else rows_of_batch(batch, parts[-1]), batch_idx)
+        loss = step(batch if len(parts) == 1 else rows_of_batch(batch, parts[-1]), batch_idx)
+        self._count_images(pl_module)
+        return loss
+
+    def _count_images(self, pl_module: Any) -> None:
+        """A module's count, which warm-up and weight averages follow, goes by the expected batch: the true one is private."""
+        if hasattr(pl_module, "images_seen"):
+            pl_module.images_seen.fill_((self.steps_done + 1) * self._planned().batch)
 
 
 class PlainLoader:

@@ -72,6 +72,12 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
         if own is None:  # frozen for this batch, or without any row
             return torch.zeros((self.units, *p.shape), device=p.device, dtype=p.dtype)
         rows: Tensor = torch.cat(own) if isinstance(own, list) else own
+        if len(rows) != self.units * self.multiplicity:
+            raise UsageError(
+                f"a parameter of shape {tuple(p.shape)} saw {len(rows)} rows for {self.units * self.multiplicity} of the batch: a "
+                "unit in several pieces (patches, views) would be clipped piece by piece, and protected less than is said. "
+                "Give one row a unit, and noise_multiplicity for several views."
+            )
         return rows if self.multiplicity == 1 else rows.reshape(-1, self.multiplicity, *p.shape).mean(1)
 
     def clip_and_accumulate(self) -> None:
@@ -87,9 +93,15 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
         self._check()
         samples = [self._get_flat_grad_sample(p) for p in self.params]
         norms = torch.stack([g.reshape(len(g), -1).float().norm(2, dim=-1) for g in samples], dim=1).norm(2, dim=1)
-        factor = (self.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
+        finite = torch.isfinite(norms)  # a unit without a finite gradient adds nothing: infinity times 0 is no number
+        factor = torch.where(finite, (self.max_grad_norm / (norms + 1e-6)).clamp(max=1.0), 0.0)
         for p, sample in zip(self.params, samples, strict=True):
-            clipped = torch.einsum("i,i...", factor.to(p.dtype), sample.to(p.dtype))
+            kept = (
+                sample.float()
+                if bool(finite.all())
+                else torch.where(finite.reshape(-1, *[1] * p.dim()), sample.float(), 0.0)
+            )
+            clipped = torch.einsum("i,i...", factor, kept).to(p.dtype)
             p.summed_grad = clipped if p.summed_grad is None else p.summed_grad + clipped
             p.grad_sample = None
 

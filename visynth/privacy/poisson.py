@@ -82,7 +82,12 @@ class PoissonLoader(DataLoader[Any]):
 
 def collated(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
     """A collate function that knows empty batches."""
-    return lambda items: collate(items) if len(items) else EmptyBatch()
+    return lambda items: collate(items) if batch_rows(items) or _plain_items(items) else EmptyBatch()
+
+
+def _plain_items(items: Any) -> bool:
+    """Whether a list of rows holds any, though none is a tensor."""
+    return isinstance(items, list) and bool(items)
 
 
 def batch_rows(batch: Any) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
@@ -30,16 +29,23 @@ def trainer_problems(trainer: Any) -> list[str]:
         problems.append(
             "precision 16-mixed leaves steps out where a gradient overflows, by the data: take bf16-mixed or 32"
         )
+    if str(trainer.precision) in ("bf16-true", "16-true"):
+        problems.append(f"precision {trainer.precision} rounds what is clipped and the noise: take bf16-mixed or 32")
     if trainer.overfit_batches:
         problems.append("overfit_batches chooses rows: leave it out")
     source = trainer.fit_loop.epoch_loop.val_loop._data_source
     if trainer.limit_val_batches != 0 and source.instance is not None and source.is_defined():
         problems.append("validation on private data is a release without a budget: set limit_val_batches: 0")
     for callback in trainer.callbacks:
-        name = type(callback).__name__
-        if isinstance(callback, EarlyStopping):
+        name, kinds = (
+            type(callback).__name__,
+            {kind.__name__ for kind in type(callback).__mro__},
+        )  # of both Lightning packages
+        if "EarlyStopping" in kinds or getattr(callback, "stop", False) is True:
             problems.append(f"{name} stops by a figure of the private data, without a budget: fix the steps")
-        elif isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
+        elif "GradientAccumulationScheduler" in kinds:
+            problems.append(f"{name} adds noise to each part of a sum: leave it out")
+        elif "ModelCheckpoint" in kinds and callback.monitor is not None:
             problems.append(f"{name} chooses by {callback.monitor!r}, a figure of the private data: leave monitor out")
         elif getattr(callback, "reads_real_images", False):
             problems.append(f"{name} measures against the private images, without a budget: leave it out")
@@ -62,12 +68,23 @@ def layer_problems(module: nn.Module) -> list[str]:
     mixing = [
         name
         for name, layer in module.named_modules()
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and any(p.requires_grad for p in layer.parameters())
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training
     ]
     if not mixing:
         return []
     shown = ", ".join(mixing[:5]) + (f" and {len(mixing) - 5} more" if len(mixing) > 5 else "")
-    return [f"BatchNorm mixes the rows of a batch ({shown}): take GroupNorm or LayerNorm, or freeze these layers"]
+    return [
+        f"BatchNorm mixes the rows of a batch ({shown}): take GroupNorm or LayerNorm, or put these layers in eval mode"
+    ]
+
+
+def schedule_problems(schedule: Any) -> list[str]:
+    """A learning rate that follows a figure of the private data."""
+    config = schedule if isinstance(schedule, dict) else {"scheduler": schedule}
+    name = type(config.get("scheduler")).__name__
+    if name == "ReduceLROnPlateau" or config.get("reduce_on_plateau"):
+        return [f"{name} follows a figure of the private data, without a budget: take a fixed schedule"]
+    return []
 
 
 def loader_problems(loader: Any) -> list[str]:
@@ -77,6 +94,8 @@ def loader_problems(loader: Any) -> list[str]:
     if isinstance(loader.dataset, IterableDataset):
         return [f"{type(loader.dataset).__name__} has no length: rows are drawn by chance from a dataset that has one"]
     problems = []
+    if loader.batch_size is None and loader.batch_sampler is None:
+        problems.append("the training loader makes no batches: give batch_size")
     sampler, batches = loader.sampler, loader.batch_sampler
     if type(sampler) not in (RandomSampler, SequentialSampler):
         problems.append(

@@ -6,12 +6,15 @@ as it would have; so the key stands in checkpoints, and never in a generator.
 
 from __future__ import annotations
 
+import os
 import secrets
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 
 from visynth.core import seeds as seeding
+from visynth.core.errors import IntegrityError
 
 HALF = 15  # hexadecimal digits that fit into a seed
 
@@ -28,9 +31,24 @@ def key_of(file: str | Path | None) -> str:
     path = Path(file)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        path.write_text(new_key(), encoding="ascii")
-    return path.read_text(encoding="ascii")
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        part.touch(mode=0o600)
+        part.write_text(new_key(), encoding="ascii")
+        os.replace(part, path)
+    key = path.read_text(encoding="ascii").strip()
+    if len(key) != 64 or set(key) - set("0123456789abcdef"):
+        raise IntegrityError(f"{path} holds no key (64 hexadecimal digits): remove it to begin anew.")
+    return key
+
+
+def key_for(key: str, *purpose: object) -> str:
+    """The key of one purpose: other data or options have another, so that the noise of two fits never cancels out.
+
+    Example:
+        >>> key_for("0" * 64, "a", 1.0) == key_for("0" * 64, "a", 1.0), key_for("0" * 64, "a") == key_for("0" * 64, "b")
+        (True, False)
+    """
+    return blake2b("\x1f".join([key, *map(str, purpose)]).encode(), digest_size=32).hexdigest()
 
 
 def secret_rng(key: str, use: str) -> np.random.Generator:

@@ -1,0 +1,208 @@
+"""``visynth audit`` of a table generator: the attacks of :mod:`visynth.tabular.attacks` with a positive and a negative control."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visynth.core import seeds as seeding
+from visynth.core.errors import DataError
+from visynth.core.progress import Progress, no_progress
+from visynth.core.report import Report, bullets, environment, table
+from visynth.privacy.audit import (
+    Attacked,
+    attack_blocks,
+    bound_by_scores,
+    broken_claim,
+    check_sides,
+    claim_blocks,
+)
+from visynth.privacy.membership import Floats, Membership, membership
+from visynth.tabular.attacks import LOSS, Privacy, attack
+from visynth.tabular.base import Synthesizer
+from visynth.tabular.fitted import row_hashes
+from visynth.tabular.inference import infer
+from visynth.tabular.schema import Schema, Table, rows_of, stacked, taken
+
+MOST = 20_000  # rows a side
+HEART, HEART_STEPS = 100, 600  # rows that the positive control of the loss is fitted to, and its steps
+
+
+def audit_table(
+    generator: Synthesizer, train: Any, holdout: Any, *, seed: int = 0, progress: Progress = no_progress
+) -> Report:
+    """Attack a generator with rows that it was fitted to and rows that it was not.
+
+    Args:
+        generator: fitted.
+        train: frame of the rows that it was fitted to.
+        holdout: frame of other rows of the same table.
+        seed: of everything.
+        progress: receives lines.
+
+    Raises:
+        UsageError: no holdout.
+        DataError: rows that the generator was not fitted to, held-out rows that it was, too few of either.
+    """
+    check_sides(len(train), len(holdout))
+    schema, real, held, notes = _read(generator, train, holdout)
+    count = min(rows_of(real), rows_of(held), MOST)
+    check_sides(count, count)
+    picked = [
+        seeding.rng(seed, f"audit/{side}").permutation(n)[:count]
+        for side, n in (("own", rows_of(real)), ("held", rows_of(held)))
+    ]
+    own, others = taken(real, picked[0]), taken(held, picked[1])
+    progress(f"drawing {count} rows")
+    fake = schema.table(generator.sample(count, seed=seed))
+    losses = _losses(generator, train, holdout, picked, seed)
+    progress("attacking")
+    found = attack(own, others, fake, schema, seed=seed, losses=losses)
+    half = count // 2
+    first, second = taken(others, np.arange(half)), taken(others, np.arange(half, 2 * half))
+    own_losses = None if losses is None else (losses[1][:half], losses[1][half : 2 * half])
+    none = {m.attack: m for m in attack(first, second, fake, schema, seed=seed, losses=own_losses).memberships}
+    # Where leaking is certain: half of what comes out are rows that went in.
+    few = np.arange(half // 2)
+    given = stacked([taken(first, few), taken(fake, np.arange(half - len(few)))])
+    sure = {m.attack: m for m in attack(first, second, given, schema, seed=seed).memberships}
+    if losses is not None:
+        progress("fitting a model that knows its rows by heart")
+        sure[LOSS] = _by_heart(generator, holdout, picked[1][: 2 * half], seed)
+    attacks = [Attacked(one, sure[one.attack], none[one.attack]) for one in found.memberships]
+    privacy = dict(generator.fitted.privacy)
+    bounds: dict[str, tuple[float, int, int]] = {}
+    if losses is not None:
+        bounds[LOSS] = bound_by_scores(-losses[0], -losses[1], privacy.get("delta", 0.0))
+    return _report(generator, found, attacks, bounds, privacy, notes, count)
+
+
+def _read(generator: Synthesizer, train: Any, holdout: Any) -> tuple[Schema, Table, Table, list[str]]:
+    """Both sides under one schema, checked against the generator's fingerprints."""
+    import pandas as pd
+
+    private = bool(generator.fitted.privacy)
+    columns = [c.name for c in generator.schema.columns if c.name in train.columns]
+    whole = pd.concat([train[columns], holdout[columns]], ignore_index=True)
+    schema = infer(whole, target=generator.fitted.target) if private else generator.schema
+    real, held = schema.table(train), schema.table(holdout)
+    marks = {member.sha256 for member in generator.fitted.members}
+    if not marks:
+        return (
+            schema,
+            real,
+            held,
+            ["which rows were fitted was taken from the files: the generator has no fingerprints"],
+        )
+    ours, theirs = (np.array([h in marks for h in row_hashes(schema, side)]) for side in (real, held))
+    problems = []
+    if not ours.all():
+        problems.append(f"{int((~ours).sum())} of {len(ours)} training rows are none that the generator was fitted to")
+    if not problems and theirs.any():
+        held = taken(held, np.flatnonzero(~theirs))
+    if problems:
+        raise DataError(f"{problems[0]}: give the file that it was fitted to, unaltered.")
+    notes = [f"{int(theirs.sum())} held-out rows equal fitted ones: left out"] if theirs.any() else []
+    return schema, real, held, notes
+
+
+def _by_heart(generator: Synthesizer, holdout: Any, rows: NDArray[np.int64], seed: int) -> Membership:
+    """The loss attack on a model of the same kind that was fitted to a few rows alone."""
+    from visynth.tabular.frames import to_pandas
+
+    frame, _ = to_pandas(holdout)
+    half = len(rows) // 2
+    sides = [frame.iloc[rows[start : start + min(HEART, half)]].reset_index(drop=True) for start in (0, half)]
+    options = dict(generator.arguments()["hparams"])
+    options |= {"steps": min(int(options["steps"]), HEART_STEPS)} if "steps" in options else {}
+    taught = type(generator)(**options).fit(
+        sides[0], schema=generator.schema, target=generator.fitted.target, members="none"
+    )
+    lower = [taught.losses(side, seed=seed) for side in sides]
+    assert lower[0] is not None
+    assert lower[1] is not None
+    return membership(LOSS, -lower[0], -lower[1], seed)
+
+
+def _losses(
+    generator: Synthesizer, train: Any, holdout: Any, picked: list[Any], seed: int
+) -> tuple[Floats, Floats] | None:
+    found = generator.losses(train, seed=seed), generator.losses(holdout, seed=seed)
+    if found[0] is None or found[1] is None or len(found[1]) <= int(picked[1].max()):
+        return None
+    return np.asarray(found[0])[picked[0]], np.asarray(found[1])[picked[1]]
+
+
+def _report(
+    generator: Synthesizer,
+    found: Privacy,
+    attacks: list[Attacked],
+    bounds: dict[str, tuple[float, int, int]],
+    privacy: dict[str, Any],
+    notes: list[str],
+    count: int,
+) -> Report:
+    leaks = [one.found.attack for one in attacks if one.finding == "leaks"]
+    leaks += [f"{g.attack} of {g.column!r}" for g in found.guesses if g.leaks]
+    broken = broken_claim(privacy, bounds)
+    said = (
+        f"Leaks, shown by {', '.join(leaks)}."
+        if leaks
+        else "No attack that was tried found a leak; that is no guarantee."
+    )
+    if broken:
+        said += f" The claimed epsilon is refuted by {', '.join(broken)}."
+    report = Report("privacy audit", generator.network, lead=said)
+    report.section("Membership inference", *attack_blocks(attacks))
+    rows = []
+    for g in found.guesses:
+        said = f"{g.risk:.3f} [{g.low:.3f}, {g.high:.3f}]"
+        finding = "leaks" if g.leaks else "nothing found"
+        rows.append([g.column, g.attack, f"{g.members:.3f}", f"{g.controls:.3f}", said, finding])
+    heads = ["column", "attack", "members guessed right", "controls", "risk [95 %]", "finding"]
+    report.section(
+        "Attribute inference and reconstruction", table(heads, rows, "Controls are what the population gives away.")
+    )
+    if bounds:
+        report.section("Lower bounds on epsilon", *claim_blocks(privacy, attacks, bounds))
+    share, low, high = found.closer
+    report.section(
+        "Copies",
+        table(
+            [
+                "synthetic rows closer to fitted ones than to as many others",
+                "95 %",
+                "equal to a fitted row",
+                "to another",
+            ],
+            [[f"{share:.3f}", f"[{low:.3f}, {high:.3f}]", f"{found.exact[0]:.2%}", f"{found.exact[1]:.2%}"]],
+        ),
+    )
+    report.section(
+        "Not tested",
+        bullets(
+            [
+                *notes,
+                "not tried: shadow models",
+                "distances of single rows are not written down: they would be a leak themselves",
+            ]
+        ),
+    )
+    report.conditions |= {
+        "generator": generator.digest,
+        "rows a side": count,
+        "audit": {
+            "attacks": [one.to_json() for one in attacks],
+            "guesses": [asdict(g) for g in found.guesses],
+            "leaks": leaks,
+            "epsilon bounds": {name: list(b) for name, b in bounds.items()},
+            "claimed": privacy,
+            "refuted": broken,
+            "closer to members": list(found.closer),
+        },
+        **environment(),
+    }
+    return report

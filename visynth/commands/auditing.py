@@ -1,0 +1,105 @@
+"""Audits: what whoever has a generator learns of the data behind it."""
+
+from __future__ import annotations
+
+import json as jsons
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from visynth.commands.printing import printer
+from visynth.core.errors import DataError, UsageError
+
+
+def audit(
+    generator: str,
+    data: str,
+    out: str,
+    holdout: str | None = None,
+    members: str | None = None,
+    images: int = 1000,
+    fit: Literal["crop", "pad", "squash"] = "crop",
+    gallery: bool = True,
+    device: str = "cpu",
+    seed: int = 0,
+    json: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Attack a generator of images or of table rows, each attack beside a positive and a negative control.
+
+    Args:
+        generator: folder of a generator.
+        data: what it was trained on: images as 'visynth trial' reads them, or a CSV or Parquet file.
+        out: folder for report.json and report.html; 'visynth gate --audit' reads it.
+        holdout: the same of what it was not trained on; images that are no members serve where it is left out.
+        members: file with the names of the images that were trained on, one a line, for a generator without fingerprints.
+        images: synthetic images to draw.
+        fit: how images became the generator's size in training: crop, pad or squash.
+        gallery: show members beside their nearest synthetic images; --no-gallery for a report that is published.
+        device: where the generator runs.
+        seed: of everything.
+        json: print the findings as JSON.
+        quiet: no progress.
+    """
+    from visynth.core.folders import claim
+
+    claim(out, ("report.html", "report.json"))
+    progress = printer(quiet)
+    schema = _schema(Path(generator))
+    if schema.startswith("visynth.table"):
+        report = _table(generator, data, holdout, members, seed, progress)
+    elif schema.startswith("visynth.generator"):
+        from visynth.data.reading import read_images, tell
+        from visynth.generators.base import load_generator
+        from visynth.jobs.audit import audit_images
+
+        own = read_images(data)
+        tell(own)
+        report = audit_images(
+            load_generator(generator, device=device), own, members=_names(members),
+            holdout=None if holdout is None else read_images(holdout), drawn=images, fit=fit, seed=seed, show=gallery,
+            progress=progress,
+        )  # fmt: skip
+    else:
+        raise UsageError(
+            f"{generator} is a generator of schema {schema}: images and tables are audited; texts by 'visynth text fit'."
+        )
+    report.write(out)
+    found = report.conditions["audit"]
+    if json:
+        print(jsons.dumps(found))
+    else:
+        for one in found["attacks"]:
+            own_ = one["found"]
+            print(f"{own_['attack']}: AUC {own_['auc']:.3f} [{own_['low']:.3f}, {own_['high']:.3f}]: {one['finding']}")
+        print(report.lead)
+        print(f"report: {Path(out) / 'report.html'}", file=sys.stderr)
+    return 0
+
+
+def _schema(folder: Path) -> str:
+    file = folder / "generator.json"
+    if not file.is_file():
+        raise UsageError(f"{folder} is no generator: it has no generator.json.")
+    return str(jsons.loads(file.read_text(encoding="utf-8")).get("schema", ""))
+
+
+def _names(file: str | None) -> list[str] | None:
+    if file is None:
+        return None
+    if not Path(file).is_file():
+        raise DataError(f"there is no file {file}: it names the images that were trained on, one a line.")
+    names = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
+    return [name for name in names if name]
+
+
+def _table(generator: str, data: str, holdout: str | None, members: str | None, seed: int, progress: Any) -> Any:
+    from visynth.tabular.audit import audit_table
+    from visynth.tabular.base import Synthesizer
+    from visynth.tabular.frames import read_table
+
+    if members is not None:
+        raise UsageError("a table's members are the rows of --data: --members is for images.")
+    if holdout is None:
+        raise UsageError("an audit of a table needs --holdout: rows of the same table that were not fitted.")
+    return audit_table(Synthesizer.load(generator), read_table(data), read_table(holdout), seed=seed, progress=progress)

@@ -1,0 +1,387 @@
+"""``visynth audit`` of an image generator: what whoever has it learns of the images that it was trained on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from visynth.core import seeds as seeding
+from visynth.core.codec import Array
+from visynth.core.errors import DataError, UsageError, choices, raise_all
+from visynth.core.members import meetings
+from visynth.core.pictures import fit_to, to_channels
+from visynth.core.progress import Progress, no_progress
+from visynth.core.report import Report, bullets, environment, gallery, table, text
+from visynth.data.imageset import ImageSet, Item, in_threads
+from visynth.generators.base import Generator
+from visynth.generators.diffusion import Diffusion, to_values
+from visynth.metrics.bank import FeatureBank
+from visynth.metrics.extractors import extractor
+from visynth.metrics.memorization import unit
+from visynth.networks import edm
+from visynth.networks.unet import Denoiser
+from visynth.privacy.audit import (
+    Attacked,
+    attack_blocks,
+    bound_by_scores,
+    broken_claim,
+    check_sides,
+    claim_blocks,
+)
+from visynth.privacy.diffusion_attacks import ATTACKS
+from visynth.privacy.membership import Floats, Membership, membership
+
+SPENT = "differential privacy"  # entry of a card
+MOST = 2000  # members and controls that are attacked
+HEART, HEART_STEPS = 64, 400  # images that the positive control learns by heart, and steps for it
+SHOWN = 12  # pairs of the gallery
+RESOLUTION = 112
+BY_FEATURES, BY_PIXELS = "nearest generated image, by features", "nearest generated image, by pixels"
+
+
+@dataclass(frozen=True)
+class Side:
+    """Images at the generator's size: ``[N, C, H, W]``, labels ``[N]``, names, features ``[N, D]``."""
+
+    images: NDArray[Any]
+    labels: NDArray[np.int64]
+    names: tuple[str, ...]
+    features: NDArray[np.float32]
+
+    def take(self, rows: NDArray[np.int64]) -> Side:
+        return Side(self.images[rows], self.labels[rows], tuple(self.names[r] for r in rows), self.features[rows])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def audit_images(
+    generator: Generator,
+    images: ImageSet,
+    *,
+    members: Sequence[str] | None = None,
+    holdout: ImageSet | None = None,
+    drawn: int = 1000,
+    fit: str = "crop",
+    seed: int = 0,
+    show: bool = True,
+    progress: Progress = no_progress,
+) -> Report:
+    """Attack a generator with members (images that it was trained on) and controls.
+
+    Args:
+        generator: the artifact.
+        images: where its training images are.
+        members: names of the images that were trained on, where the generator has no fingerprints (a private one).
+        holdout: other images of the same kind that were not; by default those of ``images`` that are no members.
+        drawn: synthetic images to compare with.
+        fit: how images became the generator's size in training.
+        seed: of everything.
+        show: real images beside their nearest synthetic ones; leave out for a report that is published.
+        progress: receives lines.
+
+    Raises:
+        UsageError: no holdout; names of members that are no images.
+        DataError: images that do not match the generator's fingerprints; too few on a side.
+    """
+    own, others, notes = split_sides(generator, images, members, holdout)
+    count = min(len(own[1]), len(others[1]), MOST)
+    check_sides(len(own[1]), len(others[1]))
+    own, others = _even(own, others, count, seed)
+    bank = FeatureBank(extractor(), resolutions=(RESOLUTION,))
+    progress(f"reading {len(own[1])} members and as many controls")
+    sides = [_side(generator, source, items, fit, bank) for source, items in (own, others)]
+    rng = seeding.rng(seed, "audit/labels")
+    labels = rng.choice(sides[0].labels, drawn)
+    progress(f"drawing {drawn} images")
+    fake = _drawn(generator, labels, seed, bank)
+    attacks, scores = _attacks(generator, sides[0], sides[1], fake, seed, progress)
+    privacy = dict(generator.card.get(SPENT, {}))
+    bounds = {name: bound_by_scores(a, b, privacy.get("delta", 0.0)) for name, (a, b) in scores.items()}
+    closer = _closer(sides[0], sides[1], fake)
+    return _report(generator, images, attacks, bounds, closer, (sides[0], fake), privacy, notes, show)
+
+
+def split_sides(
+    generator: Generator, images: ImageSet, named: Sequence[str] | None, holdout: ImageSet | None
+) -> tuple[tuple[ImageSet, list[Item]], tuple[ImageSet, list[Item]], list[str]]:
+    """Members and controls, and what should be known of them."""
+    images = images.select(lambda item: len(item.labels) == 1 and item.labels[0] in generator.spec.classes)
+    notes = []
+    if named is not None:
+        known = {item.name for item in images.items}
+        lost = [name for name in named if name not in known]
+        raise_all("the file of members", [f"{name!r} is no image of {images.root}" for name in lost], DataError)
+        inside = set(named)
+        near: dict[str, Any] = {}
+        notes.append(
+            "which images are members was taken from a file: the generator has no fingerprints to compare with"
+        )
+    else:
+        recorded = list(generator.members)
+        if not recorded:
+            raise UsageError(
+                "the generator has no fingerprints of its training images (a private fit keeps none): name them in --members FILE."
+            )
+        candidates = images.members("")
+        same, near = meetings(candidates, [m for m in recorded if m.split == "train"])
+        inside = {name for name, member in same.items() if member.split == "train"}
+        trained = sum(m.split == "train" for m in recorded)
+        if not inside:
+            raise DataError(
+                f"none of the {len(candidates)} images of {images.root} is one of the {trained} that the generator was trained on "
+                f"({choices([m.path for m in recorded[:2]])}, ...): altered, or other data."
+            )
+        if len(inside) < trained:
+            notes.append(
+                f"{trained - len(inside)} of {trained} training images were not found, or are altered: not attacked"
+            )
+    own = [item for item in images.items if item.name in inside]
+    outside = [item for item in images.items if item.name not in inside and item.name not in near]
+    if near:
+        notes.append(f"{len(set(near) - inside)} images are near-duplicates of members: on neither side")
+    if holdout is None:
+        return (images, own), (images, outside), notes
+    other = holdout.select(lambda item: len(item.labels) == 1 and item.labels[0] in generator.spec.classes)
+    if generator.members:
+        same, near = meetings(other.members(""), list(generator.members))
+        trained_on = {n for n, m in {**near, **same}.items() if m.split == "train"}
+        if trained_on:
+            notes.append(f"{len(trained_on)} images of the holdout are members or near-duplicates of one: left out")
+            other = other.select(lambda item: item.name not in trained_on)
+    return (images, own), (other, list(other.items)), notes
+
+
+def _even(
+    own: tuple[ImageSet, list[Item]], others: tuple[ImageSet, list[Item]], count: int, seed: int
+) -> tuple[tuple[ImageSet, list[Item]], tuple[ImageSet, list[Item]]]:
+    """Equal sides with the same number of each class: else attacks would tell classes apart."""
+    rng = seeding.rng(seed, "audit/sides")
+    picked: tuple[list[Item], list[Item]] = ([], [])
+    classes = sorted({item.label for item in own[1]} & {item.label for item in others[1]})
+    pools = [[[item for item in side[1] if item.label == name] for name in classes] for side in (own, others)]
+    sizes = np.array([min(len(a), len(b)) for a, b in zip(*pools, strict=True)])
+    sizes = np.floor(sizes * min(1.0, count / max(sizes.sum(), 1))).astype(int)
+    for side, pool in zip(picked, pools, strict=True):
+        for items, size in zip(pool, sizes, strict=True):
+            side.extend(items[int(row)] for row in rng.permutation(len(items))[:size])
+    check_sides(len(picked[0]), len(picked[1]))
+    return (own[0], picked[0]), (others[0], picked[1])
+
+
+def _side(generator: Generator, images: ImageSet, items: Sequence[Item], fit: str, bank: FeatureBank) -> Side:
+    spec = generator.spec
+    enough = 2 * spec.size[0], 2 * spec.size[1]
+
+    def fitted(item: Item) -> Array:
+        image = to_channels(images.image(item, enough), spec.channels)
+        return np.array(fit_to(image, spec.size, fit))
+
+    pixels = in_threads(fitted, items)
+    if {str(image.dtype) for image in pixels} != {spec.dtype}:
+        raise DataError(
+            f"the generator makes {spec.dtype} images, but the data hold {choices({str(i.dtype) for i in pixels})}."
+        )
+    rows = bank.add(pixels, cache=False)
+    labels = np.array([spec.classes.index(item.label) for item in items], np.int64)
+    stacked = np.ascontiguousarray(np.stack(pixels).transpose(0, 3, 1, 2))
+    return Side(
+        stacked, labels, tuple(item.name for item in items), np.asarray(bank.get(RESOLUTION, "mean")[rows], np.float32)
+    )
+
+
+def _drawn(generator: Generator, labels: NDArray[np.int64], seed: int, bank: FeatureBank) -> Side:
+    seeds = [seeding.derive("audit", seed, number) for number in range(len(labels))]
+    images = generator.sample(seeds, labels.tolist()).images.cpu().numpy()
+    rows = bank.add([np.ascontiguousarray(image.transpose(1, 2, 0)) for image in images], cache=False)
+    return Side(images, labels, (), np.asarray(bank.get(RESOLUTION, "mean")[rows], np.float32))
+
+
+def _attacks(
+    generator: Generator, own: Side, others: Side, fake: Side, seed: int, progress: Progress
+) -> tuple[list[Attacked], dict[str, tuple[Floats, Floats]]]:
+    """Every attack that the generator allows, with its controls, and the scores of both sides."""
+    half = len(others) // 2
+    order = seeding.rng(seed, "audit/halves").permutation(len(others))
+    first, second = others.take(order[:half]), others.take(order[half:])
+    attacks, scores = [], {}
+    noise = seeding.rng(seed, "audit/copies")
+    for name, vectors in ((BY_FEATURES, _features), (BY_PIXELS, _pixels)):
+        sides = [_near(vectors(side), vectors(fake)) for side in (own, others)]
+        # Where leaking is certain: a generator that gives one half of the controls back, hardly changed.
+        given = vectors(first) + 0.01 * vectors(first).std() * noise.standard_normal(vectors(first).shape)
+        sure = [_near(vectors(side), given.astype(np.float32)) for side in (first, second)]
+        none = [_near(vectors(side), vectors(fake)) for side in (first, second)]
+        attacks.append(_attacked(name, sides, sure, none, seed))
+        scores[name] = (sides[0], sides[1])
+    if isinstance(generator, Diffusion) and not generator.network.conditions:
+        progress("attacking the denoiser")
+        network = generator.network
+        few = first.take(np.arange(min(HEART, len(first))))
+        rest = second.take(np.arange(min(HEART, len(second))))
+        taught = by_heart(network, few, seed)
+        for name, attack in ATTACKS.items():
+            sides = [attack(network, side.images, side.labels, seed) for side in (own, others)]
+            sure = [attack(taught, side.images, side.labels, seed) for side in (few, rest)]
+            none = [attack(network, side.images, side.labels, seed) for side in (first, second)]
+            attacks.append(_attacked(name, sides, sure, none, seed))
+            scores[name] = (sides[0], sides[1])
+    return attacks, scores
+
+
+def _attacked(
+    name: str, sides: Sequence[Floats], sure: Sequence[Floats], none: Sequence[Floats], seed: int
+) -> Attacked:
+    found: list[Membership] = [membership(name, pair[0], pair[1], seed) for pair in (sides, sure, none)]
+    return Attacked(*found)
+
+
+def by_heart(network: Denoiser, side: Side, seed: int) -> Denoiser:
+    """A copy of a denoiser that was trained further on a few images alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeding.derive("by heart", seed) % 2**31)
+        taught = copy.deepcopy(network).requires_grad_(True).train()
+        for layer in taught.modules():
+            if hasattr(layer, "p") and isinstance(layer, torch.nn.Dropout):
+                layer.p = 0.0
+        optimizer = torch.optim.Adam(taught.parameters(), lr=1e-3)
+        device = next(taught.parameters()).device
+        clean = to_values(torch.from_numpy(side.images)).to(device) - taught.mean
+        labels = torch.from_numpy(side.labels).to(device)
+        for _ in range(HEART_STEPS):
+            rows = torch.randint(len(clean), (min(32, len(clean)),))
+            sigma = edm.draw_sigma(torch.randn(len(rows)), taught.sigma_data).to(device)
+            x, level = clean[rows], sigma.reshape(-1, 1, 1, 1)
+            error = (
+                (taught(x + level * torch.randn(x.shape).to(device), sigma, labels[rows]) - x)
+                .square()
+                .mean(dim=(1, 2, 3))
+            )
+            loss = (error * edm.edm_weight(sigma, taught.sigma_data)).mean()
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+    return taught.eval().requires_grad_(False)
+
+
+def _features(side: Side) -> NDArray[np.float32]:
+    return unit(side.features).astype(np.float32)
+
+
+def _pixels(side: Side) -> NDArray[np.float32]:
+    top = np.float32(np.iinfo(side.images.dtype).max)
+    return np.asarray(side.images.reshape(len(side), -1).astype(np.float32) / top, np.float32)
+
+
+def _distances(x: NDArray[np.float32], y: NDArray[np.float32]) -> Floats:
+    found = torch.cdist(torch.from_numpy(x), torch.from_numpy(y))
+    return np.asarray(found.double().numpy())
+
+
+def _near(x: NDArray[np.float32], fake: NDArray[np.float32]) -> Floats:
+    """Minus the distance of each image to its nearest generated one."""
+    return np.asarray(-_distances(x, fake).min(axis=1))
+
+
+def _closer(own: Side, others: Side, fake: Side) -> tuple[float, float, float]:
+    """Share of generated images that are closer to a member than to any of as many controls, with its 95 % interval: extraction
+    by generating and filtering, where 0.5 is chance."""
+    nearest = [_distances(_features(fake), _features(side)) for side in (own, others)]
+    first, second = (found.min(axis=1) for found in nearest)
+    wins = (first < second) + (first == second) / 2
+    share = float(wins.mean())
+    # Real images that many generated ones are nearest to count as one coin.
+    weights = [np.bincount(found.argmin(axis=1), w) for found, w in zip(nearest, (wins, 1 - wins), strict=True)]
+    spread = float(np.sqrt(sum((w**2).sum() for w in weights))) / (2 * len(wins))
+    return share, share - 1.96 * spread, share + 1.96 * spread
+
+
+def _report(
+    generator: Generator,
+    images: ImageSet,
+    attacks: Sequence[Attacked],
+    bounds: dict[str, tuple[float, int, int]],
+    closer: tuple[float, float, float],
+    pairs: tuple[Side, Side],
+    privacy: dict[str, Any],
+    notes: Sequence[str],
+    show: bool,
+) -> Report:
+    leaks = [one.found.attack for one in attacks if one.finding == "leaks"]
+    broken = broken_claim(privacy, bounds)
+    said = (
+        f"Leaks, shown by {', '.join(leaks)}."
+        if leaks
+        else "No attack that was tried found a leak; that is no guarantee."
+    )
+    if broken:
+        said += f" The claimed epsilon is refuted by {', '.join(broken)}."
+    report = Report("privacy audit", Path(images.root).name, lead=said)
+    count = attacks[0].found.members
+    report.section(
+        "Membership inference", text(f"{count} members, {count} controls of the same classes."), *attack_blocks(attacks)
+    )
+    share, low, high = closer
+    report.section(
+        "Extraction",
+        table(
+            ["generated images closer to a member than to any control", "95 %", "chance"],
+            [[f"{share:.3f}", f"[{low:.3f}, {high:.3f}]", "0.5"]],
+            f"{len(pairs[1])} generated images, by features.",
+        ),
+    )
+    report.section("Lower bounds on epsilon", *claim_blocks(privacy, attacks, bounds))
+    if show:
+        report.section("Nearest pairs", *_gallery(*pairs))
+    report.section("Not tested", bullets([*notes, *_untested(generator)]))
+    report.conditions |= {
+        "generator": generator.digest,
+        "audit": {
+            "attacks": [one.to_json() for one in attacks],
+            "leaks": leaks,
+            "epsilon bounds": {name: list(found) for name, found in bounds.items()},
+            "claimed": privacy,
+            "refuted": broken,
+            "closer to members": list(closer),
+        },
+        **environment(),
+    }
+    return report
+
+
+def _gallery(own: Side, fake: Side) -> list[dict[str, Any]]:
+    distances = _distances(_features(own), _features(fake))
+    order = np.argsort(distances.min(axis=1), kind="stable")[:SHOWN]
+    pictures, captions = [], []
+    for row in order:
+        pictures += [_shown(own.images[row]), _shown(fake.images[int(distances[row].argmin())])]
+        captions += ["training image", "nearest generated"]
+    note = "The members with the nearest generated images. Real images are shown: for reviewers, not for publication."
+    return [gallery(captions, pictures, 6, note)]
+
+
+def _shown(image: NDArray[Any]) -> Array:
+    top = np.iinfo(image.dtype).max
+    values = (image.transpose(1, 2, 0).astype(np.float64) * (255 / top)).astype(np.uint8)
+    return to_channels(values, 3)
+
+
+def _untested(generator: Generator) -> list[str]:
+    open_ones = [
+        "shadow models",
+        "the discriminator of a GAN, which is not in the generator",
+        "reconstruction by inverting latents",
+    ]
+    if not isinstance(generator, Diffusion) or generator.network.conditions:
+        open_ones.append("white-box attacks on the network: there are none for this kind of generator here")
+    return [
+        f"not tried: {', '.join(open_ones)}",
+        "distances of single records are not written down: they would be a leak themselves",
+    ]

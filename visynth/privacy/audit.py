@@ -1,0 +1,190 @@
+"""What an audit says: each attack beside two controls, so that an all-clear is worth something.
+
+*Positive control*: the same attack where leaking is certain; if it is not flagged there, the attack cannot see, and its
+all-clear says nothing. *Negative control*: the same attack on two sides of which neither was trained on; if it is flagged there,
+something else tells the sides apart. What an audit does not find may still be there: it is no guarantee.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from visynth.core.errors import DataError, UsageError
+from visynth.core.report import table, text
+from visynth.privacy.membership import Floats, Membership
+
+FEWEST = 20  # members and controls each, below which nothing is attacked
+GUESSES = 0.2  # share of the records that are guessed for the bound on epsilon, the surest ones
+Finding = Literal["leaks", "nothing found", "cannot see", "sides differ"]
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """One attack with its controls.
+
+    Attributes:
+        found: members against controls.
+        positive: where leaking is certain.
+        negative: controls against controls.
+    """
+
+    found: Membership
+    positive: Membership
+    negative: Membership
+
+    @property
+    def finding(self) -> Finding:
+        """What may be said of it."""
+        if self.negative.leaks:
+            return "sides differ"
+        if self.found.leaks:
+            return "leaks"
+        return "nothing found" if self.positive.leaks else "cannot see"
+
+    @property
+    def advantage(self) -> tuple[float, float, float]:
+        """2 AUC - 1 with its 95 % interval: 0 is chance, 1 is certainty."""
+        return 2 * self.found.auc - 1, 2 * self.found.low - 1, 2 * self.found.high - 1
+
+    def to_json(self) -> dict[str, Any]:
+        return {"finding": self.finding, "advantage": list(self.advantage), **asdict(self)}
+
+
+def epsilon_bound(right: int, guesses: int, records: int, delta: float = 0.0, level: float = 0.05) -> float:
+    """The epsilon below which so many right guesses of membership would be too lucky: a lower bound at 95 %.
+
+    Steinke, Nasr and Jagielski, "Privacy auditing with one (1) training run" (NeurIPS 2023), theorem 5.2 and appendix D. It
+    holds where each record was trained on by the throw of a coin, and is never proof of a small epsilon: 100 right guesses of
+    100 say no more than 3.49.
+
+    Args:
+        right: guesses that are right.
+        guesses: that were made; others abstain.
+        records: that could have been members.
+        delta: of the claim.
+        level: one-sided error.
+
+    Example:
+        >>> round(epsilon_bound(100, 100, 100), 2), epsilon_bound(50, 100, 100)
+        (3.49, 0.0)
+    """
+    from scipy.stats import binom
+
+    def luck(epsilon: float) -> float:
+        chance = 1 / (1 + np.exp(-epsilon))
+        beta = float(binom.sf(right - 1, guesses, chance))
+        sums = np.cumsum(binom.pmf(right - np.arange(1, right + 1), guesses, chance)) if right else np.zeros(1)
+        alpha = float(np.max(sums / np.arange(1, len(sums) + 1)))
+        return min(beta + 2 * records * delta * alpha, 1.0)
+
+    if luck(0.0) > level:
+        return 0.0
+    low, high = 0.0, 30.0
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (middle, high) if luck(middle) <= level else (low, middle)
+    return low
+
+
+def bound_by_scores(members: Floats, controls: Floats, delta: float = 0.0) -> tuple[float, int, int]:
+    """A lower bound on epsilon of scores: the highest are guessed members, the lowest not; how many is fixed beforehand.
+
+    Args:
+        members: scores ``[N]``.
+        controls: scores ``[N]``.
+        delta: of the claim.
+
+    Returns:
+        The bound, guesses that were right, and guesses.
+    """
+    scores = np.concatenate([members, controls])
+    truth = np.concatenate([np.ones(len(members), bool), np.zeros(len(controls), bool)])
+    guesses = max(int(GUESSES * len(scores)) // 2, 1)
+    order = np.argsort(-scores, kind="stable")
+    right = int(truth[order[:guesses]].sum() + (~truth[order[-guesses:]]).sum())
+    return epsilon_bound(right, 2 * guesses, len(scores), delta), right, 2 * guesses
+
+
+def check_sides(members: int, controls: int) -> None:
+    """Refuse an audit without enough on both sides.
+
+    Raises:
+        UsageError: there is no holdout.
+        DataError: too few on a side.
+    """
+    if not controls:
+        raise UsageError(
+            "an audit needs records that were not trained on (held_out, or --holdout): without them every attack finds what "
+            "the population gives away."
+        )
+    if min(members, controls) < FEWEST:
+        raise DataError(
+            f"an audit needs at least {FEWEST} members and as many controls, but there are {members} and {controls}."
+        )
+
+
+SAID = {
+    "leaks": "members are told from records that were not trained on",
+    "nothing found": "this attack finds nothing; others may",
+    "cannot see": "not flagged where leaking is certain: its all-clear says nothing here",
+    "sides differ": "flagged where nothing was trained on: the sides differ in something else, so it says nothing here",
+}
+
+
+def attack_blocks(attacks: Sequence[Attacked]) -> list[dict[str, Any]]:
+    """A report's table of attacks."""
+    rows = []
+    for one in attacks:
+        found = one.found
+        hits = "; ".join(f"{h:.1%} [{low:.1%}, {high:.1%}] at {rate}" for rate, (h, low, high) in found.hits.items())
+        rows.append(
+            [
+                found.attack,
+                f"{found.auc:.3f} [{found.low:.3f}, {found.high:.3f}]",
+                hits or f"not claimed below 1 in {found.controls}",
+                f"{one.positive.auc:.3f}",
+                f"{one.negative.auc:.3f}",
+                f"{one.finding}: {SAID[one.finding]}",
+            ]
+        )
+    heads = [
+        "attack",
+        "AUC [95 %]",
+        "members found at a false-positive rate",
+        "positive control",
+        "negative control",
+        "finding",
+    ]
+    return [table(heads, rows), text("AUC 0.5 is chance. Intervals of shares by Clopper and Pearson.")]
+
+
+def claim_blocks(
+    privacy: dict[str, Any], attacks: Sequence[Attacked], bounds: dict[str, tuple[float, int, int]]
+) -> list[dict[str, Any]]:
+    """A report's lower bounds on epsilon beside the claim."""
+    rows = [[name, f"{bound:.2f}", f"{right} of {guesses}"] for name, (bound, right, guesses) in bounds.items()]
+    claim = f"claimed: {privacy['epsilon']:.3g} at delta {privacy['delta']:g}" if privacy else "nothing is claimed"
+    note = (
+        "A lower bound holds where each record was trained on by the throw of a coin (Steinke et al., 2023); it is never proof of "
+        f"a small epsilon. {claim}."
+    )
+    return [table(["attack", "epsilon at least (95 %)", "right guesses"], rows, note)]
+
+
+def lead(leaks: Sequence[str], broken: Sequence[str]) -> str:
+    """The first sentence of an audit's report."""
+    said = "No attack that was tried found a leak; that is no guarantee."
+    if leaks:
+        said = f"Leaks, shown by {', '.join(leaks)}."
+    return said + (f" The claimed epsilon is refuted by {', '.join(broken)}." if broken else "")
+
+
+def broken_claim(privacy: dict[str, Any], bounds: dict[str, tuple[float, int, int]]) -> list[str]:
+    """Attacks whose lower bound is above the claimed epsilon; several attacks share the 5 % of error."""
+    if not privacy:
+        return []
+    return [name for name, (bound, _, _) in bounds.items() if bound > privacy["epsilon"]]
