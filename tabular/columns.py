@@ -167,7 +167,7 @@ class Category(Column):
     Attributes:
         categories: text, numbers or booleans.
         ordered: of a pandas Categorical.
-        catch_all: whether values that are no category count as the last one.
+        catch_all: whether values that are no category, and missing ones where there are none, count as the last one.
     """
 
     kinds: ClassVar[tuple[Kind, ...]] = ("categorical", "boolean")
@@ -180,13 +180,14 @@ class Category(Column):
         gone = self.is_missing(series)
         known = {value: code for code, value in enumerate(self.categories)}
         unknown = len(self.categories) - 1 if self.catch_all else -2
+        missing = unknown if self.catch_all and not self.nullable else -1
         codes = np.array(
-            [-1 if empty else known.get(v, unknown) for v, empty in zip(series.tolist(), gone, strict=True)]
+            [missing if empty else known.get(v, unknown) for v, empty in zip(series.tolist(), gone, strict=True)]
         )
         codes = codes.astype(np.int64).reshape(-1)
         if (codes == -2).any():
             raise self._fail(np.flatnonzero(codes == -2), series, "values that the fitted data do not have")
-        if gone.any() and not self.nullable:
+        if gone.any() and not self.nullable and not self.catch_all:
             raise self._fail(np.flatnonzero(gone), series, "missing values, but the fitted data have none")
         return codes
 

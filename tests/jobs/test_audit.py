@@ -46,7 +46,15 @@ def fitted(folder: Path, steps: int, out: Path) -> Path:
     )
     data = GeneratorData.of(replace(images, items=own), SIZE, batch_size=48, channels=1, temper=1.0)
     module = Diffusion(
-        width=24, multipliers=[1, 2], attention=[], snapshots=False, warmup=0, augment=0.0, dropout=0.0, ema=0.02
+        width=16,
+        multipliers=[1, 2],
+        attention=[],
+        snapshots=False,
+        warmup=0,
+        augment=0.0,
+        dropout=0.0,
+        ema=0.02,
+        lr=3e-3,
     )
     trainer = pytorch_lightning.Trainer(
         max_epochs=-1, max_steps=steps, logger=False, enable_checkpointing=False, accelerator="cpu",
@@ -73,7 +81,7 @@ def report(by_heart: Path, folder: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def by_heart(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fitted(folder, 300, tmp_path_factory.mktemp("heart") / "generator")
+    return fitted(folder, 150, tmp_path_factory.mktemp("heart") / "generator")
 
 
 @pytest.fixture(scope="module")

@@ -118,3 +118,25 @@ def test_measuring_against_the_private_images_is_refused() -> None:
 
     with pytest.raises(UsageError, match="KIDCallback measures against the private images"):
         fit(module(), private(), data(), callbacks=[KIDCallback(count=8)])
+
+
+def test_steps_without_any_image_are_noise() -> None:
+    net, callback = module(), private(steps=6, batch_size=1)
+    fit(net, callback, data())
+    assert callback.steps_done == 6
+    assert int(net.images_seen) == 6  # of the plan, not of what was drawn
+    assert all(torch.isfinite(p).all() for p in net.parameters())
+
+
+def test_a_module_is_private_from_its_first_step_to_its_last() -> None:
+    from visynth.core.errors import ConflictError
+
+    net = module()
+    fit(net, private(), data())
+    with pytest.raises(ConflictError, match="would make the stated epsilon wrong"):
+        pytorch_lightning.Trainer(
+            max_steps=1, logger=False, enable_checkpointing=False, accelerator="cpu", enable_progress_bar=False,
+            enable_model_summary=False,
+        ).fit(net, data())  # fmt: skip
+    with pytest.raises(ConflictError, match="was trained already"):
+        fit(net, private(), data())

@@ -296,3 +296,114 @@ def test_a_key_that_was_given_is_told_in_the_record() -> None:
     unknown = private(key=None)
     trained(unknown)
     assert "not private" not in unknown.record()
+
+
+class Pieces(Net):
+    """Each row in two pieces, or in two views."""
+
+    def __init__(self, views: bool) -> None:
+        super().__init__()
+        self.views = views
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, _ = batch
+        doubled = torch.cat([x, x + 1]) if self.views else torch.stack([x, x + 1], dim=1).reshape(-1, 3)
+        return (self.net(doubled)[:, 0] ** 2).mean()
+
+
+@pytest.mark.parametrize("views", [True, False])
+def test_a_unit_in_several_pieces_is_refused(views: bool) -> None:
+    with pytest.raises(UsageError, match="would be clipped piece by piece"):
+        trainer(private()).fit(Pieces(views), loader())
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_in_training_mode_is_refused_however_it_is_frozen(affine: bool) -> None:
+    layer = nn.BatchNorm1d(6, affine=affine).requires_grad_(False)
+    with pytest.raises(UsageError, match="put these layers in eval mode"):
+        trainer(private()).fit(Net(layer), loader())
+
+
+@pytest.mark.filterwarnings("ignore:Found 1 module")
+def test_batch_norm_in_eval_mode_stays_as_it_is() -> None:
+    net = Net(nn.BatchNorm1d(6).requires_grad_(False).eval())
+    before = net.net[1].running_mean.clone()  # type: ignore[union-attr, operator]
+    trainer(private(steps=2)).fit(net, loader())
+    assert torch.equal(net.net[1].running_mean, before)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("where", ["one at a time", "in a batch"])
+def test_one_row_more_moves_the_sum_by_no_more_than_the_bound(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the noise hides: the same step with and without one row, whose gradient is far above the bound."""
+    from visynth.privacy import dp as privately
+
+    sums = {}
+    rows_drawn = np.arange(0, ROWS, 4)
+    for name, drawn in (("with", rows_drawn), ("without", rows_drawn[rows_drawn != 40])):
+        monkeypatch.setattr(
+            privately.PoissonBatches, "places", lambda self, step, drawn=drawn: drawn * self.multiplicity
+        )
+        torch.manual_seed(0)
+        callback = private(steps=1, max_grad_norm=0.05, physical_batch_size=1 if where == "one at a time" else None)
+        net = Net(lr=1.0)
+        before = weights(net)
+        trainer(callback).fit(net, loader())
+        assert callback.plan is not None
+        sums[name] = (before - weights(net)) * callback.plan.batch
+    moved = float((sums["with"] - sums["without"]).norm())
+    assert 0.049 < moved < 0.05 + 1e-5
+
+
+def test_a_row_without_a_finite_gradient_adds_nothing() -> None:
+    class Broken(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            x, _ = batch
+            scale = torch.where(x[:, 0] == rows().tensors[0][:, 0].max(), float("inf"), 1.0)
+            return (self.net(x)[:, 0] * scale).mean()
+
+    torch.manual_seed(0)
+    net = Broken()
+    trainer(private(batch_size=ROWS, steps=1)).fit(net, loader())
+    assert torch.isfinite(weights(net)).all()
+
+
+def test_what_follows_a_private_figure_is_refused() -> None:
+    class Falling(Net):
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "loss"}}
+
+    with pytest.raises(UsageError, match="ReduceLROnPlateau follows a figure"):
+        trainer(private()).fit(Falling(), loader())
+    from lightning.pytorch.callbacks import EarlyStopping as Other
+    from pytorch_lightning.callbacks import GradientAccumulationScheduler
+
+    for callback, word in (
+        (Other("loss"), "EarlyStopping"),
+        (GradientAccumulationScheduler({1: 2}), "adds noise to each part"),
+    ):
+        with pytest.raises(UsageError, match=word):
+            trainer(private(), callback).fit(Net(), loader())
+    with pytest.raises(UsageError, match="bf16-true rounds"):
+        trainer(private(), precision="bf16-true").fit(Net(), loader())
+
+
+def test_a_refusal_leaves_the_module_alone() -> None:
+    net = Net()
+    with pytest.raises(UsageError, match="below 1/120"):
+        trainer(private(delta=0.5)).fit(net, loader())
+    assert not {"configure_optimizers", "training_step"} & set(vars(net))
+    trainer(max_steps=1).fit(net, loader())
+
+
+def test_lists_of_one_optimiser_and_one_schedule_are_taken() -> None:
+    class Lists(Net):
+        def configure_optimizers(self) -> Any:
+            found = super().configure_optimizers()
+            return [found["optimizer"]], [found["lr_scheduler"]]
+
+    torch.manual_seed(0)
+    net = Lists()
+    trainer(private()).fit(net, loader())
+    assert torch.equal(weights(net), weights(trained(private())))

@@ -184,3 +184,97 @@ def test_a_domain_tells_all_its_problems() -> None:
     assert "4 problems" in str(caught.value)
     with pytest.raises(ValueError, match="there is no file"):
         read_domain("nowhere.yaml")
+
+
+def test_a_rows_random_numbers_are_its_own() -> None:
+    """Those of the others in its batch would change with a row that is left out, and the sum by more than the bound."""
+    from visynth.privacy.poisson import PoissonBatches
+    from visynth.tabular.training import PoissonStream
+
+    for name in ("masked", "tvae", "diffusion"):
+        model: Any = plugins.load("synthesizers", name)(**PRIVATE[name]).fit(machines(200), target="kind")
+        batches = PoissonBatches(200, 0.5, "3c" * 32, 2, lambda: 4, 1)
+        stream = PoissonStream(model.encode(model.schema.table(machines(200))), model, batches)
+        places = batches.places(4)
+        whole, without = stream._noise(places), stream._noise(np.delete(places, [6, 7]))
+        for key, values in whole.items():
+            assert np.array_equal(np.delete(values.numpy(), [6, 7], axis=0), without[key].numpy()), (name, key)
+            assert len(values) == len(places)
+
+
+def test_one_key_is_of_one_fit(tmp_path: Path) -> None:
+    """The same key for another epsilon: other noise, so that two fits cannot be subtracted."""
+    key = str(tmp_path / "key")
+    drawn = []
+    for epsilon in (5.0, 10.0):
+        prepared = prepare(machines(), TablePrivacy(epsilon=epsilon, domain=DOMAIN, key_file=key), "kind", None, "a")
+        drawn.append(prepared.key)
+    assert drawn[0] != drawn[1]
+    again = prepare(machines(), TablePrivacy(epsilon=5.0, domain=DOMAIN, key_file=key), "kind", None, "a")
+    assert again.key == drawn[0]
+    changed = machines()
+    changed.loc[3, "age"] += 1
+    assert prepare(changed, TablePrivacy(epsilon=5.0, domain=DOMAIN, key_file=key), "kind", None, "a").key != drawn[0]
+    (tmp_path / "key").write_text("short")
+    with pytest.raises(ValueError, match="holds no key"):
+        prepare(machines(), TablePrivacy(epsilon=5.0, domain=DOMAIN, key_file=key), "kind")
+
+
+def test_neighbours_have_the_same_schema_and_pay_the_same() -> None:
+    """One cell that is missing, one maker that nobody else has: nothing of it is seen in what is stored."""
+    plain = machines().astype({"age": "Int64"})
+    others = []
+    for column, value in (("age", pd.NA), ("maker", "unheard of"), ("wear", np.nan), ("heat", 1e9)):
+        changed = plain.copy()
+        changed.loc[11, column] = value
+        others.append(changed)
+    options = TablePrivacy(epsilon=5.0, domain=DOMAIN)
+    first = prepare(plain, options, "kind")
+    for changed in others:
+        second = prepare(changed, options, "kind")
+        assert [(c.name, c.kind, c.dtype, c.nullable) for c in second.schema.columns] == [
+            (c.name, c.kind, c.dtype, c.nullable) for c in first.schema.columns
+        ]
+        assert second.schema["maker"] == first.schema["maker"]
+        assert second.releases == first.releases
+
+
+def test_what_is_drawn_fits_its_data_type() -> None:
+    frame = machines(400).assign(flag=[True, False] * 200)[["age", "flag", "kind"]]
+    domain = DOMAIN | {
+        "age": {"kind": "integer", "low": 0, "high": 50, "nullable": True},
+        "flag": {"kind": "boolean", "values": [True, False], "nullable": True},
+    }
+    model = PrivateMarginals(**PRIVATE["dp_marginals"]).fit(
+        frame, target="kind", privacy=TablePrivacy(epsilon=1.0, domain=domain)
+    )
+    sample = model.sample(800)
+    assert (str(sample["age"].dtype), str(sample["flag"].dtype)) == ("Int64", "boolean")
+
+
+def test_a_target_and_one_column_keep_what_joins_them() -> None:
+    frame = pd.DataFrame({"x": ["a", "b"] * 1000, "y": ["c", "d"] * 1000})
+    domain = {name: {"kind": "categorical", "values": sorted(set(frame[name]))} for name in frame}
+    model = PrivateMarginals(components=50, steps=300).fit(
+        frame, target="y", privacy=TablePrivacy(epsilon=5.0, domain=domain)
+    )
+    sample = model.sample(500)
+    assert ((sample["x"] == "a") == (sample["y"] == "c")).mean() > 0.95
+
+
+def test_a_csv_has_no_data_types(tmp_path: Path) -> None:
+    from visynth.cli import main
+
+    machines(300).to_csv(tmp_path / "machines.csv", index=False)
+    (tmp_path / "domain.yaml").write_text("kind: {kind: categorical, values: [good, bad]}\n")
+    words = [
+        "tabular", "fit", "--data", str(tmp_path / "machines.csv"), "--target", "kind", "--synthesizer", "dp_marginals",
+        "--arguments", "{components: 50, steps: 30}", "--privacy.epsilon", "200", "--privacy.domain",
+        str(tmp_path / "domain.yaml"), "--out", str(tmp_path / "model"), "--quiet",
+    ]  # fmt: skip
+    assert main(words) == 64
+    assert not (tmp_path / "model").exists()
+    kinds = "{age: integer, wear: numeric, maker: categorical, heat: numeric}"
+    assert main([*words, "--kinds", kinds]) == 0
+    assert Synthesizer.load(tmp_path / "model").fitted.privacy["epsilon"] <= 200
+    assert not (tmp_path / "model.work").exists()  # the key is gone with the fit

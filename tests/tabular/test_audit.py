@@ -1,0 +1,78 @@
+"""Audits of table generators."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from visynth.cli import main
+from visynth.core.report import read_report
+from visynth.tabular import PrivateMarginals, TablePrivacy
+from visynth.tabular.audit import audit_table
+from visynth.tabular.counting import IndependentMarginals
+
+ROWS = 300
+
+
+def rows(seed: int) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((ROWS, 4)).round(4)
+    return pd.DataFrame({**{f"x{i}": x[:, i] for i in range(4)}, "y": np.where(x[:, 0] > 0, "a", "b")})
+
+
+class Copier(IndependentMarginals):
+    """Gives the rows back that it was fitted to."""
+
+    def sample(self, n, *, conditions=None, seed=0):  # type: ignore[no-untyped-def]
+        return rows(0).sample(n, replace=True, random_state=seed).reset_index(drop=True)
+
+
+def test_a_generator_that_gives_rows_back_is_flagged() -> None:
+    model = Copier().fit(rows(0), target="y")
+    found = audit_table(model, rows(0), rows(1)).conditions["audit"]
+    nearest = found["attacks"][0]
+    assert nearest["finding"] == "leaks"
+    assert nearest["found"]["auc"] > 0.8
+    assert nearest["positive"]["leaks"]
+    assert not nearest["negative"]["leaks"]
+    assert found["leaks"]
+
+
+def test_a_private_generator_is_at_chance_and_its_claim_stands(tmp_path: Path) -> None:
+    domain = {"y": {"kind": "categorical", "values": ["a", "b"]}}
+    domain |= {f"x{i}": {"kind": "numeric", "low": -5, "high": 5} for i in range(4)}  # type: ignore[dict-item]
+    model = PrivateMarginals(components=100, steps=100).fit(
+        rows(0), target="y", privacy=TablePrivacy(epsilon=0.3, domain=domain)
+    )
+    model.save(tmp_path / "model")
+    for seed, name in ((0, "train"), (1, "held")):
+        rows(seed).to_parquet(tmp_path / f"{name}.parquet")
+    words = [
+        "audit",
+        str(tmp_path / "model"),
+        "--data",
+        str(tmp_path / "train.parquet"),
+        "--out",
+        str(tmp_path / "report"),
+        "--quiet",
+    ]
+    assert main(words) == 64  # without a holdout
+    assert main([*words, "--holdout", str(tmp_path / "held.parquet")]) == 0
+    found = read_report(tmp_path / "report").conditions["audit"]
+    assert not [one for one in found["attacks"] if one["finding"] == "leaks"]
+    assert found["refuted"] == []
+    assert all(bound[0] <= 0.3 for bound in found["epsilon bounds"].values())
+    assert found["claimed"]["epsilon"] <= 0.3
+    by_loss = next(one for one in found["attacks"] if "own loss" in one["found"]["attack"])
+    assert by_loss["positive"]["auc"] > 0.7  # fitted to a hundred rows without noise
+
+
+def test_other_rows_are_refused() -> None:
+    model = IndependentMarginals().fit(rows(0), target="y")
+    with pytest.raises(ValueError, match="are none that the generator was fitted to"):
+        audit_table(model, rows(2), rows(1))
+    with pytest.raises(ValueError, match="at least 20 members"):
+        audit_table(model, rows(0), rows(1)[:5])
