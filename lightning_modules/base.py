@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from visynth.core import distributed
+from visynth.core.artifact import PRIVACY
 from visynth.core.errors import ConflictError, Diverged, UsageError
 from visynth.core.judges import USED
 from visynth.core.members import Member
@@ -36,7 +37,7 @@ class GeneratorModule(pytorch_lightning.LightningModule):
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("stepped_at", torch.zeros((), dtype=torch.int64))
         self._facts: Facts | None = None
-        self.privacy: dict[str, Any] = {}  # what a private training spent
+        self._privacy: Callable[[], dict[str, Any]] | dict[str, Any] = {}
         self.ahead = Prefetcher()
 
     @property
@@ -77,6 +78,15 @@ class GeneratorModule(pytorch_lightning.LightningModule):
         """Note a network that has a hand in the training: it cannot judge what comes out."""
         self.__dict__.setdefault("_extractors", {})[name] = what
 
+    @property
+    def privacy(self) -> dict[str, Any]:
+        """What a private training spent so far, and what that rests on; empty without."""
+        return self._privacy() if callable(self._privacy) else self._privacy
+
+    @privacy.setter
+    def privacy(self, spent: Callable[[], dict[str, Any]] | dict[str, Any]) -> None:
+        self._privacy = spent
+
     def members(self) -> Sequence[Member]:
         """Fingerprints of the images behind the module, as far as its datamodule knows them; none of private ones."""
         return self.data.members() if hasattr(self.data, "members") and not self.privacy else ()
@@ -91,7 +101,7 @@ class GeneratorModule(pytorch_lightning.LightningModule):
         }
         return {
             "task": task,
-            **({"differential privacy": self.privacy} if self.privacy else counts),
+            **({PRIVACY: self.privacy} if self.privacy else counts),
             "parameters": sum(p.numel() for p in network.parameters()),
             **more,
             **({USED: dict(self.extractors)} if self.extractors else {}),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from visynth.core.artifact import Artifact
+from visynth.core.artifact import PRIVACY, Artifact
 from visynth.core.errors import DataError, UsageError, choices
 from visynth.core.progress import Progress, no_progress
 from visynth.tabular.columns import Category, Floats, Kind
@@ -22,7 +22,7 @@ from visynth.tabular.conditions import Conditions, present, read_conditions
 from visynth.tabular.constraints import Constraint, Rules, read_constraint
 from visynth.tabular.drawing import RowSource
 from visynth.tabular.draws import BLOCK, check_count
-from visynth.tabular.fitted import SPENT, Fitted, card, fingerprints, holes, readme, unseen_codes
+from visynth.tabular.fitted import Fitted, card, fingerprints, holes, readme, unseen_codes
 from visynth.tabular.frames import check_frame, in_library, to_pandas
 from visynth.tabular.inference import infer
 from visynth.tabular.private import PrivateTable, TablePrivacy, check_private_use, prepare
@@ -298,7 +298,7 @@ class Synthesizer(Stored, RowSource):
         rules = Rules(tuple(read_constraint(c) for c in said["constraints"]))
         rows, notes = int(stored.card.get("rows fitted", 0)), tuple(stored.card.get("notes", ()))
         unseen = {name: tuple(codes) for name, codes in said["unseen"].items()}
-        spent = stored.card.get(SPENT, {})
+        spent = stored.card.get(PRIVACY, {})
         fitted = Fitted(
             Schema.from_json(said["table"]), rules, said["target"], rows, stored.members, notes, unseen, spent
         )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from visynth.core.artifact import PRIVACY, promise
 from visynth.core.errors import UsageError, choices, raise_all
 from visynth.core.members import Member
 from visynth.tabular.columns import Category, Values
@@ -17,8 +18,6 @@ from visynth.tabular.conditions import Conditions
 from visynth.tabular.constraints import Rules
 from visynth.tabular.frames import to_pandas
 from visynth.tabular.schema import Schema, Table, missing_in, rows_of
-
-SPENT = "differential privacy"  # entry of a card
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def card(fits_by: str, fitted: Fitted) -> dict[str, Any]:
         "target": fitted.target or "none",
         "notes": list(fitted.notes),
         **(
-            {SPENT: dict(fitted.privacy)}
+            {PRIVACY: dict(fitted.privacy)}
             if fitted.privacy
             else {
                 "privacy": "fitted without differential privacy: see the attacks in the report of 'visynth tabular trial'"
@@ -152,14 +151,5 @@ def readme(network: str, fitted: Fitted, digest: str) -> str:
         f"| column | kind | data type | missing values |\n|---|---|---|---|\n{rows}\n"
         f"Notes:\n\n{notes}\n"
         "Intended use: training data for the table above. Not for evaluation, not as evidence about real people or things. "
-        f"{_promise(fitted.privacy)}\n"
-    )
-
-
-def _promise(privacy: Mapping[str, Any]) -> str:
-    if not privacy:
-        return "It was fitted without differential privacy."
-    return (
-        f"It was fitted with differential privacy: epsilon {privacy['epsilon']:.3g} at delta {privacy['delta']:g} for each "
-        f"{privacy['unit']}, preprocessing included."
+        f"{promise({PRIVACY: fitted.privacy})}\n"
     )

@@ -25,6 +25,7 @@ from visynth.core.members import Member
 from visynth.core.store import fetched, is_url
 
 WEIGHTS, SPEC, MEMBERS, README = "model.safetensors", "generator.json", "members.jsonl", "README.md"
+PRIVACY = "differential privacy"  # entry of a card: what a private training spent
 VERSIONS = ("torch", "numpy", "opencv-python-headless")
 
 
@@ -159,3 +160,15 @@ def local_folder(path: str | Path) -> Path:
         raise IntegrityError(
             f"there is no folder {path}, and no hub repository of that name could be read ({error})."
         ) from error
+
+
+def promise(card: Mapping[str, Any]) -> str:
+    """What a card says of differential privacy, as a sentence."""
+    spent = card.get(PRIVACY)
+    if not spent:
+        return "It was fitted without differential privacy."
+    said = (
+        f"It was fitted with differential privacy: epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g} for each "
+        f"{spent['unit']}, preprocessing included; neighbours: {spent['adjacency']}."
+    )
+    return said + (f" Not private all the same: {spent['not private']}." if "not private" in spent else "")

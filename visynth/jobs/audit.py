@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from visynth.core import seeds as seeding
+from visynth.core.artifact import PRIVACY
 from visynth.core.codec import Array
 from visynth.core.errors import DataError, UsageError, choices, raise_all
 from visynth.core.members import meetings
@@ -38,7 +39,6 @@ from visynth.privacy.audit import (
 from visynth.privacy.diffusion_attacks import ATTACKS
 from visynth.privacy.membership import Floats, Membership, membership
 
-SPENT = "differential privacy"  # entry of a card
 MOST = 2000  # members and controls that are attacked
 HEART, HEART_STEPS = 64, 400  # images that the positive control learns by heart, and steps for it
 SHOWN = 12  # pairs of the gallery
@@ -103,7 +103,7 @@ def audit_images(
     progress(f"drawing {drawn} images")
     fake = _drawn(generator, labels, seed, bank)
     attacks, scores = _attacks(generator, sides[0], sides[1], fake, seed, progress)
-    privacy = dict(generator.card.get(SPENT, {}))
+    privacy = dict(generator.card.get(PRIVACY, {}))
     bounds = {name: bound_by_scores(a, b, privacy.get("delta", 0.0)) for name, (a, b) in scores.items()}
     closer = _closer(sides[0], sides[1], fake)
     return _report(generator, images, attacks, bounds, closer, (sides[0], fake), privacy, notes, show)

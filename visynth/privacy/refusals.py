@@ -13,8 +13,8 @@ def trainer_problems(trainer: Any) -> list[str]:
     problems = []
     if trainer.gradient_clip_val is not None:
         problems.append(
-            f"gradient_clip_val {trainer.gradient_clip_val} clips the noised sum: leave it out; max_grad_norm clips each "
-            "unit's gradient"
+            f"gradient_clip_val {trainer.gradient_clip_val} clips the noised sum: set gradient_clip_val: null; max_grad_norm "
+            "clips each unit's gradient"
         )
     if trainer.accumulate_grad_batches != 1:
         problems.append(
