@@ -12,19 +12,13 @@ from visynth.core import seeds as seeding
 from visynth.core.errors import DataError
 from visynth.core.progress import Progress, no_progress
 from visynth.core.report import Report, bullets, environment, table
-from visynth.privacy.audit import (
-    Attacked,
-    attack_blocks,
-    bound_by_scores,
-    broken_claim,
-    check_sides,
-    claim_blocks,
-)
+from visynth.privacy.audit import Attacked, Findings, attack_blocks, bound_by_scores, check_sides, claim_blocks
 from visynth.privacy.membership import Floats, Membership, membership
 from visynth.tabular.attacks import LOSS, Privacy, attack
 from visynth.tabular.base import Synthesizer
+from visynth.tabular.columns import Category
 from visynth.tabular.fitted import row_hashes
-from visynth.tabular.inference import infer
+from visynth.tabular.frames import to_pandas
 from visynth.tabular.schema import Schema, Table, rows_of, stacked, taken
 
 MOST = 20_000  # rows a side
@@ -48,7 +42,7 @@ def audit_table(
         DataError: rows that the generator was not fitted to, held-out rows that it was, too few of either.
     """
     check_sides(len(train), len(holdout))
-    schema, real, held, notes = _read(generator, train, holdout)
+    schema, train, holdout, real, held, notes = _read(generator, train, holdout)
     count = min(rows_of(real), rows_of(held), MOST)
     check_sides(count, count)
     picked = [
@@ -77,42 +71,55 @@ def audit_table(
     bounds: dict[str, tuple[float, int, int]] = {}
     if losses is not None:
         bounds[LOSS] = bound_by_scores(-losses[0], -losses[1], privacy.get("delta", 0.0))
-    return _report(generator, found, attacks, bounds, privacy, notes, count)
+    return _report(generator, found, attacks, bounds, notes, count)
 
 
-def _read(generator: Synthesizer, train: Any, holdout: Any) -> tuple[Schema, Table, Table, list[str]]:
-    """Both sides under one schema, checked against the generator's fingerprints."""
-    import pandas as pd
-
-    private = bool(generator.fitted.privacy)
-    columns = [c.name for c in generator.schema.columns if c.name in train.columns]
-    whole = pd.concat([train[columns], holdout[columns]], ignore_index=True)
-    schema = infer(whole, target=generator.fitted.target) if private else generator.schema
-    real, held = schema.table(train), schema.table(holdout)
+def _read(generator: Synthesizer, train: Any, holdout: Any) -> tuple[Schema, Any, Any, Table, Table, list[str]]:
+    """Both sides as frames and under the generator's schema, checked against its fingerprints; what was left out is told."""
+    schema = generator.schema
+    frames, notes = [], []
+    for name, side in (("training", train), ("held-out", holdout)):
+        frame, _ = to_pandas(side)
+        known = _known_rows(schema, frame)
+        if not known.all():
+            notes.append(f"{int((~known).sum())} {name} rows have values that the generator does not know: left out")
+        frames.append(frame[known].reset_index(drop=True))
+    real, held = (schema.table(frame) for frame in frames)
     marks = {member.sha256 for member in generator.fitted.members}
     if not marks:
-        return (
-            schema,
-            real,
-            held,
-            ["which rows were fitted was taken from the files: the generator has no fingerprints"],
-        )
+        notes.append("which rows were fitted was taken from the files: the generator has no fingerprints")
+        return schema, frames[0], frames[1], real, held, notes
     ours, theirs = (np.array([h in marks for h in row_hashes(schema, side)]) for side in (real, held))
-    problems = []
-    if not ours.all():
-        problems.append(f"{int((~ours).sum())} of {len(ours)} training rows are none that the generator was fitted to")
-    if not problems and theirs.any():
+    strangers = int((~ours).sum()) + len(train) - len(frames[0])
+    if strangers:
+        raise DataError(
+            f"{strangers} of {len(train)} training rows are none that the generator was fitted to: give the file that it was "
+            "fitted to, unaltered."
+        )
+    if theirs.any():
+        notes.append(f"{int(theirs.sum())} held-out rows equal fitted ones: left out")
+        frames[1] = frames[1][~theirs].reset_index(drop=True)
         held = taken(held, np.flatnonzero(~theirs))
-    if problems:
-        raise DataError(f"{problems[0]}: give the file that it was fitted to, unaltered.")
-    notes = [f"{int(theirs.sum())} held-out rows equal fitted ones: left out"] if theirs.any() else []
-    return schema, real, held, notes
+    return schema, frames[0], frames[1], real, held, notes
+
+
+def _known_rows(schema: Schema, frame: Any) -> NDArray[np.bool_]:
+    """Rows whose every value the schema can hold, bool ``[N]``."""
+    known = np.ones(len(frame), bool)
+    for column in schema.modelled:
+        if column.name not in frame.columns:
+            continue
+        gone = column.is_missing(frame[column.name])
+        if isinstance(column, Category) and not column.catch_all:
+            values = set(column.categories)
+            known &= gone | np.array([value in values for value in frame[column.name].tolist()], bool)
+        if not column.nullable and not getattr(column, "catch_all", False):
+            known &= ~gone
+    return known
 
 
 def _by_heart(generator: Synthesizer, holdout: Any, rows: NDArray[np.int64], seed: int) -> Membership:
     """The loss attack on a model of the same kind that was fitted to a few rows alone."""
-    from visynth.tabular.frames import to_pandas
-
     frame, _ = to_pandas(holdout)
     half = len(rows) // 2
     sides = [frame.iloc[rows[start : start + min(HEART, half)]].reset_index(drop=True) for start in (0, half)]
@@ -141,21 +148,12 @@ def _report(
     found: Privacy,
     attacks: list[Attacked],
     bounds: dict[str, tuple[float, int, int]],
-    privacy: dict[str, Any],
     notes: list[str],
     count: int,
 ) -> Report:
-    leaks = [one.found.attack for one in attacks if one.finding == "leaks"]
-    leaks += [f"{g.attack} of {g.column!r}" for g in found.guesses if g.leaks]
-    broken = broken_claim(privacy, bounds)
-    said = (
-        f"Leaks, shown by {', '.join(leaks)}."
-        if leaks
-        else "No attack that was tried found a leak; that is no guarantee."
-    )
-    if broken:
-        said += f" The claimed epsilon is refuted by {', '.join(broken)}."
-    report = Report("privacy audit", generator.network, lead=said)
+    guessed = [f"{g.attack} of {g.column!r}" for g in found.guesses if g.leaks]
+    findings = Findings(attacks, bounds, generator.fitted.privacy, found.closer, guessed)
+    report = Report("privacy audit", generator.network, lead=findings.lead)
     report.section("Membership inference", *attack_blocks(attacks))
     rows = []
     for g in found.guesses:
@@ -167,7 +165,7 @@ def _report(
         "Attribute inference and reconstruction", table(heads, rows, "Controls are what the population gives away.")
     )
     if bounds:
-        report.section("Lower bounds on epsilon", *claim_blocks(privacy, attacks, bounds))
+        report.section("Lower bounds on epsilon", *claim_blocks(findings))
     share, low, high = found.closer
     report.section(
         "Copies",
@@ -194,15 +192,7 @@ def _report(
     report.conditions |= {
         "generator": generator.digest,
         "rows a side": count,
-        "audit": {
-            "attacks": [one.to_json() for one in attacks],
-            "guesses": [asdict(g) for g in found.guesses],
-            "leaks": leaks,
-            "epsilon bounds": {name: list(b) for name, b in bounds.items()},
-            "claimed": privacy,
-            "refuted": broken,
-            "closer to members": list(found.closer),
-        },
+        "audit": {**findings.to_json(), "guesses": [asdict(g) for g in found.guesses]},
         **environment(),
     }
     return report

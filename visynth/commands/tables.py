@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from json import dumps
 from pathlib import Path
 from typing import Any, Literal
 
 from visynth.commands.printing import printer, verdicts
-from visynth.core.errors import UsageError
+from visynth.core.errors import UsageError, VisynthError
 from visynth.tabular.domain import read_domain
 from visynth.tabular.private import TablePrivacy, check_kinds
 
@@ -122,12 +123,24 @@ def tabular_fit(
     if privacy is not None and privacy.key_file is None:
         privacy = replace(privacy, key_file=str(run / "key"))
     training = resumable_training(generator, run, trainer or {})
-    generator.fit(
-        frame, target=target, kinds=kinds, constraints=constraints or (), members=members, privacy=privacy,
-        progress=printer(quiet), **training,
-    )  # fmt: skip
+    with _no_litter(run):
+        generator.fit(
+            frame, target=target, kinds=kinds, constraints=constraints or (), members=members, privacy=privacy,
+            progress=printer(quiet), **training,
+        )  # fmt: skip
     on_main(lambda: finish_fit(generator, Path(out), run, f"{generator.fitted.rows} rows", quiet))
     return 0
+
+
+@contextmanager
+def _no_litter(run: Path) -> Iterator[None]:
+    """A fit that is refused leaves no run folder behind; one that was killed in its training does."""
+    try:
+        yield
+    except VisynthError:
+        if not any(run.rglob("*.ckpt")):
+            drop_checkpoint(run)
+        raise
 
 
 def finish_fit(generator: Any, out: Path, run: Path, what: str, quiet: bool) -> None:

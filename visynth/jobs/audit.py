@@ -28,14 +28,7 @@ from visynth.metrics.extractors import extractor
 from visynth.metrics.memorization import unit
 from visynth.networks import edm
 from visynth.networks.unet import Denoiser
-from visynth.privacy.audit import (
-    Attacked,
-    attack_blocks,
-    bound_by_scores,
-    broken_claim,
-    check_sides,
-    claim_blocks,
-)
+from visynth.privacy.audit import Attacked, Findings, attack_blocks, bound_by_scores, check_sides, claim_blocks
 from visynth.privacy.diffusion_attacks import ATTACKS
 from visynth.privacy.membership import Floats, Membership, membership
 
@@ -105,8 +98,8 @@ def audit_images(
     attacks, scores = _attacks(generator, sides[0], sides[1], fake, seed, progress)
     privacy = dict(generator.card.get(PRIVACY, {}))
     bounds = {name: bound_by_scores(a, b, privacy.get("delta", 0.0)) for name, (a, b) in scores.items()}
-    closer = _closer(sides[0], sides[1], fake)
-    return _report(generator, images, attacks, bounds, closer, (sides[0], fake), privacy, notes, show)
+    findings = Findings(attacks, bounds, privacy, _closer(sides[0], sides[1], fake))
+    return _report(generator, images, findings, (sides[0], fake), notes, show)
 
 
 def split_sides(
@@ -306,29 +299,18 @@ def _closer(own: Side, others: Side, fake: Side) -> tuple[float, float, float]:
 def _report(
     generator: Generator,
     images: ImageSet,
-    attacks: Sequence[Attacked],
-    bounds: dict[str, tuple[float, int, int]],
-    closer: tuple[float, float, float],
+    findings: Findings,
     pairs: tuple[Side, Side],
-    privacy: dict[str, Any],
     notes: Sequence[str],
     show: bool,
 ) -> Report:
-    leaks = [one.found.attack for one in attacks if one.finding == "leaks"]
-    broken = broken_claim(privacy, bounds)
-    said = (
-        f"Leaks, shown by {', '.join(leaks)}."
-        if leaks
-        else "No attack that was tried found a leak; that is no guarantee."
-    )
-    if broken:
-        said += f" The claimed epsilon is refuted by {', '.join(broken)}."
-    report = Report("privacy audit", Path(images.root).name, lead=said)
+    attacks = findings.attacks
+    report = Report("privacy audit", Path(images.root).name, lead=findings.lead)
     count = attacks[0].found.members
     report.section(
         "Membership inference", text(f"{count} members, {count} controls of the same classes."), *attack_blocks(attacks)
     )
-    share, low, high = closer
+    share, low, high = findings.closer
     report.section(
         "Extraction",
         table(
@@ -337,22 +319,11 @@ def _report(
             f"{len(pairs[1])} generated images, by features.",
         ),
     )
-    report.section("Lower bounds on epsilon", *claim_blocks(privacy, attacks, bounds))
+    report.section("Lower bounds on epsilon", *claim_blocks(findings))
     if show:
         report.section("Nearest pairs", *_gallery(*pairs))
     report.section("Not tested", bullets([*notes, *_untested(generator)]))
-    report.conditions |= {
-        "generator": generator.digest,
-        "audit": {
-            "attacks": [one.to_json() for one in attacks],
-            "leaks": leaks,
-            "epsilon bounds": {name: list(found) for name, found in bounds.items()},
-            "claimed": privacy,
-            "refuted": broken,
-            "closer to members": list(closer),
-        },
-        **environment(),
-    }
+    report.conditions |= {"generator": generator.digest, "audit": findings.to_json(), **environment()}
     return report
 
 

@@ -7,7 +7,7 @@ something else tells the sides apart. What an audit does not find may still be t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -162,12 +162,13 @@ def attack_blocks(attacks: Sequence[Attacked]) -> list[dict[str, Any]]:
     return [table(heads, rows), text("AUC 0.5 is chance. Intervals of shares by Clopper and Pearson.")]
 
 
-def claim_blocks(
-    privacy: dict[str, Any], attacks: Sequence[Attacked], bounds: dict[str, tuple[float, int, int]]
-) -> list[dict[str, Any]]:
+def claim_blocks(findings: Findings) -> list[dict[str, Any]]:
     """A report's lower bounds on epsilon beside the claim."""
-    rows = [[name, f"{bound:.2f}", f"{right} of {guesses}"] for name, (bound, right, guesses) in bounds.items()]
-    claim = f"claimed: {privacy['epsilon']:.3g} at delta {privacy['delta']:g}" if privacy else "nothing is claimed"
+    rows = [
+        [name, f"{bound:.2f}", f"{right} of {guesses}"] for name, (bound, right, guesses) in findings.bounds.items()
+    ]
+    spent = findings.privacy
+    claim = f"claimed: {spent['epsilon']:.3g} at delta {spent['delta']:g}" if spent else "nothing is claimed"
     note = (
         "A lower bound holds where each record was trained on by the throw of a coin (Steinke et al., 2023); it is never proof of "
         f"a small epsilon. {claim}."
@@ -175,16 +176,47 @@ def claim_blocks(
     return [table(["attack", "epsilon at least (95 %)", "right guesses"], rows, note)]
 
 
-def lead(leaks: Sequence[str], broken: Sequence[str]) -> str:
-    """The first sentence of an audit's report."""
-    said = "No attack that was tried found a leak; that is no guarantee."
-    if leaks:
-        said = f"Leaks, shown by {', '.join(leaks)}."
-    return said + (f" The claimed epsilon is refuted by {', '.join(broken)}." if broken else "")
+@dataclass(frozen=True)
+class Findings:
+    """All of an audit.
 
+    Attributes:
+        attacks: membership inferences, with their controls.
+        bounds: by attack, the lower bound on epsilon, guesses that were right, and guesses.
+        privacy: what the generator claims; empty without differential privacy.
+        closer: share of synthetic records that are closer to members than to as many controls, with its 95 % interval.
+        others: leaks that other attacks found, in words.
+    """
 
-def broken_claim(privacy: dict[str, Any], bounds: dict[str, tuple[float, int, int]]) -> list[str]:
-    """Attacks whose lower bound is above the claimed epsilon; several attacks share the 5 % of error."""
-    if not privacy:
-        return []
-    return [name for name, (bound, _, _) in bounds.items() if bound > privacy["epsilon"]]
+    attacks: Sequence[Attacked]
+    bounds: Mapping[str, tuple[float, int, int]]
+    privacy: Mapping[str, Any]
+    closer: tuple[float, float, float]
+    others: Sequence[str] = ()
+
+    @property
+    def leaks(self) -> list[str]:
+        return [*(one.found.attack for one in self.attacks if one.finding == "leaks"), *self.others]
+
+    @property
+    def refuted(self) -> list[str]:
+        """Attacks whose lower bound is above the claimed epsilon."""
+        return [name for name, (bound, _, _) in self.bounds.items() if self.privacy and bound > self.privacy["epsilon"]]
+
+    @property
+    def lead(self) -> str:
+        """The first sentence of the report."""
+        said = "No attack that was tried found a leak; that is no guarantee."
+        if self.leaks:
+            said = f"Leaks, shown by {', '.join(self.leaks)}."
+        return said + (f" The claimed epsilon is refuted by {', '.join(self.refuted)}." if self.refuted else "")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "attacks": [one.to_json() for one in self.attacks],
+            "leaks": self.leaks,
+            "epsilon bounds": {name: list(found) for name, found in self.bounds.items()},
+            "claimed": dict(self.privacy),
+            "refuted": self.refuted,
+            "closer to members": list(self.closer),
+        }

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytorch_lightning
 import torch
-from torch.utils.data import DataLoader, IterableDataset
 
 from visynth.core.errors import ConflictError, UsageError, raise_all
 from visynth.privacy.accounting import Accountant, Release, check_delta, epsilon_of, noise_for, opacus
-from visynth.privacy.poisson import EmptyBatch, PoissonBatches, PoissonLoader, batch_rows, collated, rows_of_batch
+from visynth.privacy.loaders import PlainLoader
+from visynth.privacy.poisson import EmptyBatch, PoissonBatches, batch_rows, rows_of_batch
 from visynth.privacy.refusals import (
     layer_problems,
     loader_problems,
@@ -385,40 +385,3 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
         """A module's count, which warm-up and weight averages follow, goes by the expected batch: the true one is private."""
         if hasattr(pl_module, "images_seen"):
             pl_module.images_seen.fill_((self.steps_done + 1) * self._planned().batch)
-
-
-class PlainLoader:
-    """A user's loader of a map-style dataset, to be sampled by chance."""
-
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        self.loader = loader
-        self.units = len(loader.dataset)  # type: ignore[arg-type]
-        self.expected = int(loader.batch_size or 1)
-
-    def private(self, batches: PoissonBatches) -> DataLoader[Any]:
-        """The same dataset, collated and loaded in the same way."""
-        loader = self.loader
-        return PoissonLoader(
-            _Places(loader.dataset, batches.multiplicity, batches.count),
-            batch_sampler=batches,
-            collate_fn=collated(loader.collate_fn),
-            num_workers=loader.num_workers,
-            pin_memory=loader.pin_memory,
-            worker_init_fn=loader.worker_init_fn,
-            persistent_workers=loader.persistent_workers,
-        )
-
-
-class _Places(torch.utils.data.Dataset[Any]):
-    """A dataset by places of :class:`PoissonBatches`."""
-
-    def __init__(self, dataset: Any, multiplicity: int, count: int) -> None:
-        if isinstance(dataset, IterableDataset):
-            raise UsageError("a private training needs a dataset with a length, of which rows can be drawn.")
-        self.dataset, self.multiplicity, self.count = dataset, multiplicity, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, place: int) -> Any:
-        return self.dataset[place // self.multiplicity % self.count]

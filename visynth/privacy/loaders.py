@@ -1,0 +1,46 @@
+"""A user's loader as one of Poisson samples of the same data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from visynth.privacy.poisson import PoissonBatches, PoissonLoader, collated
+
+
+class PlainLoader:
+    """A user's loader of a map-style dataset, to be sampled by chance."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader = loader
+        self.units = len(loader.dataset)  # type: ignore[arg-type]
+        self.expected = int(loader.batch_size or 1)
+
+    def private(self, batches: PoissonBatches) -> DataLoader[Any]:
+        """The same dataset, collated and loaded in the same way."""
+        loader = self.loader
+        return PoissonLoader(
+            _Places(loader.dataset, batches.multiplicity, batches.count),
+            batch_sampler=batches,
+            collate_fn=collated(loader.collate_fn),
+            num_workers=loader.num_workers,
+            pin_memory=loader.pin_memory,
+            worker_init_fn=loader.worker_init_fn,
+            persistent_workers=loader.persistent_workers,
+            timeout=loader.timeout,
+            multiprocessing_context=loader.multiprocessing_context,
+        )
+
+
+class _Places(Dataset[Any]):
+    """A dataset by places of :class:`PoissonBatches`."""
+
+    def __init__(self, dataset: Any, multiplicity: int, count: int) -> None:
+        self.dataset, self.multiplicity, self.count = dataset, multiplicity, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, place: int) -> Any:
+        return self.dataset[place // self.multiplicity % self.count]
