@@ -186,6 +186,12 @@ def test_the_bound_on_epsilon() -> None:
     assert bound_by_scores(sure, none) == (pytest.approx(epsilon_bound(80, 80, 400)), 80, 80)
 
 
+def test_equal_scores_are_no_guess() -> None:
+    bound, right, guesses = bound_by_scores(np.zeros(500), np.zeros(500))
+    assert bound == 0.0
+    assert abs(right - guesses / 2) < 30
+
+
 def test_randomised_response_is_not_refuted_at_its_epsilon_and_is_below_it() -> None:
     """A mechanism of known epsilon: each record's bit is told truly with probability e^eps / (1 + e^eps)."""
     refuted = {1.0: 0, 0.3: 0}

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from visynth.core import seeds as seeding
 from visynth.core.errors import DataError, UsageError
 from visynth.core.report import table, text
 from visynth.privacy.membership import Floats, Membership
@@ -101,8 +102,9 @@ def bound_by_scores(members: Floats, controls: Floats, delta: float = 0.0) -> tu
     Returns:
         The bound, guesses that were right, and guesses.
     """
-    scores = np.concatenate([members, controls])
-    truth = np.concatenate([np.ones(len(members), bool), np.zeros(len(controls), bool)])
+    mixed = seeding.rng(len(members), "audit/ties").permutation(len(members) + len(controls))  # equal scores have no order
+    scores = np.concatenate([members, controls])[mixed]
+    truth = np.concatenate([np.ones(len(members), bool), np.zeros(len(controls), bool)])[mixed]
     guesses = max(int(GUESSES * len(scores)) // 2, 1)
     order = np.argsort(-scores, kind="stable")
     right = int(truth[order[:guesses]].sum() + (~truth[order[-guesses:]]).sum())
