@@ -278,3 +278,4 @@ def test_a_csv_has_no_data_types(tmp_path: Path) -> None:
     assert main([*words, "--kinds", kinds]) == 0
     assert Synthesizer.load(tmp_path / "model").fitted.privacy["epsilon"] <= 200
     assert not (tmp_path / "model.work").exists()  # the key is gone with the fit
+    assert main([*words, "--kinds", kinds]) == 78  # each fit spends its epsilon

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from visynth.commands.printing import printer, verdicts
-from visynth.core.errors import UsageError, VisynthError
+from visynth.core.errors import ConflictError, UsageError, VisynthError
 from visynth.tabular.domain import read_domain
 from visynth.tabular.private import TablePrivacy, check_kinds
 
@@ -115,6 +115,11 @@ def tabular_fit(
     }
     given |= {"kinds": kinds, "target": target, "constraints": constraints}
     if privacy is not None:
+        if (Path(out) / "generator.json").is_file():
+            raise ConflictError(
+                f"{out} holds a generator: a private fit is not repeated over it, since each one spends its epsilon. Give another "
+                "--out, or remove that one."
+            )
         domain = read_domain(privacy.domain)
         if Path(data).suffix.lower() == ".csv":
             check_kinds(frame.columns, {*domain, *(kinds or {})})
