@@ -228,6 +228,11 @@ class Diffusion(GeneratorModule):
             images, labels = batch[0], batch[1]
         if isinstance(batch, Mapping) and "position" in batch:
             return images, labels, batch["position"].tolist()
+        if self._privacy:
+            raise UsageError(
+                "a private training draws the random numbers of each image by its own place, which GeneratorData gives: train with "
+                "it, or give batches a 'position' that a row keeps whoever else is in the batch."
+            )
         world, rank = distributed.world_size(), distributed.rank()
         first = int(self.images_seen)
         return images, labels, [first + rank + world * i for i in range(len(images))]

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visynth.core.artifact import PRIVACY
 from visynth.core.errors import DataError, MissingExtra, UsageError
 from visynth.generators.base import Generator
 from visynth.generators.diffusion import to_values
@@ -314,7 +315,7 @@ class LoRA(GeneratorModule):
             raise UsageError("LoRA keeps no weight average: leave ema out.")
         card = {
             "task": f"LoRA of rank {self.args.rank} on {self.args.pipeline}",
-            "images seen in training": int(self.images_seen),
+            **({PRIVACY: self.privacy} if self.privacy else {"images seen in training": int(self.images_seen)}),
             "licence": "as the pipeline's, and as the images that it was trained on",
             "made by": "visynth fit",
         }

@@ -12,13 +12,14 @@ from visynth.core import seeds as seeding
 from visynth.core.errors import DataError
 from visynth.core.progress import Progress, no_progress
 from visynth.core.report import Report, bullets, environment, table
-from visynth.privacy.audit import Attacked, Findings, attack_blocks, bound_by_scores, check_sides, claim_blocks
+from visynth.privacy.audit import Attacked, Findings, attack_blocks, blind, bound_by_scores, check_sides, claim_blocks
 from visynth.privacy.membership import Floats, Membership, membership
 from visynth.tabular.attacks import LOSS, Privacy, attack
 from visynth.tabular.base import Synthesizer
 from visynth.tabular.columns import Category
 from visynth.tabular.fitted import row_hashes
 from visynth.tabular.frames import to_pandas
+from visynth.tabular.learners import features
 from visynth.tabular.schema import Schema, Table, rows_of, stacked, taken
 
 MOST = 20_000  # rows a side
@@ -39,7 +40,7 @@ def audit_table(
 
     Raises:
         UsageError: no holdout.
-        DataError: rows that the generator was not fitted to, held-out rows that it was, too few of either.
+        DataError: rows that the generator was not fitted to, the same rows on both sides, too few of either.
     """
     check_sides(len(train), len(holdout))
     schema, train, holdout, real, held, notes = _read(generator, train, holdout)
@@ -57,16 +58,16 @@ def audit_table(
     found = attack(own, others, fake, schema, seed=seed, losses=losses)
     half = count // 2
     first, second = taken(others, np.arange(half)), taken(others, np.arange(half, 2 * half))
-    own_losses = None if losses is None else (losses[1][:half], losses[1][half : 2 * half])
-    none = {m.attack: m for m in attack(first, second, fake, schema, seed=seed, losses=own_losses).memberships}
-    # Where leaking is certain: half of what comes out are rows that went in.
-    few = np.arange(half // 2)
-    given = stacked([taken(first, few), taken(fake, np.arange(half - len(few)))])
-    sure = {m.attack: m for m in attack(first, second, given, schema, seed=seed).memberships}
+    # Where leaking is certain: what comes out are rows that went in.
+    sure = {m.attack: m for m in attack(first, second, first, schema, seed=seed).memberships}
     if losses is not None:
         progress("fitting a model that knows its rows by heart")
         sure[LOSS] = _by_heart(generator, holdout, picked[1][: 2 * half], seed)
-    attacks = [Attacked(one, sure[one.attack], none[one.attack]) for one in found.memberships]
+    x, categorical = features(stacked([own, others]), schema, [])
+    none = blind(x[:count], x[count:], seed, categorical=np.array(categorical, bool))
+    attacks = [
+        Attacked(one, sure[one.attack], none, one.attack == LOSS) for one in found.memberships if one.attack in sure
+    ]
     privacy = dict(generator.fitted.privacy)
     bounds: dict[str, tuple[float, int, int]] = {}
     if losses is not None:
@@ -85,6 +86,8 @@ def _read(generator: Synthesizer, train: Any, holdout: Any) -> tuple[Schema, Any
             notes.append(f"{int((~known).sum())} {name} rows have values that the generator does not know: left out")
         frames.append(frame[known].reset_index(drop=True))
     real, held = (schema.table(frame) for frame in frames)
+    if sorted(row_hashes(schema, real)) == sorted(row_hashes(schema, held)):
+        raise DataError("the training rows and the held-out rows are the same: give rows that were not fitted.")
     marks = {member.sha256 for member in generator.fitted.members}
     if not marks:
         notes.append("which rows were fitted was taken from the files: the generator has no fingerprints")
@@ -96,10 +99,8 @@ def _read(generator: Synthesizer, train: Any, holdout: Any) -> tuple[Schema, Any
             f"{strangers} of {len(train)} training rows are none that the generator was fitted to: give the file that it was "
             "fitted to, unaltered."
         )
-    if theirs.any():
-        notes.append(f"{int(theirs.sum())} held-out rows equal fitted ones: left out")
-        frames[1] = frames[1][~theirs].reset_index(drop=True)
-        held = taken(held, np.flatnonzero(~theirs))
+    if theirs.any():  # equal rows are fair draws: without them the controls would be the rare rows alone
+        notes.append(f"{int(theirs.sum())} of {len(theirs)} held-out rows equal fitted ones")
     return schema, frames[0], frames[1], real, held, notes
 
 

@@ -129,7 +129,7 @@ def prepare(
         else:
             declared[str(name)] = found
     raise_all("the table, for a fit with differential privacy,", problems)
-    key = key_for(key_of(options.key_file), *_purpose(rows, options, purpose))
+    key = key_for(key_of(options.key_file), *_purpose(rows, options), purpose, target, sorted((kinds or {}).items()))
     noise, release = _cost(declared, options, delta)
     worker = _Preparation(noise, 0.0 if release is None else _own_delta(declared, delta), key, target)
     columns = [worker.column(rows[name], declared[str(name)], str(name) in domain) for name in rows.columns]
@@ -141,12 +141,13 @@ def prepare(
     )  # fmt: skip
 
 
-def _purpose(rows: pd.DataFrame, options: TablePrivacy, what: str) -> tuple[object, ...]:
-    """What a fit's noise belongs to: the rows, the options, the model."""
+def _purpose(rows: pd.DataFrame, options: TablePrivacy) -> tuple[object, ...]:
+    """What a fit's noise belongs to: the rows and the options."""
     marks = pandas().util.hash_pandas_object(rows.astype(str), index=False).to_numpy()
     domain = read_domain(options.domain)
     said = replace(options, key_file=None, domain=None)
-    return marks.tobytes().hex(), said, sorted((name, repr(one)) for name, one in domain.items()), what
+    columns = [(str(name), str(rows[name].dtype)) for name in rows.columns]
+    return marks.tobytes().hex(), columns, said, sorted((name, repr(one)) for name, one in domain.items())
 
 
 def _check_names(

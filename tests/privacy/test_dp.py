@@ -254,7 +254,7 @@ def test_what_breaks_the_guarantee_is_refused_all_at_once() -> None:
             loader(shuffle=False, sampler=WeightedRandomSampler([1.0] * ROWS, ROWS)),
             "WeightedRandomSampler draws some",
         ),
-        (Net(nn.BatchNorm1d(6)), loader(), "BatchNorm mixes the rows"),
+        (Net(nn.BatchNorm1d(6)), loader(), "running statistics mix the rows"),
     ],
     ids=["weights", "batch norm"],
 )
@@ -322,6 +322,11 @@ def test_batch_norm_in_training_mode_is_refused_however_it_is_frozen(affine: boo
     layer = nn.BatchNorm1d(6, affine=affine).requires_grad_(False)
     with pytest.raises(UsageError, match="put these layers in eval mode"):
         trainer(private()).fit(Net(layer), loader())
+
+
+def test_running_statistics_are_refused() -> None:
+    with pytest.raises(UsageError, match="running statistics"):
+        trainer(private()).fit(Net(nn.InstanceNorm1d(6, track_running_stats=True)), loader())
 
 
 @pytest.mark.filterwarnings("ignore:Found 1 module")

@@ -41,6 +41,34 @@ def test_a_generator_that_gives_rows_back_is_flagged() -> None:
     assert found["leaks"]
 
 
+def test_equal_rows_on_both_sides_are_no_leak() -> None:
+    """Small categories: half of the held-out rows equal a fitted one, and a generator that only counts gives nothing away."""
+
+    def few(seed: int, count: int = 600) -> pd.DataFrame:
+        rng = np.random.default_rng(seed)
+        return pd.DataFrame(
+            {f"c{i}": rng.choice(list("abcd"), count) for i in range(4)} | {"y": rng.choice(list("xy"), count)}
+        )
+
+    found = audit_table(IndependentMarginals().fit(few(0), target="y"), few(0), few(1)).conditions["audit"]
+    assert found["leaks"] == []
+    assert abs(found["attacks"][0]["found"]["auc"] - 0.5) < 0.08
+
+
+def test_a_holdout_of_another_kind_is_noticed() -> None:
+    shifted = rows(1).assign(x1=rows(1)["x1"] + 1.5)
+    found = audit_table(IndependentMarginals().fit(rows(0), target="y"), rows(0), shifted).conditions["audit"]
+    assert {one["finding"] for one in found["attacks"]} == {"sides differ"}
+    assert found["leaks"] == []
+
+
+def test_fifty_rows_a_side_are_audited() -> None:
+    found = audit_table(IndependentMarginals().fit(rows(0)[:50], target="y"), rows(0)[:50], rows(1)[:50]).conditions[
+        "audit"
+    ]
+    assert [one["found"]["attack"] for one in found["attacks"]] == ["distance to the nearest synthetic row"]
+
+
 def test_a_private_generator_is_at_chance_and_its_claim_stands(tmp_path: Path) -> None:
     domain = {"y": {"kind": "categorical", "values": ["a", "b"]}}
     domain |= {f"x{i}": {"kind": "numeric", "low": -5, "high": 5} for i in range(4)}  # type: ignore[dict-item]
@@ -74,5 +102,7 @@ def test_other_rows_are_refused() -> None:
     model = IndependentMarginals().fit(rows(0), target="y")
     with pytest.raises(ValueError, match="are none that the generator was fitted to"):
         audit_table(model, rows(2), rows(1))
+    with pytest.raises(ValueError, match="are the same"):
+        audit_table(model, rows(0), rows(0))
     with pytest.raises(ValueError, match="at least 20 members"):
         audit_table(model, rows(0), rows(1)[:5])

@@ -28,7 +28,7 @@ from visynth.metrics.extractors import extractor
 from visynth.metrics.memorization import unit
 from visynth.networks import edm
 from visynth.networks.unet import Denoiser
-from visynth.privacy.audit import Attacked, Findings, attack_blocks, bound_by_scores, check_sides, claim_blocks
+from visynth.privacy.audit import Attacked, Findings, attack_blocks, blind, bound_by_scores, check_sides, claim_blocks
 from visynth.privacy.diffusion_attacks import ATTACKS
 from visynth.privacy.membership import Floats, Membership, membership
 
@@ -36,6 +36,7 @@ MOST = 2000  # members and controls that are attacked
 HEART, HEART_STEPS = 64, 400  # images that the positive control learns by heart, and steps for it
 SHOWN = 12  # pairs of the gallery
 RESOLUTION = 112
+SMALL = 48  # side of the copies whose pixels are compared
 BY_FEATURES, BY_PIXELS = "nearest generated image, by features", "nearest generated image, by pixels"
 
 
@@ -97,7 +98,8 @@ def audit_images(
     fake = _drawn(generator, labels, seed, bank)
     attacks, scores = _attacks(generator, sides[0], sides[1], fake, seed, progress)
     privacy = dict(generator.card.get(PRIVACY, {}))
-    bounds = {name: bound_by_scores(a, b, privacy.get("delta", 0.0)) for name, (a, b) in scores.items()}
+    level = 0.05 / len(scores)
+    bounds = {name: bound_by_scores(a, b, privacy.get("delta", 0.0), level) for name, (a, b) in scores.items()}
     findings = Findings(attacks, bounds, privacy, _closer(sides[0], sides[1], fake))
     return _report(generator, images, findings, (sides[0], fake), notes, show)
 
@@ -113,7 +115,8 @@ def split_sides(
         lost = [name for name in named if name not in known]
         raise_all("the file of members", [f"{name!r} is no image of {images.root}" for name in lost], DataError)
         inside = set(named)
-        near: dict[str, Any] = {}
+        recorded = images.select(lambda item: item.name in inside).members("train")
+        _, near = meetings(images.members(""), recorded)
         notes.append(
             "which images are members was taken from a file: the generator has no fingerprints to compare with"
         )
@@ -143,8 +146,8 @@ def split_sides(
     if holdout is None:
         return (images, own), (images, outside), notes
     other = holdout.select(lambda item: len(item.labels) == 1 and item.labels[0] in generator.spec.classes)
-    if generator.members:
-        same, near = meetings(other.members(""), list(generator.members))
+    if recorded:
+        same, near = meetings(other.members(""), recorded)
         trained_on = {n for n, m in {**near, **same}.items() if m.split == "train"}
         if trained_on:
             notes.append(f"{len(trained_on)} images of the holdout are members or near-duplicates of one: left out")
@@ -205,13 +208,13 @@ def _attacks(
     order = seeding.rng(seed, "audit/halves").permutation(len(others))
     first, second = others.take(order[:half]), others.take(order[half:])
     attacks, scores = [], {}
+    none = blind(own.features, others.features, seed)
     noise = seeding.rng(seed, "audit/copies")
     for name, vectors in ((BY_FEATURES, _features), (BY_PIXELS, _pixels)):
         sides = [_near(vectors(side), vectors(fake)) for side in (own, others)]
         # Where leaking is certain: a generator that gives one half of the controls back, hardly changed.
         given = vectors(first) + 0.01 * vectors(first).std() * noise.standard_normal(vectors(first).shape)
         sure = [_near(vectors(side), given.astype(np.float32)) for side in (first, second)]
-        none = [_near(vectors(side), vectors(fake)) for side in (first, second)]
         attacks.append(_attacked(name, sides, sure, none, seed))
         scores[name] = (sides[0], sides[1])
     if isinstance(generator, Diffusion) and not generator.network.conditions:
@@ -223,17 +226,16 @@ def _attacks(
         for name, attack in ATTACKS.items():
             sides = [attack(network, side.images, side.labels, seed) for side in (own, others)]
             sure = [attack(taught, side.images, side.labels, seed) for side in (few, rest)]
-            none = [attack(network, side.images, side.labels, seed) for side in (first, second)]
-            attacks.append(_attacked(name, sides, sure, none, seed))
+            attacks.append(_attacked(name, sides, sure, none, seed, white_box=True))
             scores[name] = (sides[0], sides[1])
     return attacks, scores
 
 
 def _attacked(
-    name: str, sides: Sequence[Floats], sure: Sequence[Floats], none: Sequence[Floats], seed: int
+    name: str, sides: Sequence[Floats], sure: Sequence[Floats], none: Membership, seed: int, white_box: bool = False
 ) -> Attacked:
-    found: list[Membership] = [membership(name, pair[0], pair[1], seed) for pair in (sides, sure, none)]
-    return Attacked(*found)
+    found = [membership(name, pair[0], pair[1], seed) for pair in (sides, sure)]
+    return Attacked(found[0], found[1], none, white_box)
 
 
 def by_heart(network: Denoiser, side: Side, seed: int) -> Denoiser:
@@ -269,8 +271,15 @@ def _features(side: Side) -> NDArray[np.float32]:
 
 
 def _pixels(side: Side) -> NDArray[np.float32]:
-    top = np.float32(np.iinfo(side.images.dtype).max)
-    return np.asarray(side.images.reshape(len(side), -1).astype(np.float32) / top, np.float32)
+    """Pixels ``[N, D]`` in [0, 1]; of large images those of a small copy."""
+    top, small = np.float32(np.iinfo(side.images.dtype).max), min(SMALL, *side.images.shape[2:])
+    parts = [
+        torch.nn.functional.adaptive_avg_pool2d(
+            torch.from_numpy(side.images[k : k + 64].astype(np.float32) / top), small
+        )
+        for k in range(0, len(side), 64)
+    ]
+    return np.asarray(torch.cat(parts).flatten(1).numpy(), np.float32)
 
 
 def _distances(x: NDArray[np.float32], y: NDArray[np.float32]) -> Floats:

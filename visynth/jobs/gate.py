@@ -14,6 +14,7 @@ from visynth.verdict.rule import HELPS
 PROMOTE, REJECT, INSUFFICIENT = "promote", "reject", "insufficient evidence"
 EXIT_CODES = {PROMOTE: 0, REJECT: 20, INSUFFICIENT: 21}
 MOST_ADVANTAGE = 0.2  # of membership inference, 2 AUC - 1
+SOME = 3  # times the false-positive rate, from which members that are found for certain are a leak
 LEVEL = 0.005  # one-sided, of a false promotion: a gate is passed again and again
 
 
@@ -130,19 +131,31 @@ def _of_audit(said: Mapping[str, Any], most: float) -> tuple[str, str]:
     if said["refuted"]:
         return REJECT, f"the claimed epsilon is refuted by {', '.join(said['refuted'])}"
     usable = [one for one in said["attacks"] if one["finding"] in ("leaks", "nothing found")]
-    if not usable:
-        return INSUFFICIENT, "no attack was flagged where leaking is certain, so that none says anything"
+    blind = [one["found"]["attack"] for one in said["attacks"] if one["white_box"] and one not in usable]
+    if not usable or (blind and not any(one["white_box"] for one in usable)):
+        names = ", ".join(blind) or "every attack"
+        return INSUFFICIENT, f"the controls of {names} do not hold, so that an all-clear says nothing"
+    for one in usable:
+        for rate, (_, low, _) in one["found"]["hits"].items():
+            if one["finding"] == "leaks" and low > SOME * float(rate):
+                return (
+                    REJECT,
+                    f"{one['found']['attack']}: at least {low:.1%} of the members are found at a false-positive rate of {rate}",
+                )
     lowest = max(usable, key=lambda one: one["advantage"][1])
     if lowest["advantage"][1] > most:
         return (
             REJECT,
             f"{lowest['found']['attack']}: advantage at least {lowest['advantage'][1]:.2f}, allowed is {most:g}",
         )
+    others = [name for name in said["leaks"] if name not in {one["found"]["attack"] for one in said["attacks"]}]
+    if others:
+        return REJECT, f"leaks, shown by {', '.join(others)}"
     highest = max(usable, key=lambda one: one["advantage"][2])
     shown = f"{highest['found']['attack']}: advantage at most {highest['advantage'][2]:.2f} (95 %)"
     if highest["advantage"][2] > most:
         return INSUFFICIENT, f"{shown}, not shown below {most:g}: more members and controls would"
-    return PROMOTE, f"{shown}, allowed is {most:g}; {len(usable)} attacks"
+    return PROMOTE, f"{shown}, allowed is {most:g}; {len(usable)} of {len(said['attacks'])} attacks"
 
 
 def check_renders(report: Report, renders: str | Path) -> None:

@@ -187,7 +187,8 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         plan = self._planned()
-        pl_module.privacy = self.record  # exports during the training tell what was spent until then
+        # Exports during the training tell what was spent until then; copies of the module do not copy this callback.
+        pl_module.privacy = lambda: self.record()
         if self.steps_done >= plan.steps:
             trainer.should_stop = True
         spent = plan.spent(plan.steps)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visynth.core import seeds as seeding
+from visynth.core.errors import DataError
 
 Floats = NDArray[np.float64]
 RATES = (0.01, 0.001)  # false-positive rates at which hits are told
@@ -56,11 +57,16 @@ def membership(name: str, members: Floats, controls: Floats, seed: int = 0) -> M
         controls: scores ``[M]``.
         seed: of the interval's resampling.
 
+    Raises:
+        DataError: scores that are not finite.
+
     Example:
         >>> outcome = membership("copy", np.ones(50), np.zeros(50))
         >>> outcome.auc, outcome.leaks
         (1.0, True)
     """
+    if not (np.isfinite(members).all() and np.isfinite(controls).all()):
+        raise DataError(f"the attack {name!r} gives scores that are no finite numbers: nothing can be said of it.")
     whole = area(members, controls)
     generator = seeding.rng(seed, f"attack/{name}")
     draws = [

@@ -68,13 +68,15 @@ def layer_problems(module: nn.Module) -> list[str]:
     mixing = [
         name
         for name, layer in module.named_modules()
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training
+        if isinstance(layer, nn.modules.batchnorm._NormBase)
+        and layer.training
+        and (layer.track_running_stats or isinstance(layer, nn.modules.batchnorm._BatchNorm))
     ]
     if not mixing:
         return []
     shown = ", ".join(mixing[:5]) + (f" and {len(mixing) - 5} more" if len(mixing) > 5 else "")
     return [
-        f"BatchNorm mixes the rows of a batch ({shown}): take GroupNorm or LayerNorm, or put these layers in eval mode"
+        f"BatchNorm and running statistics mix the rows of a batch ({shown}): take GroupNorm or LayerNorm, or put these layers in eval mode"
     ]
 
 
