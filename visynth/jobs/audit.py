@@ -302,7 +302,7 @@ def _closer(own: Side, others: Side, fake: Side) -> tuple[float, float, float]:
     # Real images that many generated ones are nearest to count as one coin.
     weights = [np.bincount(found.argmin(axis=1), w) for found, w in zip(nearest, (wins, 1 - wins), strict=True)]
     spread = float(np.sqrt(sum((w**2).sum() for w in weights))) / (2 * len(wins))
-    return share, share - 1.96 * spread, share + 1.96 * spread
+    return share, max(share - 1.96 * spread, 0.0), min(share + 1.96 * spread, 1.0)
 
 
 def _report(

@@ -218,7 +218,7 @@ def claim_blocks(findings: Findings) -> list[dict[str, Any]]:
         [name, f"{bound:.2f}", f"{right} of {guesses}"] for name, (bound, right, guesses) in findings.bounds.items()
     ]
     spent = findings.privacy
-    claim = f"claimed: {spent['epsilon']:.3g} at delta {spent['delta']:g}" if spent else "nothing is claimed"
+    claim = f"Claimed: {spent['epsilon']:.3g} at delta {spent['delta']:g}" if spent else "Nothing is claimed"
     note = (
         "A lower bound holds where each record was trained on by the throw of a coin (Steinke et al., 2023); it is never proof of "
         f"a small epsilon. {claim}."
