@@ -23,8 +23,8 @@ from visynth.data.imageset import ImageSet, Item, in_threads
 from visynth.data.reading import read_images, tell
 from visynth.lightning_modules.data_checks import check_classes, hold_out
 from visynth.lightning_modules.facts import Facts, Pool, measure
-from visynth.lightning_modules.samplers import RowOrder, Stream, StreamOrder
-from visynth.privacy.poisson import PoissonBatches, collated
+from visynth.lightning_modules.samplers import Stream, StreamOrder
+from visynth.privacy.poisson import PlacedRows, PoissonBatches, PoissonLoader, collated
 
 Array = NDArray[Any]
 FEW = 50  # images in a class below which a generator from scratch rarely helps
@@ -33,7 +33,7 @@ FEW = 50  # images in a class below which a generator from scratch rarely helps
 class StreamImages(Dataset[dict[str, Tensor]]):
     """A pool seen through stream positions; a list of positions gives a whole batch at once."""
 
-    def __init__(self, pool: Pool, order: StreamOrder | RowOrder) -> None:
+    def __init__(self, pool: Pool, order: StreamOrder | PlacedRows) -> None:
         self.pool, self.order = pool, order
 
     def __getitems__(self, positions: Sequence[int]) -> dict[str, Tensor]:
@@ -309,11 +309,10 @@ class StreamLoader(DataLoader[dict[str, Tensor]]):
             ]
         return []
 
-    def private(self, batches: PoissonBatches) -> StreamLoader:
+    def private(self, batches: PoissonBatches) -> PoissonLoader:
         """The same images, in batches of Poisson samples."""
-        order = RowOrder(batches.count, batches.multiplicity)
-        return StreamLoader(
-            StreamImages(self._images.pool, order),
+        return PoissonLoader(
+            StreamImages(self._images.pool, batches.rows),
             batch_sampler=batches,
             collate_fn=collated(_as_it_is),
             num_workers=self.num_workers,

@@ -102,17 +102,6 @@ class Stream(DistributedSampler[int]):
         yield from range(first, first + len(self) * self.world, self.world)
 
 
-class RowOrder:
-    """Order of Poisson samples: the place itself says which row it is."""
-
-    def __init__(self, count: int, multiplicity: int) -> None:
-        self.count, self.multiplicity = count, multiplicity
-
-    def index(self, position: int) -> int:
-        """Row of the image at a place of :class:`visynth.privacy.poisson.PoissonBatches`."""
-        return position // self.multiplicity % self.count
-
-
 class StreamOrder:
     """Order of the stream: independent draws with q(class) ~ n^temper.
 

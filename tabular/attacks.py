@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from visynth.core import seeds as seeding
 from visynth.core.errors import DataError
-from visynth.privacy.membership import SURE, Membership, membership
+from visynth.privacy.membership import SURE, Membership, closer_share, membership
 from visynth.tabular.columns import Category, Floats, Values
 from visynth.tabular.distances import SAME, Space
 from visynth.tabular.learners import Boosted, features, scaled
@@ -141,15 +141,10 @@ def _closest(
 ) -> tuple[tuple[float, float, float], tuple[float, float], tuple[float, float]]:
     found = [space.nearest(fake, side, 2) for side in (members, controls)]
     first, second = (distances[:, 0] for distances, _ in found)
-    count = len(first)
-    ours = (first < second) + (first == second) / 2
-    share = float(ours.mean())
-    # Who is nearest to several synthetic rows counts several times: its side is one coin, not many.
-    weights = [np.bincount(rows[:, 0], own) for (_, rows), own in zip(found, (ours, 1 - ours), strict=True)]
-    spread = float(np.sqrt(sum((w**2).sum() for w in weights))) / (2 * count)
+    share = closer_share((first, found[0][1][:, 0]), (second, found[1][1][:, 0]))
     ratios = [float(np.median(d[:, 0] / np.maximum(d[:, -1], 1e-12))) for d, _ in found]
     exact = float(np.mean(first <= SAME)), float(np.mean(second <= SAME))
-    return (share, share - 1.96 * spread, share + 1.96 * spread), (ratios[0], ratios[1]), exact
+    return share, (ratios[0], ratios[1]), exact
 
 
 def _domias(attacked: tuple[Table, Table], fake: Table, schema: Schema, seed: int) -> Membership:

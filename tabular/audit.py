@@ -53,7 +53,7 @@ def audit_table(
     own, others = taken(real, picked[0]), taken(held, picked[1])
     progress(f"drawing {count} rows")
     fake = schema.table(generator.sample(count, seed=seed))
-    losses = _losses(generator, train, holdout, picked, seed)
+    losses = _losses(generator, [frame.iloc[rows] for frame, rows in zip((train, holdout), picked, strict=True)], seed)
     progress("attacking")
     found = attack(own, others, fake, schema, seed=seed, losses=losses)
     half = count // 2
@@ -86,13 +86,14 @@ def _read(generator: Synthesizer, train: Any, holdout: Any) -> tuple[Schema, Any
             notes.append(f"{int((~known).sum())} {name} rows have values that the generator does not know: left out")
         frames.append(frame[known].reset_index(drop=True))
     real, held = (schema.table(frame) for frame in frames)
-    if sorted(row_hashes(schema, real)) == sorted(row_hashes(schema, held)):
+    prints = row_hashes(schema, real), row_hashes(schema, held)
+    if sorted(prints[0]) == sorted(prints[1]):
         raise DataError("the training rows and the held-out rows are the same: give rows that were not fitted.")
     marks = {member.sha256 for member in generator.fitted.members}
     if not marks:
         notes.append("which rows were fitted was taken from the files: the generator has no fingerprints")
         return schema, frames[0], frames[1], real, held, notes
-    ours, theirs = (np.array([h in marks for h in row_hashes(schema, side)]) for side in (real, held))
+    ours, theirs = (np.array([h in marks for h in side]) for side in prints)
     strangers = int((~ours).sum()) + len(train) - len(frames[0])
     if strangers:
         raise DataError(
@@ -121,9 +122,8 @@ def _known_rows(schema: Schema, frame: Any) -> NDArray[np.bool_]:
 
 def _by_heart(generator: Synthesizer, holdout: Any, rows: NDArray[np.int64], seed: int) -> Membership:
     """The loss attack on a model of the same kind that was fitted to a few rows alone."""
-    frame, _ = to_pandas(holdout)
     half = len(rows) // 2
-    sides = [frame.iloc[rows[start : start + min(HEART, half)]].reset_index(drop=True) for start in (0, half)]
+    sides = [holdout.iloc[rows[start : start + min(HEART, half)]].reset_index(drop=True) for start in (0, half)]
     options = dict(generator.arguments()["hparams"])
     options |= {"steps": min(int(options["steps"]), HEART_STEPS)} if "steps" in options else {}
     taught = type(generator)(**options).fit(
@@ -135,13 +135,10 @@ def _by_heart(generator: Synthesizer, holdout: Any, rows: NDArray[np.int64], see
     return membership(LOSS, -lower[0], -lower[1], seed)
 
 
-def _losses(
-    generator: Synthesizer, train: Any, holdout: Any, picked: list[Any], seed: int
-) -> tuple[Floats, Floats] | None:
-    found = generator.losses(train, seed=seed), generator.losses(holdout, seed=seed)
-    if found[0] is None or found[1] is None or len(found[1]) <= int(picked[1].max()):
-        return None
-    return np.asarray(found[0])[picked[0]], np.asarray(found[1])[picked[1]]
+def _losses(generator: Synthesizer, frames: list[Any], seed: int) -> tuple[Floats, Floats] | None:
+    """The generator's own loss of members and controls, where it has one."""
+    own, others = (generator.losses(frame.reset_index(drop=True), seed=seed) for frame in frames)
+    return None if own is None or others is None else (own, others)
 
 
 def _report(

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from visynth.core import seeds as seeding
-from visynth.core.progress import Progress
-from visynth.privacy.accounting import Release, epsilon_of, noise_for
+from visynth.privacy.accounting import Release, noise_for, statement
 from visynth.privacy.secret import secret_rng
 from visynth.tabular.columns import Floats
 from visynth.tabular.conditions import Conditions
@@ -69,12 +68,6 @@ class PrivateMarginals(Counting):
         super().__init__(most_bins, rare_below, seed)
         self.options |= {"components": components, "steps": steps, "lr": lr}
 
-    def _fit(self, table: Table, progress: Progress, **training: Any) -> None:
-        private: PrivateTable | None = training.get("private")
-        super()._fit(table, progress, **training)
-        if private is not None:
-            self._fitted = replace(self.fitted, privacy=self._spent(private))
-
     # -- counts ----------------------------------------------------------------------------------------------------------
 
     @property
@@ -100,30 +93,15 @@ class PrivateMarginals(Counting):
         return fields * (fields - 1) // 2 + len(self.sizes)
 
     def _release(self, private: PrivateTable) -> Release:
-        options = private.options
+        """The counts as one release, with the noise that what is left of epsilon asks for; it is noted in ``fitted``."""
+        options, count = private.options, self.tables_counted
         noise = noise_for(
-            options.epsilon,
-            private.delta,
-            1.0,
-            self.tables_counted,
-            before=private.releases,
-            accountant=options.accountant,
+            options.epsilon, private.delta, 1.0, count, before=private.releases, accountant=options.accountant
         )
-        return Release("counts of pairs of columns", noise, 1.0, self.tables_counted)
-
-    def _spent(self, private: PrivateTable) -> dict[str, Any]:
-        releases, options = [*private.releases, self._release(private)], private.options
-        return {
-            "epsilon": epsilon_of(releases, private.delta, options.accountant),
-            "delta": private.delta,
-            "accountant": options.accountant,
-            "epsilon by rdp": epsilon_of(releases, private.delta, "rdp"),
-            "epsilon by prv": epsilon_of(releases, private.delta, "prv"),
-            "unit": "row",
-            "adjacency": "one row more or less; their number is taken as known",
-            "sampler": "all rows",
-            "releases": [release.to_json() for release in releases],
-        }
+        release = Release("counts of pairs of columns", noise, 1.0, count)
+        spent = statement([*private.releases, release], private.delta, options.accountant, "row", "all rows")
+        self._fitted = replace(self.fitted, privacy=spent)
+        return release
 
     def _count(self, codes: NDArray[np.int32], private: PrivateTable | None) -> dict[str, NDArray[Any]]:
         singles, pairs = self._counts(codes)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from visynth.core.errors import UsageError, choices, raise_all
-from visynth.privacy.accounting import Accountant, Release, check_delta, noise_for
+from visynth.privacy.accounting import Accountant, Release, check_delta, noise_for, option_problems
 from visynth.privacy.secret import key_for, key_of, secret_rng
 from visynth.tabular.columns import Category, Column, Number, Values
 from visynth.tabular.domain import Declared, read_domain
@@ -57,16 +57,10 @@ class TablePrivacy:
     key_file: str | None = None
 
     def __post_init__(self) -> None:
-        problems = []
-        if not 0 < self.epsilon < float("inf"):
-            problems.append(f"epsilon must be a number above 0, but got {self.epsilon}")
+        counts = {"physical_batch_size": self.physical_batch_size, "noise_multiplicity": self.noise_multiplicity}
+        problems = option_problems(self.epsilon, self.max_grad_norm, **counts)
         if not 0 < self.preprocessing < 1:
             problems.append(f"preprocessing is a share of epsilon in (0, 1), but got {self.preprocessing}")
-        if not self.max_grad_norm > 0:
-            problems.append(f"max_grad_norm must be above 0, but got {self.max_grad_norm}")
-        for name in ("physical_batch_size", "noise_multiplicity"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                problems.append(f"{name} must be at least 1, but got {getattr(self, name)}")
         raise_all("privacy", problems, UsageError)
 
 
@@ -129,22 +123,24 @@ def prepare(
         else:
             declared[str(name)] = found
     raise_all("the table, for a fit with differential privacy,", problems)
-    key = key_for(key_of(options.key_file), *_purpose(rows, options), purpose, target, sorted((kinds or {}).items()))
-    noise, release = _cost(declared, options, delta)
-    worker = _Preparation(noise, 0.0 if release is None else _own_delta(declared, delta), key, target)
+    key = key_for(
+        key_of(options.key_file), *_purpose(rows, options, domain), purpose, target, sorted((kinds or {}).items())
+    )
+    lists = sum(not one.is_number and not one.values for one in declared.values())
+    release = _release(declared, lists, options, delta)
+    worker = _Preparation(release.noise, release.delta / max(lists, 1), key, target)
     columns = [worker.column(rows[name], declared[str(name)], str(name) in domain) for name in rows.columns]
     raise_all("the table", worker.problems)
     schema = Schema(tuple(columns), library)
     return PrivateTable(
-        schema, worker.table, worker.stand_ins, () if release is None else (release,), delta, options, key,
+        schema, worker.table, worker.stand_ins, (release,) if release.steps else (), delta, options, key,
         tuple(worker.remarks),
     )  # fmt: skip
 
 
-def _purpose(rows: pd.DataFrame, options: TablePrivacy) -> tuple[object, ...]:
+def _purpose(rows: pd.DataFrame, options: TablePrivacy, domain: Mapping[str, Declared]) -> tuple[object, ...]:
     """What a fit's noise belongs to: the rows and the options."""
     marks = pandas().util.hash_pandas_object(rows.astype(str), index=False).to_numpy()
-    domain = read_domain(options.domain)
     said = replace(options, key_file=None, domain=None)
     columns = [(str(name), str(rows[name].dtype)) for name in rows.columns]
     return marks.tobytes().hex(), columns, said, sorted((name, repr(one)) for name, one in domain.items())
@@ -185,26 +181,15 @@ def _by_dtype(series: pd.Series, kind: str | None) -> Declared | str:
     return Declared("categorical", nullable=True)
 
 
-def _learned_lists(declared: Mapping[str, Declared]) -> list[str]:
-    return [name for name, one in declared.items() if not one.is_number and not one.values]
-
-
-def _own_delta(declared: Mapping[str, Declared], delta: float) -> float:
-    """Of the list of categories of one column."""
-    return OWN_DELTA * delta / max(len(_learned_lists(declared)), 1)
-
-
-def _cost(declared: Mapping[str, Declared], options: TablePrivacy, delta: float) -> tuple[float, Release | None]:
-    """Noise of each histogram, and the release that all of them are."""
+def _release(declared: Mapping[str, Declared], lists: int, options: TablePrivacy, delta: float) -> Release:
+    """All histograms as one release; of no steps where everything is declared."""
     numbers = sum(histograms_of_number(one.bounds is not None) for one in declared.values() if one.is_number)
-    lists = len(_learned_lists(declared))
-    if not numbers + lists:
-        return 0.0, None
     own = OWN_DELTA * delta if lists else 0.0
-    noise = noise_for(
-        options.preprocessing * options.epsilon, delta - own, 1.0, numbers + lists, accountant=options.accountant
-    )
-    return noise, Release("preprocessing (histograms)", noise, 1.0, numbers + lists, own)
+    noise = 0.0
+    if numbers + lists:
+        epsilon = options.preprocessing * options.epsilon
+        noise = noise_for(epsilon, delta - own, 1.0, numbers + lists, accountant=options.accountant)
+    return Release("preprocessing (histograms)", noise, 1.0, numbers + lists, own)
 
 
 class _Preparation:

@@ -100,12 +100,13 @@ class PoissonStream(Stream):
     def __iter__(self) -> Iterator[Batch]:
         first = self.batches.first()
         for step in range(first, first + len(self.batches)):
-            rows = self.batches.places(step) // self.batches.multiplicity % self.batches.count
-            if not len(rows):
+            places = self.batches.places(step)
+            if not len(places):
                 yield EmptyBatch()
                 continue
+            rows = self.batches.rows.index(places)
             own = {name: torch.from_numpy(values[rows]) for name, values in self.arrays.items()}
-            yield own | self._noise(self.batches.places(step))
+            yield own | self._noise(places)
 
     def _noise(self, places: NDArray[np.int64]) -> Batch:
         """Random numbers of each row from its own place: were they drawn for the batch, a row that is left out would change

@@ -208,8 +208,8 @@ def test_randomised_response_is_not_refuted_at_its_epsilon_and_is_below_it() -> 
     rng = np.random.default_rng(4)
     for _ in range(200):
         truth = rng.random(400) < 0.5
-        told = np.where(rng.random(400) < np.e / (1 + np.e), truth, ~truth)
-        bound = epsilon_bound(int((told == truth).sum()), 400, 400)
+        replies = np.where(rng.random(400) < np.e / (1 + np.e), truth, ~truth)
+        bound = epsilon_bound(int((replies == truth).sum()), 400, 400)
         for claim in refuted:
             refuted[claim] += bound > claim
     assert refuted[1.0] <= 20  # 5 % of error

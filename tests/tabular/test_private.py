@@ -132,8 +132,8 @@ def test_cells_of_a_column_follow_its_counts() -> None:
 def test_a_category_of_one_row_is_told_as_seldom_as_its_delta_says() -> None:
     codes, noise, delta = np.zeros(1, np.int64), 5.0, 0.05
     threshold = threshold_for(noise, delta)
-    told = [len(known_categories(codes, 1, noise, threshold, np.random.default_rng(seed))[0]) for seed in range(2000)]
-    assert np.mean(told) == pytest.approx(delta, abs=0.015)
+    listed = [len(known_categories(codes, 1, noise, threshold, np.random.default_rng(seed))[0]) for seed in range(2000)]
+    assert np.mean(listed) == pytest.approx(delta, abs=0.015)
 
 
 def test_a_killed_fit_goes_on_with_its_key(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +21,13 @@ from visynth.core.progress import Progress, no_progress
 from visynth.core.report import Report, bullets, environment, gallery, table, text
 from visynth.data.imageset import ImageSet, Item, in_threads
 from visynth.generators.base import Generator
-from visynth.generators.diffusion import Diffusion, to_values
+from visynth.generators.diffusion import Diffusion
 from visynth.metrics.bank import FeatureBank
 from visynth.metrics.extractors import extractor
 from visynth.metrics.memorization import unit
-from visynth.networks import edm
-from visynth.networks.unet import Denoiser
 from visynth.privacy.audit import Attacked, Findings, attack_blocks, blind, bound_by_scores, check_sides, claim_blocks
-from visynth.privacy.diffusion_attacks import ATTACKS
-from visynth.privacy.membership import Floats, Membership, membership
+from visynth.privacy.diffusion_attacks import ATTACKS, by_heart
+from visynth.privacy.membership import Floats, Membership, closer_share, membership
 
 MOST = 2000  # members and controls that are attacked
 HEART, HEART_STEPS = 64, 400  # images that the positive control learns by heart, and steps for it
@@ -185,19 +182,20 @@ def _side(generator: Generator, images: ImageSet, items: Sequence[Item], fit: st
         raise DataError(
             f"the generator makes {spec.dtype} images, but the data hold {choices({str(i.dtype) for i in pixels})}."
         )
-    rows = bank.add(pixels, cache=False)
     labels = np.array([spec.classes.index(item.label) for item in items], np.int64)
     stacked = np.ascontiguousarray(np.stack(pixels).transpose(0, 3, 1, 2))
-    return Side(
-        stacked, labels, tuple(item.name for item in items), np.asarray(bank.get(RESOLUTION, "mean")[rows], np.float32)
-    )
+    return Side(stacked, labels, tuple(item.name for item in items), _embedded(pixels, bank))
+
+
+def _embedded(pixels: Sequence[Array], bank: FeatureBank) -> NDArray[np.float32]:
+    rows = bank.add(pixels, cache=False)
+    return np.asarray(bank.get(RESOLUTION, "mean")[rows], np.float32)
 
 
 def _drawn(generator: Generator, labels: NDArray[np.int64], seed: int, bank: FeatureBank) -> Side:
     seeds = [seeding.derive("audit", seed, number) for number in range(len(labels))]
     images = generator.sample(seeds, labels.tolist()).images.cpu().numpy()
-    rows = bank.add([np.ascontiguousarray(image.transpose(1, 2, 0)) for image in images], cache=False)
-    return Side(images, labels, (), np.asarray(bank.get(RESOLUTION, "mean")[rows], np.float32))
+    return Side(images, labels, (), _embedded([np.ascontiguousarray(i.transpose(1, 2, 0)) for i in images], bank))
 
 
 def _attacks(
@@ -211,10 +209,11 @@ def _attacks(
     none = blind(own.features, others.features, seed)
     noise = seeding.rng(seed, "audit/copies")
     for name, vectors in ((BY_FEATURES, _features), (BY_PIXELS, _pixels)):
-        sides = [_near(vectors(side), vectors(fake)) for side in (own, others)]
+        synthetic, copied = vectors(fake), vectors(first)
+        sides = [_near(vectors(side), synthetic) for side in (own, others)]
         # Where leaking is certain: a generator that gives one half of the controls back, hardly changed.
-        given = vectors(first) + 0.01 * vectors(first).std() * noise.standard_normal(vectors(first).shape)
-        sure = [_near(vectors(side), given.astype(np.float32)) for side in (first, second)]
+        given = copied + 0.01 * copied.std() * noise.standard_normal(copied.shape)
+        sure = [_near(side, given.astype(np.float32)) for side in (copied, vectors(second))]
         attacks.append(_attacked(name, sides, sure, none, seed))
         scores[name] = (sides[0], sides[1])
     if isinstance(generator, Diffusion) and not generator.network.conditions:
@@ -222,7 +221,7 @@ def _attacks(
         network = generator.network
         few = first.take(np.arange(min(HEART, len(first))))
         rest = second.take(np.arange(min(HEART, len(second))))
-        taught = by_heart(network, few, seed)
+        taught = by_heart(network, few.images, few.labels, HEART_STEPS, seed)
         for name, attack in ATTACKS.items():
             sides = [attack(network, side.images, side.labels, seed) for side in (own, others)]
             sure = [attack(taught, side.images, side.labels, seed) for side in (few, rest)]
@@ -236,34 +235,6 @@ def _attacked(
 ) -> Attacked:
     found = [membership(name, pair[0], pair[1], seed) for pair in (sides, sure)]
     return Attacked(found[0], found[1], none, white_box)
-
-
-def by_heart(network: Denoiser, side: Side, seed: int) -> Denoiser:
-    """A copy of a denoiser that was trained further on a few images alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeding.derive("by heart", seed) % 2**31)
-        taught = copy.deepcopy(network).requires_grad_(True).train()
-        for layer in taught.modules():
-            if hasattr(layer, "p") and isinstance(layer, torch.nn.Dropout):
-                layer.p = 0.0
-        optimizer = torch.optim.Adam(taught.parameters(), lr=1e-3)
-        device = next(taught.parameters()).device
-        clean = to_values(torch.from_numpy(side.images)).to(device) - taught.mean
-        labels = torch.from_numpy(side.labels).to(device)
-        for _ in range(HEART_STEPS):
-            rows = torch.randint(len(clean), (min(32, len(clean)),))
-            sigma = edm.draw_sigma(torch.randn(len(rows)), taught.sigma_data).to(device)
-            x, level = clean[rows], sigma.reshape(-1, 1, 1, 1)
-            error = (
-                (taught(x + level * torch.randn(x.shape).to(device), sigma, labels[rows]) - x)
-                .square()
-                .mean(dim=(1, 2, 3))
-            )
-            loss = (error * edm.edm_weight(sigma, taught.sigma_data)).mean()
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
-    return taught.eval().requires_grad_(False)
 
 
 def _features(side: Side) -> NDArray[np.float32]:
@@ -295,14 +266,10 @@ def _near(x: NDArray[np.float32], fake: NDArray[np.float32]) -> Floats:
 def _closer(own: Side, others: Side, fake: Side) -> tuple[float, float, float]:
     """Share of generated images that are closer to a member than to any of as many controls, with its 95 % interval: extraction
     by generating and filtering, where 0.5 is chance."""
-    nearest = [_distances(_features(fake), _features(side)) for side in (own, others)]
-    first, second = (found.min(axis=1) for found in nearest)
-    wins = (first < second) + (first == second) / 2
-    share = float(wins.mean())
-    # Real images that many generated ones are nearest to count as one coin.
-    weights = [np.bincount(found.argmin(axis=1), w) for found, w in zip(nearest, (wins, 1 - wins), strict=True)]
-    spread = float(np.sqrt(sum((w**2).sum() for w in weights))) / (2 * len(wins))
-    return share, max(share - 1.96 * spread, 0.0), min(share + 1.96 * spread, 1.0)
+    synthetic = _features(fake)
+    found = [_distances(synthetic, _features(side)) for side in (own, others)]
+    share, low, high = closer_share(*((one.min(axis=1), one.argmin(axis=1)) for one in found))
+    return share, max(low, 0.0), min(high, 1.0)
 
 
 def _report(

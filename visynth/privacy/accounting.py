@@ -136,6 +136,51 @@ def _quiet_orders() -> Iterator[None]:
         yield
 
 
+def statement(
+    releases: Sequence[Release], delta: float, accountant: Accountant, unit: str, sampler: str, **more: Any
+) -> dict[str, Any]:
+    """What releases cost together, and what that rests on: for cards, checkpoints and reports.
+
+    Args:
+        releases: all that the generator learned of the data.
+        delta: of all of them.
+        accountant: by which the noise was chosen.
+        unit: what is protected.
+        sampler: how units were drawn, in words.
+        more: further entries.
+    """
+    by = {name: epsilon_of(releases, delta, name) for name in ACCOUNTANTS}
+    return {
+        "epsilon": by[accountant],
+        "delta": delta,
+        "accountant": accountant,
+        **{f"epsilon by {name}": value for name, value in by.items()},
+        "unit": unit,
+        "adjacency": f"one {unit} more or less; their number is taken as known",
+        "sampler": sampler,
+        **more,
+        "releases": [release.to_json() for release in releases],
+    }
+
+
+def option_problems(epsilon: float, max_grad_norm: float, **counts: int | None) -> list[str]:
+    """What is wrong with options of a private fit, in words.
+
+    Example:
+        >>> option_problems(0.0, 1.0, steps=None, batch_size=0)
+        ['epsilon must be a number above 0, but got 0.0', 'batch_size must be at least 1, but got 0']
+    """
+    problems = []
+    if not 0 < epsilon < math.inf:
+        problems.append(f"epsilon must be a number above 0, but got {epsilon}")
+    if not max_grad_norm > 0:
+        problems.append(f"max_grad_norm must be above 0, but got {max_grad_norm}")
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            problems.append(f"{name} must be at least 1, but got {value}")
+    return problems
+
+
 def noise_for(
     epsilon: float,
     delta: float,

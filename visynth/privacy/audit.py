@@ -148,9 +148,8 @@ def bound_by_scores(
     Returns:
         The bound, guesses that were right, and guesses.
     """
-    mixed = seeding.rng(len(members), "audit/ties").permutation(
-        len(members) + len(controls)
-    )  # equal scores have no order
+    # Equal scores have no order.
+    mixed = seeding.rng(len(members), "audit/ties").permutation(len(members) + len(controls))
     scores = np.concatenate([members, controls])[mixed]
     truth = np.concatenate([np.ones(len(members), bool), np.zeros(len(controls), bool)])[mixed]
     guesses = max(int(GUESSES * len(scores)) // 2, 1)
@@ -248,18 +247,17 @@ class Findings:
     def leaks(self) -> list[str]:
         share, low, _ = self.closer
         copied = ["synthetic records closer to members"] if share - 0.5 > SURE * (share - low) / 1.96 else []
-        usable = not self.attacks or any(one.usable for one in self.attacks)  # else the sides differ by themselves
         found = [one.found.attack for one in self.attacks if one.finding == "leaks"]
-        return [*found, *(copied if usable else []), *(self.others if usable else [])]
+        usable = any(one.usable for one in self.attacks)  # else the sides differ by themselves
+        return [*found, *copied, *self.others] if usable else found
 
     @property
     def refuted(self) -> list[str]:
         """Attacks whose lower bound is above the claimed epsilon, among those whose controls hold."""
-        valid = {one.found.attack for one in self.attacks if one.usable}
-        above = [
-            name for name, (bound, _, _) in self.bounds.items() if self.privacy and bound > self.privacy["epsilon"]
+        valid = {one.found.attack for one in self.attacks if one.usable} if self.privacy else set()
+        return [
+            name for name, (bound, _, _) in self.bounds.items() if name in valid and bound > self.privacy["epsilon"]
         ]
-        return [name for name in above if name in valid]
 
     @property
     def lead(self) -> str:

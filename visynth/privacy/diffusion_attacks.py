@@ -5,13 +5,14 @@ Every image meets the same noise levels and the same noise, so that scores diffe
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from visynth.core import seeds as seeding
 from visynth.generators.diffusion import to_values
@@ -41,9 +42,8 @@ def loss_scores(network: Denoiser, images: Images, labels: NDArray[np.int64], se
     def scores(clean: Tensor, label: Tensor) -> Tensor:
         total = torch.zeros(len(clean), device=clean.device)
         for sigma, drawn in zip(levels, noise, strict=True):
-            noisy = clean + sigma * drawn.to(clean.device)
-            error = (_denoised(network, noisy, sigma, label) - clean).square().mean(dim=(1, 2, 3))
-            total -= error * float(edm.edm_weight(torch.tensor(sigma), network.sigma_data))
+            level = torch.full((len(clean),), sigma, device=clean.device)
+            total -= _losses(network, clean, drawn.to(clean.device), level, label)
         return total / len(levels)
 
     return _scored(network, images, labels, scores)
@@ -97,6 +97,43 @@ ATTACKS: dict[str, Attack] = {
     "proximal initialisation (PIA)": proximal_scores,
     "step and back (SecMI-stat)": step_scores,
 }
+
+
+def by_heart(network: Denoiser, images: Images, labels: NDArray[np.int64], steps: int, seed: int = 0) -> Denoiser:
+    """A copy of a denoiser that was trained further on a few images alone: where leaking is certain.
+
+    Args:
+        network: the denoiser.
+        images: uint8 or uint16 ``[N, C, H, W]`` at its size.
+        labels: ``[N]``.
+        steps: of Adam.
+        seed: of rows, noise levels and noise.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeding.derive("by heart", seed) % 2**31)
+        taught = copy.deepcopy(network).requires_grad_(True).train()
+        for layer in taught.modules():
+            if isinstance(layer, nn.Dropout):
+                layer.p = 0.0
+        optimizer = torch.optim.Adam(taught.parameters(), lr=1e-3)
+        device = next(taught.parameters()).device
+        clean = to_values(torch.from_numpy(images)).to(device) - taught.mean
+        classes = torch.from_numpy(labels).to(device)
+        for _ in range(steps):
+            rows = torch.randint(len(clean), (min(32, len(clean)),))
+            sigma = edm.draw_sigma(torch.randn(len(rows)), taught.sigma_data).to(device)
+            noise = torch.randn((len(rows), *clean.shape[1:])).to(device)
+            loss = _losses(taught, clean[rows], noise, sigma, classes[rows]).mean()
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+    return taught.eval().requires_grad_(False)
+
+
+def _losses(network: Denoiser, clean: Tensor, noise: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
+    """Denoising losses ``[N]`` at noise levels ``[N]`` (Karras et al., EDM, eq. 8)."""
+    denoised: Tensor = network(clean + sigma.reshape(-1, 1, 1, 1) * noise, sigma, label)
+    return edm.edm_weight(sigma, network.sigma_data) * (denoised - clean).square().mean(dim=(1, 2, 3))
 
 
 def _levels(network: Denoiser, quantiles: NDArray[np.float64]) -> list[float]:

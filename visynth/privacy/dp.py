@@ -18,7 +18,16 @@ import pytorch_lightning
 import torch
 
 from visynth.core.errors import ConflictError, UsageError, raise_all
-from visynth.privacy.accounting import Accountant, Release, check_delta, epsilon_of, noise_for, opacus
+from visynth.privacy.accounting import (
+    Accountant,
+    Release,
+    check_delta,
+    epsilon_of,
+    noise_for,
+    opacus,
+    option_problems,
+    statement,
+)
 from visynth.privacy.loaders import PlainLoader
 from visynth.privacy.poisson import EmptyBatch, PoissonBatches, batch_rows, rows_of_batch
 from visynth.privacy.refusals import (
@@ -71,21 +80,14 @@ class PrivacyPlan:
     def spent(self, steps: int) -> dict[str, Any]:
         """Epsilon after some steps, and what it rests on: for cards and reports."""
         releases = [*self.before, Release("training (DP-SGD)", self.noise, self.rate, steps)]
-        return {
-            "epsilon": epsilon_of(releases, self.delta, self.accountant),
-            "delta": self.delta,
-            "accountant": self.accountant,
-            "epsilon by rdp": epsilon_of(releases, self.delta, "rdp"),
-            "epsilon by prv": epsilon_of(releases, self.delta, "prv"),
-            "unit": self.unit,
-            "adjacency": f"one {self.unit} more or less; their number is taken as known",
-            "sampler": f"Poisson, {self.rate:.6g} of the {self.unit}s a step",
-            "noise multiplier": self.noise,
-            "max_grad_norm": self.max_grad_norm,
-            "steps": steps,
-            "noise multiplicity": self.multiplicity,
-            "releases": [release.to_json() for release in releases],
-        }
+        sampler = f"Poisson, {self.rate:.6g} of the {self.unit}s a step"
+        return statement(
+            releases, self.delta, self.accountant, self.unit, sampler,
+            **{
+                "noise multiplier": self.noise, "max_grad_norm": self.max_grad_norm, "steps": steps,
+                "noise multiplicity": self.multiplicity,
+            },
+        )  # fmt: skip
 
 
 class DifferentialPrivacy(pytorch_lightning.Callback):
@@ -138,17 +140,10 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
         key: str | None = None,
     ) -> None:
         opacus()
-        problems = []
-        if not epsilon > 0 or not math.isfinite(epsilon):
-            problems.append(f"epsilon must be a number above 0, but got {epsilon}")
-        if max_grad_norm <= 0:
-            problems.append(f"max_grad_norm must be above 0, but got {max_grad_norm}")
-        for name, value in (
-            ("steps", steps), ("batch_size", batch_size), ("physical_batch_size", physical_batch_size),
-            ("noise_multiplicity", noise_multiplicity),
-        ):  # fmt: skip
-            if value is not None and value < 1:
-                problems.append(f"{name} must be at least 1, but got {value}")
+        problems = option_problems(
+            epsilon, max_grad_norm, steps=steps, batch_size=batch_size, physical_batch_size=physical_batch_size,
+            noise_multiplicity=noise_multiplicity,
+        )  # fmt: skip
         raise_all("DifferentialPrivacy", problems, UsageError)
         self.epsilon, self.steps, self.delta, self.batch_size = epsilon, steps, delta, batch_size
         self.max_grad_norm, self.accountant, self.physical_batch_size = max_grad_norm, accountant, physical_batch_size
@@ -274,8 +269,8 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
     def _private(self, trainer: Any, pl_module: Any, loader: Any) -> Any:
         """The plan for a loader's data, and the loader of Poisson samples."""
         own = hasattr(loader, "private")
-        problems = loader.privacy_problems() if hasattr(loader, "privacy_problems") else []
-        raise_all("differential privacy", problems if own else loader_problems(loader), UsageError)
+        problems = getattr(loader, "privacy_problems", list)() if own else loader_problems(loader)
+        raise_all("differential privacy", problems, UsageError)
         loader = loader if own else PlainLoader(loader)
         units = int(loader.units)
         batch = min(self.batch_size or int(loader.expected), units)
@@ -311,7 +306,7 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
             f"{noise:.3g} times a gradient's length, {noise / batch:.2g} of it in each coordinate of the mean (at most "
             f"{self.most_noise:g} here): nothing would be learned. Reachable so: epsilon {reachable:.3g}. Larger batches and "
             "fewer steps need less noise; so do more data. Or fine-tune a public model, or release few statistics instead "
-            "(for tables the model 'marginals')."
+            "(for tables the model 'dp_marginals')."
         )
 
     def _check_restored(self) -> None:
@@ -367,17 +362,17 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
             self._optimizer.units = 0
             self._count_images(pl_module)
             return sum((p.sum() for p in self._optimizer.params), torch.zeros((), device=pl_module.device)) * 0.0
-        rows, copies = batch_rows(batch), self.noise_multiplicity
-        size = max((self.physical_batch_size or rows) // copies, 1) * copies
+        rows, multiplicity = batch_rows(batch), self.noise_multiplicity
+        size = max((self.physical_batch_size or rows) // multiplicity, 1) * multiplicity
         parts = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
         self._optimizer.zero_grad(set_to_none=True)
         for part in parts[:-1]:
-            self._optimizer.units = size // copies
+            self._optimizer.units = size // multiplicity
             found = step(rows_of_batch(batch, part), batch_idx)
             (found["loss"] if isinstance(found, dict) else found).backward()
             self._optimizer.clip_and_accumulate()
             self._optimizer.zero_grad(set_to_none=True)
-        self._optimizer.units = (parts[-1].stop - parts[-1].start) // copies
+        self._optimizer.units = (parts[-1].stop - parts[-1].start) // multiplicity
         loss = step(batch if len(parts) == 1 else rows_of_batch(batch, parts[-1]), batch_idx)
         self._count_images(pl_module)
         return loss

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from visynth.privacy.poisson import PoissonBatches, PoissonLoader, collated
+from visynth.privacy.poisson import PlacedRows, PoissonBatches, PoissonLoader, collated
 
 
 class PlainLoader:
@@ -21,7 +21,7 @@ class PlainLoader:
         """The same dataset, collated and loaded in the same way."""
         loader = self.loader
         return PoissonLoader(
-            _Places(loader.dataset, batches.multiplicity, batches.count),
+            _Places(loader.dataset, batches.rows),
             batch_sampler=batches,
             collate_fn=collated(loader.collate_fn),
             num_workers=loader.num_workers,
@@ -36,11 +36,11 @@ class PlainLoader:
 class _Places(Dataset[Any]):
     """A dataset by places of :class:`PoissonBatches`."""
 
-    def __init__(self, dataset: Any, multiplicity: int, count: int) -> None:
-        self.dataset, self.multiplicity, self.count = dataset, multiplicity, count
+    def __init__(self, dataset: Any, rows: PlacedRows) -> None:
+        self.dataset, self.rows = dataset, rows
 
     def __len__(self) -> int:
-        return self.count
+        return self.rows.count
 
     def __getitem__(self, place: int) -> Any:
-        return self.dataset[place // self.multiplicity % self.count]
+        return self.dataset[self.rows.index(place)]

@@ -112,3 +112,27 @@ def clopper_pearson(found: int, of: int, level: float = LEVEL) -> tuple[float, f
     low = 0.0 if found == 0 else float(beta.ppf(tail, found, of - found + 1))
     high = 1.0 if found == of else float(beta.ppf(1 - tail, found + 1, of - found))
     return low, high
+
+
+def closer_share(
+    members: tuple[Floats, NDArray[np.int64]], controls: tuple[Floats, NDArray[np.int64]]
+) -> tuple[float, float, float]:
+    """Share of synthetic records that are closer to a member than to any of as many controls, with its 95 % interval: 0.5 is
+    chance, and ties count half.
+
+    Args:
+        members: distance ``[M]`` of each synthetic record to the nearest member, and which one that is ``[M]``.
+        controls: the same of controls.
+
+    Example:
+        >>> near, far = (np.zeros(50), np.arange(50)), (np.ones(50), np.arange(50))
+        >>> closer_share(near, far)[0], closer_share(near, near)[0]
+        (1.0, 0.5)
+    """
+    (first, ours), (second, theirs) = members, controls
+    wins = (first < second) + (first == second) / 2
+    share = float(wins.mean())
+    # Who is nearest to several synthetic records counts several times: its side is one coin, not many.
+    weights = [np.bincount(ours, wins), np.bincount(theirs, 1 - wins)]
+    spread = float(np.sqrt(sum((w**2).sum() for w in weights))) / (2 * len(wins))
+    return share, share - 1.96 * spread, share + 1.96 * spread

@@ -95,13 +95,10 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
         norms = torch.stack([g.reshape(len(g), -1).float().norm(2, dim=-1) for g in samples], dim=1).norm(2, dim=1)
         finite = torch.isfinite(norms)  # a unit without a finite gradient adds nothing: infinity times 0 is no number
         factor = torch.where(finite, (self.max_grad_norm / (norms + 1e-6)).clamp(max=1.0), 0.0)
+        if not bool(finite.all()):
+            samples = [torch.where(finite.reshape(-1, *[1] * (g.dim() - 1)), g, 0.0) for g in samples]
         for p, sample in zip(self.params, samples, strict=True):
-            kept = (
-                sample.float()
-                if bool(finite.all())
-                else torch.where(finite.reshape(-1, *[1] * p.dim()), sample.float(), 0.0)
-            )
-            clipped = torch.einsum("i,i...", factor, kept).to(p.dtype)
+            clipped = torch.einsum("i,i...", factor, sample.float()).to(p.dtype)
             p.summed_grad = clipped if p.summed_grad is None else p.summed_grad + clipped
             p.grad_sample = None
 

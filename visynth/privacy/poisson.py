@@ -6,6 +6,7 @@ Which rows are drawn is a function of (key, step); see :mod:`visynth.privacy.sec
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,32 @@ class EmptyBatch(dict[str, Tensor]):
     """A step for which no row was drawn: there is noise all the same."""
 
 
+@dataclass(frozen=True)
+class PlacedRows:
+    """Which row a place means: places of a step follow those of the one before, copies of a row stand side by side.
+
+    Attributes:
+        count: rows of the data.
+        multiplicity: copies of a row in its batch.
+
+    Example:
+        >>> [PlacedRows(3, 2).index(place) for place in (24, 25, 29)]
+        [0, 0, 2]
+    """
+
+    count: int
+    multiplicity: int
+
+    def index(self, place: Any) -> Any:
+        """The row of a place, or those of an array of places."""
+        return place // self.multiplicity % self.count
+
+
 class PoissonBatches(Sampler[list[int]]):
     """Batches of places ``[rows times multiplicity]``, from the step on where training stands.
 
     A place is a number of its own for every copy of every row in every step, so that what a module draws by place (noise,
-    augmentation) is new each time: ``row = place // multiplicity % count``. Copies of a row stand side by side.
+    augmentation) is new each time; :class:`PlacedRows` says which row it means.
 
     Args:
         count: rows of the data.
@@ -46,8 +68,8 @@ class PoissonBatches(Sampler[list[int]]):
 
     Example:
         >>> batches = list(PoissonBatches(3, 1.0, "0" * 64, 2, lambda: 4, 1))
-        >>> batches, [place // 2 % 3 for place in batches[0]]
-        ([[24, 25, 26, 27, 28, 29]], [0, 0, 1, 1, 2, 2])
+        >>> batches
+        [[24, 25, 26, 27, 28, 29]]
     """
 
     def __init__(
@@ -55,6 +77,7 @@ class PoissonBatches(Sampler[list[int]]):
     ) -> None:
         self.count, self.rate, self.key, self.multiplicity = count, rate, key, multiplicity
         self.first, self.length = first, length
+        self.rows = PlacedRows(count, multiplicity)
 
     def __len__(self) -> int:
         return self.length
