@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from visynth.core import distributed
-from visynth.core.artifact import PRIVACY
+from visynth.core.artifact import FEDERATION, PRIVACY
 from visynth.core.errors import ConflictError, Diverged, UsageError
 from visynth.core.judges import USED
 from visynth.core.members import Member
@@ -20,7 +20,7 @@ from visynth.lightning_modules.data_checks import check_same_data
 from visynth.lightning_modules.facts import Facts
 from visynth.lightning_modules.prefetch import Prefetcher
 from visynth.lightning_modules.randomness import Draws, draw
-from visynth.privacy.dp import CHECKPOINT, DifferentialPrivacy
+from visynth.privacy.dp import CHECKPOINT
 
 T = TypeVar("T")
 
@@ -38,6 +38,7 @@ class GeneratorModule(pytorch_lightning.LightningModule):
         self.register_buffer("stepped_at", torch.zeros((), dtype=torch.int64))
         self._facts: Facts | None = None
         self._privacy: Callable[[], dict[str, Any]] | dict[str, Any] = {}
+        self._federation: Callable[[], dict[str, Any]] | dict[str, Any] = {}
         self.ahead = Prefetcher()
 
     @property
@@ -87,6 +88,15 @@ class GeneratorModule(pytorch_lightning.LightningModule):
     def privacy(self, spent: Callable[[], dict[str, Any]] | dict[str, Any]) -> None:
         self._privacy = spent
 
+    @property
+    def federation(self) -> dict[str, Any]:
+        """What a training over sites was so far; empty for a training on data at hand."""
+        return self._federation() if callable(self._federation) else self._federation
+
+    @federation.setter
+    def federation(self, record: Callable[[], dict[str, Any]] | dict[str, Any]) -> None:
+        self._federation = record
+
     def members(self) -> Sequence[Member]:
         """Fingerprints of the images behind the module, as far as its datamodule knows them; none of private ones."""
         return self.data.members() if hasattr(self.data, "members") and not self.privacy else ()
@@ -101,7 +111,9 @@ class GeneratorModule(pytorch_lightning.LightningModule):
         }
         return {
             "task": task,
-            **({PRIVACY: self.privacy} if self.privacy else counts),
+            **({} if self.privacy or self.federation else counts),
+            **({PRIVACY: self.privacy} if self.privacy else {}),
+            **({FEDERATION: self.federation} if self.federation else {}),
             "parameters": sum(p.numel() for p in network.parameters()),
             **more,
             **({USED: dict(self.extractors)} if self.extractors else {}),
@@ -176,7 +188,7 @@ class GeneratorModule(pytorch_lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         trainer: Any = self.trainer
-        if self.privacy and not any(isinstance(callback, DifferentialPrivacy) for callback in trainer.callbacks):
+        if self.privacy and not any(getattr(callback, "pays_for_privacy", False) for callback in trainer.callbacks):
             raise ConflictError(
                 "the module was trained with differential privacy: a training without its callback would make the stated epsilon "
                 "wrong. Begin with a new module."
@@ -192,7 +204,7 @@ class GeneratorModule(pytorch_lightning.LightningModule):
         checkpoint["state_dict"]["images_seen"] = self.stepped_at.clone()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.privacy = checkpoint.get(CHECKPOINT, {})
+        self.privacy, self.federation = checkpoint.get(CHECKPOINT, {}), checkpoint.get(FEDERATION, {})
         for name, what in checkpoint.get("visynth_extractors", {}).items():
             self.uses_extractor(name, what)
         if hasattr(self.data, "state"):

@@ -71,6 +71,8 @@ class StreamData(pytorch_lightning.LightningDataModule):
         self._facts: Facts | None = None
         self._state: dict[str, list[str]] | None = None
         self.private = False
+        self.one_site = False
+        self.counts_here: dict[str, int] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Read what is trained on, once."""
@@ -133,6 +135,11 @@ class StreamData(pytorch_lightning.LightningDataModule):
         no fingerprints are given."""
         self._facts = self.facts.public()
         self.private = True
+
+    def join_federation(self) -> None:
+        """For one site of a federated training: classes may have no images here, and what is measured of the images stays
+        here, but for their counts, which :attr:`counts_here` keeps for who is allowed to ask."""
+        self.one_site = True
 
     def members(self) -> list[Member]:
         """Fingerprints of every image that was trained on or held out (none for images in memory, or private ones)."""
@@ -233,9 +240,28 @@ class GeneratorData(StreamData):
         if self.pool is not None:
             return
         self.images = hold_out(self.images or self.read(self.classes), self.held_out, self.seed)
-        check_classes(self.images, self.one_class)
+        check_classes(self.images, self.one_class, absent=self.one_site)
         self.pool = self.make_pool([item for item in self.images.items if item.split in ("", "train")])
         self._facts = measure(self.pool, self.images.classes)
+        if self.one_site:
+            self.counts_here = dict(zip(self._facts.classes, self._facts.counts, strict=True))
+            self.forget_statistics()
+
+    def declared_facts(self) -> Facts:
+        """Facts that need no image: what all sites of a federated training share.
+
+        Raises:
+            UsageError: the classes or the channels are not named.
+        """
+        missing = [name for name in ("classes", "channels") if getattr(self, name) is None]
+        if missing:
+            raise UsageError(
+                f"the data of a federated training must name {' and '.join(missing)}: nobody sees the images of all sites, and the "
+                "network is built before any site trains."
+            )
+        classes, channels = tuple(self.classes or ()), int(self.channels or 0)
+        nothing = Facts(classes, (0,) * len(classes), channels, self.size, "uint8", (0.0,) * channels, 1.0)
+        return nothing.public()
 
     def make_pool(self, items: Sequence[Item]) -> Pool:
         """The training images in memory."""

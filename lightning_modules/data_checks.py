@@ -67,10 +67,12 @@ def hold_out(images: ImageSet, share: float, seed: int) -> ImageSet:
     )
 
 
-def check_classes(images: ImageSet, one_class: bool) -> None:
-    """Refuse one-class data and classes without training images."""
+def check_classes(images: ImageSet, one_class: bool, absent: bool = False) -> None:
+    """Refuse one-class data and classes without training images; ``absent`` allows both, where other sites have the rest."""
     counts = images.select(lambda item: item.split in ("", "train")).counts()
     empty = [name for name, count in counts.items() if not count]
+    if absent and any(counts.values()):
+        return
     if empty:
         raise DataError(
             f"classes {choices(empty)} have no training images ({images.root}); there are {counts}. Add images, or "

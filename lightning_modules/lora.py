@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visynth.core.artifact import PRIVACY
+from visynth.core.artifact import FEDERATION, PRIVACY
 from visynth.core.errors import DataError, MissingExtra, UsageError
 from visynth.generators.base import Generator
 from visynth.generators.diffusion import to_values
@@ -87,6 +87,10 @@ class LoRA(GeneratorModule):
         if self.args.mode == "image":
             return ["mode 'image' exports the training images to start from: set mode: text"]
         return []
+
+    def federation_problems(self) -> list[str]:
+        """Options for which a server would need real images."""
+        return self.privacy_problems()
 
     # -- building ------------------------------------------------------------------------------------------------
 
@@ -316,6 +320,7 @@ class LoRA(GeneratorModule):
         card = {
             "task": f"LoRA of rank {self.args.rank} on {self.args.pipeline}",
             **({PRIVACY: self.privacy} if self.privacy else {"images seen in training": int(self.images_seen)}),
+            **({FEDERATION: self.federation} if self.federation else {}),
             "licence": "as the pipeline's, and as the images that it was trained on",
             "made by": "visynth fit",
         }

@@ -27,6 +27,7 @@ ROOMS: dict[str, set[str]] = {
     "render": {"generators"},
     "callbacks": {"metrics", "data"},
     "privacy": {"networks", "generators", "metrics"},
+    "federated": {"privacy"},
 }
 FIRST_FOUR = set(ROOMS) - {"core"}
 ROOMS |= {"jobs": FIRST_FOUR, "lightning_modules": FIRST_FOUR, "tabular": {"verdict", "render", "metrics", "privacy"}}

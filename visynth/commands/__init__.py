@@ -25,6 +25,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "preflight": trials.preflight,
     "fit.compose": generators.fit_compose,
     "fit.export": generators.fit_export,
+    "fit.job": generators.fit_job,
     "fit.pipeline": generators.fit_pipeline,
     "fit.sweep": generators.fit_sweep,
     "render": rendering.render,
@@ -75,7 +76,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "doctor": machine.doctor,
 }
 NESTED = {
-    "fit": ("compose", "pipeline", "export", "sweep"),
+    "fit": ("compose", "pipeline", "export", "sweep", "job"),
     "renders": ("status", "verify", "sweep", "retry-failed", "finalize", "export", "score", "review"),
     "registry": ("add", "list", "log", "path", "promote", "rollback", "verify"),
     "tabular": ("trial", "fit", "fit-tables", "sample", "impute", "evaluate"),

@@ -137,6 +137,22 @@ def fit_sweep(
     return 0
 
 
+def fit_job(training: str, out: str) -> int:
+    """Write the NVFlare job of a federated training, to submit to real sites. It carries the configuration, and no code and no
+    path of a site.
+
+    Args:
+        training: configuration of 'visynth fit -c ...' with a federated part.
+        out: folder of the job.
+    """
+    from visynth.jobs.flare_job import make_job
+
+    print(
+        f"{make_job(training, out)}: submit it with 'nvflare job submit -j {out}'; configs/deploy/nvflare has what sites need"
+    )
+    return 0
+
+
 def project(
     generator: str,
     data: DataOptions,

@@ -26,6 +26,7 @@ from visynth.core.store import fetched, is_url
 
 WEIGHTS, SPEC, MEMBERS, README = "model.safetensors", "generator.json", "members.jsonl", "README.md"
 PRIVACY = "differential privacy"  # entry of a card: what a private training spent
+FEDERATION = "federated training"  # entry of a card: over which sites it went, and how
 VERSIONS = ("torch", "numpy", "opencv-python-headless")
 
 

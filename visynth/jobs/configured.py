@@ -11,6 +11,7 @@ from typing import Any
 from visynth.core.errors import UsageError, VisynthError
 
 CLIP = 1.0  # of gradients, for modules with one optimiser
+FEDERATED = "train over sites whose images stay where they are: options, or a YAML file of them"
 
 
 def find_in_working_folder() -> None:
@@ -27,6 +28,7 @@ def configured(words: Sequence[str], logger: bool = True) -> Any:
 
     from visynth.callbacks.checkpoint import AtomicCheckpointIO, KeepLast
     from visynth.callbacks.progress import TimeLeft
+    from visynth.federated.options import FederatedOptions
 
     find_in_working_folder()
 
@@ -34,6 +36,9 @@ def configured(words: Sequence[str], logger: bool = True) -> Any:
         def add_arguments_to_parser(self, parser: Any) -> None:
             parser.add_lightning_class_args(KeepLast, "checkpoint")
             parser.add_lightning_class_args(TimeLeft, "progress")
+            parser.add_argument(
+                "--federated", type=FederatedOptions | None, default=None, enable_path=True, help=FEDERATED
+            )
 
         def _add_instantiators(self) -> None:  # instances are rebuilt from config.yaml, not from checkpoints
             return

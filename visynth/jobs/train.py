@@ -51,12 +51,26 @@ def fit(words: Sequence[str]) -> int:
         ConflictError: the run folder holds a run of another model or other data.
         Diverged: the loss became infinite or not a number.
     """
+    return train(configured(words))
+
+
+def train(cli: Any, exchange: Any = None) -> int:
+    """Train what is configured; ``exchange`` carries messages to the sites of a federated training."""
     from visynth.callbacks.checkpoint import ExportFirst
 
-    cli = configured(words)
     root = Path(cli.trainer.default_root_dir)
     read = [getattr(cli.datamodule, name, None) for name in ("data", "masks")]
-    check_apart(root, [Path(folder) for folder in read if isinstance(folder, str) and Path(folder).is_dir()])
+    folders = [Path(folder) for folder in read if isinstance(folder, str) and Path(folder).is_dir()]
+    federated, simulated = cli.config_init["federated"], False
+    if federated is not None:
+        from visynth.jobs.federated import become_server, site_folders
+
+        folders = site_folders(federated)
+        simulated = federated.engine == "nvflare" and exchange is None
+        if simulated:  # its processes work elsewhere
+            cli.config["trainer"]["default_root_dir"] = str(root.resolve())
+        become_server(cli, federated, exchange)
+    check_apart(root, folders)
     claim_files(root, ["config.yaml", FINISHED])
     text = cli.parser.dump(cli.config, skip_none=False)
     checkpoint = _resume_from(root, text)
@@ -67,6 +81,12 @@ def fit(words: Sequence[str]) -> int:
         claim(root / name)
     if cli.trainer.is_global_zero:
         put_files(root, {"config.yaml": text.encode()})
+    if simulated:
+        from visynth.jobs.flare_job import simulate
+
+        simulate(root.resolve(), text, federated)
+        print(f"{root / 'generator'}: trained by NVFlare's simulator")
+        return 0
     first = ExportFirst(lambda: _export(cli, root))
     cli.trainer.callbacks.insert(0, first)
     with _gentle_interrupt(cli.trainer.callbacks, first) as interrupted:
@@ -124,6 +144,10 @@ def export(run: str | Path, out: str | Path, ema: float | None = None) -> Path:
     import torch
 
     cli = configured(["--config", str(run / "config.yaml"), "--trainer.default_root_dir", str(run)], logger=False)
+    if cli.config_init["federated"] is not None:
+        from visynth.jobs.federated import become_server
+
+        become_server(cli, cli.config_init["federated"])
     stored = torch.load(verified(KeepLast.path(run)), map_location="cpu", weights_only=True)
     connect(cli)
     cli.model.on_load_checkpoint(stored)

@@ -124,6 +124,8 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
         ...     accelerator="cpu", enable_checkpointing=False)
     """
 
+    pays_for_privacy = True
+
     def __init__(
         self,
         epsilon: float,

@@ -1,0 +1,218 @@
+"""One site of a federated training: it takes weights, trains a little on its own images, and gives back an update.
+
+An answer is a function of (weights, round, the site's data): a site keeps nothing between rounds, so that it may be restarted
+at any time. What leaves it is listed at :meth:`Site.answer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytorch_lightning
+import torch
+from torch import Tensor, nn
+
+from visynth.core.errors import DataError, UsageError, raise_all
+from visynth.core.quiet import quiet_lightning
+from visynth.federated.options import FederatedOptions
+from visynth.federated.updates import Tensors, check_alike, clipped, length, packed, unpacked
+
+SERVER = "the server"
+
+
+class Site:
+    """A site with its data and the module that everybody trains.
+
+    Args:
+        name: of the site, one of ``options.sites``.
+        module: the LightningModule, as the server has it.
+        datamodule: the site's own data.
+        options: of the federated training, as the server has them.
+        trainer: arguments of the site's Trainer: accelerator, precision, gradient_clip_val.
+        agreed: what must be the same everywhere, in plain values; compared with the server's.
+
+    Example:
+        >>> options = FederatedOptions(sites={"a": {}, "b": {}})
+        >>> Site("c", None, None, options)
+        Traceback (most recent call last):
+        visynth.core.errors.UsageError: site 'c' is not one of 'a', 'b'.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: Any,
+        datamodule: Any,
+        options: FederatedOptions,
+        trainer: dict[str, Any] | None = None,
+        agreed: dict[str, Any] | None = None,
+    ) -> None:
+        if name not in options.sites:
+            raise UsageError(f"site {name!r} is not one of {', '.join(map(repr, options.sites))}.")
+        self.name, self.module, self.datamodule, self.options = name, module, datamodule, options
+        self.trainer, self.agreed = dict(trainer or {}), dict(agreed or {})
+        if hasattr(datamodule, "join_federation"):
+            datamodule.join_federation()
+
+    def answer(self, message: bytes) -> bytes:
+        """Train for one round.
+
+        Args:
+            message: the server's: weights, the round, where its places in the stream begin, what was agreed.
+
+        Returns:
+            The update, cut to ``max_update_norm``; with it the site's name and the round, and, without differential privacy, the
+            mean loss and the update's length before the cut; the number of training images where sites count by it; images per
+            class only where ``share_counts`` is set. Nothing else leaves the site.
+
+        Raises:
+            DataError: weights of another network; other facts of the data; what was agreed differs here.
+            Diverged: the loss or a gradient left the finite numbers.
+        """
+        weights, task = unpacked(message, SERVER)
+        self._check_agreed(task["agreed"])
+        local = _LocalTraining(self, weights, task)
+        with quiet_lightning():
+            trainer = pytorch_lightning.Trainer(
+                **{
+                    "max_epochs": -1, "max_steps": self.options.local_steps, "logger": False, "enable_checkpointing": False,
+                    "enable_progress_bar": False, "enable_model_summary": False, "devices": 1, "limit_val_batches": 0,
+                    "num_sanity_val_steps": 0, "callbacks": [local], **self.trainer,
+                }
+            )  # fmt: skip
+            trainer.fit(self.module, self.datamodule)
+        update = local.update()
+        return packed(clipped(update, self.options.max_update_norm), **self._told(task, update, local.losses))
+
+    def _told(self, task: dict[str, Any], update: Tensors, losses: list[float]) -> dict[str, Any]:
+        """What the answer says beside the update."""
+        facts: dict[str, Any] = {"site": self.name, "round": task["round"]}
+        if self.options.privacy is not None:
+            return facts
+        facts |= {"loss": sum(losses) / len(losses), "length": length(update)}
+        if self.options.weights == "images":
+            facts["images"] = self._images()
+        if self.options.share_counts:
+            facts["counts"] = self._counts()
+        return facts
+
+    def _images(self) -> int:
+        loader = self.datamodule.train_dataloader()
+        return int(loader.units if hasattr(loader, "units") else len(loader.dataset))
+
+    def _counts(self) -> dict[str, int]:
+        if not hasattr(self.datamodule, "counts_here"):
+            raise UsageError(
+                f"site {self.name}: share_counts needs GeneratorData, which knows the images of each class."
+            )
+        return dict(self.datamodule.counts_here)
+
+    def _check_agreed(self, agreed: dict[str, Any]) -> None:
+        keys = sorted({*agreed, *self.agreed})
+        differ = [
+            f"{key}: {agreed.get(key)!r} at the server, {self.agreed.get(key)!r} here" for key in keys
+            if agreed.get(key) != self.agreed.get(key)
+        ]  # fmt: skip
+        raise_all(f"site {self.name}: what all share", differ, DataError)
+
+
+class _LocalTraining(pytorch_lightning.Callback):
+    """Takes the server's weights at the start of a fit, and what it did with them at its end."""
+
+    def __init__(self, site: Site, weights: Tensors, task: dict[str, Any]) -> None:
+        self.site, self.weights, self.task = site, weights, task
+        self.losses: list[float] = []
+        self.walk: GradientWalk | None = None
+        self._update: Tensors | None = None
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if self.site.options.algorithm == "fedopt":
+            pl_module.configure_optimizers = lambda: self._walk(pl_module)
+
+    def _walk(self, pl_module: Any) -> GradientWalk:
+        self.walk = GradientWalk(trained(pl_module).values(), self.site.options.local_lr)
+        return self.walk
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.lr_scheduler_configs:
+            raise UsageError(
+                "fedavg begins the sites' optimisers anew in every round, and a schedule of the learning rate with them: take "
+                "algorithm: fedopt, whose schedule runs at the server, or no schedule."
+            )
+        facts = getattr(self.site.datamodule, "facts", None)
+        here = facts.to_json() if facts is not None else {}
+        differ = [
+            f"{name}: {value!r} at the server, {here.get(name)!r} here" for name, value in (self.task["facts"] or {}).items()
+            if here and here.get(name) != value
+        ]  # fmt: skip
+        raise_all(f"site {self.site.name}: the images", differ, DataError)
+        own = trained(pl_module)
+        check_alike(self.weights, {name: p.detach().cpu() for name, p in own.items()}, SERVER)
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(self.weights[name])
+        place = self.site.options.names.index(self.site.name) * self.task["images"] + self.task["first"]
+        for name in ("images_seen", "stepped_at"):
+            if hasattr(pl_module, name):
+                getattr(pl_module, name).fill_(place)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.losses.append(float(outputs["loss"] if isinstance(outputs, dict) else outputs))
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        own = trained(pl_module)
+        if self.walk is not None:
+            total = self.walk.sums
+            self._update = {name: total[id(p)].cpu() / self.site.options.local_steps for name, p in own.items()}
+        else:
+            self._update = {name: self.weights[name] - p.detach().cpu() for name, p in own.items()}
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        vars(pl_module).pop("configure_optimizers", None)
+
+    def update(self) -> Tensors:
+        """The mean gradient of the walk, or the way from the new weights to the old ones.
+
+        Raises:
+            DataError: the data ended before the round's steps.
+        """
+        if self._update is None or len(self.losses) < self.site.options.local_steps:
+            raise DataError(
+                f"site {self.site.name} made {len(self.losses)} of {self.site.options.local_steps} local steps: it has no more data."
+            )
+        return self._update
+
+
+class GradientWalk(torch.optim.Optimizer):
+    """Plain gradient steps of one length, which add up the gradients on their way.
+
+    Args:
+        params: as for any optimiser.
+        step_size: of each step; other than ``lr`` it is not changed by warm-up and schedules, which are the server's.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], step_size: float) -> None:
+        super().__init__(list(params), {"lr": step_size})
+        self.step_size = step_size
+        self.sums: dict[int, Tensor] = {
+            id(p): torch.zeros_like(p) for group in self.param_groups for p in group["params"]
+        }
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self.sums[id(p)] += p.grad
+                    p -= self.step_size * p.grad
+        return loss
+
+
+def trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that a training moves, by name."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
