@@ -9,11 +9,22 @@ if TYPE_CHECKING:
     from visynth.lightning_modules.crops import DefectCrops
     from visynth.lightning_modules.data import GeneratorData
     from visynth.lightning_modules.diffusion import Diffusion
+    from visynth.lightning_modules.embedding import MeanEmbedding
     from visynth.lightning_modules.gans import CGAN, BigGAN, StyleGAN2
     from visynth.lightning_modules.inpainting import Inpainting
     from visynth.lightning_modules.lora import LoRA
 
-__all__ = ["CGAN", "BigGAN", "DefectCrops", "Diffusion", "GeneratorData", "Inpainting", "LoRA", "StyleGAN2"]
+__all__ = [
+    "CGAN",
+    "BigGAN",
+    "DefectCrops",
+    "Diffusion",
+    "GeneratorData",
+    "Inpainting",
+    "LoRA",
+    "MeanEmbedding",
+    "StyleGAN2",
+]
 
 _HOMES = {
     "DefectCrops": "crops",
@@ -21,6 +32,7 @@ _HOMES = {
     "GeneratorData": "data",
     "Inpainting": "inpainting",
     "LoRA": "lora",
+    "MeanEmbedding": "embedding",
     **dict.fromkeys(("CGAN", "BigGAN", "StyleGAN2"), "gans"),
 }
 

@@ -188,7 +188,7 @@ class GeneratorModule(pytorch_lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         trainer: Any = self.trainer
-        if self.privacy and not any(getattr(callback, "pays_for_privacy", False) for callback in trainer.callbacks):
+        if self.privacy and not any(getattr(part, "pays_for_privacy", False) for part in (self, *trainer.callbacks)):
             raise ConflictError(
                 "the module was trained with differential privacy: a training without its callback would make the stated epsilon "
                 "wrong. Begin with a new module."

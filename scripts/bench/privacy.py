@@ -25,7 +25,7 @@ from sklearn.preprocessing import StandardScaler
 
 from visynth.core.quiet import quiet_lightning
 from visynth.data.reading import read_images
-from visynth.lightning_modules import Diffusion, GeneratorData
+from visynth.lightning_modules import Diffusion, GeneratorData, MeanEmbedding
 from visynth.lightning_modules.facts import Pool, measure
 from visynth.metrics.extractors import extractor
 from visynth.metrics.kernel import kid
@@ -122,14 +122,16 @@ def images(args: argparse.Namespace, results: Results) -> None:
         row = {"TSTR balanced accuracy": accuracy(features(members), members.labels, tested, controls.labels)}
         row |= {"KID": kid(tested, features(members)).value, "members": half}
         results.add("real images", row)
-    for epsilon in (None, "by heart", 10.0, 3.0, 1.0):
-        name = f"diffusion, epsilon {epsilon or 'none'}" if epsilon != "by heart" else f"{HEART} images by heart"
-        if name in results.done:
+    for kind, epsilon in [
+        (kind, e) for kind in args.models or ("diffusion", "embedding") for e in (None, "by heart", 10.0, 3.0, 1.0)
+    ]:
+        name = f"{kind}, epsilon {epsilon or 'none'}" if epsilon != "by heart" else f"{HEART} images by heart"
+        if name in results.done or (kind, epsilon) == ("embedding", "by heart"):
             continue
         few = np.arange(HEART if epsilon == "by heart" else half)
         own = Pool(members.images[few], members.labels[few])
         begun = time.monotonic()
-        module, callback = trained(own, classes, epsilon, args)
+        module, spent = (trained if kind == "diffusion" else embedded)(own, classes, epsilon, args)
         seconds = time.monotonic() - begun
         generator: Any = module.generator()
         labels = np.arange(args.drawn) % len(classes)
@@ -142,13 +144,18 @@ def images(args: argparse.Namespace, results: Results) -> None:
             for c in range(len(classes))
         ]
         row |= {"KID": kid(tested, fake[np.concatenate(same)]).value, "fit seconds": seconds}
+        flat = [side.images.reshape(len(side.images), -1) / 255 for side in (Pool(drawn, labels), controls)]
+        row["TSTR balanced accuracy, pixels"] = accuracy(flat[0], labels, flat[1], controls.labels)
         network = generator.network.to(args.device)
         other = Pool(controls.images[few], controls.labels[few])
-        for attacked, score in ATTACKS.items():
+        attacks: dict[str, Any] = (
+            dict(ATTACKS) if kind == "diffusion" else {"nearest generated image, by pixels": Nearest(drawn)}
+        )
+        for attacked, score in attacks.items():
             a, b = (score(network, side.images, side.labels, args.seed) for side in (own, other))
             found = membership(attacked, a, b, args.seed)
             row[attacked] = [found.auc, found.low, found.high, found.hits.get("0.01"), found.leaks]
-        row["privacy"] = callback.record() if callback else {}
+        row["privacy"] = spent
         results.add(name, row)
 
 
@@ -178,7 +185,31 @@ def trained(pool: Pool, classes: tuple[str, ...], epsilon: Any, args: argparse.N
     )  # fmt: skip
     with quiet_lightning():
         trainer.fit(module, data)
-    return module.cpu().eval(), callback
+    return module.cpu().eval(), callback.record() if callback else {}
+
+
+def embedded(pool: Pool, classes: tuple[str, ...], epsilon: Any, args: argparse.Namespace) -> tuple[MeanEmbedding, Any]:
+    module = MeanEmbedding(epsilon=epsilon, seed=args.seed)
+    data = GeneratorData.of_pool(pool, measure(pool, classes), batch_size=8, seed=args.seed)
+    trainer = pytorch_lightning.Trainer(
+        max_epochs=-1, accelerator="gpu" if args.device == "cuda" else "cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    with quiet_lightning():
+        trainer.fit(module, data)
+    return module.cpu().eval(), module.privacy
+
+
+class Nearest:
+    """Scores images by how near the nearest generated one is."""
+
+    def __init__(self, drawn: Any) -> None:
+        self.drawn = drawn.reshape(len(drawn), -1).astype(np.float64) / 255
+
+    def __call__(self, network: Any, images: Any, labels: Any, seed: int) -> Any:
+        from scipy.spatial.distance import cdist
+
+        return -cdist(images.reshape(len(images), -1) / 255, self.drawn).min(axis=1)
 
 
 class Features:

@@ -46,6 +46,26 @@ def test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "gradient_clip_val" in capsys.readouterr().err
 
 
+def test_images_by_one_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said: dict[str, Any] = yaml.safe_load((CONFIGS / "digits_embedding.yaml").read_text())
+    said["model"]["init_args"] |= {"steps": 3, "width": 8, "features": 100}
+    Path("private.yaml").write_text(yaml.safe_dump(said))
+    assert main(["fit", "-c", "private.yaml"]) == 0, capsys.readouterr().err
+    generator = tmp_path / "run_private_embedding" / "generator"
+    card = json.loads((generator / "generator.json").read_text())["card"]["differential privacy"]
+    assert card["epsilon"] <= 3
+    assert load_generator(generator).members == ()
+    assert main(["fit", "-c", "private.yaml"]) == 0  # finished: nothing is released again
+    assert main(["fit", "export", "run_private_embedding", "--out", "again"]) == 0
+    assert json.loads(Path("again/generator.json").read_text())["card"]["differential privacy"] == card
+    said["model"]["init_args"]["epsilon"] = 9.0
+    Path("other.yaml").write_text(yaml.safe_dump(said))
+    assert main(["fit", "-c", "other.yaml"]) == 78
+
+
 @pytest.mark.data
 def test_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = DATA / "tabular" / "adult_census.parquet"

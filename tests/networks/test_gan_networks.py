@@ -74,7 +74,7 @@ class TestBigGAN:
         layer.weight.data.fill_(1.0)
         assert not torch.equal(layer(x), x)
 
-    @pytest.mark.parametrize("size", [16, 32, 64])
+    @pytest.mark.parametrize("size", [8, 16, 32, 64])
     @pytest.mark.parametrize("deep", [False, True])
     def test_every_size_deep_or_not(self, size: int, deep: bool) -> None:
         generator = BigGAN(size, 3, 4, z_dim=20, width=4, shared=8, attention=16 if size > 16 else 8, deep=deep).eval()
@@ -103,14 +103,14 @@ class TestBigGAN:
 
 
 class TestPlain:
-    @pytest.mark.parametrize("size", [16, 32, 64])
+    @pytest.mark.parametrize("size", [8, 16, 32, 64])
     def test_every_size(self, size: int) -> None:
         images = CGAN(size, 3, 2, z_dim=8, width=4).eval()(torch.randn(2, 8), torch.tensor([0, 1]))
         assert images.shape == (2, 3, size, size)
         assert CGANDiscriminator(size, 3, 2, width=4)(images, torch.tensor([0, 1])).shape == (2,)
 
     def test_other_sizes_are_told(self) -> None:
-        with pytest.raises(UsageError, match="makes images of 16, 32 or 64 pixels, but got 128"):
+        with pytest.raises(UsageError, match="makes images of 8, 16, 32 or 64 pixels, but got 128"):
             CGAN(128, 3, 2)
 
 

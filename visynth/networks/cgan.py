@@ -1,4 +1,4 @@
-"""A small class-conditional pair for 16 to 64 pixels: the plain baseline that everything else must beat.
+"""A small class-conditional pair for 8 to 64 pixels: the plain baseline that everything else must beat.
 
 Source: Mirza and Osindero, "Conditional generative adversarial nets" (2014), with the layers of Radford et al.,
 "Unsupervised representation learning with deep convolutional generative adversarial networks" (ICLR 2016), section 3;
@@ -23,7 +23,7 @@ class CGAN(nn.Module):
     """Latents ``z [N, z_dim]`` and labels ``[N]`` to images ``[N, C, size, size]`` in [-1, 1].
 
     Args:
-        size: 16, 32 or 64.
+        size: 8, 16, 32 or 64.
         channels: of the images.
         classes: at least 1.
         z_dim: of the latent.
@@ -88,8 +88,8 @@ class CGANDiscriminator(nn.Module):
 
 
 def _steps(size: int) -> int:
-    if size not in (16, 32, 64):
-        raise UsageError(f"the plain cGAN makes images of 16, 32 or 64 pixels, but got {size}.")
+    if size not in (8, 16, 32, 64):
+        raise UsageError(f"the plain cGAN makes images of 8, 16, 32 or 64 pixels, but got {size}.")
     return int(math.log2(size)) - 2
 
 

@@ -33,6 +33,12 @@ def trainer_problems(trainer: Any) -> list[str]:
         problems.append(f"precision {trainer.precision} rounds what is clipped and the noise: take bf16-mixed or 32")
     if trainer.overfit_batches:
         problems.append("overfit_batches chooses rows: leave it out")
+    return problems + looking_problems(trainer)
+
+
+def looking_problems(trainer: Any) -> list[str]:
+    """What of a Trainer looks at private data beside the training itself."""
+    problems = []
     source = trainer.fit_loop.epoch_loop.val_loop._data_source
     if trainer.limit_val_batches != 0 and source.instance is not None and source.is_defined():
         problems.append("validation on private data is a release without a budget: set limit_val_batches: 0")
