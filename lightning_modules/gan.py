@@ -32,6 +32,7 @@ from visynth.lightning_modules.gan_step import GANStep, Micro
 from visynth.lightning_modules.guard import Guard, set_rates
 from visynth.lightning_modules.latents import Augment
 from visynth.networks import discriminator
+from visynth.privacy.gan_attacks import Discriminator
 
 
 class GAN(GeneratorModule):
@@ -284,6 +285,15 @@ class GAN(GeneratorModule):
         if held is None or held[0] != now:  # standing statistics take a while: once for each state
             held = self.__dict__["_held"] = (now, self.generator())
         return held[1].sample(seeds, labels, **options)
+
+    def judge(self) -> Discriminator:
+        """The discriminator as an attacker has it."""
+        return Discriminator(
+            self.gan,
+            lambda gan, values, labels: sum(
+                weight * logits for weight, logits in gan.family.logits(gan, gan.family.views(values), labels)
+            ),
+        )
 
     def export(self, folder: str | Path, ema: float | None = None) -> Path:
         """Write the generator folder, and the discriminator beside it, which a later training may start from."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visynth.core import seeds as seeding
-from visynth.core.errors import DataError
+from visynth.core.errors import DataError, UsageError
 from visynth.core.progress import Progress, no_progress
 from visynth.core.report import Report, bullets, environment, table
 from visynth.privacy.audit import Attacked, Findings, attack_blocks, blind, bound_by_scores, check_sides, claim_blocks
@@ -17,17 +17,26 @@ from visynth.privacy.membership import Floats, Membership, membership
 from visynth.tabular.attacks import LOSS, Privacy, attack
 from visynth.tabular.base import Synthesizer
 from visynth.tabular.columns import Category
+from visynth.tabular.distances import Space
 from visynth.tabular.fitted import row_hashes
 from visynth.tabular.frames import to_pandas
 from visynth.tabular.learners import features
 from visynth.tabular.schema import Schema, Table, rows_of, stacked, taken
+from visynth.tabular.shadow import NAME as SHADOWS
+from visynth.tabular.shadow import Rows, Seen, halves, shadow_scores
 
 MOST = 20_000  # rows a side
 HEART, HEART_STEPS = 100, 600  # rows that the positive control of the loss is fitted to, and its steps
 
 
 def audit_table(
-    generator: Synthesizer, train: Any, holdout: Any, *, seed: int = 0, progress: Progress = no_progress
+    generator: Synthesizer,
+    train: Any,
+    holdout: Any,
+    *,
+    shadows: int = 0,
+    seed: int = 0,
+    progress: Progress = no_progress,
 ) -> Report:
     """Attack a generator with rows that it was fitted to and rows that it was not.
 
@@ -35,14 +44,17 @@ def audit_table(
         generator: fitted.
         train: frame of the rows that it was fitted to.
         holdout: frame of other rows of the same table.
+        shadows: generators of the same kind to fit to parts of the held-out rows, which teach what a member looks like; 0: none.
         seed: of everything.
         progress: receives lines.
 
     Raises:
-        UsageError: no holdout.
+        UsageError: no holdout; one shadow model.
         DataError: rows that the generator was not fitted to, the same rows on both sides, too few of either.
     """
     check_sides(len(train), len(holdout))
+    if shadows < 0 or shadows == 1:
+        raise UsageError(f"shadows must be 0 or at least 2, each is compared with the others, but got {shadows}.")
     schema, train, holdout, real, held, notes = _read(generator, train, holdout)
     count = min(rows_of(real), rows_of(held), MOST)
     check_sides(count, count)
@@ -68,10 +80,18 @@ def audit_table(
     attacks = [
         Attacked(one, sure[one.attack], none, one.attack == LOSS) for one in found.memberships if one.attack in sure
     ]
+    if shadows:
+        sides = [Rows(one, frame.iloc[rows].reset_index(drop=True)) for one, frame, rows in
+                 zip((own, others), (train, holdout), picked, strict=True)]  # fmt: skip
+        attacks.append(_shadowed(generator, sides[0], sides[1], fake, shadows, none, seed, progress))
     privacy = dict(generator.fitted.privacy)
     bounds: dict[str, tuple[float, int, int]] = {}
     if losses is not None:
         bounds[LOSS] = bound_by_scores(-losses[0], -losses[1], privacy.get("delta", 0.0))
+    if not shadows:
+        notes.append("not tried: shadow models (--shadows 4)")
+    elif privacy:
+        notes.append("shadow models were fitted without privacy, as if they leaked more than the generator")
     return _report(generator, found, attacks, bounds, notes, count)
 
 
@@ -135,6 +155,45 @@ def _by_heart(generator: Synthesizer, holdout: Any, rows: NDArray[np.int64], see
     return membership(LOSS, -lower[0], -lower[1], seed)
 
 
+def _shadowed(
+    generator: Synthesizer,
+    own: Rows,
+    others: Rows,
+    fake: Table,
+    count: int,
+    none: Membership,
+    seed: int,
+    progress: Progress,
+) -> Attacked:
+    """The attack that shadow models teach: half of the controls are theirs, and it is asked of the other half."""
+    half = len(others) // 2
+    pool, held = others.take(np.arange(half)), others.take(np.arange(half, 2 * half))
+    asked = [own.take(np.arange(half)), held]
+    space = Space.of(generator.schema, stacked([own.table, others.table]))
+    inside = halves(half, count, seed)
+    models = []
+    for number, rows in enumerate(inside):
+        progress(f"fitting shadow model {number + 1} of {count}")
+        models.append(_shadow(generator, pool.take(rows).frame, rows_of(fake), seed + number))
+    scores = shadow_scores(
+        Seen(fake, lambda frame: generator.losses(frame, seed=seed)), models, inside, pool, asked, space
+    )
+    found = membership(SHADOWS, scores[0], scores[1], seed)
+    # Where leaking is certain: all models give their rows back.
+    copying = [Seen(pool.take(rows).table) for rows in inside]
+    first, second = held.take(np.arange(half // 2)), held.take(np.arange(half // 2, 2 * (half // 2)))
+    sure = shadow_scores(Seen(first.table), copying, inside, pool, [first, second], space)
+    return Attacked(found, membership(SHADOWS, sure[0], sure[1], seed), none, False)
+
+
+def _shadow(generator: Synthesizer, frame: Any, count: int, seed: int) -> Seen:
+    """A generator of the same kind, fitted to some rows."""
+    model = type(generator)(**dict(generator.arguments()["hparams"])).fit(
+        frame, schema=generator.schema, target=generator.fitted.target, members="none"
+    )
+    return Seen(generator.schema.table(model.sample(count, seed=seed)), lambda frame: model.losses(frame, seed=seed))
+
+
 def _losses(generator: Synthesizer, frames: list[Any], seed: int) -> tuple[Floats, Floats] | None:
     """The generator's own loss of members and controls, where it has one."""
     own, others = (generator.losses(frame.reset_index(drop=True), seed=seed) for frame in frames)
@@ -182,7 +241,6 @@ def _report(
         bullets(
             [
                 *notes,
-                "not tried: shadow models",
                 "distances of single rows are not written down: they would be a leak themselves",
             ]
         ),

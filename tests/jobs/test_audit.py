@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import pytorch_lightning
+import yaml
 
 from visynth.cli import main
 from visynth.core.errors import UsageError
@@ -255,3 +256,46 @@ def test_the_gate_takes_an_audit() -> None:
     other.conditions["generator"] = "h"
     with pytest.raises(UsageError, match="about its own generator alone"):
         with_audit(promoted, report, other)
+
+
+def test_a_gan_is_attacked_by_its_discriminator_and_by_inversion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(5)
+    for part, first in (("own", 0), ("other", 100)):
+        for number in range(first, first + 60):
+            name = Path(part) / ("a" if number % 2 else "b") / f"{number:03d}.png"
+            name.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(name), rng.integers(0, 256, (16, 16), dtype=np.uint8))
+    config = {
+        "trainer": {"default_root_dir": "run", "max_steps": 8, "accelerator": "cpu"},
+        "model": {"class_path": "visynth.lightning_modules.CGAN", "init_args": {"width": 8, "width_d": 8, "z_dim": 8}},
+        "data": {"class_path": "visynth.lightning_modules.GeneratorData",
+                 "init_args": {"data": "own", "size": 16, "batch_size": 16, "channels": 1}},
+    }  # fmt: skip
+    Path("gan.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "-c", "gan.yaml"]) == 0, capsys.readouterr().err
+    words = ["audit", "run/generator", "--data", "own", "--holdout", "other", "--images", "60", "--quiet"]
+    assert main([*words, "--out", "with", "--run", "run", "--invert", "12"]) == 0
+    report = read_report("with")
+    attacks = {one["found"]["attack"]: one for one in report.conditions["audit"]["attacks"]}
+    for name in ("the discriminator's score", "reconstruction by inverting the generator"):
+        assert attacks[name]["found"]["auc"] == pytest.approx(0.5, abs=0.35)
+        assert attacks[name]["positive"]["auc"] > 0.8, name
+    assert "(--run)" not in Path("with/report.html").read_text()
+    assert main([*words, "--out", "without"]) == 0
+    assert "checkpoint has (--run)" in Path("without/report.html").read_text()
+    config["trainer"]["default_root_dir"] = "other_run"
+    config["model"]["init_args"]["seed"] = 1
+    Path("gan.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "-c", "gan.yaml"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--out", "wrong", "--run", "other_run"]) == 65
+    assert "trained another generator" in capsys.readouterr().err
+
+
+def test_what_is_not_inverted(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = fitted(folder, 1, tmp_path / "generator")
+    assert main(["audit", str(out), "--data", str(folder), "--out", str(tmp_path / "report"), "--invert", "5"]) == 64
+    assert "is not inverted" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from visynth.cli import main
+from visynth.core.errors import UsageError
 from visynth.core.report import read_report
 from visynth.tabular import PrivateMarginals, TablePrivacy
 from visynth.tabular.audit import audit_table
@@ -39,6 +40,49 @@ def test_a_generator_that_gives_rows_back_is_flagged() -> None:
     assert nearest["positive"]["leaks"]
     assert not nearest["negative"]["leaks"]
     assert found["leaks"]
+
+
+class Leaker(IndependentMarginals):
+    """Gives the rows that it was fitted to, with noise that is as wide as the rows are apart."""
+
+    def fit(self, frame, **kwargs):  # type: ignore[no-untyped-def]
+        self.rows = frame.reset_index(drop=True)
+        return super().fit(frame, **kwargs)
+
+    def sample(self, n, *, conditions=None, seed=0):  # type: ignore[no-untyped-def]
+        drawn = self.rows.sample(n, replace=True, random_state=seed).reset_index(drop=True)
+        noise = np.random.default_rng(seed).normal(0, 0.25, (n, 4))
+        for i in range(4):
+            low, high = self.rows[f"x{i}"].min(), self.rows[f"x{i}"].max()
+            drawn[f"x{i}"] = (drawn[f"x{i}"] + noise[:, i]).clip(low, high).round(4)
+        return drawn
+
+
+def spread(seed: int) -> pd.DataFrame:
+    """Rows of very different rarity: how near something is says more of the row than of its membership."""
+    rng = np.random.default_rng(seed)
+    x = (rng.uniform(-1, 1, (ROWS, 4)) * np.exp(rng.normal(0, 1.2, (ROWS, 1)))).clip(-8, 8).round(4)
+    return pd.DataFrame({**{f"x{i}": x[:, i] for i in range(4)}, "y": np.where(x[:, 0] > 0, "a", "b")})
+
+
+def test_shadow_models_find_what_distances_alone_find_less_well() -> None:
+    model = Leaker().fit(spread(0), target="y")
+    attacks = {
+        one["found"]["attack"]: one
+        for one in audit_table(model, spread(0), spread(1), shadows=3).conditions["audit"]["attacks"]
+    }
+    shadow, nearest = attacks["shadow models"], attacks["distance to the nearest synthetic row"]
+    assert shadow["finding"] == "leaks"
+    assert shadow["positive"]["leaks"]
+    assert shadow["found"]["auc"] > nearest["found"]["auc"]
+    blameless = IndependentMarginals().fit(rows(0), target="y")
+    report = audit_table(blameless, rows(0), rows(1), shadows=3)
+    none = {one["found"]["attack"]: one for one in report.conditions["audit"]["attacks"]}["shadow models"]
+    assert none["finding"] != "leaks"
+    assert none["positive"]["leaks"]
+    assert none["found"]["members"] == none["found"]["controls"] == ROWS // 2
+    with pytest.raises(UsageError, match="at least 2"):
+        audit_table(blameless, rows(0), rows(1), shadows=1)
 
 
 def test_equal_rows_on_both_sides_are_no_leak() -> None:

@@ -18,6 +18,9 @@ def audit(
     holdout: str | None = None,
     members: str | None = None,
     images: int = 1000,
+    shadows: int = 0,
+    run: str | None = None,
+    invert: int = 0,
     fit: Literal["crop", "pad", "squash"] = "crop",
     gallery: bool = True,
     device: str = "cpu",
@@ -34,6 +37,9 @@ def audit(
         holdout: the same of what it was not trained on; images that are no members serve where it is left out.
         members: file with the names of the images that were trained on, one a line, for a generator without fingerprints.
         images: synthetic images to draw.
+        shadows: generators of the same kind to fit to held-out rows of a table, which teach what a member looks like (at least 2).
+        run: folder of the 'visynth fit' run of a GAN, whose discriminator is attacked as well.
+        invert: members, and as many controls, that a GAN is made to reconstruct.
         fit: how images became the generator's size in training: crop, pad or squash.
         gallery: show members beside their nearest synthetic images; --no-gallery for a report that is published.
         device: where the generator runs.
@@ -47,16 +53,17 @@ def audit(
     progress = printer(quiet)
     schema = _schema(Path(generator))
     if schema.startswith("visynth.table"):
-        report = _table(generator, data, holdout, members, seed, progress)
+        report = _table(generator, data, holdout, members, shadows, seed, progress)
     elif schema.startswith("visynth.generator"):
         from visynth.data.reading import read_images, tell
         from visynth.generators.base import load_generator
-        from visynth.jobs.audit import audit_images
+        from visynth.jobs.audit import audit_images, discriminator_of
 
         own = read_images(data)
         tell(own)
+        loaded = load_generator(generator, device=device)
         report = audit_images(
-            load_generator(generator, device=device), own, members=_names(members),
+            loaded, own, members=_names(members), judge=None if run is None else discriminator_of(run, loaded), inverted=invert,
             holdout=None if holdout is None else read_images(holdout), drawn=images, fit=fit, seed=seed, show=gallery,
             progress=progress,
         )  # fmt: skip
@@ -93,7 +100,9 @@ def _names(file: str | None) -> list[str] | None:
     return [name for name in names if name]
 
 
-def _table(generator: str, data: str, holdout: str | None, members: str | None, seed: int, progress: Any) -> Any:
+def _table(
+    generator: str, data: str, holdout: str | None, members: str | None, shadows: int, seed: int, progress: Any
+) -> Any:
     from visynth.tabular.audit import audit_table
     from visynth.tabular.base import Synthesizer
     from visynth.tabular.frames import read_table
@@ -102,4 +111,11 @@ def _table(generator: str, data: str, holdout: str | None, members: str | None, 
         raise UsageError("a table's members are the rows of --data: --members is for images.")
     if holdout is None:
         raise UsageError("an audit of a table needs --holdout: rows of the same table that were not fitted.")
-    return audit_table(Synthesizer.load(generator), read_table(data), read_table(holdout), seed=seed, progress=progress)
+    return audit_table(
+        Synthesizer.load(generator),
+        read_table(data),
+        read_table(holdout),
+        shadows=shadows,
+        seed=seed,
+        progress=progress,
+    )

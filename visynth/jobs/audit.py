@@ -22,11 +22,13 @@ from visynth.core.report import Report, bullets, environment, gallery, table, te
 from visynth.data.imageset import ImageSet, Item, in_threads
 from visynth.generators.base import Generator
 from visynth.generators.diffusion import Diffusion
+from visynth.generators.gan import CGAN, BigGAN, StyleGAN2
 from visynth.metrics.bank import FeatureBank
 from visynth.metrics.extractors import extractor
 from visynth.metrics.memorization import unit
 from visynth.privacy.audit import Attacked, Findings, attack_blocks, blind, bound_by_scores, check_sides, claim_blocks
 from visynth.privacy.diffusion_attacks import ATTACKS, by_heart
+from visynth.privacy.gan_attacks import DISCRIMINATOR, INVERSION, Discriminator, inversion_scores
 from visynth.privacy.membership import Floats, Membership, closer_share, membership
 
 MOST = 2000  # members and controls that are attacked
@@ -59,6 +61,8 @@ def audit_images(
     *,
     members: Sequence[str] | None = None,
     holdout: ImageSet | None = None,
+    judge: Discriminator | None = None,
+    inverted: int = 0,
     drawn: int = 1000,
     fit: str = "crop",
     seed: int = 0,
@@ -72,6 +76,8 @@ def audit_images(
         images: where its training images are.
         members: names of the images that were trained on, where the generator has no fingerprints (a private one).
         holdout: other images of the same kind that were not; by default those of ``images`` that are no members.
+        judge: the discriminator of a GAN, see :func:`discriminator_of`.
+        inverted: members, and as many controls, that a GAN is made to reconstruct; 0: none.
         drawn: synthetic images to compare with.
         fit: how images became the generator's size in training.
         seed: of everything.
@@ -79,9 +85,13 @@ def audit_images(
         progress: receives lines.
 
     Raises:
-        UsageError: no holdout; names of members that are no images.
+        UsageError: no holdout; names of members that are no images; an inversion of what is no GAN.
         DataError: images that do not match the generator's fingerprints; too few on a side.
     """
+    if inverted and not isinstance(generator, (StyleGAN2, BigGAN, CGAN)):
+        raise UsageError(
+            f"a {generator.spec.network!r} generator is not inverted: StyleGAN2, BigGAN and the plain cGAN are."
+        )
     own, others, notes = split_sides(generator, images, members, holdout)
     count = min(len(own[1]), len(others[1]), MOST)
     check_sides(len(own[1]), len(others[1]))
@@ -94,11 +104,21 @@ def audit_images(
     progress(f"drawing {drawn} images")
     fake = _drawn(generator, labels, seed, bank)
     attacks, scores = _attacks(generator, sides[0], sides[1], fake, seed, progress)
+    none = attacks[0].negative
+    if judge is not None:
+        attacked, scores[DISCRIMINATOR] = _judged(judge, sides[0], sides[1], none, seed)
+        attacks.append(attacked)
+    if inverted:
+        progress(f"inverting the generator for {inverted} members and as many controls")
+        attacked, scores[INVERSION] = _inverted(generator, sides[0], sides[1], fake, inverted, none, seed)
+        attacks.append(attacked)
     privacy = dict(generator.card.get(PRIVACY, {}))
     level = 0.05 / len(scores)
     bounds = {name: bound_by_scores(a, b, privacy.get("delta", 0.0), level) for name, (a, b) in scores.items()}
     findings = Findings(attacks, bounds, privacy, _closer(sides[0], sides[1], fake))
-    return _report(generator, images, findings, (sides[0], fake), notes, show)
+    return _report(
+        generator, images, findings, (sides[0], fake), [*notes, *_untested(generator, judge, inverted)], show
+    )
 
 
 def split_sides(
@@ -230,6 +250,27 @@ def _attacks(
     return attacks, scores
 
 
+def _judged(
+    judge: Discriminator, own: Side, others: Side, none: Membership, seed: int
+) -> tuple[Attacked, tuple[Floats, Floats]]:
+    """Attack by the discriminator, which whoever has the run's checkpoint has."""
+    parts = np.array_split(seeding.rng(seed, "audit/thirds").permutation(len(others)), 3)
+    known, unlike, rest = (others.take(part[:HEART]) for part in parts)
+    taught = judge.by_heart(known.images, unlike.images, (known.labels, unlike.labels), HEART_STEPS, seed)
+    scores = judge.scores(own.images, own.labels), judge.scores(others.images, others.labels)
+    sure = [taught.scores(side.images, side.labels) for side in (known, rest)]
+    return _attacked(DISCRIMINATOR, scores, sure, none, seed, white_box=True), scores
+
+
+def _inverted(
+    generator: Generator, own: Side, others: Side, fake: Side, count: int, none: Membership, seed: int
+) -> tuple[Attacked, tuple[Floats, Floats]]:
+    """Attack by reconstruction; images of the generator's own are what it certainly gives back."""
+    few = np.arange(min(count, len(own), len(others), len(fake)))
+    a, b, c = (inversion_scores(generator, side.images[few], side.labels[few], seed) for side in (own, others, fake))
+    return _attacked(INVERSION, (a, b), (c, b), none, seed, white_box=True), (a, b)
+
+
 def _attacked(
     name: str, sides: Sequence[Floats], sure: Sequence[Floats], none: Membership, seed: int, white_box: bool = False
 ) -> Attacked:
@@ -298,7 +339,7 @@ def _report(
     report.section("Lower bounds on epsilon", *claim_blocks(findings))
     if show:
         report.section("Nearest pairs", *_gallery(*pairs))
-    report.section("Not tested", bullets([*notes, *_untested(generator)]))
+    report.section("Not tested", bullets(list(notes)))
     report.conditions |= {"generator": generator.digest, "audit": findings.to_json(), **environment()}
     return report
 
@@ -320,13 +361,34 @@ def _shown(image: NDArray[Any]) -> Array:
     return to_channels(values, 3)
 
 
-def _untested(generator: Generator) -> list[str]:
-    open_ones = [
-        "shadow models",
-        "the discriminator of a GAN, which is not in the generator",
-        "reconstruction by inverting latents",
-    ]
-    if not isinstance(generator, Diffusion) or generator.network.conditions:
+def discriminator_of(run: str | Path, generator: Generator) -> Discriminator:
+    """The discriminator of a training run, which must be that of the generator.
+
+    Raises:
+        UsageError: no run there, or one without a discriminator.
+        DataError: its generator is another one.
+    """
+    from visynth.jobs.train import last_state
+
+    module = last_state(run)
+    if not hasattr(module, "judge"):
+        raise UsageError(f"{run} holds a run of {type(module).__name__}, which has no discriminator.")
+    digest = module.generator().digest
+    if digest != generator.digest:
+        raise DataError(
+            f"{run} trained another generator than the audited one: its last checkpoint gives {digest[:16]}, the generator is "
+            f"{generator.digest[:16]}."
+        )
+    judge: Discriminator = module.judge()
+    return judge
+
+
+def _untested(generator: Generator, judge: Discriminator | None, inverted: int) -> list[str]:
+    open_ones = ["shadow models"]
+    if isinstance(generator, (StyleGAN2, BigGAN, CGAN)):
+        open_ones += [] if judge is not None else ["the discriminator, which the run's checkpoint has (--run)"]
+        open_ones += [] if inverted else ["reconstruction by inverting the generator (--invert 50)"]
+    elif not isinstance(generator, Diffusion) or generator.network.conditions:
         open_ones.append("white-box attacks on the network: there are none for this kind of generator here")
     return [
         f"not tried: {', '.join(open_ones)}",

@@ -136,6 +136,15 @@ def export(run: str | Path, out: str | Path, ema: float | None = None) -> Path:
     Raises:
         UsageError: no run there, or a module that does not export.
     """
+    return Path(last_state(run).export(out, ema))
+
+
+def last_state(run: str | Path) -> Any:
+    """The module of a run as its last checkpoint has it, connected with its data.
+
+    Raises:
+        UsageError: no run there.
+    """
     run = Path(run)
     from visynth.callbacks.checkpoint import KeepLast, verified
 
@@ -152,7 +161,7 @@ def export(run: str | Path, out: str | Path, ema: float | None = None) -> Path:
     connect(cli)
     cli.model.on_load_checkpoint(stored)
     cli.model.load_state_dict(stored["state_dict"], strict=cli.model.strict_loading)
-    return Path(cli.model.export(out, ema))
+    return cli.model
 
 
 def _identity(cli: Any, text: str) -> str:
