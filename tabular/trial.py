@@ -152,6 +152,7 @@ def run_trial(
 
     final = plan.maker(plan.main_steps)(options.seed).fit(frame, schema=schema, target=target, progress=progress)
     final.save(out / "generator")
+    report.conditions["generator"] = final.digest  # which an audit must be of, to decide with the verdicts
     _write_balanced(out, ending, frame, final, target, labels, report, options, progress)
     report.conditions["seconds"] = round(time.monotonic() - started)
     report.write(out)

@@ -69,7 +69,9 @@ def test_a_trial_goes_from_a_file_to_a_verdict_and_a_balanced_file(
     counts = balanced.groupby("kind")["synthetic"].agg(["size", "sum"])
     assert counts.loc["c", "sum"] > 0
     assert counts.loc[["a", "b"], "sum"].eq(0).all()
-    assert Synthesizer.load(out / "generator").fitted.rows == 300
+    final = Synthesizer.load(out / "generator")
+    assert final.fitted.rows == 300
+    assert report.conditions["generator"] == final.digest
     assert not out.with_name("trial.work").exists()
     # Again, over its own results; and not over somebody else's.
     assert main(["tabular", "trial", str(file), "--target", "kind", "--out", str(out), *SMALL]) == 0
