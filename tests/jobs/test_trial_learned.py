@@ -131,6 +131,7 @@ def test_a_generator_that_saw_too_little_is_not_judged(samples: Path, tmp_path: 
     assert sum("to see how fast it is" in line for line in said) == 1
 
 
+@pytest.mark.slow
 def test_a_training_that_fell_short_of_its_plan_is_not_judged(
     seconds, samples: Path, tmp_path: Path, monkeypatch
 ) -> None:
@@ -177,6 +178,7 @@ def test_a_trainer_that_fails_costs_nothing_that_was_measured(samples: Path, tmp
     assert "inpaint could not be trained: the diffusion generator takes" in (tmp_path / "t" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_nothing_is_trained_for_a_class_that_the_kind_cannot_make(samples: Path, tmp_path: Path) -> None:
     """Of two rare classes one has masks: inpainting serves that one alone."""
     shutil.copytree(samples, tmp_path / "s")
