@@ -60,7 +60,10 @@ def _saved(generator: Faulty, folder: Path) -> Path:
     return generator.save(folder)
 
 
-@pytest.mark.parametrize(("fault", "told"), [pytest.param("exit", "ended with code 3", marks=pytest.mark.slow), ("raise", "the sampler broke")])
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [pytest.param("exit", "ended with code 3", marks=pytest.mark.slow), ("raise", "the sampler broke")],
+)
 def test_a_shard_that_keeps_ending_workers_is_set_aside(fault: str, told: str, plugin, monkeypatch) -> None:
     monkeypatch.setattr("visynth.render.workers.DEATHS", 2)
     generator = Faulty(bad=0.02, fault=fault)
