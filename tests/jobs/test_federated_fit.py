@@ -68,6 +68,7 @@ def test_the_shipped_configuration(config: dict[str, Any], capsys: pytest.Captur
     assert "images per class and site" not in card
     assert not [key for key in generator["card"] if "images" in key]
     assert load_generator("run_federated_digits/generator").members == ()
+    assert "Trained over 2 sites in 2 rounds" in Path("run_federated_digits/generator/README.md").read_text()
     assert generator["classes"] == [str(digit) for digit in range(10)]
     assert fit(config) == 0
     assert "is finished" in capsys.readouterr().out

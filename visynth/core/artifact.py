@@ -163,6 +163,15 @@ def local_folder(path: str | Path) -> Path:
         ) from error
 
 
+def federated_origin(card: Mapping[str, Any]) -> str:
+    """What a card says of a federated training, as a sentence."""
+    said = card[FEDERATION]
+    return (
+        f"Trained over {said['sites']} sites in {said['rounds']} rounds ({said['algorithm']}, {said['local steps']} local steps each). "
+        "Their images stayed with them, and no fingerprints of them are kept."
+    )
+
+
 def promise(card: Mapping[str, Any]) -> str:
     """What a card says of differential privacy, as a sentence."""
     spent = card.get(PRIVACY)

@@ -18,7 +18,7 @@ import torch
 
 from visynth.core import loading
 from visynth.core import members as members_file
-from visynth.core.artifact import PRIVACY, Artifact, promise
+from visynth.core.artifact import FEDERATION, PRIVACY, Artifact, federated_origin, promise
 from visynth.core.errors import DataError, UsageError, choices
 from visynth.core.members import Member
 
@@ -297,13 +297,17 @@ class Generator(ABC):
             f"# {self.spec.network} generator\n\nClasses: {', '.join(self.classes)}. "
             f"Images: {self.spec.channels} channel(s), {self.spec.dtype}, canvas "
             f"{self.spec.size[0]}x{self.spec.size[1]}.\n"
-            f"{promise(self.card) if PRIVACY in self.card else self._origin(splits)}\n\nDigest: `{self.digest}`\n\n"
+            f"{self._origin(splits)}\n\nDigest: `{self.digest}`\n\n"
             f"| | |\n|---|---|\n{rows}\n"
             "Intended use: training data for the classes above. Not for evaluation, and not as evidence about real "
             "objects.\n"
         )
 
     def _origin(self, splits: Mapping[str, int]) -> str:
+        said = [federated_origin(self.card)] if FEDERATION in self.card else []
+        said += [promise(self.card)] if PRIVACY in self.card else []
+        if said:
+            return " ".join(said)
         return (
             f"Made from {splits['train']} training images ({splits['val']} validation and {splits['test']} test images were held "
             "out; `members.jsonl` lists them)."
