@@ -21,7 +21,7 @@ from visynth.core.members import Member
 from visynth.core.pictures import FITS, fit_to, to_channels
 from visynth.data.imageset import ImageSet, Item, in_threads
 from visynth.data.reading import read_images, tell
-from visynth.lightning_modules.data_checks import check_classes, hold_out
+from visynth.lightning_modules.data_checks import check_classes, hold_out, hold_out_alone
 from visynth.lightning_modules.facts import Facts, Pool, measure
 from visynth.lightning_modules.samplers import Stream, StreamOrder
 from visynth.privacy.poisson import PlacedRows, PoissonBatches, PoissonLoader, collated
@@ -123,8 +123,8 @@ class StreamData(pytorch_lightning.LightningDataModule):
 
     def state(self) -> dict[str, list[str]]:
         """Identity of the data, for a checkpoint: ``{name: [class, split, sha256 of the file, group, hash of mask and
-        outlines]}``; empty for images in memory."""
-        if self.images is None:
+        outlines]}``; empty for images in memory, and for private ones."""
+        if self.images is None or self.private:
             return {}
         if self._state is None:
             self._state = dict(in_threads(_row, self.images.items))
@@ -132,7 +132,11 @@ class StreamData(pytorch_lightning.LightningDataModule):
 
     def forget_statistics(self) -> None:
         """For a training with differential privacy: mean, deviation and class counts of the images become constants, and
-        no fingerprints are given."""
+        no fingerprints are given.
+
+        Raises:
+            UsageError: properties of the images that were measured and must be named.
+        """
         self._facts = self.facts.public()
         self.private = True
 
@@ -219,6 +223,7 @@ class GeneratorData(StreamData):
         self.group_pattern, self.held_out, self.epoch_images, self.seed = group_pattern, held_out, epoch_images, seed
         self.num_workers, self.max_bad_fraction, self.one_class = num_workers, max_bad_fraction, one_class
         self.pool: Pool | None = None
+        self._read_images: ImageSet | None = None
 
     @classmethod
     def of(cls, images: ImageSet, size: int | list[int], **kwargs: Any) -> GeneratorData:
@@ -239,16 +244,34 @@ class GeneratorData(StreamData):
     def setup(self, stage: str | None = None) -> None:
         if self.pool is not None:
             return
-        self.images = hold_out(self.images or self.read(self.classes), self.held_out, self.seed)
-        check_classes(self.images, self.one_class, absent=self.one_site)
-        self.pool = self.make_pool([item for item in self.images.items if item.split in ("", "train")])
-        self._facts = measure(self.pool, self.images.classes)
+        self._read_images = self.images or self.read(self.classes)
+        self._use(hold_out(self._read_images, self.held_out, self.seed))
         if self.one_site:
+            assert self._facts is not None
             self.counts_here = dict(zip(self._facts.classes, self._facts.counts, strict=True))
             self.forget_statistics()
 
+    def _use(self, images: ImageSet) -> None:
+        """Take the training images of a set."""
+        self.images = images
+        check_classes(images, self.one_class, absent=self.one_site)
+        self.pool = self.make_pool([item for item in images.items if item.split in ("", "train")])
+        self._facts = measure(self.pool, images.classes)
+
+    def forget_statistics(self) -> None:
+        self.setup()
+        if self.private:
+            return
+        if self._read_images is not None:
+            declared = self.declared_facts()  # an error where something was measured instead of named
+            assert self._facts is not None
+            if self.held_out > 0:  # balanced over classes, the split of one image would depend on all others
+                self._use(hold_out_alone(self._read_images, self.held_out, self.seed))
+            self._facts = replace(declared, dtype=self._facts.dtype)
+        super().forget_statistics()
+
     def declared_facts(self) -> Facts:
-        """Facts that need no image: what all sites of a federated training share.
+        """Facts that need no image: what all sites of a federated training share, and what a private one may know for free.
 
         Raises:
             UsageError: the classes or the channels are not named.
@@ -256,8 +279,8 @@ class GeneratorData(StreamData):
         missing = [name for name in ("classes", "channels") if getattr(self, name) is None]
         if missing:
             raise UsageError(
-                f"the data of a federated training must name {' and '.join(missing)}: nobody sees the images of all sites, and the "
-                "network is built before any site trains."
+                f"the data must name {' and '.join(missing)}: what a private training measures of its images is not paid for, and of a "
+                "federated one nobody sees the images of all sites."
             )
         classes, channels = tuple(self.classes or ()), int(self.channels or 0)
         nothing = Facts(classes, (0,) * len(classes), channels, self.size, "uint8", (0.0,) * channels, 1.0)

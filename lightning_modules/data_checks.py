@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
+from visynth.core import seeds as seeding
 from visynth.core.errors import ConflictError, DataError, choices, listing
-from visynth.data.imageset import ImageSet
+from visynth.data.imageset import ImageSet, Item
 from visynth.data.splits import group_folds
 
 
@@ -65,6 +66,20 @@ def hold_out(images: ImageSet, share: float, seed: int) -> ImageSet:
         images,
         items=tuple(replace(item, split="test" if row in rows else "train") for row, item in enumerate(images.items)),
     )
+
+
+def hold_out_alone(images: ImageSet, share: float, seed: int) -> ImageSet:
+    """The same, each group by itself: whether an image is held out does not depend on which others there are, so that one image
+    more or less changes the training images by no more than that."""
+    images = images.select(lambda item: len(item.labels) == 1)
+    if any(item.split for item in images.items):
+        return images
+
+    def split(item: Item) -> str:
+        place = seeding.derive("held out", seed, item.group or item.name) / 2**63
+        return "test" if place < share else "train"
+
+    return replace(images, items=tuple(replace(item, split=split(item)) for item in images.items))
 
 
 def check_classes(images: ImageSet, one_class: bool, absent: bool = False) -> None:

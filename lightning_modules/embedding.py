@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visynth.callbacks.checkpoint import KeepLast
 from visynth.core import seeds as seeding
 from visynth.core.errors import ConflictError, UsageError, raise_all
 from visynth.generators import gan as generators
@@ -22,7 +23,7 @@ from visynth.networks.cgan import CGAN
 from visynth.networks.norm import measure
 from visynth.privacy.accounting import Accountant, Release, check_delta, noise_for, option_problems, statement
 from visynth.privacy.dp import CHECKPOINT
-from visynth.privacy.embedding import Embedding, RandomFeatures, discrepancy, embed, sensitivity
+from visynth.privacy.embedding import Embedding, RandomFeatures, discrepancy, embed
 from visynth.privacy.refusals import looking_problems
 from visynth.privacy.secret import new_key
 
@@ -65,7 +66,6 @@ class MeanEmbedding(GeneratorModule):
 
     sums: Tensor
     counts: Tensor
-    deviation: Tensor
 
     def __init__(
         self,
@@ -98,7 +98,8 @@ class MeanEmbedding(GeneratorModule):
         self.save_hyperparameters(ignore=["key"])
         self._key = key
         self._network: CGAN | None = None
-        self.register_buffer("deviation", torch.full((), -1.0, dtype=torch.float64))
+        self._features: RandomFeatures | None = None
+        self._released: dict[str, Any] | None = None  # options of the release, and the size of its noise
 
     @property
     def pays_for_privacy(self) -> bool:
@@ -112,9 +113,8 @@ class MeanEmbedding(GeneratorModule):
 
     @property
     def features(self) -> RandomFeatures:
-        """The features that are released."""
-        facts, args = self.facts, self.args
-        return RandomFeatures(facts.channels * math.prod(facts.size), args.features, args.length_scale, args.seed)
+        """The features that are released. A UsageError where the data are not known yet."""
+        return present(self._features)
 
     def privacy_problems(self) -> list[str]:
         """Told where the callback of DP-SGD is asked for as well."""
@@ -139,6 +139,10 @@ class MeanEmbedding(GeneratorModule):
         if self.pays_for_privacy:
             raise_all("differential privacy", looking_problems(self.trainer), UsageError)
             data.forget_statistics()
+        if str(self.trainer.precision) not in ("32-true", "bf16-mixed", "16-mixed"):
+            raise UsageError(
+                f"precision {self.trainer.precision} rounds the release, or is not computed here: take 32-true or bf16-mixed."
+            )
         if self.trainer.world_size > 1:
             raise UsageError(f"{self.trainer.world_size} processes would each release the images: take devices: 1.")
         if not self.built:
@@ -155,20 +159,24 @@ class MeanEmbedding(GeneratorModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(args.seed)
             self._network = CGAN(facts.size[0], facts.channels, classes, z_dim=args.z_dim, width=args.width)
+        values = facts.channels * math.prod(facts.size)
+        self._features = RandomFeatures(values, args.features, args.length_scale, args.seed)
         self.register_buffer("sums", torch.zeros(classes, args.features))
         self.register_buffer("counts", torch.zeros(classes))
 
     # -- training ------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        expected = self._noise() * sensitivity()
-        if float(self.deviation) < 0:
-            self._release()
-        elif not math.isclose(float(self.deviation), expected, rel_tol=1e-6):
-            raise ConflictError(
-                f"the checkpoint's release has noise of {float(self.deviation):.4g}, but epsilon {self.args.epsilon} asks for "
-                f"{expected:.4g}: another release costs anew. Start in another folder."
-            )
+        asked = self._release_options()
+        if self._released is None:
+            self._release(asked)
+            self._keep_release()
+        changed = [
+            f"{name}: {self._released[name]!r} there, {value!r} here"
+            for name, value in asked.items()
+            if self._released is not None and self._released[name] != value
+        ]
+        raise_all("another release costs anew: start in another folder. The checkpoint's", changed, ConflictError)
         if self.pays_for_privacy:
             self.privacy = self._statement()
         drowned = self._embedding().drowned()
@@ -179,7 +187,13 @@ class MeanEmbedding(GeneratorModule):
             )
         self.trainer.should_stop = self.trainer.should_stop or self.trainer.global_step >= self.args.steps
 
-    def _release(self) -> None:
+    def _release_options(self) -> dict[str, Any]:
+        """All that a release depends on."""
+        args = self.args
+        names = ("epsilon", "delta", "accountant", "features", "length_scale", "seed")
+        return {name: args[name] for name in names}
+
+    def _release(self, options: dict[str, Any]) -> None:
         """Look at the images, once."""
         pool, features = self.data.pool, self.features
         parts = [torch.from_numpy(pool.images[k : k + 256]) for k in range(0, len(pool.images), 256)]
@@ -189,7 +203,13 @@ class MeanEmbedding(GeneratorModule):
         )
         self.sums.copy_(made.sums)
         self.counts.copy_(made.counts)
-        self.deviation.fill_(made.deviation)
+        self._released = {**options, "deviation": made.deviation}
+
+    def _keep_release(self) -> None:
+        """Onto the disk before anything is made of it: a kill after that costs nothing, and one before it showed nothing."""
+        trainer: Any = self.trainer
+        if any(isinstance(callback, KeepLast) for callback in trainer.callbacks):
+            trainer.save_checkpoint(KeepLast.path(trainer.default_root_dir))
 
     def _noise(self) -> float:
         args = self.args
@@ -209,7 +229,7 @@ class MeanEmbedding(GeneratorModule):
         return statement([release], self._delta(), args.accountant, args.unit, f"all {args.unit}s, once", **more)
 
     def _embedding(self) -> Embedding:
-        return Embedding(self.sums, self.counts, float(self.deviation))
+        return Embedding(self.sums.float(), self.counts.float(), float((self._released or {})["deviation"]))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Of the batch nothing is used: all that training knows of the images is the release."""
@@ -219,13 +239,19 @@ class MeanEmbedding(GeneratorModule):
             [seeding.derive("embedding", self.args.seed, step)], (len(labels), self.args.z_dim), "latents"
         )[0]
         images = self.network(z.to(self.device), labels)
-        loss = discrepancy(self.features(images), labels, self._embedding().means)
+        with torch.autocast(self.device.type, enabled=False):  # differences of small numbers
+            loss = discrepancy(self.features(images.float()), labels, self._embedding().means)
         return self.finish_step(loss, len(labels))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        if self.privacy:
-            checkpoint[CHECKPOINT] = self.privacy
+        checkpoint["visynth_release"] = self._released
+        if self.pays_for_privacy:
+            checkpoint[CHECKPOINT] = self.privacy or self._statement()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._released = checkpoint["visynth_release"]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.network.parameters(), lr=self.args.lr)

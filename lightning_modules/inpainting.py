@@ -51,6 +51,12 @@ class Inpainting(Diffusion):
             extra["balance"] = (self.args.cbdm, others)
         return known - level, labels, extra | self._noise(draws, known.device)
 
+    def federation_problems(self) -> list[str]:
+        """A server has none of the real backgrounds and masks that an inpainting generator holds."""
+        return [
+            "an inpainting generator holds real backgrounds and the shapes of real defects: train it where they are"
+        ]
+
     def make_spec(self) -> Spec:
         composition = self._composition()
         return replace(

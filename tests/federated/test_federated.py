@@ -294,24 +294,42 @@ def test_a_site_refuses_what_is_not_its_training() -> None:
         other.answer(message(facts={**FACTS.to_json(), "size": [16, 16]}))
 
 
+GOOD = {"site": "a", "loss": 0.0, "length": 1.0, "images": 3}
+
+
+@pytest.mark.parametrize(("facts", "words"), [
+    ({"site": "b"}, "given as 'b'"),
+    ({"round": 9}, "it is for round 9"),
+    ({"images": None}, "'images' must be a whole number"),
+    ({"images": "3"}, "'images' must be a whole number"),
+    ({"images": 0}, "'images' must be a whole number"),
+    ({"images": float("inf")}, "'images' must be a whole number"),
+    ({"loss": float("nan")}, "'loss' must be a finite number"),
+    ({"loss": "x"}, "'loss' must be a finite number"),
+    ({"counts": {"x": 1}}, "'counts' was not asked for"),
+])  # fmt: skip
+def test_a_server_refuses_facts_that_it_did_not_ask_for(facts: dict[str, Any], words: str) -> None:
+    _refused(lambda update, number: packed(update, **{**GOOD, "round": number, **facts}), words)
+
+
 @pytest.mark.parametrize(("answer", "words"), [
-    (lambda update, number: packed(update, site="b", round=number, loss=0.0, images=3), "answered as 'b'"),
-    (lambda update, number: packed(update, site="a", round=9, loss=0.0, images=3), "for round 9"),
-    (lambda update, number: packed(update, site="a", round=number, loss=0.0), "told of none"),
-    (lambda update, number: packed({k: v * float("inf") for k, v in update.items()}, site="a", round=number), "not finite"),
-    (lambda update, number: packed({k: v.float() for k, v in update.items()}, site="a", round=number), "float32"),
+    (lambda update, number: packed({k: v * float("inf") for k, v in update.items()}, **GOOD, round=number), "not finite"),
+    (lambda update, number: packed({k: v.float() for k, v in update.items()}, **GOOD, round=number), "float32"),
+    (lambda update, number: packed(update, site="a", round=number, images=3), "'loss' is missing"),
     (lambda update, number: b"nonsense", "no message"),
 ])  # fmt: skip
 def test_a_server_refuses_what_is_no_answer(answer: Any, words: str) -> None:
-    args = options()
+    _refused(answer, words)
 
+
+def _refused(answer: Any, words: str) -> None:
     def exchange(sent: bytes, names: Sequence[str]) -> Mapping[str, bytes]:
         update, facts = unpacked(sent, "")
-        good = {name: packed(update, site=name, round=facts["round"], loss=0.0, images=1) for name in names}
+        good = {name: packed(update, **{**GOOD, "site": name}, round=facts["round"]) for name in names}
         return {**good, "a": answer(update, facts["round"])}
 
-    with pytest.raises(DataError, match=f"site a.*{words}|(?s:site a has.*{words})"):
-        trainer(Federated(exchange, args)).fit(Net(), Rounds())
+    with pytest.raises(DataError, match=f"(?s)site a.*{words}"):
+        trainer(Federated(exchange, options())).fit(Net(), Rounds())
 
 
 def test_missing_answers(capsys: pytest.CaptureFixture[str]) -> None:
@@ -329,11 +347,106 @@ def test_missing_answers(capsys: pytest.CaptureFixture[str]) -> None:
     (Net(), {"accumulate_grad_batches": 2}, "a step is a round"),
     (Net(), {"max_steps": -1, "max_epochs": 1}, "trainer.max_steps"),
     (Net(layer=nn.BatchNorm1d(6)), {}, "running statistics"),
+    (Net(), {"gradient_clip_val": 1.0}, "would cut how far the mean weights move"),
+    (Net(), {"precision": "bf16-true"}, "rounds updates"),
 ])  # fmt: skip
 def test_what_a_server_cannot_respect(module: Any, kwargs: dict[str, Any], words: str) -> None:
     args = options()
     with pytest.raises(UsageError, match=words):
         trainer(Federated(Here(sites(args)), args), **kwargs).fit(module, Rounds())
+
+
+def test_a_training_that_is_not_over_these_sites_is_refused(tmp_path: Path) -> None:
+    args = options(algorithm="fedopt")
+    plain = trainer(max_steps=1)
+    plain.fit(Net(), Rows("a"))
+    plain.save_checkpoint(tmp_path / "plain.ckpt")
+    with pytest.raises(ConflictError, match="of a training on data at hand"):
+        trainer(Federated(Here(sites(args)), args)).fit(
+            Net(), Rounds(), ckpt_path=str(tmp_path / "plain.ckpt"), weights_only=True
+        )
+    module = Diffusion(**SMALL)
+    trainer(max_steps=1).fit(module, image_data(1))
+    two = options(sites={"north": {}, "south": {}})
+    with pytest.raises(ConflictError, match="trained already"):
+        trainer(Federated(Here({}), two, FACTS, images=4)).fit(module, Rounds(FACTS))
+    net = federated(args)[0]
+    first = trainer(Federated(Here(sites(args)), args), max_steps=1)
+    first.fit(Net(), Rounds())
+    first.save_checkpoint(tmp_path / "one.ckpt")
+    other = options(algorithm="fedopt", max_update_norm=0.1)
+    with pytest.raises(ConflictError, match=r"max_update_norm: None there, 0\.1 here"):
+        trainer(Federated(Here(sites(other)), other)).fit(
+            Net(), Rounds(), ckpt_path=str(tmp_path / "one.ckpt"), weights_only=True
+        )
+    assert "training_step" not in vars(net)
+
+
+def test_an_error_leaves_the_module_as_it_was() -> None:
+    args = options()
+    net = Net("sgd")
+    with pytest.raises(DataError):
+        trainer(Federated(Here(sites(args), silent=["b"]), args)).fit(net, Rounds())
+    trainer(max_steps=1).fit(net, Rows("a"))  # asks nobody
+    assert not {"training_step", "configure_optimizers"} & vars(net).keys()
+
+
+class Random(Net):
+    """Draws in its steps, and has a buffer that they change and one that they do not."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__("sgd")
+        self.dropout = nn.Dropout(0.5)
+        self.register_buffer("walked", torch.zeros(()))
+        self.register_buffer(
+            "projection", torch.randn(3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        )
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        self.walked += 1
+        return ((self.net(self.dropout(x) * self.projection)[:, 0] + self.walked - y) ** 2).mean()
+
+
+class Shuffled(Rows):
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.rows, batch_size=4, shuffle=True)
+
+
+class InOrder(Rows):
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.rows, batch_size=4)
+
+
+def random_message(number: int, **facts: Any) -> bytes:
+    own = {name: p.detach() for name, p in Random().named_parameters()}
+    return packed(own, **{"round": number, "first": 0, "images": 0, "agreed": {}, "facts": None, **facts})
+
+
+def test_what_a_site_draws_is_a_function_of_the_round() -> None:
+    site = Site("a", Random(), Shuffled("a"), options(local_steps=2), {"accelerator": "cpu"})
+    first = site.answer(random_message(0))
+    other = site.answer(random_message(1))
+    torch.rand(5)
+    assert site.answer(random_message(0)) == first
+    update = [unpacked(answer, "")[0]["net.0.weight"] for answer in (first, other)]
+    assert not torch.equal(*update), "every round meets the same rows"
+
+
+def test_a_loader_of_which_rounds_would_see_the_first_batches_alone() -> None:
+    with pytest.raises(UsageError, match="3 batches in one order"):
+        Site("a", Net(), InOrder("a"), options(local_steps=2), {"accelerator": "cpu"}).answer(message())
+
+
+def test_what_is_not_trained_must_be_the_servers() -> None:
+    from visynth.federated.site import digest, untrained
+
+    there = digest(untrained(Random()))
+    Site("a", Random(), Rows("a"), options(), {"accelerator": "cpu"}).answer(random_message(0, untrained=there))
+    with pytest.raises(DataError, match="frozen weights or buffers are others"):
+        Site("a", Random(seed=1), Rows("a"), options(), {"accelerator": "cpu"}).answer(
+            random_message(0, untrained=there)
+        )
 
 
 def test_a_schedule_at_the_sites_is_refused() -> None:
@@ -351,6 +464,40 @@ def test_a_schedule_at_the_sites_is_refused() -> None:
 # -- differential privacy of a site ------------------------------------------------------------------------------------------
 
 MANY = {f"s{number}": {} for number in range(400)}
+
+
+def test_noise_belongs_to_the_round_whatever_the_order_of_tensors() -> None:
+    runs = []
+    for _ in range(3):
+        net = Net("sgd")
+        trainer(Federated(silent, private(4.0), key="77" * 32), max_steps=3).fit(net, Rounds())
+        runs.append(weights(net))
+    assert torch.equal(runs[0], runs[1])
+    assert torch.equal(runs[0], runs[2])
+
+
+def test_the_sum_is_divided_by_what_is_expected_and_cut_by_the_server() -> None:
+    """Dividing by the number of answers would tell it; and a site that does not cut is cut."""
+    args = private(4.0, share_of_sites=0.05)
+    start = weights(Net())
+    moved = []
+    for size in (0.0, 1e6):
+
+        def exchange(sent: bytes, names: Sequence[str], size: float = size) -> Mapping[str, bytes]:
+            update, facts = unpacked(sent, "")
+            return {
+                name: packed({k: torch.full_like(v, size) for k, v in update.items()}, site=name, round=facts["round"])
+                for name in names
+            }
+
+        net = Net("sgd")
+        callback = Federated(exchange, args, key="77" * 32)
+        trainer(callback, max_steps=1).fit(net, Rounds())
+        moved.append(start - weights(net))
+    asked = len(callback.chosen(0))
+    step = moved[1] - moved[0]  # the same noise in both
+    assert float(step.norm()) == pytest.approx(asked * 2.0 / (0.05 * 400), rel=1e-6)
+    assert asked != 0.05 * 400, "the number that was drawn is the expected one: another key shows more"
 
 
 def silent(sent: bytes, names: Sequence[str]) -> Mapping[str, bytes]:

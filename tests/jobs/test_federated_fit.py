@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import cv2
 import pytest
+import torch
 import yaml
 from sklearn.datasets import load_digits
 
@@ -60,7 +63,7 @@ def generator_of(said: dict[str, Any]) -> dict[str, Any]:
     return spec
 
 
-def test_the_shipped_configuration(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_shipped_configuration(config: dict[str, Any], folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit(config) == 0, capsys.readouterr().err
     generator = generator_of(config)
     card = generator["card"]["federated training"]
@@ -77,6 +80,9 @@ def test_the_shipped_configuration(config: dict[str, Any], capsys: pytest.Captur
     assert (again["digest"], again["card"]["federated training"]) == (generator["digest"], card)
     config["federated"]["algorithm"] = "fedopt"
     assert fit(config) == 78, "another algorithm goes on with the same run"
+    del config["federated"]
+    config["data"]["init_args"]["data"] = str(folders / "digits_north")
+    assert fit(config) == 78, "a training on data at hand goes on with one over sites"
 
 
 def test_counts_are_told_when_asked_and_options_come_from_a_file(config: dict[str, Any]) -> None:
@@ -142,6 +148,84 @@ def test_simulated_sites_are_the_sites_in_process(
     assert done.returncode == 0, done.stderr
     assert generator_of(config)["digest"] == simulated["digest"]
     assert generator_of(config)["card"] == simulated["card"]
+
+
+OWN = """
+import torch, pytorch_lightning
+from torch.utils.data import DataLoader, TensorDataset
+
+class Net(pytorch_lightning.LightningModule):
+    def __init__(self, lr: float = 0.1):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.lr = torch.nn.Linear(2, 1), lr
+    def training_step(self, batch, index):
+        x, y = batch
+        return ((self.layer(x)[:, 0] - y) ** 2).mean()
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=self.lr)
+
+class Rows(pytorch_lightning.LightningDataModule):
+    def __init__(self, root: int = 0, scale: torch.nn.Module = torch.nn.Identity()):
+        super().__init__()
+        self.root, self.scale = root, scale
+    def train_dataloader(self):
+        x = torch.randn(8, 2, generator=torch.Generator().manual_seed(self.root))
+        return DataLoader(TensorDataset(x, self.scale(x).sum(1)), batch_size=8)
+"""
+
+
+def test_a_module_and_data_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own_rows.py").write_text(OWN)
+    said = {
+        "trainer": {"max_steps": 40, "accelerator": "cpu", "default_root_dir": "own", "gradient_clip_val": None},
+        "model": {"class_path": "own_rows.Net"},
+        "data": {"class_path": "own_rows.Rows"},
+        "federated": {"algorithm": "fedopt", "local_steps": 1, "sites": {
+            "a": {"root": 1}, "b": {"root": 2, "scale": {"class_path": "torch.nn.Tanh"}}}},
+    }  # fmt: skip
+    assert fit(said) == 0, capsys.readouterr().err
+    weights = torch.load("own/checkpoints/last.ckpt", weights_only=True)["state_dict"]["layer.weight"]
+    assert 0.4 < float(weights.min()) < 1.0, "sites of sums and of sums of tanh meet between them"
+    said["federated"]["sites"]["a"] = {"rot": 1}  # type: ignore[index]
+    said["trainer"]["default_root_dir"] = "other"  # type: ignore[index]
+    assert fit(said) == 64
+    assert "site a: its data cannot be made so" in capsys.readouterr().err
+
+
+@pytest.mark.faults
+def test_sigterm_while_a_site_trains(config: dict[str, Any]) -> None:
+    """The round is finished, the checkpoint written, and the same command goes on to the same generator."""
+    config["trainer"] |= {"max_steps": 60, "default_root_dir": "stopped"}
+    Path("fed.yaml").write_text(yaml.safe_dump(config))
+    words = [sys.executable, "-m", "visynth", "fit", "-c", "fed.yaml"]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    while not list(Path("stopped").glob("log/version_0/events*")):
+        time.sleep(0.2)
+    time.sleep(3)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 143, told
+    assert "the same command goes on" in told
+    assert subprocess.run(words, check=False).returncode == 0
+    stopped = generator_of(config)
+    config["trainer"]["default_root_dir"] = "straight"
+    Path("fed.yaml").write_text(yaml.safe_dump(config))
+    assert subprocess.run(words, check=False).returncode == 0
+    assert generator_of(config)["digest"] == stopped["digest"]
+
+
+@pytest.mark.slow
+def test_simulated_rounds_go_on_without_a_site_that_fails(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config["federated"] |= {"engine": "nvflare", "min_sites": 1}
+    config["data"]["init_args"]["classes"] = [str(digit) for digit in range(9)]  # the north has nines
+    assert fit(config) == 0, capsys.readouterr().err
+    assert generator_of(config)["card"]["federated training"]["answers"] == {"north": 0, "south": 2}
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import pytorch_lightning
 import torch
 
 from visynth.callbacks import KIDCallback
+from visynth.callbacks.checkpoint import KeepLast
 from visynth.core.errors import ConflictError, UsageError
 from visynth.lightning_modules import MeanEmbedding
 from visynth.lightning_modules.data import GeneratorData
@@ -47,6 +48,8 @@ def test_noise_has_its_size_and_is_the_keys() -> None:
     assert torch.equal(made.sums, embed(nothing, labels, 5, 2.0, KEY).sums)
     assert not torch.equal(made.sums, embed(nothing, labels, 5, 2.0, "77" * 32).sums)
     assert float(made.counts.min()) >= embedding.LEAST
+    many = embed(torch.ones(20_000, 1), torch.arange(20_000) % 100, 100, 5.0, KEY)
+    assert float((many.counts - 200).std()) == pytest.approx(5.0 * sensitivity() / COUNTED, rel=0.25)
 
 
 def test_the_discrepancy_is_unbiased() -> None:
@@ -85,8 +88,9 @@ def data(size: int = 8) -> GeneratorData:
 
 
 def trainer(*callbacks: Any, **kwargs: Any) -> pytorch_lightning.Trainer:
+    keeps = any(isinstance(callback, KeepLast) for callback in callbacks)
     return pytorch_lightning.Trainer(
-        max_epochs=-1, logger=False, enable_checkpointing=False, accelerator="cpu", enable_progress_bar=False,
+        max_epochs=-1, logger=False, enable_checkpointing=keeps, accelerator="cpu", enable_progress_bar=False,
         enable_model_summary=False, callbacks=list(callbacks), **kwargs,
     )  # fmt: skip
 
@@ -124,7 +128,7 @@ def test_the_images_are_looked_at_once_over_a_kill(tmp_path: Path, monkeypatch: 
     first.fit(half, data())
     first.save_checkpoint(tmp_path / "half.ckpt")
     released: list[int] = []
-    monkeypatch.setattr(MeanEmbedding, "_release", lambda self: released.append(1))
+    monkeypatch.setattr(MeanEmbedding, "_release", lambda self, options: released.append(1))
     rest = MeanEmbedding(epsilon=5.0, steps=12, **SMALL)
     trainer().fit(rest, data(), ckpt_path=str(tmp_path / "half.ckpt"), weights_only=True)
     assert not released
@@ -137,6 +141,48 @@ def test_the_images_are_looked_at_once_over_a_kill(tmp_path: Path, monkeypatch: 
             ckpt_path=str(tmp_path / "half.ckpt"),
             weights_only=True,
         )
+
+
+def test_a_kill_right_after_the_release_does_not_release_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is on disk before the first step; a start from there goes on with it."""
+
+    class Killed(pytorch_lightning.Callback):
+        def on_train_batch_start(self, *args: Any) -> None:
+            raise KeyboardInterrupt
+
+    first = MeanEmbedding(epsilon=5.0, steps=12, **SMALL)
+    with pytest.raises(SystemExit):
+        trainer(KeepLast(), Killed(), default_root_dir=tmp_path).fit(first, data())
+    again = MeanEmbedding(epsilon=5.0, steps=12, **SMALL)
+    monkeypatch.setattr(MeanEmbedding, "_release", lambda self, options: pytest.fail("released again"))
+    trainer(default_root_dir=tmp_path).fit(again, data(), ckpt_path=str(KeepLast.path(tmp_path)), weights_only=True)
+    assert torch.equal(again.sums, first.sums)
+    assert 4.9 < again.privacy["epsilon"] <= 5.0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [({"seed": 1}, "seed: 0 there, 1 here"), ({"length_scale": 0.2}, "length_scale")]
+)
+def test_a_release_is_of_its_own_features(options: dict[str, Any], words: str, tmp_path: Path) -> None:
+    first = trainer(max_steps=1)
+    first.fit(MeanEmbedding(epsilon=5.0, **SMALL), data())
+    first.save_checkpoint(tmp_path / "one.ckpt")
+    with pytest.raises(ConflictError, match=words):
+        trainer().fit(
+            MeanEmbedding(**{"epsilon": 5.0, **SMALL, **options}),
+            data(),
+            ckpt_path=str(tmp_path / "one.ckpt"),
+            weights_only=True,
+        )
+
+
+def test_precisions() -> None:
+    module = MeanEmbedding(epsilon=5.0, steps=2, **SMALL)
+    trainer(precision="bf16-mixed").fit(module, data())
+    assert module.sums.dtype == torch.float32
+    for precision in ("bf16-true", "64-true"):
+        with pytest.raises(UsageError, match=precision):
+            trainer(precision=precision).fit(MeanEmbedding(epsilon=5.0, **SMALL), data())
 
 
 @pytest.mark.parametrize(("options", "words"), [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from visynth.core.errors import UsageError, choices, raise_all
 from visynth.privacy.accounting import Accountant, option_problems
 
 LOCAL_DATA = ("data", "masks", "groups", "group_pattern", "max_bad_fraction", "num_workers", "temper", "seed")
+# Not Any: what has a class_path in it would be made into an object while the options are read.
+Plain = bool | int | float | str | list | dict | None  # type: ignore[type-arg]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -18,8 +21,10 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 class SitePrivacy:
     """Differential privacy of a site: who sees the generator can hardly say whether a site took part.
 
-    The server is trusted: it sees every site's clipped update, and adds the noise. The unit is a site with all that it has;
-    with few sites an epsilon that leaves any use is out of reach, and the training is refused with what can be reached.
+    The server is trusted: it sees every site's clipped update, and adds the noise. What is protected is a site, with all that it has,
+    from whoever gets the generator; the other sites, who see the weights of every round, are trusted to answer a round that is
+    repeated after a kill as they did before. With few sites an epsilon that leaves any use is out of reach: the training is refused,
+    with what can be reached.
 
     Args:
         epsilon: of the whole training.
@@ -40,7 +45,7 @@ class FederatedOptions:
 
     Args:
         sites: by name what differs there in the arguments of the data, for instance ``{data: a/images}``; ``{}`` where a site says
-            it itself (NVFlare).
+            it itself (NVFlare). Of GeneratorData that is what images it has and how they are read; of your own DataModule anything.
         algorithm: ``"fedavg"``: sites train with the module's optimiser, begun anew each round, and weights are averaged (McMahan
             et al., "Communication-efficient learning of deep networks from decentralized data", AISTATS 2017). ``"fedopt"``: sites
             walk along their gradients, and the server takes the mean gradient for a step of the module's optimiser (Reddi et al.,
@@ -65,7 +70,7 @@ class FederatedOptions:
         10
     """
 
-    sites: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sites: dict[str, dict[str, Plain]] = field(default_factory=dict)
     algorithm: Literal["fedavg", "fedopt"] = "fedavg"
     local_steps: int = 10
     local_lr: float = 0.05
@@ -79,16 +84,25 @@ class FederatedOptions:
     engine: Literal["in_process", "nvflare"] = "in_process"
 
     def __post_init__(self) -> None:
-        raise_all("federated", [*_sites(self.sites), *self._numbers(), *self._private()], UsageError)
+        raise_all("federated", [*self._sites(), *self._numbers(), *self._private()], UsageError)
+
+    def _sites(self) -> list[str]:
+        if len(self.sites) < 2:
+            return [f"sites must name at least two, but got {choices(self.sites) if self.sites else 'none'}"]
+        return [
+            f"site {name!r}: a name is of letters, digits, '_', '.' and '-', and begins with a letter or digit"
+            for name in self.sites
+            if not NAME.fullmatch(name)
+        ]
 
     def _numbers(self) -> list[str]:
         problems = []
         if self.local_steps < 1:
             problems.append(f"local_steps must be at least 1, but got {self.local_steps}")
-        if not self.local_lr > 0:
+        if not 0 < self.local_lr < math.inf:
             problems.append(f"local_lr must be above 0, but got {self.local_lr}")
-        if self.max_update_norm is not None and not self.max_update_norm > 0:
-            problems.append(f"max_update_norm must be above 0, but got {self.max_update_norm}")
+        if self.max_update_norm is not None and not 0 < self.max_update_norm < math.inf:
+            problems.append(f"max_update_norm must be a number above 0, but got {self.max_update_norm}")
         if not 0 < self.share_of_sites <= 1:
             problems.append(f"share_of_sites must be in (0, 1], but got {self.share_of_sites}")
         if self.round_timeout < 0:
@@ -100,7 +114,9 @@ class FederatedOptions:
     def _private(self) -> list[str]:
         if self.privacy is None:
             return []
-        problems = option_problems(self.privacy.epsilon, self.max_update_norm or 1.0)
+        problems = option_problems(self.privacy.epsilon, 1.0)
+        if not self.privacy.most_noise > 0:
+            problems.append(f"privacy.most_noise must be above 0, but got {self.privacy.most_noise}")
         if self.max_update_norm is None:
             problems.append("privacy needs max_update_norm: the noise is a multiple of what one site may add")
         if self.weights != "equal":
@@ -108,26 +124,15 @@ class FederatedOptions:
         if self.share_counts:
             problems.append("privacy and share_counts: counts of a site are not paid for, leave them out")
         if self.min_sites is not None:
-            problems.append("privacy and min_sites: who answered would be told; leave min_sites out")
+            problems.append(
+                "privacy and min_sites: a site that does not answer adds nothing, as one that was not asked; leave it out"
+            )
         return problems
 
     @property
     def names(self) -> tuple[str, ...]:
         """The sites, in the order of their places in the stream."""
         return tuple(self.sites)
-
-
-def _sites(sites: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    problems = []
-    if len(sites) < 2:
-        problems.append(f"sites must name at least two, but got {choices(sites) if sites else 'none'}")
-    for name, arguments in sites.items():
-        if not NAME.fullmatch(name):
-            problems.append(
-                f"site {name!r}: a name is of letters, digits, '_', '.' and '-', and begins with a letter or digit"
-            )
-        problems += [f"site {name}: {problem}" for problem in local_problems(arguments)]
-    return problems
 
 
 def local_problems(arguments: Mapping[str, Any]) -> list[str]:

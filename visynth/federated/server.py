@@ -7,6 +7,7 @@ and export are those of any training.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import pytorch_lightning
@@ -16,8 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from visynth.core.artifact import FEDERATION
 from visynth.core.errors import ConflictError, DataError, UsageError, raise_all
+from visynth.federated.checks import check_server, fact_problems, layer_problems
 from visynth.federated.options import FederatedOptions
-from visynth.federated.site import trained
+from visynth.federated.site import digest, trained, untrained
 from visynth.federated.updates import Tensors, check_alike, clipped, mean_update, noised, packed, unpacked
 from visynth.privacy.accounting import Release, check_delta, epsilon_of, noise_for, statement
 from visynth.privacy.dp import CHECKPOINT
@@ -25,6 +27,7 @@ from visynth.privacy.poisson import poisson_rows
 from visynth.privacy.secret import new_key, secret_rng
 
 NO_SECRET = "0" * 64
+FREE = ("sites", "engine", "round_timeout", "min_sites")  # options that may change between the starts of one training
 
 
 class Exchange(Protocol):
@@ -51,6 +54,7 @@ class Federated(pytorch_lightning.Callback):
     Raises:
         UsageError: what a federated training cannot respect, all at once; an epsilon that is out of reach.
         DataError: a site's answer that is not what was asked for; fewer answers than ``min_sites``.
+        ConflictError: a module or checkpoint of another training.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class Federated(pytorch_lightning.Callback):
         self.noise = 0.0
         self.rounds_done = 0
         self.pays_for_privacy = options.privacy is not None
+        self.untrained = ""
         self._restored: dict[str, Any] | None = None
 
     # -- Lightning -------------------------------------------------------------------------------------------------------
@@ -77,7 +82,7 @@ class Federated(pytorch_lightning.Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage != "fit":
             return
-        check_server(trainer, pl_module)
+        check_server(trainer, pl_module, self.options)
         if self.options.privacy is not None:
             self.noise = self._noise(int(trainer.max_steps))
         pl_module.training_step = lambda batch, batch_idx: self._round(pl_module)
@@ -85,17 +90,26 @@ class Federated(pytorch_lightning.Callback):
             pl_module.configure_optimizers = lambda: Averaging(trained(pl_module).values())
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        self._check_restored()
+        raise_all("federated training", layer_problems(pl_module), UsageError)  # now that all layers are built
+        if self._restored is not None:
+            self._check_restored()
+        elif int(getattr(pl_module, "images_seen", 0)) or trainer.global_step:
+            raise ConflictError(
+                "the module was trained already, otherwise than over these sites: begin with a new one."
+            )
+        else:
+            self.untrained = digest(untrained(pl_module))
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         # Exports during the training tell what is true then; copies of the module do not copy this callback.
         pl_module.federation = lambda: self.record()
         if self.options.privacy is not None:
             pl_module.privacy = lambda: self.spent()
-            rounds, said = int(trainer.max_steps), self.statement(int(trainer.max_steps))
+            rounds, whole = int(trainer.max_steps), self.statement(int(trainer.max_steps))
             pl_module.print(
-                f"differential privacy of sites: epsilon {said['epsilon']:.3g} at delta {said['delta']:g} after {rounds} rounds, "
-                f"noise {self.noise:.3g} times max_update_norm {self.options.max_update_norm:g}; checkpoints are not private."
+                f"differential privacy of sites: epsilon {whole['epsilon']:.3g} at delta {whole['delta']:g} after {rounds} rounds, "
+                f"noise {self.noise:.3g} times max_update_norm {self.options.max_update_norm:g}; checkpoints and this log are not "
+                "private."
             )
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -103,22 +117,36 @@ class Federated(pytorch_lightning.Callback):
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit":
-            for name in ("training_step", "configure_optimizers"):
-                vars(pl_module).pop(name, None)
-            pl_module.federation = self.record()
-            if self.options.privacy is not None:
-                pl_module.privacy = self.spent()
+            self._undo(pl_module)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._undo(pl_module)
+
+    def _undo(self, pl_module: Any) -> None:
+        """The module as it was, with the record of what was done."""
+        for name in ("training_step", "configure_optimizers"):
+            vars(pl_module).pop(name, None)
+        pl_module.federation = self.record()
+        if self.options.privacy is not None:
+            pl_module.privacy = self.spent()
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "key": self.key, "rounds_done": self.rounds_done, "answers": dict(self.answers), "counts": dict(self.counts),
-            "noise": self.noise, "agreed": self.agreed,
+            "noise": self.noise, "agreed": self.agreed, "options": asdict(self.options), "untrained": self.untrained,
         }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
         self.key, self.rounds_done = state_dict["key"], int(state_dict["rounds_done"])
         self.answers, self.counts = dict(state_dict["answers"]), dict(state_dict["counts"])
+        self.untrained = state_dict["untrained"]
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        if FEDERATION not in checkpoint:
+            raise ConflictError(
+                "the checkpoint is of a training on data at hand: start the one over sites anew, in another folder."
+            )
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint[FEDERATION] = self.record()
@@ -129,42 +157,42 @@ class Federated(pytorch_lightning.Callback):
 
     def _round(self, pl_module: Any) -> Tensor:
         """Ask the sites, and give Lightning a loss whose gradient is the mean of their updates."""
-        number, own = int(pl_module.trainer.global_step), trained(pl_module)
-        update, loss = self._mean(number, own)
+        number, parameters = int(pl_module.trainer.global_step), trained(pl_module)
+        update, loss = self._mean(number, parameters)
         span = self.images * len(self.options.sites)
         if hasattr(pl_module, "images_seen"):
             pl_module.images_seen += span
         if loss is not None:
             pl_module.log("loss", loss, prog_bar=True, batch_size=max(span, 1))
-        along = sum((p * update[name].to(p.device)).sum() for name, p in own.items())
+        along = sum((p * update[name].to(p.device)).sum() for name, p in parameters.items())
         assert isinstance(along, Tensor)
         return along - along.detach() + (0.0 if loss is None else loss)
 
-    def _mean(self, number: int, own: Mapping[str, nn.Parameter]) -> tuple[Tensors, float | None]:
+    def _mean(self, number: int, parameters: Mapping[str, nn.Parameter]) -> tuple[Tensors, float | None]:
         """Mean update of a round, and the sites' mean loss."""
-        options, weights = self.options, {name: p.detach().cpu() for name, p in own.items()}
+        options, weights = self.options, {name: parameters[name].detach().cpu() for name in sorted(parameters)}
         asked = self.chosen(number)
-        facts = {
+        task = {
             "round": number, "first": number * self.images * len(options.sites), "images": self.images, "agreed": self.agreed,
-            "facts": None if self.facts is None else self.facts.to_json(),
+            "facts": None if self.facts is None else self.facts.to_json(), "untrained": self.untrained,
         }  # fmt: skip
-        answers = self.exchange(packed(weights, **facts), asked) if asked else {}
-        told = {name: self._read(name, answers[name], number, weights) for name in asked if name in answers}
-        self._check_enough(number, asked, told)
-        for name in told:
+        messages = self.exchange(packed(weights, **task), asked) if asked else {}
+        answers = {name: self._read(name, messages[name], number, weights) for name in asked if name in messages}
+        self._check_enough(number, asked, answers)
+        for name in answers:
             self.answers[name] += 1
-        shares = [1.0 if options.weights == "equal" else float(facts["images"]) for _, facts in told.values()]
-        updates = [clipped(update, options.max_update_norm) for update, _ in told.values()]
+        updates = [clipped(update, options.max_update_norm) for update, _ in answers.values()]
+        shares = [1.0 if options.weights == "equal" else float(facts["images"]) for _, facts in answers.values()]
+        nothing = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         if options.privacy is not None:
+            # The sum over what is expected: dividing by how many answered would tell who did.
             expected = options.share_of_sites * len(options.sites)
-            still: list[Tensors] = updates or [{name: torch.zeros_like(w) for name, w in weights.items()}]
-            mean = mean_update(still, shares or [0.0], expected)
+            mean = mean_update(updates, shares, expected) if updates else nothing
             deviation = self.noise * float(options.max_update_norm or 0.0) / expected
             return noised(mean, deviation, secret_rng(self.key, f"sites/{number}")), None
         if not updates:
-            return {name: torch.zeros_like(w) for name, w in weights.items()}, None
-        losses = [float(facts["loss"]) for _, facts in told.values()]
-        total = sum(shares)
+            return nothing, None
+        losses, total = [float(facts["loss"]) for _, facts in answers.values()], sum(shares)
         return mean_update(updates, shares, total), sum(a * b for a, b in zip(losses, shares, strict=True)) / total
 
     def chosen(self, number: int) -> list[str]:
@@ -175,28 +203,30 @@ class Federated(pytorch_lightning.Callback):
     def _read(
         self, name: str, answer: bytes, number: int, like: Mapping[str, Tensor]
     ) -> tuple[Tensors, dict[str, Any]]:
-        """A site's update, after all checks."""
+        """A site's update and facts, after all checks.
+
+        Raises:
+            DataError: what is not as it was asked for, all at once.
+        """
         sender = f"site {name}"
         update, facts = unpacked(answer, sender)
         check_alike(update, like, sender)
-        if (facts.get("site"), facts.get("round")) != (name, number):
-            raise DataError(
-                f"{sender} was asked for round {number}, and answered as {facts.get('site')!r} for round {facts.get('round')}."
-            )
-        if self.options.privacy is None and self.options.weights == "images" and not facts.get("images", 0) > 0:
-            raise DataError(f"{sender} counts by its images, but told of {facts.get('images', 'none')}.")
-        if "counts" in facts:
-            self.counts[name] = {str(key): int(value) for key, value in facts["counts"].items()}
+        raise_all(f"the answer of {sender}", fact_problems(facts, name, number, self.options), DataError)
+        if self.options.share_counts:
+            self.counts[name] = dict(facts["counts"])
         return update, facts
 
-    def _check_enough(self, number: int, asked: Sequence[str], told: Mapping[str, Any]) -> None:
-        missing = [name for name in asked if name not in told]
-        if self.options.privacy is not None or not missing:
+    def _check_enough(self, number: int, asked: Sequence[str], answers: Mapping[str, Any]) -> None:
+        missing = [name for name in asked if name not in answers]
+        if not missing:
             return
-        least = len(asked) if self.options.min_sites is None else min(self.options.min_sites, len(asked))
-        if len(told) < least:
+        if self.options.privacy is not None:
+            least = 1
+        else:
+            least = len(asked) if self.options.min_sites is None else min(self.options.min_sites, len(asked))
+        if len(answers) < least:
             raise DataError(
-                f"round {number}: {len(told)} of {len(asked)} sites answered (missing: {', '.join(missing)}), {least} are needed. "
+                f"round {number}: {len(answers)} of {len(asked)} sites answered (missing: {', '.join(missing)}), {least} are needed. "
                 "The same command goes on from the last checkpoint; federated.min_sites allows fewer."
             )
         print(f"round {number}: no answer from {', '.join(missing)}", flush=True)
@@ -252,10 +282,14 @@ class Federated(pytorch_lightning.Callback):
         return noise
 
     def _check_restored(self) -> None:
-        if self._restored is None:
-            return
-        before, now = self._restored, {"noise": self.noise, "agreed": self.agreed}
-        changed = [f"{name}: {before[name]!r} there, {now[name]!r} here" for name in now if before[name] != now[name]]
+        """A resumed training is the one that it began as; only how long sites are waited for may change."""
+        assert self._restored is not None
+        before, now = self._restored, self.state_dict()
+        keys = sorted({*before["agreed"], *now["agreed"]})
+        pairs = [(f"agreed.{key}", before["agreed"].get(key), now["agreed"].get(key)) for key in keys]
+        pairs += [(key, before["options"].get(key), value) for key, value in now["options"].items() if key not in FREE]
+        pairs.append(("noise", before["noise"], now["noise"]))
+        changed = [f"{key}: {old!r} there, {new!r} here" for key, old, new in pairs if old != new]
         raise_all("the checkpoint's federated training is another one, which", changed, ConflictError)
 
 
@@ -313,56 +347,3 @@ class _RoundLoader(DataLoader[int]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to restore."""
-
-
-def check_server(trainer: Any, module: Any) -> None:
-    """Refuse what a federated training cannot respect.
-
-    Raises:
-        UsageError: all of it at once.
-    """
-    raise_all("federated training", [*_trainer_problems(trainer), *_module_problems(module)], UsageError)
-
-
-def _trainer_problems(trainer: Any) -> list[str]:
-    problems = []
-    if trainer.max_steps is None or trainer.max_steps < 1:
-        problems.append("name the number of rounds: trainer.max_steps")
-    if trainer.accumulate_grad_batches != 1:
-        problems.append(f"accumulate_grad_batches {trainer.accumulate_grad_batches}: a step is a round, take 1")
-    if trainer.world_size > 1:
-        problems.append(f"{trainer.world_size} processes: the server only adds up, take devices: 1")
-    if str(trainer.precision).startswith("16"):
-        problems.append(
-            f"precision {trainer.precision} leaves steps out where a gradient overflows: take bf16-mixed or 32-true"
-        )
-    for callback in trainer.callbacks:
-        name = type(callback).__name__
-        if name == "DifferentialPrivacy":
-            problems.append(
-                "DifferentialPrivacy protects the images of one training: here federated.privacy protects sites"
-            )
-        elif getattr(callback, "reads_real_images", False):
-            problems.append(f"{name} measures against real images, which the server does not have: leave it out")
-        elif "EarlyStopping" in {kind.__name__ for kind in type(callback).__mro__}:
-            problems.append(f"{name} looks at validation data, which the server does not have: leave it out")
-    return problems
-
-
-def _module_problems(module: Any) -> list[str]:
-    name = type(module).__name__
-    problems = list(module.federation_problems()) if hasattr(module, "federation_problems") else []
-    if not module.automatic_optimization:
-        problems.append(
-            f"{name} takes its optimiser's steps itself: only automatic optimisation with one optimiser is federated (diffusion, "
-            "inpainting, classifiers, LoRA)"
-        )
-    running = [
-        key for key, layer in module.named_modules()
-        if isinstance(layer, nn.modules.batchnorm._NormBase) and layer.track_running_stats and layer.training
-    ]  # fmt: skip
-    if running:
-        problems.append(
-            f"running statistics ({', '.join(running[:5])}) are the sites' own and never leave them: take GroupNorm"
-        )
-    return problems

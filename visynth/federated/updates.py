@@ -38,8 +38,9 @@ def clipped(update: Mapping[str, Tensor], bound: float | None) -> Tensors:
         [0.6000000238418579, 0.800000011920929]
     """
     size = length(update)
-    share = 1.0 if bound is None or size <= bound else bound / size
-    return {name: tensor if share == 1.0 else tensor * share for name, tensor in update.items()}
+    if bound is None or size <= bound:
+        return dict(update)
+    return {name: (tensor.double() * (bound / size)).to(tensor.dtype) for name, tensor in update.items()}
 
 
 def mean_update(updates: Sequence[Mapping[str, Tensor]], weights: Sequence[float], total: float) -> Tensors:
@@ -62,11 +63,11 @@ def mean_update(updates: Sequence[Mapping[str, Tensor]], weights: Sequence[float
 
 
 def noised(update: Mapping[str, Tensor], deviation: float, rng: np.random.Generator) -> Tensors:
-    """An update with Gaussian noise in every coordinate."""
-    return {
-        name: tensor + (torch.from_numpy(rng.standard_normal(tuple(tensor.shape))) * deviation).to(tensor)
-        for name, tensor in update.items()
+    """An update with Gaussian noise in every coordinate; which noise depends on the names, not on their order."""
+    noise = {
+        name: torch.from_numpy(rng.standard_normal(tuple(update[name].shape))) * deviation for name in sorted(update)
     }
+    return {name: (tensor.double() + noise[name]).to(tensor.dtype) for name, tensor in update.items()}
 
 
 def packed(tensors: Mapping[str, Tensor], **facts: Any) -> bytes:
@@ -77,7 +78,7 @@ def packed(tensors: Mapping[str, Tensor], **facts: Any) -> bytes:
 
 
 def unpacked(message: bytes, sender: str) -> tuple[Tensors, dict[str, Any]]:
-    """Tensors and facts of a message.
+    """Tensors, by name in order (safetensors has none), and facts of a message.
 
     Raises:
         DataError: it is no message of this schema.
@@ -89,7 +90,7 @@ def unpacked(message: bytes, sender: str) -> tuple[Tensors, dict[str, Any]]:
             raise ValueError(f"its schema is {schema!r}, here it is {SCHEMA!r}")
     except (SafetensorError, ValueError, AttributeError, TypeError) as error:
         raise DataError(f"{sender} sent no message of a federated training: {error}.") from None
-    return tensors, facts
+    return {name: tensors[name] for name in sorted(tensors)}, facts
 
 
 def _metadata(message: bytes) -> dict[str, str]:

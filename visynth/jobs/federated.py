@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import visynth
-from visynth.core.errors import UsageError
+from visynth.core.errors import UsageError, raise_all
 from visynth.federated.options import FederatedOptions, local_problems
 from visynth.federated.server import Exchange, Federated, Rounds
 from visynth.federated.site import Site
@@ -47,15 +47,10 @@ def make_site(cli: Any, options: FederatedOptions, name: str, arguments: Mapping
     Raises:
         UsageError: arguments that all sites share, or that the data do not take.
     """
-    problems = local_problems(arguments)
-    if problems:
-        raise UsageError(f"site {name}: {'; '.join(problems)}.")
-    config = cli.config["data"]
-    shared = dict(config["init_args"].as_dict() if hasattr(config["init_args"], "as_dict") else config["init_args"])
-    try:
-        datamodule = type(cli.site_data)(**{**shared, **arguments})
-    except TypeError as error:
-        raise UsageError(f"site {name}: {type(cli.site_data).__name__} does not take its arguments: {error}.") from None
+    raise_all(f"site {name}", _problems(cli, arguments), UsageError)
+    config = _plain_config(cli.config["data"])
+    config["init_args"] = {**config.get("init_args", {}), **arguments}
+    datamodule = _instantiated(config, name)
     # The server's weights come with each round; what the module draws itself is of the same seed everywhere.
     return Site(
         name, copy.deepcopy(cli.site_model), datamodule, options, _site_trainer(cli, options), agreed(cli, options)
@@ -76,11 +71,45 @@ def become_server(cli: Any, options: FederatedOptions, exchange: Exchange | None
     prepare_site(cli, options)
     if options.algorithm == "fedavg":  # the server's step is no gradient step
         cli.trainer.gradient_clip_val = None
-    facts = _facts(cli)
-    images = options.local_steps * int(getattr(cli.site_data, "batch_size", 0) or 0)
+    for name, arguments in options.sites.items():
+        raise_all(f"site {name}", _problems(cli, arguments), UsageError)
+    facts, batch = _facts(cli), int(getattr(cli.site_data, "batch_size", 0) or 0)
+    if not batch and hasattr(cli.model, "images_seen"):
+        raise UsageError(
+            f"{type(cli.site_data).__name__} has no batch_size, by which rounds and sites share one stream of random numbers: give it one."
+        )
+    images = options.local_steps * batch
     server = Federated(exchange or InProcess(cli, options), options, facts, images, agreed(cli, options))
     cli.trainer.callbacks.insert(0, server)
     cli.datamodule = Rounds(facts)
+
+
+def _problems(cli: Any, arguments: Mapping[str, Any]) -> list[str]:
+    """Arguments of a site that are not its own to say; what is the own of another DataModule nobody knows here."""
+    return local_problems(arguments) if hasattr(cli.site_data, "join_federation") else []
+
+
+def _plain_config(config: Any) -> dict[str, Any]:
+    values: dict[str, Any] = config.as_dict() if hasattr(config, "as_dict") else dict(config)
+    return values
+
+
+def _instantiated(config: dict[str, Any], name: str) -> Any:
+    """A DataModule of its configuration, as LightningCLI makes it.
+
+    Raises:
+        UsageError: arguments that it does not take.
+    """
+    import pytorch_lightning
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(pytorch_lightning.LightningDataModule, "data")
+    try:
+        values = parser.parse_object({"data": config})
+    except Exception as error:  # jsonargparse's own, of many kinds
+        raise UsageError(f"site {name}: its data cannot be made so: {error}") from None
+    return parser.instantiate_classes(values)["data"]
 
 
 def prepare_site(cli: Any, options: FederatedOptions) -> None:

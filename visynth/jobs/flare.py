@@ -7,6 +7,7 @@ a job carries a configuration, and no code.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import traceback
@@ -24,7 +25,7 @@ from nvflare.apis.signal import Signal
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.workflows.model_controller import ModelController
 
-from visynth.core.errors import UsageError
+from visynth.core.errors import UsageError, VisynthError
 from visynth.federated.site import Site
 from visynth.jobs.configured import configured
 from visynth.jobs.federated import make_site, prepare_site
@@ -39,27 +40,26 @@ class FlareServer(ModelController):  # type: ignore[misc]
 
     Args:
         config: the configuration of ``visynth fit``, as YAML text.
-        timeout: seconds after which a round goes on without the sites that have not answered; 0 waits.
     """
 
-    def __init__(self, config: str, timeout: int = 0) -> None:
-        super().__init__(persistor_id="")
-        self.config, self.timeout = config, timeout
+    def __init__(self, config: str) -> None:
+        # A site that fails is one that does not answer: how many are enough is decided by visynth.
+        super().__init__(persistor_id="", ignore_result_error=True)
+        self.config = config
 
     def run(self) -> None:
         """Called by NVFlare, once for a job."""
         cli = _configured(self.config)
-        least = cli.config_init["federated"].min_sites
+        timeout = math.ceil(cli.config_init["federated"].round_timeout)
 
         def exchange(message: bytes, sites: Sequence[str]) -> Mapping[str, bytes]:
             model = FLModel(params={MESSAGE: message}, params_type=ParamsType.FULL)
+            # All of them, or the time is over: whoever is among the first few is no better than the rest.
             answers = self.send_model_and_wait(
-                task_name=TASK,
-                data=model,
-                targets=list(sites),
-                min_responses=len(sites) if least is None else min(least, len(sites)),
-                timeout=self.timeout,
+                task_name=TASK, data=model, targets=list(sites), min_responses=len(sites), timeout=timeout
             )
+            if self.abort_signal.triggered:
+                raise VisynthError("NVFlare ended the job; the same job goes on from the last checkpoint.")
             return {str(answer.meta["client_name"]): bytes(answer.params[MESSAGE]) for answer in answers}
 
         train(cli, exchange)

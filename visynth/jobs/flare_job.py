@@ -16,8 +16,8 @@ import yaml
 from visynth.core.errors import MissingExtra, UsageError, VisynthError
 from visynth.core.files import readable_json
 from visynth.core.folders import new_folder
+from visynth.federated.checks import check_server
 from visynth.federated.options import FederatedOptions
-from visynth.federated.server import check_server
 from visynth.jobs.configured import configured
 from visynth.jobs.federated import become_server
 
@@ -44,7 +44,7 @@ def write_job(folder: Path, config: str, options: FederatedOptions, simulated: b
     """
     own = {name: _absolute(arguments) for name, arguments in options.sites.items()} if simulated else None
     shared = config if simulated else _without_sites(config)
-    server = {"path": CLASSES[0], "args": {"config": shared, "timeout": int(options.round_timeout)}}
+    server = {"path": CLASSES[0], "args": {"config": shared}}
     with new_folder(folder) as made:
         # The name first: 'nvflare job submit' 2.9 writes the file anew from the branch that holds its first value.
         meta = {
@@ -105,7 +105,7 @@ def make_job(training: str | Path, out: str | Path) -> Path:
         raise UsageError(f"{training} has no federated part: name the sites there (federated.sites).")
     text = cli.parser.dump(cli.config, skip_none=False)
     become_server(cli, options)
-    check_server(cli.trainer, cli.model)
+    check_server(cli.trainer, cli.model, options)
     return write_job(Path(out), text, options)
 
 

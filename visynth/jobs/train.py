@@ -167,7 +167,8 @@ def last_state(run: str | Path) -> Any:
 def _identity(cli: Any, text: str) -> str:
     """Identity of a run: its configuration and its data."""
     data = cli.datamodule
-    if not hasattr(data, "state"):
+    private = any(getattr(part, "pays_for_privacy", False) for part in (cli.model, *cli.trainer.callbacks))
+    if private or not hasattr(data, "state"):  # of private images no hash is kept
         return hash_json(text)
     data.setup("fit")
     return hash_json([text, data.state()])
@@ -197,6 +198,9 @@ def _resume_from(root: Path, text: str) -> Path | None:
     differ = [
         line for part in ("model", "data") for line in _differences(before.get(part), now.get(part), part, FREE[part])
     ]
+    there, here = (part.get("federated") is not None for part in (before, now))
+    if there != here:
+        differ.append(f"federated: {'named' if there else 'not named'} there, {'named' if here else 'not named'} here")
     if differ:
         raise ConflictError(
             f"{root} holds a run with another configuration:\n{listing(differ)}\nChoose another "

@@ -45,7 +45,8 @@ class RandomFeatures:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features ``[N, count]`` of length 1, of images ``[N, ...]`` in [-1, 1]."""
-        places = images.flatten(1) @ self.frequencies.to(images.device)
+        self.frequencies = self.frequencies.to(images.device)
+        places = images.flatten(1) @ self.frequencies
         return torch.cat([places.cos(), places.sin()], dim=1) / math.sqrt(self.count // 2)
 
 
