@@ -20,6 +20,7 @@ from visynth.core.errors import ConflictError, DataError, UsageError, raise_all
 from visynth.federated.checks import check_server, fact_problems, layer_problems
 from visynth.federated.options import FederatedOptions
 from visynth.federated.site import digest, trained, untrained
+from visynth.federated.steps import Averaging
 from visynth.federated.updates import Tensors, check_alike, clipped, mean_update, noised, packed, unpacked
 from visynth.privacy.accounting import Release, check_delta, epsilon_of, noise_for, statement
 from visynth.privacy.dp import CHECKPOINT
@@ -291,25 +292,6 @@ class Federated(pytorch_lightning.Callback):
         pairs.append(("noise", before["noise"], now["noise"]))
         changed = [f"{key}: {old!r} there, {new!r} here" for key, old, new in pairs if old != new]
         raise_all("the checkpoint's federated training is another one, which", changed, ConflictError)
-
-
-class Averaging(torch.optim.Optimizer):
-    """Takes the mean update off the weights, as it is: the learning rate was the sites'."""
-
-    def __init__(self, params: Any) -> None:
-        super().__init__(list(params), {"lr": 1.0})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    p -= p.grad
-        return loss
 
 
 class Rounds(pytorch_lightning.LightningDataModule):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any
@@ -24,6 +24,7 @@ from visynth.core import seeds as seeding
 from visynth.core.errors import DataError, UsageError, raise_all
 from visynth.core.quiet import quiet_lightning
 from visynth.federated.options import FederatedOptions
+from visynth.federated.steps import GradientWalk
 from visynth.federated.updates import Tensors, check_alike, clipped, length, packed, unpacked
 
 SERVER = "the server"
@@ -224,35 +225,6 @@ class _LocalTraining(pytorch_lightning.Callback):
                 f"site {self.site.name} made {len(self.losses)} of {self.site.options.local_steps} local steps: it has no more data."
             )
         return self._update
-
-
-class GradientWalk(torch.optim.Optimizer):
-    """Plain gradient steps of one length, which add up the gradients on their way.
-
-    Args:
-        params: as for any optimiser.
-        step_size: of each step; other than ``lr`` it is not changed by warm-up and schedules, which are the server's.
-    """
-
-    def __init__(self, params: Iterable[nn.Parameter], step_size: float) -> None:
-        super().__init__(list(params), {"lr": step_size})
-        self.step_size = step_size
-        self.sums: dict[int, Tensor] = {
-            id(p): torch.zeros_like(p) for group in self.param_groups for p in group["params"]
-        }
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self.sums[id(p)] += p.grad
-                    p -= self.step_size * p.grad
-        return loss
 
 
 def trained(module: nn.Module) -> dict[str, nn.Parameter]:
