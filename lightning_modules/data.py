@@ -244,8 +244,14 @@ class GeneratorData(StreamData):
     def setup(self, stage: str | None = None) -> None:
         if self.pool is not None:
             return
-        self._read_images = self.images or self.read(self.classes)
-        self._use(hold_out(self._read_images, self.held_out, self.seed))
+        images = self._read_images = self.images or self.read(self.classes)
+        if self.classes is None and self.images is not None:  # who gives a set names its classes
+            self.classes = list(images.classes)
+        if self.classes is not None and tuple(self.classes) != tuple(images.classes):
+            raise UsageError(
+                f"classes are {choices(self.classes)}, but those of the given set are {choices(images.classes)}."
+            )
+        self._use((hold_out_alone if self.one_site else hold_out)(images, self.held_out, self.seed))
         if self.one_site:
             assert self._facts is not None
             self.counts_here = dict(zip(self._facts.classes, self._facts.counts, strict=True))
@@ -265,7 +271,9 @@ class GeneratorData(StreamData):
         if self._read_images is not None:
             declared = self.declared_facts()  # an error where something was measured instead of named
             assert self._facts is not None
-            if self.held_out > 0:  # balanced over classes, the split of one image would depend on all others
+            if (
+                self.held_out > 0 and not self.one_site
+            ):  # balanced over classes, the split of one image would depend on all others
                 self._use(hold_out_alone(self._read_images, self.held_out, self.seed))
             self._facts = replace(declared, dtype=self._facts.dtype)
         super().forget_statistics()

@@ -72,7 +72,7 @@ def hold_out_alone(images: ImageSet, share: float, seed: int) -> ImageSet:
     """The same, each group by itself: whether an image is held out does not depend on which others there are, so that one image
     more or less changes the training images by no more than that."""
     images = images.select(lambda item: len(item.labels) == 1)
-    if any(item.split for item in images.items):
+    if share <= 0 or any(item.split for item in images.items):
         return images
 
     def split(item: Item) -> str:

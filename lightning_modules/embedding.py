@@ -178,7 +178,8 @@ class MeanEmbedding(GeneratorModule):
         ]
         raise_all("another release costs anew: start in another folder. The checkpoint's", changed, ConflictError)
         if self.pays_for_privacy:
-            self.privacy = self._statement()
+            assert self._released is not None
+            self.privacy = self._released["statement"]  # of the data as they were: the release is not made anew
         drowned = self._embedding().drowned()
         if drowned:
             names = ", ".join(self.facts.classes[c] for c in drowned)
@@ -203,7 +204,8 @@ class MeanEmbedding(GeneratorModule):
         )
         self.sums.copy_(made.sums)
         self.counts.copy_(made.counts)
-        self._released = {**options, "deviation": made.deviation}
+        said = self._statement() if self.pays_for_privacy else {}
+        self._released = {**options, "deviation": made.deviation, "statement": said}
 
     def _keep_release(self) -> None:
         """Onto the disk before anything is made of it: a kill after that costs nothing, and one before it showed nothing."""
@@ -247,7 +249,7 @@ class MeanEmbedding(GeneratorModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint["visynth_release"] = self._released
         if self.pays_for_privacy:
-            checkpoint[CHECKPOINT] = self.privacy or self._statement()
+            checkpoint[CHECKPOINT] = (self._released or {})["statement"]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)

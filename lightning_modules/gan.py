@@ -288,12 +288,12 @@ class GAN(GeneratorModule):
 
     def judge(self) -> Discriminator:
         """The discriminator as an attacker has it."""
-        return Discriminator(
-            self.gan,
-            lambda gan, values, labels: sum(
-                weight * logits for weight, logits in gan.family.logits(gan, gan.family.views(values), labels)
-            ),
-        )
+
+        def logits(gan: Any, values: Tensor, labels: Tensor) -> Tensor:
+            parts = gan.family.logits(gan, gan.family.views(values), labels)
+            return torch.stack([weight * part for weight, part in parts]).sum(dim=0)
+
+        return Discriminator(self.gan, logits, lambda gan: gan.movable)
 
     def export(self, folder: str | Path, ema: float | None = None) -> Path:
         """Write the generator folder, and the discriminator beside it, which a later training may start from."""

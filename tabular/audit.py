@@ -23,9 +23,10 @@ from visynth.tabular.frames import to_pandas
 from visynth.tabular.learners import features
 from visynth.tabular.schema import Schema, Table, rows_of, stacked, taken
 from visynth.tabular.shadow import NAME as SHADOWS
-from visynth.tabular.shadow import Rows, Seen, halves, shadow_scores
+from visynth.tabular.shadow import NEIGHBOURS, Rows, Seen, halves, shadow_scores
 
 MOST = 20_000  # rows a side
+LEAST_SHADOWS, LEAST_SHADOWED = 4, 80  # shadow models, and rows a side for them
 HEART, HEART_STEPS = 100, 600  # rows that the positive control of the loss is fitted to, and its steps
 
 
@@ -53,11 +54,15 @@ def audit_table(
         DataError: rows that the generator was not fitted to, the same rows on both sides, too few of either.
     """
     check_sides(len(train), len(holdout))
-    if shadows < 0 or shadows == 1:
-        raise UsageError(f"shadows must be 0 or at least 2, each is compared with the others, but got {shadows}.")
+    if shadows and (shadows < LEAST_SHADOWS or shadows % 2):
+        raise UsageError(f"shadows must be 0, or an even number of at least {LEAST_SHADOWS}, but got {shadows}.")
     schema, train, holdout, real, held, notes = _read(generator, train, holdout)
     count = min(rows_of(real), rows_of(held), MOST)
     check_sides(count, count)
+    if shadows and count < LEAST_SHADOWED:
+        raise DataError(
+            f"shadow models need at least {LEAST_SHADOWED} rows a side, a quarter of which each is fitted to, but there are {count}."
+        )
     picked = [
         seeding.rng(seed, f"audit/{side}").permutation(n)[:count]
         for side, n in (("own", rows_of(real)), ("held", rows_of(held)))
@@ -174,7 +179,9 @@ def _shadowed(
     models = []
     for number, rows in enumerate(inside):
         progress(f"fitting shadow model {number + 1} of {count}")
-        models.append(_shadow(generator, pool.take(rows).frame, rows_of(fake), seed + number))
+        # As many synthetic rows for each fitted one as the attacked generator gave.
+        drawn = max(len(rows) * rows_of(fake) // max(generator.fitted.rows, 1), NEIGHBOURS)
+        models.append(_shadow(generator, pool.take(rows).frame, drawn, number))
     scores = shadow_scores(
         Seen(fake, lambda frame: generator.losses(frame, seed=seed)), models, inside, pool, asked, space
     )
@@ -183,12 +190,14 @@ def _shadowed(
     copying = [Seen(pool.take(rows).table) for rows in inside]
     first, second = held.take(np.arange(half // 2)), held.take(np.arange(half // 2, 2 * (half // 2)))
     sure = shadow_scores(Seen(first.table), copying, inside, pool, [first, second], space)
-    return Attacked(found, membership(SHADOWS, sure[0], sure[1], seed), none, False)
+    inside_looks = generator.losses(own.frame.iloc[:1], seed=seed) is not None
+    return Attacked(found, membership(SHADOWS, sure[0], sure[1], seed), none, inside_looks)
 
 
 def _shadow(generator: Synthesizer, frame: Any, count: int, seed: int) -> Seen:
     """A generator of the same kind, fitted to some rows."""
-    model = type(generator)(**dict(generator.arguments()["hparams"])).fit(
+    options = dict(generator.arguments()["hparams"])
+    model = type(generator)(**{**options, "seed": int(options.get("seed", 0)) + seed + 1}).fit(
         frame, schema=generator.schema, target=generator.fitted.target, members="none"
     )
     return Seen(generator.schema.table(model.sample(count, seed=seed)), lambda frame: model.losses(frame, seed=seed))

@@ -62,8 +62,13 @@ class Seen:
 
 
 def halves(size: int, count: int, seed: int) -> list[NDArray[np.int64]]:
-    """Rows that each of some shadow models is fitted to: a half of them all, drawn anew."""
-    return [np.sort(seeding.rng(seed, f"shadow/{number}").permutation(size)[: size // 2]) for number in range(count)]
+    """Rows that each of some shadow models is fitted to: halves in pairs that complement each other, so that every row is a stranger
+    to one model of each pair."""
+    found = []
+    for pair in range(-(-count // 2)):
+        order = seeding.rng(seed, f"shadow/{pair}").permutation(size)
+        found += [np.sort(order[: size // 2]), np.sort(order[size // 2 :])]
+    return found[:count]
 
 
 def shadow_scores(
@@ -78,7 +83,7 @@ def shadow_scores(
 
     Args:
         model: what is attacked.
-        shadows: models of the same kind, at least 2.
+        shadows: models of the same kind, an even number of at least 4.
         inside: rows of the pool that each of them was fitted to.
         pool: rows of the population; none is a member of the model, or asked about.
         asked: rows of whom it is asked, in any number of parts.
@@ -90,8 +95,7 @@ def shadow_scores(
     for number, view in enumerate(views):
         others = [k for k in range(len(views)) if k != number]
         strangers = known[others].astype(float)
-        # A row that all others saw is compared with all of them: rare, and better than leaving members out.
-        strangers[:, strangers.sum(axis=0) == 0] = 1.0
+        strangers[:, strangers.sum(axis=0) == 0] = 1.0  # not with two whole pairs
         mean = np.einsum("kn,knf->nf", strangers, np.stack([views[k] for k in others])) / strangers.sum(axis=0)[:, None]
         figures.append(np.hstack([view, view - mean]))
         labels.append(~known[number])

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from visynth.cli import main
-from visynth.core.errors import UsageError
+from visynth.core.errors import DataError, UsageError
 from visynth.core.report import read_report
 from visynth.tabular import PrivateMarginals, TablePrivacy
 from visynth.tabular.audit import audit_table
@@ -69,20 +69,22 @@ def test_shadow_models_find_what_distances_alone_find_less_well() -> None:
     model = Leaker().fit(spread(0), target="y")
     attacks = {
         one["found"]["attack"]: one
-        for one in audit_table(model, spread(0), spread(1), shadows=3).conditions["audit"]["attacks"]
+        for one in audit_table(model, spread(0), spread(1), shadows=4).conditions["audit"]["attacks"]
     }
     shadow, nearest = attacks["shadow models"], attacks["distance to the nearest synthetic row"]
     assert shadow["finding"] == "leaks"
     assert shadow["positive"]["leaks"]
     assert shadow["found"]["auc"] > nearest["found"]["auc"]
     blameless = IndependentMarginals().fit(rows(0), target="y")
-    report = audit_table(blameless, rows(0), rows(1), shadows=3)
+    report = audit_table(blameless, rows(0), rows(1), shadows=4)
     none = {one["found"]["attack"]: one for one in report.conditions["audit"]["attacks"]}["shadow models"]
     assert none["finding"] != "leaks"
     assert none["positive"]["leaks"]
     assert none["found"]["members"] == none["found"]["controls"] == ROWS // 2
-    with pytest.raises(UsageError, match="at least 2"):
+    with pytest.raises(UsageError, match="an even number of at least 4"):
         audit_table(blameless, rows(0), rows(1), shadows=1)
+    with pytest.raises(DataError, match="at least 80 rows a side"):
+        audit_table(IndependentMarginals().fit(rows(0)[:60], target="y"), rows(0)[:60], rows(1)[:60], shadows=4)
 
 
 def test_equal_rows_on_both_sides_are_no_leak() -> None:

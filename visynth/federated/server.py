@@ -286,7 +286,8 @@ class Federated(pytorch_lightning.Callback):
         """A resumed training is the one that it began as; only how long sites are waited for may change."""
         assert self._restored is not None
         before, now = self._restored, self.state_dict()
-        keys = sorted({*before["agreed"], *now["agreed"]})
+        # Which arguments of a module may change is decided where configurations are compared; a newer visynth may go on.
+        keys = sorted({*before["agreed"], *now["agreed"]} - {"arguments", "visynth"})
         pairs = [(f"agreed.{key}", before["agreed"].get(key), now["agreed"].get(key)) for key in keys]
         pairs += [(key, before["options"].get(key), value) for key, value in now["options"].items() if key not in FREE]
         pairs.append(("noise", before["noise"], now["noise"]))

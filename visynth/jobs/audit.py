@@ -26,7 +26,16 @@ from visynth.generators.gan import CGAN, BigGAN, StyleGAN2
 from visynth.metrics.bank import FeatureBank
 from visynth.metrics.extractors import extractor
 from visynth.metrics.memorization import unit
-from visynth.privacy.audit import Attacked, Findings, attack_blocks, blind, bound_by_scores, check_sides, claim_blocks
+from visynth.privacy.audit import (
+    FEWEST,
+    Attacked,
+    Findings,
+    attack_blocks,
+    blind,
+    bound_by_scores,
+    check_sides,
+    claim_blocks,
+)
 from visynth.privacy.diffusion_attacks import ATTACKS, by_heart
 from visynth.privacy.gan_attacks import DISCRIMINATOR, INVERSION, Discriminator, inversion_scores
 from visynth.privacy.membership import Floats, Membership, closer_share, membership
@@ -88,6 +97,10 @@ def audit_images(
         UsageError: no holdout; names of members that are no images; an inversion of what is no GAN.
         DataError: images that do not match the generator's fingerprints; too few on a side.
     """
+    if inverted and inverted < FEWEST:
+        raise UsageError(
+            f"an inversion of fewer than {FEWEST} members says nothing: invert 0 (none), or at least so many, not {inverted}."
+        )
     if inverted and not isinstance(generator, (StyleGAN2, BigGAN, CGAN)):
         raise UsageError(
             f"a {generator.spec.network!r} generator is not inverted: StyleGAN2, BigGAN and the plain cGAN are."
@@ -110,7 +123,7 @@ def audit_images(
         attacks.append(attacked)
     if inverted:
         progress(f"inverting the generator for {inverted} members and as many controls")
-        attacked, scores[INVERSION] = _inverted(generator, sides[0], sides[1], fake, inverted, none, seed)
+        attacked, scores[INVERSION] = _inverted(generator, sides[0], sides[1], inverted, none, seed)
         attacks.append(attacked)
     privacy = dict(generator.card.get(PRIVACY, {}))
     level = 0.05 / len(scores)
@@ -257,17 +270,36 @@ def _judged(
     parts = np.array_split(seeding.rng(seed, "audit/thirds").permutation(len(others)), 3)
     known, unlike, rest = (others.take(part[:HEART]) for part in parts)
     taught = judge.by_heart(known.images, unlike.images, (known.labels, unlike.labels), HEART_STEPS, seed)
-    scores = judge.scores(own.images, own.labels), judge.scores(others.images, others.labels)
-    sure = [taught.scores(side.images, side.labels) for side in (known, rest)]
+    scores, sure = _scored(judge, own, others, seed), _scored(taught, known, rest, seed)
     return _attacked(DISCRIMINATOR, scores, sure, none, seed, white_box=True), scores
 
 
+def _scored(judge: Discriminator, own: Side, others: Side, seed: int) -> tuple[Floats, Floats]:
+    """Scores of both sides, in mixed batches: some discriminators look at a batch as a whole, which must not tell the sides apart."""
+    order = seeding.rng(seed, "audit/batches").permutation(len(own) + len(others))
+    images, labels = (
+        np.concatenate(parts)[order] for parts in ((own.images, others.images), (own.labels, others.labels))
+    )
+    scores = np.empty(len(order))
+    scores[order] = judge.scores(images, labels)
+    return scores[: len(own)], scores[len(own) :]
+
+
 def _inverted(
-    generator: Generator, own: Side, others: Side, fake: Side, count: int, none: Membership, seed: int
+    generator: Generator, own: Side, others: Side, count: int, none: Membership, seed: int
 ) -> tuple[Attacked, tuple[Floats, Floats]]:
-    """Attack by reconstruction; images of the generator's own are what it certainly gives back."""
-    few = np.arange(min(count, len(own), len(others), len(fake)))
-    a, b, c = (inversion_scores(generator, side.images[few], side.labels[few], seed) for side in (own, others, fake))
+    """Attack by reconstruction; images of the generator's own, of the controls' classes, are what it certainly gives back."""
+    rows = seeding.rng(seed, "audit/inverted").permutation(min(len(own), len(others)))[
+        :count
+    ]  # both sides are alike row by row
+    labels = others.labels[rows]
+    made = (
+        generator.sample([seeding.derive("audit/inverted", seed, int(r)) for r in rows], labels.tolist())
+        .images.cpu()
+        .numpy()
+    )
+    given = (own.images[rows], own.labels[rows]), (others.images[rows], labels), (made, labels)
+    a, b, c = (inversion_scores(generator, images, classes, seed) for images, classes in given)
     return _attacked(INVERSION, (a, b), (c, b), none, seed, white_box=True), (a, b)
 
 
@@ -373,12 +405,12 @@ def discriminator_of(run: str | Path, generator: Generator) -> Discriminator:
     module = last_state(run)
     if not hasattr(module, "judge"):
         raise UsageError(f"{run} holds a run of {type(module).__name__}, which has no discriminator.")
-    digest = module.generator().digest
-    if digest != generator.digest:
-        raise DataError(
-            f"{run} trained another generator than the audited one: its last checkpoint gives {digest[:16]}, the generator is "
-            f"{generator.digest[:16]}."
-        )
+    # Without the norms' standing statistics, which are measured anew and differ in the last bit from device to device.
+    here, there = dict(module.generator().network.named_parameters()), dict(generator.network.named_parameters())  # type: ignore[attr-defined]
+    same = here.keys() == there.keys() and all(torch.equal(here[name].cpu(), there[name].cpu()) for name in here)
+    if not same:
+        raise DataError(f"{run} trained another generator than the audited one: its last checkpoint has other weights.")
+    module.to(generator.device)  # type: ignore[attr-defined]
     judge: Discriminator = module.judge()
     return judge
 

@@ -9,7 +9,7 @@ generative models" (CCS 2020), eq. 5: an image that was trained on is reconstruc
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from visynth.generators.projection import project
 from visynth.privacy.membership import Floats
 
 DISCRIMINATOR, INVERSION = "the discriminator's score", "reconstruction by inverting the generator"
-BATCH = 64
+BATCH, INVERTED = 64, 16  # images of a look, and of a search
 STARTS = 4  # latents from which an image is looked for
 STEPS = 200  # of the search for a latent
 LEARNING = 1e-3
@@ -39,21 +39,23 @@ class Discriminator:
     Attributes:
         network: with its weights.
         logits: ``(network, values [N, C, H, W] in [-1, 1], labels [N]) -> [N]``, higher for real images.
+        trained: the parameters that the training moved.
     """
 
     network: nn.Module
     logits: Callable[[Any, Tensor, Tensor], Tensor]
+    trained: Callable[[Any], Iterable[nn.Parameter]] = nn.Module.parameters
 
     def scores(self, images: NDArray[Any], labels: NDArray[np.int64]) -> Floats:
         """Scores ``[N]`` of integer images ``[N, C, H, W]``."""
-        device = next(self.network.parameters()).device
+        network = copy.deepcopy(self.network).eval()  # spectral norms move at each look in training mode
+        device = next(network.parameters()).device
         parts = []
         with torch.no_grad():
             for k in range(0, len(labels), BATCH):
                 values = to_values(torch.from_numpy(images[k : k + BATCH])).to(device)
-                parts.append(
-                    self.logits(self.network, values, torch.from_numpy(labels[k : k + BATCH]).to(device)).double().cpu()
-                )
+                classes = torch.from_numpy(labels[k : k + BATCH]).to(device)
+                parts.append(self.logits(network, values, classes).double().cpu())
         return np.asarray(torch.cat(parts).numpy())
 
     def by_heart(
@@ -73,23 +75,23 @@ class Discriminator:
             steps: of Adam.
             seed: of the batches.
         """
-        network = copy.deepcopy(self.network).requires_grad_(True)
+        network = copy.deepcopy(self.network).requires_grad_(False)
+        moved = [parameter.requires_grad_(True) for parameter in self.trained(network)]
         device = next(network.parameters()).device
-        sides = [
-            (to_values(torch.from_numpy(pixels)).to(device), torch.from_numpy(classes).to(device))
-            for pixels, classes in zip((images, others), labels, strict=True)
-        ]
-        optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING)
+        values = torch.cat([to_values(torch.from_numpy(side)) for side in (images, others)]).to(device)
+        classes = torch.cat([torch.from_numpy(side) for side in labels]).to(device)
+        signs = torch.cat([torch.full((len(side),), sign) for side, sign in zip(labels, (-1.0, 1.0), strict=True)]).to(
+            device
+        )
+        optimizer = torch.optim.Adam(moved, lr=LEARNING)
         rng = seeding.rng(seed, "discriminator by heart")
-        for _ in range(steps):
-            loss = torch.zeros((), device=device)
-            for sign, (values, classes) in zip((-1.0, 1.0), sides, strict=True):
-                rows = torch.from_numpy(rng.integers(0, len(values), min(BATCH, len(values)))).to(device)
-                loss = loss + F.softplus(sign * self.logits(network, values[rows], classes[rows])).mean()
+        for _ in range(steps):  # both sides in one batch: some discriminators look at it as a whole
+            rows = torch.from_numpy(rng.integers(0, len(values), min(2 * BATCH, len(values)))).to(device)
+            loss = F.softplus(signs[rows] * self.logits(network, values[rows], classes[rows])).mean()
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             optimizer.step()
-        return Discriminator(network.requires_grad_(False), self.logits)
+        return Discriminator(network.requires_grad_(False), self.logits, self.trained)
 
 
 def inversion_scores(
@@ -105,8 +107,11 @@ def inversion_scores(
         steps: of the search.
     """
     errors = []
-    for k in range(0, len(labels), BATCH):
-        values, classes = to_values(torch.from_numpy(images[k : k + BATCH])), torch.from_numpy(labels[k : k + BATCH])
+    for k in range(0, len(labels), INVERTED):
+        values, classes = (
+            to_values(torch.from_numpy(images[k : k + INVERTED])),
+            torch.from_numpy(labels[k : k + INVERTED]),
+        )
         if isinstance(generator, StyleGAN2):
             errors.append(project(generator, values, classes, steps).error.double().cpu())
         else:

@@ -18,6 +18,7 @@ from visynth.core.errors import DataError
 Floats = NDArray[np.float64]
 RATES = (0.01, 0.001)  # false-positive rates at which hits are told
 LEVEL = 0.95
+FEW = 5  # on a side, below which even a perfect order may be luck: of five and five it is one in 252
 SURE = 3.0  # standard errors from which a leak is said: of twenty attacks that find nothing, hardly one passes
 SURE_CONTROLS = 10  # controls above a threshold, below which the threshold itself is too uncertain to say a leak
 
@@ -73,7 +74,7 @@ def membership(name: str, members: Floats, controls: Floats, seed: int = 0) -> M
         area(generator.choice(members, len(members)), generator.choice(controls, len(controls))) for _ in range(200)
     ]
     low, high = np.percentile(draws, [2.5, 97.5])
-    sure = whole - 0.5 > SURE * float(np.std(draws))
+    sure = whole - 0.5 > SURE * float(np.std(draws)) and min(len(members), len(controls)) >= FEW
     hits = {f"{rate:g}": _hits(members, controls, rate) for rate in RATES if rate * len(controls) >= 1}
     certain = {rate: own for rate, own in hits.items() if float(rate) * len(controls) >= SURE_CONTROLS}
     sure |= any(
