@@ -125,7 +125,7 @@ class Site:
             f"{key}: {agreed.get(key)!r} at the server, {self.agreed.get(key)!r} here" for key in keys
             if agreed.get(key) != self.agreed.get(key)
         ]  # fmt: skip
-        raise_all(f"site {self.name}: what all share", differ, DataError)
+        raise_all(f"what site {self.name} shares with the server", differ, DataError)
 
 
 class _LocalTraining(pytorch_lightning.Callback):
@@ -158,7 +158,7 @@ class _LocalTraining(pytorch_lightning.Callback):
             f"{name}: {value!r} at the server, {here.get(name)!r} here" for name, value in (self.task["facts"] or {}).items()
             if here and here.get(name) != value
         ]  # fmt: skip
-        raise_all(f"site {self.site.name}: the images", differ, DataError)
+        raise_all(f"what the data of site {self.site.name} are", differ, DataError)
         self._begin_anew(pl_module)
         parameters = trained(pl_module)
         check_alike(self.weights, {name: p.detach().cpu() for name, p in parameters.items()}, SERVER)
