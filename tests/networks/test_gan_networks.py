@@ -74,7 +74,7 @@ class TestBigGAN:
         layer.weight.data.fill_(1.0)
         assert not torch.equal(layer(x), x)
 
-    @pytest.mark.parametrize("size", [8, 16, 32, 64])
+    @pytest.mark.parametrize("size", [16, 32, 64])
     @pytest.mark.parametrize("deep", [False, True])
     def test_every_size_deep_or_not(self, size: int, deep: bool) -> None:
         generator = BigGAN(size, 3, 4, z_dim=20, width=4, shared=8, attention=16 if size > 16 else 8, deep=deep).eval()
