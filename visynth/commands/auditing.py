@@ -37,7 +37,8 @@ def audit(
         holdout: the same of what it was not trained on; images that are no members serve where it is left out.
         members: file with the names of the images that were trained on, one a line, for a generator without fingerprints.
         images: synthetic images to draw.
-        shadows: generators of the same kind to fit to held-out rows of a table, which teach what a member looks like (4 or more).
+        shadows: generators of the same kind to fit to held-out rows of a table, which teach what a member looks like: an even number of
+            at least 4, each as long as the fit.
         run: folder of the 'visynth fit' run of a GAN, whose discriminator is attacked as well.
         invert: members, and as many controls, that a GAN is made to reconstruct.
         fit: how images became the generator's size in training: crop, pad or squash.
