@@ -286,7 +286,7 @@ class GAN(GeneratorModule):
             held = self.__dict__["_held"] = (now, self.generator())
         return held[1].sample(seeds, labels, **options)
 
-    def judge(self) -> Discriminator:
+    def as_attacked(self) -> Discriminator:
         """The discriminator as an attacker has it."""
 
         def logits(gan: Any, values: Tensor, labels: Tensor) -> Tensor:

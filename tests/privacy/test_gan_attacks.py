@@ -21,23 +21,25 @@ def noise(seed: int, count: int = 40) -> tuple[np.ndarray, np.ndarray]:
 
 def test_scores_are_the_networks_logits() -> None:
     network = nn.Linear(256, 1)
-    judge = Discriminator(network, lambda net, values, labels: net(values.flatten(1))[:, 0] + labels)
+    discriminator = Discriminator(network, lambda net, values, labels: net(values.flatten(1))[:, 0] + labels)
     images, labels = noise(0, 100)
     by_hand = network(torch.from_numpy(images).double().flatten(1).float() * (2 / 255) - 1)[:, 0] + torch.from_numpy(
         labels
     )
-    assert np.allclose(judge.scores(images, labels), by_hand.detach().numpy(), atol=1e-5)
+    assert np.allclose(discriminator.scores(images, labels), by_hand.detach().numpy(), atol=1e-5)
 
 
 def test_a_discriminator_that_knows_its_images_is_found() -> None:
     torch.manual_seed(0)
-    judge = Discriminator(cgan.CGANDiscriminator(16, 1, 2, width=16), lambda net, values, labels: net(values, labels))
+    discriminator = Discriminator(
+        cgan.CGANDiscriminator(16, 1, 2, width=16), lambda net, values, labels: net(values, labels)
+    )
     known, others, rest = noise(1), noise(2), noise(3)
-    taught = judge.by_heart(known[0], others[0], (known[1], others[1]), 150, seed=0)
+    taught = discriminator.by_heart(known[0], others[0], (known[1], others[1]), 150, seed=0)
     assert membership("d", taught.scores(*known), taught.scores(*rest)).leaks
-    assert not membership("d", judge.scores(*known), judge.scores(*rest)).leaks
+    assert not membership("d", discriminator.scores(*known), discriminator.scores(*rest)).leaks
     assert not any(p.requires_grad for p in taught.network.parameters())
-    assert all(p.requires_grad for p in judge.network.parameters()), "the attacked network was touched"
+    assert all(p.requires_grad for p in discriminator.network.parameters()), "the attacked network was touched"
 
 
 def test_a_generators_own_images_are_given_back() -> None:
@@ -71,6 +73,6 @@ def test_any_number_of_images(count: int) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.scale * x.mean(dim=(1, 2, 3))
 
-    judge = Discriminator(Mean(), lambda net, values, labels: net(values))
+    discriminator = Discriminator(Mean(), lambda net, values, labels: net(values))
     images, labels = noise(5, count)
-    assert judge.scores(images, labels).shape == (count,)
+    assert discriminator.scores(images, labels).shape == (count,)

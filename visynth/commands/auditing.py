@@ -64,7 +64,7 @@ def audit(
         tell(own)
         loaded = load_generator(generator, device=device)
         report = audit_images(
-            loaded, own, members=_names(members), judge=None if run is None else discriminator_of(run, loaded), inverted=invert,
+            loaded, own, members=_names(members), discriminator=None if run is None else discriminator_of(run, loaded), inverted=invert,
             holdout=None if holdout is None else read_images(holdout), drawn=images, fit=fit, seed=seed, show=gallery,
             progress=progress,
         )  # fmt: skip

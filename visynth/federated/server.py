@@ -304,7 +304,6 @@ class Rounds(pytorch_lightning.LightningDataModule):
 
     def __init__(self, facts: Any = None) -> None:
         super().__init__()
-        self.private = True
         if facts is not None:
             self.facts = facts
 

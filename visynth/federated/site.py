@@ -94,23 +94,19 @@ class Site:
             )  # fmt: skip
             trainer.fit(self.module, self.datamodule)
         update = local.update()
-        return packed(clipped(update, self.options.max_update_norm), **self._facts(task, update, local.losses))
+        return packed(clipped(update, self.options.max_update_norm), **self._facts(task, update, local))
 
-    def _facts(self, task: dict[str, Any], update: Tensors, losses: list[float]) -> dict[str, Any]:
+    def _facts(self, task: dict[str, Any], update: Tensors, local: _LocalTraining) -> dict[str, Any]:
         """What the answer says beside the update."""
         facts: dict[str, Any] = {"site": self.name, "round": task["round"]}
         if self.options.privacy is not None:
             return facts
-        facts |= {"loss": sum(losses) / len(losses), "length": length(update)}
+        facts |= {"loss": sum(local.losses) / len(local.losses), "length": length(update)}
         if self.options.weights == "images":
-            facts["images"] = self._images()
+            facts["images"] = local.images
         if self.options.share_counts:
             facts["counts"] = self._counts()
         return facts
-
-    def _images(self) -> int:
-        loader = self.datamodule.train_dataloader()
-        return int(loader.units if hasattr(loader, "units") else len(loader.dataset))
 
     def _counts(self) -> dict[str, int]:
         if not hasattr(self.datamodule, "counts_here"):
@@ -134,6 +130,7 @@ class _LocalTraining(pytorch_lightning.Callback):
     def __init__(self, site: Site, weights: Tensors, task: dict[str, Any]) -> None:
         self.site, self.weights, self.task = site, weights, task
         self.losses: list[float] = []
+        self.images = 0
         self.walk: GradientWalk | None = None
         self.handler = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
         self._update: Tensors | None = None
@@ -190,6 +187,8 @@ class _LocalTraining(pytorch_lightning.Callback):
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self.handler)
         loader = trainer.train_dataloader
+        if self.site.options.weights == "images":
+            self.images = int(loader.units if hasattr(loader, "units") else len(loader.dataset))
         sampler, steps = getattr(loader, "sampler", None), self.site.options.local_steps
         if isinstance(sampler, SequentialSampler) and len(loader) > steps:
             raise UsageError(

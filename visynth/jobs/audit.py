@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ def audit_images(
     *,
     members: Sequence[str] | None = None,
     holdout: ImageSet | None = None,
-    judge: Discriminator | None = None,
+    discriminator: Discriminator | None = None,
     inverted: int = 0,
     drawn: int = 1000,
     fit: str = "crop",
@@ -85,7 +85,7 @@ def audit_images(
         images: where its training images are.
         members: names of the images that were trained on, where the generator has no fingerprints (a private one).
         holdout: other images of the same kind that were not; by default those of ``images`` that are no members.
-        judge: the discriminator of a GAN, see :func:`discriminator_of`.
+        discriminator: the discriminator of a GAN, see :func:`discriminator_of`.
         inverted: members, and as many controls, that a GAN is made to reconstruct; 0: none.
         drawn: synthetic images to compare with.
         fit: how images became the generator's size in training.
@@ -118,8 +118,8 @@ def audit_images(
     fake = _drawn(generator, labels, seed, bank)
     attacks, scores = _attacks(generator, sides[0], sides[1], fake, seed, progress)
     none = attacks[0].negative
-    if judge is not None:
-        attacked, scores[DISCRIMINATOR] = _judged(judge, sides[0], sides[1], none, seed)
+    if discriminator is not None:
+        attacked, scores[DISCRIMINATOR] = _by_discriminator(discriminator, sides[0], sides[1], none, seed)
         attacks.append(attacked)
     if inverted:
         progress(f"inverting the generator for {inverted} members and as many controls")
@@ -130,7 +130,7 @@ def audit_images(
     bounds = {name: bound_by_scores(a, b, privacy.get("delta", 0.0), level) for name, (a, b) in scores.items()}
     findings = Findings(attacks, bounds, privacy, _closer(sides[0], sides[1], fake))
     return _report(
-        generator, images, findings, (sides[0], fake), [*notes, *_untested(generator, judge, inverted)], show
+        generator, images, findings, (sides[0], fake), [*notes, *_untested(generator, discriminator, inverted)], show
     )
 
 
@@ -263,25 +263,25 @@ def _attacks(
     return attacks, scores
 
 
-def _judged(
-    judge: Discriminator, own: Side, others: Side, none: Membership, seed: int
+def _by_discriminator(
+    discriminator: Discriminator, own: Side, others: Side, none: Membership, seed: int
 ) -> tuple[Attacked, tuple[Floats, Floats]]:
     """Attack by the discriminator, which whoever has the run's checkpoint has."""
     parts = np.array_split(seeding.rng(seed, "audit/thirds").permutation(len(others)), 3)
     known, unlike, rest = (others.take(part[:HEART]) for part in parts)
-    taught = judge.by_heart(known.images, unlike.images, (known.labels, unlike.labels), HEART_STEPS, seed)
-    scores, sure = _scored(judge, own, others, seed), _scored(taught, known, rest, seed)
+    taught = discriminator.by_heart(known.images, unlike.images, (known.labels, unlike.labels), HEART_STEPS, seed)
+    scores, sure = _scored(discriminator, own, others, seed), _scored(taught, known, rest, seed)
     return _attacked(DISCRIMINATOR, scores, sure, none, seed, white_box=True), scores
 
 
-def _scored(judge: Discriminator, own: Side, others: Side, seed: int) -> tuple[Floats, Floats]:
+def _scored(discriminator: Discriminator, own: Side, others: Side, seed: int) -> tuple[Floats, Floats]:
     """Scores of both sides, in mixed batches: some discriminators look at a batch as a whole, which must not tell the sides apart."""
     order = seeding.rng(seed, "audit/batches").permutation(len(own) + len(others))
     images, labels = (
         np.concatenate(parts)[order] for parts in ((own.images, others.images), (own.labels, others.labels))
     )
     scores = np.empty(len(order))
-    scores[order] = judge.scores(images, labels)
+    scores[order] = discriminator.scores(images, labels)
     return scores[: len(own)], scores[len(own) :]
 
 
@@ -402,23 +402,22 @@ def discriminator_of(run: str | Path, generator: Generator) -> Discriminator:
     """
     from visynth.jobs.train import last_state
 
-    module = last_state(run)
-    if not hasattr(module, "judge"):
+    module, attacked = last_state(run), cast(Any, generator)
+    if not hasattr(module, "as_attacked"):
         raise UsageError(f"{run} holds a run of {type(module).__name__}, which has no discriminator.")
     # Without the norms' standing statistics, which are measured anew and differ in the last bit from device to device.
-    here, there = dict(module.generator().network.named_parameters()), dict(generator.network.named_parameters())  # type: ignore[attr-defined]
+    here, there = (dict(one.network.named_parameters()) for one in (module.generator(), attacked))
     same = here.keys() == there.keys() and all(torch.equal(here[name].cpu(), there[name].cpu()) for name in here)
     if not same:
         raise DataError(f"{run} trained another generator than the audited one: its last checkpoint has other weights.")
-    module.to(generator.device)  # type: ignore[attr-defined]
-    judge: Discriminator = module.judge()
-    return judge
+    discriminator: Discriminator = module.to(attacked.device).as_attacked()
+    return discriminator
 
 
-def _untested(generator: Generator, judge: Discriminator | None, inverted: int) -> list[str]:
+def _untested(generator: Generator, discriminator: Discriminator | None, inverted: int) -> list[str]:
     open_ones = ["shadow models"]
     if isinstance(generator, (StyleGAN2, BigGAN, CGAN)):
-        open_ones += [] if judge is not None else ["the discriminator, which the run's checkpoint has (--run)"]
+        open_ones += [] if discriminator is not None else ["the discriminator, which the run's checkpoint has (--run)"]
         open_ones += [] if inverted else ["reconstruction by inverting the generator (--invert 50)"]
     elif not isinstance(generator, Diffusion) or generator.network.conditions:
         open_ones.append("white-box attacks on the network: there are none for this kind of generator here")

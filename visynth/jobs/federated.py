@@ -13,8 +13,6 @@ from visynth.federated.options import FederatedOptions, local_problems
 from visynth.federated.server import Exchange, Federated, Rounds
 from visynth.federated.site import Site
 
-MODULE_SAYS = "classes, channels, size"  # arguments by which a module needs no facts of the data
-
 
 class InProcess:
     """Sites one after another in this process, each with its own module and data: the small reference.
@@ -125,7 +123,7 @@ def _facts(cli: Any) -> Any:
     if hasattr(cli.model, "build") and any(hparams.get(name) is None for name in ("classes", "channels", "size")):
         raise UsageError(
             f"{type(cli.site_data).__name__} cannot say what its images are before they are read: take GeneratorData with classes "
-            f"and channels, or give the module {MODULE_SAYS}."
+            f"and channels, or give the module classes, channels, size."
         )
     return None
 
