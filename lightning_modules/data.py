@@ -24,7 +24,7 @@ from visynth.data.reading import read_images, tell
 from visynth.lightning_modules.data_checks import check_classes, hold_out, hold_out_alone
 from visynth.lightning_modules.facts import Facts, Pool, measure
 from visynth.lightning_modules.samplers import Stream, StreamOrder
-from visynth.privacy.poisson import PlacedRows, PoissonBatches, PoissonLoader, collated
+from visynth.privacy.poisson import PlacedGroups, PlacedRows, PoissonBatches, PoissonLoader, collated
 
 Array = NDArray[Any]
 FEW = 50  # images in a class below which a generator from scratch rarely helps
@@ -33,7 +33,7 @@ FEW = 50  # images in a class below which a generator from scratch rarely helps
 class StreamImages(Dataset[dict[str, Tensor]]):
     """A pool seen through stream positions; a list of positions gives a whole batch at once."""
 
-    def __init__(self, pool: Pool, order: StreamOrder | PlacedRows) -> None:
+    def __init__(self, pool: Pool, order: StreamOrder | PlacedRows | PlacedGroups) -> None:
         self.pool, self.order = pool, order
 
     def __getitems__(self, positions: Sequence[int]) -> dict[str, Tensor]:
@@ -305,7 +305,9 @@ class GeneratorData(StreamData):
         channels = self.channels or (1 if all(image.shape[2] == 1 for image in fitted) else 3)
         fitted = [to_channels(image, channels) for image in fitted]
         labels = np.array([images.classes.index(item.label) for item in items], dtype=np.int64)
-        return Pool(np.ascontiguousarray(np.stack(fitted).transpose(0, 3, 1, 2)), labels)
+        named = any(item.group for item in items)
+        groups = tuple(item.group or item.name for item in items) if named else None
+        return Pool(np.ascontiguousarray(np.stack(fitted).transpose(0, 3, 1, 2)), labels, groups)
 
     def _fitted(self, images: ImageSet, item: Item) -> Array:
         """One image at the training's size: each is fitted as it is decoded, so that a set of large photographs needs
@@ -334,9 +336,14 @@ class StreamLoader(DataLoader[dict[str, Tensor]]):
     stands."""
 
     @property
-    def units(self) -> int:
+    def rows(self) -> int:
         """Images that a private training protects."""
         return len(self._images.pool.labels)
+
+    @property
+    def groups(self) -> Sequence[str] | None:
+        """The group of each image, if there are groups."""
+        return self._images.pool.groups
 
     @property
     def expected(self) -> int:

@@ -52,10 +52,11 @@ class Facts:
 
 @dataclass(frozen=True)
 class Pool:
-    """Images of one size in memory: ``[N, C, H, W]`` uint8 or uint16, labels ``[N]``."""
+    """Images of one size in memory: ``[N, C, H, W]`` uint8 or uint16, labels ``[N]``, and the group of each, if there are any."""
 
     images: Array
     labels: NDArray[np.int64]
+    groups: tuple[str, ...] | None = None
 
 
 def measure(pool: Pool, classes: Sequence[str]) -> Facts:

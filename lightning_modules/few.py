@@ -44,6 +44,8 @@ def refuse_if_few(name: str, data: Any) -> None:
     Raises:
         UsageError: names the classes, what would serve them, and how to train all the same.
     """
+    if getattr(data, "private", False):  # counts of private images are not told
+        return
     facts = data.facts
     short = [f"{c} ({n})" for c, n in zip(facts.classes, facts.counts, strict=True) if n < TOO_FEW]
     if short:

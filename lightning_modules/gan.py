@@ -27,8 +27,8 @@ from visynth.lightning_modules.base import GeneratorModule, present
 from visynth.lightning_modules.facts import Facts
 from visynth.lightning_modules.few import refuse_if_few, warn_if_few
 from visynth.lightning_modules.gan_families import Family
-from visynth.lightning_modules.gan_options import check, check_trainer
-from visynth.lightning_modules.gan_step import GANStep, Micro
+from visynth.lightning_modules.gan_options import check, check_trainer, private_problems
+from visynth.lightning_modules.gan_step import Fakes, GANStep, Micro
 from visynth.lightning_modules.guard import Guard, set_rates
 from visynth.lightning_modules.latents import Augment
 from visynth.networks import discriminator
@@ -56,6 +56,7 @@ class GAN(GeneratorModule):
         ema_kimg: half-life of the weight average in thousands of images; None: images of a step * 10 / 32.
         ema_rampup: the half-life is at most this part of the images seen; 0 for none.
         accumulate: batches of one step.
+        d_steps: steps of the discriminator for one of the generator; 2 in BigGAN, many in a private training.
         freeze: blocks of the discriminator, from the image on, that stay as they are; for transfer.
         transfer: generator folder to start from.
         allow_few: train even where a class has fewer than 20 images.
@@ -95,6 +96,7 @@ class GAN(GeneratorModule):
         ema_kimg: float | None = None,
         ema_rampup: float = 0.05,
         accumulate: int = 1,
+        d_steps: int = 1,
         freeze: int = 0,
         transfer: str | None = None,
         allow_few: bool = False,
@@ -113,6 +115,7 @@ class GAN(GeneratorModule):
         self.guard = Guard()
         self._gan: GANStep | None = None
         self._waiting: list[Micro] = []
+        self._fakes: Fakes | None = None
 
     # -- building ------------------------------------------------------------------------------------------------
 
@@ -194,10 +197,9 @@ class GAN(GeneratorModule):
         self._stop_at_budget()
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        images, gan = batch["image"], self.gan
-        real = to_values(images).to(next(gan.generator.parameters()).dtype)
-        self._waiting.append(Micro(real, batch["label"], batch["position"].tolist()))
-        self.images_seen += len(images) * distributed.world_size()
+        gan = self.gan
+        self._waiting.append(self._micro(batch))
+        self.images_seen += len(batch["image"]) * distributed.world_size()
         if len(self._waiting) < self.args.accumulate:
             return
         micros, self._waiting = self._waiting, []
@@ -205,10 +207,8 @@ class GAN(GeneratorModule):
         optimizers: Any = self.optimizers()
         try:
             loss, loss_d = gan.run(micros, *optimizers)
-            gan.average(int(self.images_seen))
+            self._moved(loss, loss_d)
             sign = gan.adjust()
-            values = {"loss": loss, "loss_d": loss_d, "ada_p": gan.ada_p}
-            self.log_dict(values, prog_bar=True, batch_size=1)
             if sign is not None:
                 self.log("sign_real", sign)
         except FloatingPointError as error:
@@ -217,6 +217,17 @@ class GAN(GeneratorModule):
         self.stepped_at.copy_(self.images_seen)
         self.guard.remember(self)
         self._stop_at_budget()
+
+    def _micro(self, batch: Any) -> Micro:
+        real = to_values(batch["image"]).to(next(self.gan.generator.parameters()).dtype)
+        return Micro(real, batch["label"], batch["position"].tolist())
+
+    def _moved(self, loss: Tensor | None, loss_d: Tensor) -> None:
+        """Weight average and log of a step."""
+        self.log_dict({"loss_d": loss_d, "ada_p": self.gan.ada_p}, prog_bar=True, batch_size=1)
+        if loss is not None:
+            self.gan.average(int(self.images_seen))
+            self.log("loss", loss, prog_bar=True, batch_size=1)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Finite gradients were made sure of in the step; there is no warm-up."""
@@ -245,6 +256,42 @@ class GAN(GeneratorModule):
         temper = getattr(self.data, "temper", 0.5)
         shares = counts**temper
         return np.asarray(shares / shares.sum())
+
+    # -- with differential privacy: the discriminator alone sees real images ---------------------------------------
+
+    def privacy_problems(self) -> list[str]:
+        """Arguments with which more than the discriminator's gradients would follow real images."""
+        return private_problems(self.args)
+
+    def private_part(self) -> torch.nn.Module:
+        """What is trained on real images."""
+        discriminator: torch.nn.Module = self.gan.discriminator
+        return discriminator
+
+    def before_private_step(self, rows: int) -> None:
+        """Draw the step's fake images: which real ones are drawn must not show in them, by a batch norm for instance."""
+        gan, first, size = self.gan, int(self.gan.steps_done) * rows, int(self.data.batch_size)
+        gan.begin()
+        positions = range(first, first + rows)
+        self._fakes = Fakes.joined([gan.fakes(positions[k : k + size]) for k in range(0, rows, size)])
+
+    def private_loss(self, batch: Any) -> Tensor:
+        """Mean of the discriminator's losses of pairs of a real and a fake image."""
+        micro, fakes = self._micro(batch), present(self._fakes)
+        return self.gan.discriminator_loss(micro, fakes.take(batch["position"] % len(fakes.labels)))
+
+    def after_private_step(self, loss: Tensor) -> None:
+        """The generator's turn: as many fake images as the data's batch size, however many real ones were drawn."""
+        gan, count = self.gan, int(self.data.batch_size)
+        gan.progress, gan.images_a_step = self.progress(), count
+        first = gan.generator_steps * count
+        nothing = torch.zeros((0, gan.facts.channels, *gan.facts.size), device=self.device)
+        fake = Micro(nothing, torch.zeros(0, dtype=torch.int64), list(range(first, first + count)))
+        optimizers: Any = self.optimizers()
+        gan.begin()
+        self._moved(gan.learn_generator([fake], optimizers[1]), loss)
+        gan.steps_done += 1
+        self.stepped_at.copy_(self.images_seen)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 

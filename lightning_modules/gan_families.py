@@ -187,7 +187,7 @@ class StyleGAN2Family(Family):
 
     def extra_loss(self, step: GANStep, micro: Micro) -> Tensor | None:
         weight = float(self.options.path_weight)
-        if not weight or int(step.steps_done) % PATH_EVERY:
+        if not weight or step.generator_steps % PATH_EVERY:
             return None
         ws = self.styles(step, step.draw("path", micro.positions))
         with uncast(ws):

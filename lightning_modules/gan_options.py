@@ -46,7 +46,7 @@ def check(name: str, generator: Any, o: Any) -> None:
             problems.append(f"{what} must be above 0 or null, but got {getattr(o, what)}")
     if o.gamma is not None and o.gamma < 0:
         problems.append(f"gamma must be at least 0 or null, but got {o.gamma}")
-    for what in ("accumulate", "r1_every"):
+    for what in ("accumulate", "r1_every", "d_steps"):
         if getattr(o, what) < 1:
             problems.append(f"{what} must be at least 1, but got {getattr(o, what)}")
     if len(o.betas) != 2 or not all(0 <= beta < 1 for beta in o.betas):
@@ -70,6 +70,29 @@ def check(name: str, generator: Any, o: Any) -> None:
     if problems:
         raise UsageError(f"{name}: " + "; ".join(problems) + ".")
     generator.check_options({**generator.options, **(o.sampler or {})})
+
+
+def private_problems(o: Any) -> list[str]:
+    """Arguments by which a training with differential privacy, of the discriminator's gradients, would not be private."""
+    problems = []
+    if o.gamma != 0 or o.r2:
+        problems.append(
+            "penalties on the discriminator's gradient are differentiated twice, which cannot be done row by row: set gamma: 0 and "
+            "r2: false"
+        )
+    if o.lecam:
+        problems.append("lecam follows a running mean of the real images' logits: set lecam: 0")
+    if o.augment == "ada" and o.ada_target is not None:
+        problems.append(
+            "augment 'ada' follows the logits of real images: set augment: diffaugment, or ada_target: null"
+        )
+    if o.loss == "relativistic":
+        problems.append("the generator of loss 'relativistic' looks at real images: take non_saturating or hinge")
+    if o.accumulate != 1:
+        problems.append(f"accumulate {o.accumulate} gives noise to each part: take 1, and a larger batch_size")
+    if getattr(o, "group", 1) != 1:
+        problems.append("minibatch standard deviation mixes the images of a batch: set group: 1")
+    return problems
 
 
 def check_trainer(name: str, trainer: Any) -> None:

@@ -43,6 +43,24 @@ class Micro:
     positions: list[int]
 
 
+@dataclass
+class Fakes:
+    """Fake images at the sizes that a discriminator looks at, each ``[N, C, H, W]``, and their labels ``[N]``."""
+
+    views: list[Tensor]
+    labels: Tensor
+
+    def take(self, rows: Tensor) -> Fakes:
+        """Those of some rows."""
+        return Fakes([view[rows] for view in self.views], self.labels[rows])
+
+    @staticmethod
+    def joined(parts: Sequence[Fakes]) -> Fakes:
+        """All of some parts, one after the other."""
+        views = [torch.cat(views) for views in zip(*(part.views for part in parts), strict=True)]
+        return Fakes(views, torch.cat([part.labels for part in parts]))
+
+
 class GANStep(nn.Module):
     """Both networks, the losses and the augmentation of one adversarial training.
 
@@ -109,36 +127,58 @@ class GANStep(nn.Module):
 
     # -- a step --------------------------------------------------------------------------------------------------
 
-    def run(self, micros: Sequence[Micro], optimizer_d: Any, optimizer_g: Any) -> tuple[Tensor, Tensor]:
-        """Discriminator, then generator, then the running means; gives the losses of generator and discriminator.
+    def run(self, micros: Sequence[Micro], optimizer_d: Any, optimizer_g: Any) -> tuple[Tensor | None, Tensor]:
+        """Discriminator, then generator where it is its turn, then the running means; gives the losses of generator and
+        discriminator.
 
         Raises:
             FloatingPointError: a loss or gradient that is not finite, before it moves a weight.
         """
+        self.begin()
+        loss_d = self._learn(optimizer_d, self.movable, [partial(self.discriminator_loss, m) for m in micros])
+        loss_g = self.learn_generator(micros, optimizer_g)
+        with torch.no_grad():
+            if self.gathered["logits"]:
+                means = distributed.averaged(torch.stack(self.gathered["logits"]).mean(dim=0))
+                self.lecam_means.lerp_(means.to(self.lecam_means.dtype), 0.01)
+        return loss_g, loss_d
+
+    def begin(self) -> None:
+        """Get ready for a step of the discriminator."""
         self.gathered.clear()
         self._drawn.clear()
         self.generator.requires_grad_(False)
-        loss_d = self._learn(optimizer_d, self.movable, [partial(self.discriminator_loss, m) for m in micros])
+
+    @property
+    def generator_steps(self) -> int:
+        """Steps of the generator until now."""
+        return int(self.steps_done) // int(self.options.d_steps)
+
+    @property
+    def generator_learns(self) -> bool:
+        """Whether this step is one of the generator, too."""
+        return (int(self.steps_done) + 1) % int(self.options.d_steps) == 0
+
+    def learn_generator(self, micros: Sequence[Micro], optimizer_g: Any) -> Tensor | None:
+        """The generator's part of a step; None where it is not its turn."""
         self.generator.requires_grad_(True)
+        if not self.generator_learns:
+            _empty_step(optimizer_g)
+            return None
         for p in self.movable:
             p.requires_grad_(False)
         try:
             parameters = list(self.generator.parameters())
-            loss_g = self._learn(optimizer_g, parameters, [partial(self.generator_loss, m) for m in micros])
+            loss = self._learn(optimizer_g, parameters, [partial(self.generator_loss, m) for m in micros])
         except FloatingPointError:
-            # Empty step: Lightning counts both optimizers in global_step; keep it even.
-            optimizer_g.zero_grad()
-            optimizer_g.step()
+            _empty_step(optimizer_g)
             raise
         finally:
             for p in self.movable:
                 p.requires_grad_(True)
         with torch.no_grad():
-            if self.gathered["logits"]:
-                means = distributed.averaged(torch.stack(self.gathered["logits"]).mean(dim=0))
-                self.lecam_means.lerp_(means.to(self.lecam_means.dtype), 0.01)
             self.family.after_generator(self, micros)
-        return loss_g, loss_d
+        return loss
 
     def _learn(self, optimizer: Any, parameters: Sequence[Tensor], losses: Sequence[Callable[[], Tensor]]) -> Tensor:
         optimizer.zero_grad()
@@ -158,16 +198,22 @@ class GANStep(nn.Module):
 
     # -- losses --------------------------------------------------------------------------------------------------
 
-    def discriminator_loss(self, micro: Micro) -> Tensor:
+    @torch.no_grad()
+    def fakes(self, positions: Sequence[int]) -> Fakes:
+        """What the discriminator learns to tell from real images."""
+        drawn = self.draw("discriminator", positions)
+        return Fakes(self.family.synthesize(self, drawn, "discriminator", positions), drawn.labels)
+
+    def discriminator_loss(self, micro: Micro, fakes: Fakes | None = None) -> Tensor:
+        """The discriminator's loss of a batch; by default its fakes are those of the same positions."""
         options = self.options
-        drawn = self.draw("discriminator", micro.positions)
-        with torch.no_grad():
-            synthetic, *low = self.family.synthesize(self, drawn, "discriminator", micro.positions)
+        fakes = self.fakes(micro.positions) if fakes is None else fakes
+        synthetic, *low = fakes.views
         gamma = self.gamma() if int(self.steps_done) % options.r1_every == 0 else 0.0
         real = micro.real.detach().requires_grad_(gamma > 0)
         fake = synthetic.detach().requires_grad_(gamma > 0 and options.r2)
         of_real = self._logits_of_real(real, micro)
-        of_fake = self._logits([fake, *low], drawn.labels, micro.positions, "discriminator")
+        of_fake = self._logits([fake, *low], fakes.labels, micro.positions, "discriminator")
         loss = sum_of(
             weight * adversarial.discriminator_loss(options.loss, a, b).mean()
             for (weight, a), (_, b) in zip(of_real, of_fake, strict=True)
@@ -185,7 +231,7 @@ class GANStep(nn.Module):
             loss = loss + options.lecam * (held if int(self.steps_done) >= LECAM_FROM else 0 * held)
         for images, labels, logits, purpose in (
             (real, micro.labels, first, "real"),
-            (fake, drawn.labels, of_fake[0][1], "discriminator"),
+            (fake, fakes.labels, of_fake[0][1], "discriminator"),
         ):
             if images.requires_grad:
                 penalty = self.penalty(images, labels, logits, micro.positions, purpose).mean()
@@ -278,6 +324,12 @@ class GANStep(nn.Module):
         self.ada_p.fill_(ada.adjusted(float(self.ada_p), sign, options.ada_target, images, options.ada_kimg))
         self.signs.zero_()
         return sign
+
+
+def _empty_step(optimizer: Any) -> None:
+    """A step that moves nothing: Lightning counts both optimizers in global_step; keep it even."""
+    optimizer.zero_grad()
+    optimizer.step()
 
 
 def _augmenter(options: Any, ahead: Prefetcher) -> Augmenter:

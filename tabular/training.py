@@ -78,12 +78,13 @@ class StreamLoader(DataLoader[Batch]):
     dataset: Stream
 
     @property
-    def units(self) -> int:
+    def rows(self) -> int:
+        """Of the table."""
         return self.dataset.rows
 
     @property
     def expected(self) -> int:
-        return min(int(self.dataset.module.args.batch_size), self.units)
+        return min(int(self.dataset.module.args.batch_size), self.rows)
 
     def private(self, batches: PoissonBatches) -> StreamLoader:
         """The same rows, in batches of a Poisson sample."""

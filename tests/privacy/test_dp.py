@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 from visynth.core.errors import ConflictError, UsageError
 from visynth.privacy.accounting import Release, epsilon_of
 from visynth.privacy.dp import CHECKPOINT, DifferentialPrivacy
-from visynth.privacy.poisson import PoissonBatches, poisson_rows
+from visynth.privacy.poisson import PlacedRows, PoissonBatches, poisson_rows
 
 KEY = "5a" * 32
 ROWS = 120
@@ -154,7 +154,7 @@ def test_rows_are_drawn_by_chance() -> None:
     assert sizes.var() == pytest.approx(1000 * 0.03 * 0.97, rel=0.25)
     drawn = np.concatenate([poisson_rows(KEY, step, 50, 0.2) for step in range(2000)])
     assert np.ptp(np.bincount(drawn, minlength=50)) < 2000 * 0.2 * 0.4
-    places = PoissonBatches(50, 0.2, KEY, 4, lambda: 7, 1).places(7)
+    places = PoissonBatches(PlacedRows(50, 4), 0.2, KEY, lambda: 7, 1).places(7)
     assert len(set(places.tolist())) == len(places)
     assert np.array_equal(places.reshape(-1, 4) // 4 % 50, np.repeat(poisson_rows(KEY, 7, 50, 0.2)[:, None], 4, 1))
 
@@ -346,7 +346,7 @@ def test_one_row_more_moves_the_sum_by_no_more_than_the_bound(where: str, monkey
     rows_drawn = np.arange(0, ROWS, 4)
     for name, drawn in (("with", rows_drawn), ("without", rows_drawn[rows_drawn != 40])):
         monkeypatch.setattr(
-            privately.PoissonBatches, "places", lambda self, step, drawn=drawn: drawn * self.multiplicity
+            privately.PoissonBatches, "places", lambda self, step, drawn=drawn: drawn * self.rows.multiplicity
         )
         torch.manual_seed(0)
         callback = private(steps=1, max_grad_norm=0.05, physical_batch_size=1 if where == "one at a time" else None)

@@ -188,12 +188,12 @@ def test_a_domain_tells_all_its_problems() -> None:
 
 def test_a_rows_random_numbers_are_its_own() -> None:
     """Those of the others in its batch would change with a row that is left out, and the sum by more than the bound."""
-    from visynth.privacy.poisson import PoissonBatches
+    from visynth.privacy.poisson import PlacedRows, PoissonBatches
     from visynth.tabular.training import PoissonStream
 
     for name in ("masked", "tvae", "diffusion"):
         model: Any = plugins.load("synthesizers", name)(**PRIVATE[name]).fit(machines(200), target="kind")
-        batches = PoissonBatches(200, 0.5, "3c" * 32, 2, lambda: 4, 1)
+        batches = PoissonBatches(PlacedRows(200, 2), 0.5, "3c" * 32, lambda: 4, 1)
         stream = PoissonStream(model.encode(model.schema.table(machines(200))), model, batches)
         places = batches.places(4)
         whole, without = stream._noise(places), stream._noise(np.delete(places, [6, 7]))

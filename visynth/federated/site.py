@@ -188,7 +188,7 @@ class _LocalTraining(pytorch_lightning.Callback):
             signal.signal(signal.SIGTERM, self.handler)
         loader = trainer.train_dataloader
         if self.site.options.weights == "images":
-            self.images = int(loader.units if hasattr(loader, "units") else len(loader.dataset))
+            self.images = int(loader.rows if hasattr(loader, "rows") else len(loader.dataset))
         sampler, steps = getattr(loader, "sampler", None), self.site.options.local_steps
         if isinstance(sampler, SequentialSampler) and len(loader) > steps:
             raise UsageError(

@@ -26,14 +26,14 @@ class ResidualBlock(nn.Module):
         if channels:
             self.fromrgb = Conv(channels, inputs, 1)
         self.conv0 = Conv(inputs, inputs, 3)
-        self.conv1 = Conv(inputs, outputs, 3, down=True)
-        self.skip = Conv(inputs, outputs, 1, bias=False, down=True)
+        self.conv1 = Conv(inputs, outputs, 3, down=True, gain=math.sqrt(0.5))
+        self.skip = Conv(inputs, outputs, 1, bias=False, down=True, gain=math.sqrt(0.5))
 
     def forward(self, x: Tensor) -> Tensor:
         if hasattr(self, "fromrgb"):
             x = self.fromrgb(x)
-        short = self.skip(x, gain=math.sqrt(0.5))
-        y: Tensor = self.conv1(self.conv0(x), gain=math.sqrt(0.5)) + short
+        short = self.skip(x)
+        y: Tensor = self.conv1(self.conv0(x)) + short
         return y
 
 

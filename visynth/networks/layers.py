@@ -82,24 +82,27 @@ class Conv(nn.Module):
         size: of the kernel, 1 or 3.
         bias: and the rectifier after it.
         down: by FIR, at half the size.
+        gain: of what comes out.
     """
 
-    def __init__(self, inputs: int, outputs: int, size: int, bias: bool = True, down: bool = False) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, size: int, bias: bool = True, down: bool = False, gain: float = 1.0
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs, size, size))
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
-        self.down, self.scale = down, 1 / math.sqrt(inputs * size * size)
+        self.down, self.scale, self.gain = down, 1 / math.sqrt(inputs * size * size), gain
 
-    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if self.bias is None:
-            weight = self.weight * (self.scale * gain)
+            weight = self.weight * (self.scale * self.gain)
             return conv_down(x, weight) if self.down else F.conv2d(x, weight, padding=weight.shape[2] // 2)
         weight = self.weight * self.scale
         if self.down:
             x = conv_down(x, weight) + self.bias[:, None, None]
         else:
             x = F.conv2d(x, weight, self.bias, padding=weight.shape[2] // 2)
-        return lrelu(x, GAIN * gain)
+        return lrelu(x, GAIN * self.gain)
 
 
 def minibatch_std(x: Tensor, group: int) -> Tensor:

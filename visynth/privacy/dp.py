@@ -1,9 +1,10 @@
 """Differential privacy for a training: one callback that makes optimiser and loader private, and refuses what would not be.
 
 It fits every LightningModule that is trained by one optimiser with automatic optimisation and whose loss is a mean of losses
-of single rows. That each parameter sees one row a unit is checked at every step, and that rows' gradients add up to the
-batch's in the first steps; a loss in which rows look at each other in another way than by BatchNorm is not noticed.
-Lightning sees one batch a step, however large: parts of it are clipped and summed within the step.
+of single rows, and adversarial ones of which one part alone sees real rows (:mod:`visynth.privacy.adversary`). That each
+parameter sees one row a unit is checked at every step, and that rows' gradients add up to the batch's in the first steps; a
+loss in which rows look at each other in another way than by BatchNorm is not noticed. Lightning sees one batch a step,
+however large: parts of it are clipped and summed within the step.
 """
 
 from __future__ import annotations
@@ -11,25 +12,18 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import Any, Literal
 
 import pytorch_lightning
 import torch
 
 from visynth.core.errors import ConflictError, UsageError, raise_all
-from visynth.privacy.accounting import (
-    Accountant,
-    Release,
-    check_delta,
-    epsilon_of,
-    noise_for,
-    opacus,
-    option_problems,
-    statement,
-)
+from visynth.privacy.accounting import Accountant, Release, check_delta, opacus, option_problems
+from visynth.privacy.adversary import Adversary
 from visynth.privacy.loaders import PlainLoader
-from visynth.privacy.poisson import EmptyBatch, PoissonBatches, batch_rows, rows_of_batch
+from visynth.privacy.plan import PrivacyPlan
+from visynth.privacy.poisson import PlacedGroups, PlacedRows, PoissonBatches
 from visynth.privacy.refusals import (
     layer_problems,
     loader_problems,
@@ -40,54 +34,6 @@ from visynth.privacy.refusals import (
 from visynth.privacy.secret import new_key
 
 CHECKPOINT = "visynth_privacy"
-
-
-@dataclass(frozen=True)
-class PrivacyPlan:
-    """What a private training does: all that its epsilon depends on.
-
-    Attributes:
-        epsilon: asked for.
-        delta: probability with which the promise may fail; below one in the number of units.
-        unit: what one unit is; whoever stands in several has less privacy than the number says.
-        units: in the data; taken as known to everybody.
-        batch: units expected in a step.
-        steps: of the training.
-        noise: noise multiplier.
-        max_grad_norm: length to which a unit's gradient is cut.
-        multiplicity: copies of a unit in its batch.
-        accountant: by which the noise was chosen.
-        before: releases before the training (preprocessing that was paid for).
-    """
-
-    epsilon: float
-    delta: float
-    unit: str
-    units: int
-    batch: int
-    steps: int
-    noise: float
-    max_grad_norm: float
-    multiplicity: int
-    accountant: Accountant
-    before: tuple[Release, ...] = ()
-
-    @property
-    def rate(self) -> float:
-        """Probability with which a unit is in a step's batch."""
-        return min(1.0, self.batch / self.units)
-
-    def spent(self, steps: int) -> dict[str, Any]:
-        """Epsilon after some steps, and what it rests on: for cards and reports."""
-        releases = [*self.before, Release("training (DP-SGD)", self.noise, self.rate, steps)]
-        sampler = f"Poisson, {self.rate:.6g} of the {self.unit}s a step"
-        return statement(
-            releases, self.delta, self.accountant, self.unit, sampler,
-            **{
-                "noise multiplier": self.noise, "max_grad_norm": self.max_grad_norm, "steps": steps,
-                "noise multiplicity": self.multiplicity,
-            },
-        )  # fmt: skip
 
 
 class DifferentialPrivacy(pytorch_lightning.Callback):
@@ -107,8 +53,12 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
         max_grad_norm: length to which a unit's gradient is cut.
         accountant: ``"rdp"`` or ``"prv"`` (tighter); both are told.
         physical_batch_size: rows that are held at once; None: all of a batch.
-        noise_multiplicity: copies of a unit in its batch, each with its own noise and augmentation.
-        unit: what a row of the data is, in one word: it is what is protected.
+        noise_multiplicity: rows of a unit in its batch, each with its own noise and augmentation: copies of its one row, or rows
+            of its group in turn.
+        unit: what is protected, in one word: what a row of the data is, or a group.
+        groups: None where each row is a unit; "data" for the groups of the data (of
+            :class:`~visynth.lightning_modules.GeneratorData` those of ``groups`` or ``group_pattern``, of a dataset of yours its
+            attribute ``groups``); or the group of each row. A patient with many images is protected as a whole by this alone.
         most_noise: noise of a step over the batch and ``max_grad_norm``, above which nothing is learned and the training is
             refused.
         before: releases of the same data that were paid for already.
@@ -137,6 +87,7 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
         physical_batch_size: int | None = None,
         noise_multiplicity: int = 1,
         unit: str = "image",
+        groups: Literal["data"] | list[str] | None = None,
         most_noise: float = 0.1,
         before: Sequence[Release] = (),
         key: str | None = None,
@@ -150,14 +101,14 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
         self.epsilon, self.steps, self.delta, self.batch_size = epsilon, steps, delta, batch_size
         self.max_grad_norm, self.accountant, self.physical_batch_size = max_grad_norm, accountant, physical_batch_size
         self.noise_multiplicity, self.unit, self.most_noise = noise_multiplicity, unit, most_noise
+        self.groups = groups
         self.before, self.public_key = tuple(before), key is not None
         self.key = new_key() if key is None else key
         self.steps_done = 0
         self.plan: PrivacyPlan | None = None
         self._restored: dict[str, Any] | None = None
-        self._optimizer: Any = None
         self._silence: Any = None
-        self._hooks: Any = None
+        self._private_steps: Any = None  # the steps of the private optimiser, while it trains
 
     # -- Lightning -------------------------------------------------------------------------------------------------------
 
@@ -180,7 +131,12 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
             trainer.datamodule.forget_statistics()
         configure, step = pl_module.configure_optimizers, pl_module.training_step
         pl_module.configure_optimizers = lambda: self._configured(trainer, pl_module, configure)
-        pl_module.training_step = lambda batch, batch_idx: self._step(pl_module, step, batch, batch_idx)
+        if pl_module.automatic_optimization:
+            pl_module.training_step = lambda batch, batch_idx: self._private_steps.automatic(
+                pl_module, step, batch, batch_idx
+            )
+        else:
+            pl_module.training_step = lambda batch, batch_idx: self._private_steps.adversarial(pl_module, batch)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         plan = self._planned()
@@ -212,9 +168,9 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
         if self._silence is not None:
             self._silence.__exit__(None, None, None)
             self._silence = None
-        if self._hooks is not None:
+        if self._private_steps is not None:
             pl_module.privacy = self.record()
-            self._hooks.remove_hooks()
+            self._private_steps.hooks.remove_hooks()
         for name in ("configure_optimizers", "training_step"):
             vars(pl_module).pop(name, None)
         source = trainer.fit_loop._data_source
@@ -224,7 +180,7 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
             for name in ("grad_sample", "summed_grad", "_forward_counter"):
                 if hasattr(parameter, name):
                     delattr(parameter, name)
-        self._hooks = self._optimizer = None
+        self._private_steps = None
 
     def state_dict(self) -> dict[str, Any]:
         plan = None if self.plan is None else asdict(self.plan) | {"before": [r.to_json() for r in self.plan.before]}
@@ -274,42 +230,44 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
         problems = getattr(loader, "privacy_problems", list)() if own else loader_problems(loader)
         raise_all("differential privacy", problems, UsageError)
         loader = loader if own else PlainLoader(loader)
-        units = int(loader.units)
+        rows = self._placed(loader)
+        units = rows.count
         batch = min(self.batch_size or int(loader.expected), units)
         steps = self._steps(trainer, pl_module)
         delta = check_delta(self.delta, units)
-        rate = batch / units
-        noise = noise_for(self.epsilon, delta, rate, steps, before=self.before, accountant=self.accountant)
-        self._check_use(noise, batch, units, steps, delta)
-        self.plan = PrivacyPlan(
-            self.epsilon, delta, self.unit, units, batch, steps, noise, self.max_grad_norm, self.noise_multiplicity,
-            self.accountant, self.before,
+        self.plan = PrivacyPlan.of(
+            self.epsilon, delta, most_noise=self.most_noise, unit=self.unit, units=units, batch=batch, steps=steps,
+            max_grad_norm=self.max_grad_norm, multiplicity=self.noise_multiplicity, accountant=self.accountant,
+            before=self.before,
         )  # fmt: skip
         self._check_restored()
         length = max(1, math.ceil(int(getattr(loader, "epoch_rows", units)) / batch))
-        batches = PoissonBatches(units, rate, self.key, self.noise_multiplicity, lambda: self.steps_done, length)
-        return loader.private(batches)
+        return loader.private(PoissonBatches(rows, self.plan.rate, self.key, lambda: self.steps_done, length))
+
+    def _placed(self, loader: Any) -> PlacedRows | PlacedGroups:
+        """The units of a loader's data, and their rows."""
+        count = int(loader.rows)
+        if self.groups is None:
+            return PlacedRows(count, self.noise_multiplicity)
+        groups = getattr(loader, "groups", None) if self.groups == "data" else self.groups
+        if groups is None:
+            raise UsageError(
+                "differential privacy by group: the data have no groups. Give GeneratorData groups or group_pattern, the dataset an "
+                "attribute 'groups' with the group of each row, or list them here."
+            )
+        if len(groups) != count:
+            raise UsageError(f"differential privacy by group: {len(groups)} groups are named for {count} rows.")
+        return PlacedGroups.of(groups, self.noise_multiplicity)
 
     def _steps(self, trainer: Any, pl_module: Any) -> int:
-        steps: Any = self.steps or getattr(pl_module.hparams, "steps", None) or trainer.max_steps
+        steps: Any = self.steps
+        if pl_module.automatic_optimization:  # else the trainer counts the steps of two optimisers
+            steps = steps or getattr(pl_module.hparams, "steps", None) or trainer.max_steps
         if steps is None or steps < 1:
             raise UsageError(
                 "differential privacy: name the steps of the training (steps: 2000): the noise depends on them."
             )
         return int(steps)
-
-    def _check_use(self, noise: float, batch: int, units: int, steps: int, delta: float) -> None:
-        if noise / batch <= self.most_noise:
-            return
-        least = self.most_noise * batch
-        reachable = epsilon_of([*self.before, Release("training", least, batch / units, steps)], delta, self.accountant)
-        raise UsageError(
-            f"epsilon {self.epsilon:g} with {units} {self.unit}s, {batch} a step and {steps} steps needs noise of "
-            f"{noise:.3g} times a gradient's length, {noise / batch:.2g} of it in each coordinate of the mean (at most "
-            f"{self.most_noise:g} here): nothing would be learned. Reachable so: epsilon {reachable:.3g}. Larger batches and "
-            "fewer steps need less noise; so do more data. Or fine-tune a public model, or release few statistics instead "
-            "(for tables the model 'dp_marginals')."
-        )
 
     def _check_restored(self) -> None:
         """A resumed training has the plan that it began with."""
@@ -322,8 +280,10 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
     def _configured(self, trainer: Any, pl_module: Any, configure: Callable[[], Any]) -> Any:
         """The module's optimiser, made private; the plan and the loader before it."""
         from visynth.privacy.optimizer import PrivateOptimizer, RowGradients
+        from visynth.privacy.steps import PrivateSteps
 
-        raise_all("differential privacy", layer_problems(pl_module), UsageError)
+        part = pl_module.private_part() if isinstance(pl_module, Adversary) else pl_module
+        raise_all("differential privacy", layer_problems(part), UsageError)
         self._replace_loader(trainer, pl_module)
         plan, found = self._planned(), configure()
         if (
@@ -333,8 +293,10 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
         ):
             found = {"optimizer": found[0][0], "lr_scheduler": found[1][0]}
         optimizer = found["optimizer"] if isinstance(found, dict) else found
+        others: list[Any] = []
         if isinstance(optimizer, (list, tuple)):
-            optimizer = optimizer[0] if len(optimizer) == 1 else None
+            others = list(optimizer[1:])
+            optimizer = optimizer[0] if not others or part is not pl_module else None
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise UsageError(
                 "differential privacy needs a module with one optimiser, given alone or with its schedule."
@@ -344,10 +306,17 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
             multiplicity=plan.multiplicity, key=self.key, step=lambda: self.steps_done,
         )  # fmt: skip
         private.attach_step_hook(self._stepped)
-        self._hooks = RowGradients(pl_module, loss_reduction="mean", strict=True)
-        self._optimizer = private
+        hooks = RowGradients(part, loss_reduction="mean", strict=True)
+        self._private_steps = PrivateSteps(
+            private,
+            hooks,
+            self.physical_batch_size,
+            plan.multiplicity,
+            plan.batch * plan.multiplicity,
+            self._count_images,
+        )
         if not isinstance(found, dict):
-            return private
+            return [private, *others] if others else private
         schedule = found.get("lr_scheduler")
         raise_all("differential privacy", schedule_problems(schedule), UsageError)
         scheduler = schedule["scheduler"] if isinstance(schedule, dict) else schedule
@@ -358,28 +327,7 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
     def _stepped(self, optimizer: Any) -> None:
         self.steps_done += 1
 
-    def _step(self, pl_module: Any, step: Callable[[Any, int], Any], batch: Any, batch_idx: int) -> Any:
-        """A training step on all parts of a batch; Lightning makes the last one's backward pass."""
-        if isinstance(batch, EmptyBatch):
-            self._optimizer.units = 0
-            self._count_images(pl_module)
-            return sum((p.sum() for p in self._optimizer.params), torch.zeros((), device=pl_module.device)) * 0.0
-        rows, multiplicity = batch_rows(batch), self.noise_multiplicity
-        size = max((self.physical_batch_size or rows) // multiplicity, 1) * multiplicity
-        parts = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
-        self._optimizer.zero_grad(set_to_none=True)
-        for part in parts[:-1]:
-            self._optimizer.units = size // multiplicity
-            found = step(rows_of_batch(batch, part), batch_idx)
-            (found["loss"] if isinstance(found, dict) else found).backward()
-            self._optimizer.clip_and_accumulate()
-            self._optimizer.zero_grad(set_to_none=True)
-        self._optimizer.units = (parts[-1].stop - parts[-1].start) // multiplicity
-        loss = step(batch if len(parts) == 1 else rows_of_batch(batch, parts[-1]), batch_idx)
-        self._count_images(pl_module)
-        return loss
-
-    def _count_images(self, pl_module: Any) -> None:
+    def _count_images(self, pl_module: Any, steps: int) -> None:
         """A module's count, which warm-up and weight averages follow, goes by the expected batch: the true one is private."""
         if hasattr(pl_module, "images_seen"):
-            pl_module.images_seen.fill_((self.steps_done + 1) * self._planned().batch)
+            pl_module.images_seen.fill_(steps * self._planned().batch)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from visynth.privacy.poisson import PlacedRows, PoissonBatches, PoissonLoader, collated
+from visynth.privacy.poisson import PlacedGroups, PlacedRows, PoissonBatches, PoissonLoader, collated
 
 
 class PlainLoader:
@@ -14,8 +15,14 @@ class PlainLoader:
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
-        self.units = len(loader.dataset)  # type: ignore[arg-type]
+        self.rows = len(loader.dataset)  # type: ignore[arg-type]
         self.expected = int(loader.batch_size or 1)
+
+    @property
+    def groups(self) -> Sequence[Any] | None:
+        """The group of each row, if the dataset says so."""
+        groups: Sequence[Any] | None = getattr(self.loader.dataset, "groups", None)
+        return groups
 
     def private(self, batches: PoissonBatches) -> DataLoader[Any]:
         """The same dataset, collated and loaded in the same way."""
@@ -36,7 +43,7 @@ class PlainLoader:
 class _Places(Dataset[Any]):
     """A dataset by places of :class:`PoissonBatches`."""
 
-    def __init__(self, dataset: Any, rows: PlacedRows) -> None:
+    def __init__(self, dataset: Any, rows: PlacedRows | PlacedGroups) -> None:
         self.dataset, self.rows = dataset, rows
 
     def __len__(self) -> int:

@@ -52,6 +52,44 @@ class PlacedRows:
         return place // self.multiplicity % self.count
 
 
+@dataclass(frozen=True)
+class PlacedGroups:
+    """Which row a place means where a unit (a patient) has several rows: its copies are its rows in turn.
+
+    Attributes:
+        rows: of all units, one unit after the other ``[rows]``.
+        starts: of each unit in ``rows``, and the end ``[units + 1]``.
+        multiplicity: rows of a unit in its batch.
+
+    Example:
+        >>> groups = PlacedGroups.of(["ann", "bob", "ann"], 2)
+        >>> [groups.index(place) for place in range(4)]
+        [0, 2, 1, 1]
+    """
+
+    rows: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    multiplicity: int
+
+    @classmethod
+    def of(cls, groups: Sequence[Any], multiplicity: int) -> PlacedGroups:
+        """By the group of each row; units are in the order of their names."""
+        _, owner, sizes = np.unique(np.asarray(groups, str), return_inverse=True, return_counts=True)
+        return cls(np.argsort(owner, kind="stable"), np.concatenate([[0], np.cumsum(sizes)]), multiplicity)
+
+    @property
+    def count(self) -> int:
+        """Units."""
+        return len(self.starts) - 1
+
+    def index(self, place: Any) -> Any:
+        """The row of a place, or those of an array of places."""
+        draw, copy = place // self.multiplicity, place % self.multiplicity
+        step, unit = draw // self.count, draw % self.count
+        first, turn = self.starts[unit], step * self.multiplicity + copy
+        return self.rows[first + turn % (self.starts[unit + 1] - first)]
+
+
 class PoissonBatches(Sampler[list[int]]):
     """Batches of places ``[rows times multiplicity]``, from the step on where training stands.
 
@@ -59,25 +97,22 @@ class PoissonBatches(Sampler[list[int]]):
     augmentation) is new each time; :class:`PlacedRows` says which row it means.
 
     Args:
-        count: rows of the data.
-        rate: probability of each.
+        rows: which row a place means.
+        rate: probability of each unit.
         key: see :mod:`visynth.privacy.secret`.
-        multiplicity: copies of a row in its batch.
         first: gives the step to begin with.
         length: batches of an epoch.
 
     Example:
-        >>> batches = list(PoissonBatches(3, 1.0, "0" * 64, 2, lambda: 4, 1))
+        >>> batches = list(PoissonBatches(PlacedRows(3, 2), 1.0, "0" * 64, lambda: 4, 1))
         >>> batches
         [[24, 25, 26, 27, 28, 29]]
     """
 
     def __init__(
-        self, count: int, rate: float, key: str, multiplicity: int, first: Callable[[], int], length: int
+        self, rows: PlacedRows | PlacedGroups, rate: float, key: str, first: Callable[[], int], length: int
     ) -> None:
-        self.count, self.rate, self.key, self.multiplicity = count, rate, key, multiplicity
-        self.first, self.length = first, length
-        self.rows = PlacedRows(count, multiplicity)
+        self.rows, self.rate, self.key, self.first, self.length = rows, rate, key, first, length
 
     def __len__(self) -> int:
         return self.length
@@ -89,8 +124,9 @@ class PoissonBatches(Sampler[list[int]]):
 
     def places(self, step: int) -> NDArray[np.int64]:
         """Places of a step."""
-        rows = poisson_rows(self.key, step, self.count, self.rate) + step * self.count
-        return (rows[:, None] * self.multiplicity + np.arange(self.multiplicity)).reshape(-1)
+        count, multiplicity = self.rows.count, self.rows.multiplicity
+        units = poisson_rows(self.key, step, count, self.rate) + step * count
+        return (units[:, None] * multiplicity + np.arange(multiplicity)).reshape(-1)
 
 
 class PoissonLoader(DataLoader[Any]):

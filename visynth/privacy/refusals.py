@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+
+from visynth.privacy.adversary import Adversary
 
 
 def trainer_problems(trainer: Any) -> list[str]:
@@ -61,10 +64,10 @@ def looking_problems(trainer: Any) -> list[str]:
 def module_problems(module: Any) -> list[str]:
     """Kinds of training that the callback cannot make private; modules tell their own by ``privacy_problems()``."""
     problems = list(module.privacy_problems()) if hasattr(module, "privacy_problems") else []
-    if not module.automatic_optimization:
+    if not module.automatic_optimization and not isinstance(module, Adversary):
         problems.append(
-            f"{type(module).__name__} takes its optimiser's steps itself: only automatic optimisation with one optimiser is "
-            "made private (diffusion, classifiers, LoRA, tables by gradient steps)"
+            f"{type(module).__name__} takes its optimiser's steps itself: automatic optimisation with one optimiser is made private "
+            "(diffusion, classifiers, LoRA, tables by gradient steps), and GANs whose discriminator alone sees real images"
         )
     return problems
 
@@ -78,12 +81,27 @@ def layer_problems(module: nn.Module) -> list[str]:
         and layer.training
         and (layer.track_running_stats or isinstance(layer, nn.modules.batchnorm._BatchNorm))
     ]
-    if not mixing:
-        return []
-    shown = ", ".join(mixing[:5]) + (f" and {len(mixing) - 5} more" if len(mixing) > 5 else "")
-    return [
-        f"BatchNorm and running statistics mix the rows of a batch ({shown}): take GroupNorm or LayerNorm, or put these layers in eval mode"
+    derived = [
+        name
+        for name, layer in module.named_modules()
+        if parametrize.is_parametrized(layer) and any(p.requires_grad for p in layer.parameters())
     ]
+    problems = []
+    if mixing:
+        problems.append(
+            f"BatchNorm and running statistics mix the rows of a batch ({_shown(mixing)}): take GroupNorm or LayerNorm, or put these "
+            "layers in eval mode"
+        )
+    if derived:
+        problems.append(
+            f"parametrised weights, as spectral normalisation has, give no gradients row by row ({_shown(derived)}): take plain layers "
+            "(of the GANs: CGAN, and StyleGAN2 with its residual discriminator)"
+        )
+    return problems
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def schedule_problems(schedule: Any) -> list[str]:
