@@ -25,7 +25,7 @@ from sklearn.preprocessing import StandardScaler
 
 from visynth.core.quiet import quiet_lightning
 from visynth.data.reading import read_images
-from visynth.lightning_modules import Diffusion, GeneratorData, MeanEmbedding
+from visynth.lightning_modules import CGAN, Diffusion, GeneratorData, MeanEmbedding
 from visynth.lightning_modules.facts import Pool, measure
 from visynth.metrics.extractors import extractor
 from visynth.metrics.kernel import kid
@@ -122,16 +122,14 @@ def images(args: argparse.Namespace, results: Results) -> None:
         row = {"TSTR balanced accuracy": accuracy(features(members), members.labels, tested, controls.labels)}
         row |= {"KID": kid(tested, features(members)).value, "members": half}
         results.add("real images", row)
-    for kind, epsilon in [
-        (kind, e) for kind in args.models or ("diffusion", "embedding") for e in (None, "by heart", 10.0, 3.0, 1.0)
-    ]:
+    for kind, epsilon in [(kind, e) for kind in args.models or TRAININGS for e in (None, "by heart", 10.0, 3.0, 1.0)]:
         name = f"{kind}, epsilon {epsilon or 'none'}" if epsilon != "by heart" else f"{HEART} images by heart"
-        if name in results.done or (kind, epsilon) == ("embedding", "by heart"):
+        if name in results.done or (kind != "diffusion" and epsilon == "by heart"):
             continue
         few = np.arange(HEART if epsilon == "by heart" else half)
         own = Pool(members.images[few], members.labels[few])
         begun = time.monotonic()
-        module, spent = (trained if kind == "diffusion" else embedded)(own, classes, epsilon, args)
+        module, spent = TRAININGS[kind](own, classes, epsilon, args)
         seconds = time.monotonic() - begun
         generator: Any = module.generator()
         labels = np.arange(args.drawn) % len(classes)
@@ -200,6 +198,23 @@ def embedded(pool: Pool, classes: tuple[str, ...], epsilon: Any, args: argparse.
     return module.cpu().eval(), module.privacy
 
 
+def adversarial(pool: Pool, classes: tuple[str, ...], epsilon: Any, args: argparse.Namespace) -> tuple[CGAN, Any]:
+    """A plain conditional GAN; privately five steps of the discriminator for one of the generator, and no penalty."""
+    private = isinstance(epsilon, float)
+    own: dict[str, Any] = {"gamma": 0.0, "d_steps": 5, "lr_d": 1e-3, "lr_g": 1e-3} if private else {}
+    module = CGAN(width=32, width_d=32, allow_few=True, seed=args.seed, **own)
+    data = GeneratorData.of_pool(pool, measure(pool, classes), batch_size=64, temper=1.0, seed=args.seed)
+    callback = DifferentialPrivacy(epsilon, steps=args.gan_steps, batch_size=90, most_noise=9.0) if private else None
+    trainer = pytorch_lightning.Trainer(
+        max_epochs=-1, max_steps=-1 if private else 2 * args.gan_steps, accelerator="gpu" if args.device == "cuda" else "cpu",
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[callback] if callback else [],
+    )  # fmt: skip
+    with quiet_lightning():
+        trainer.fit(module, data)
+    return module.cpu().eval(), callback.record() if callback else {}
+
+
 class Nearest:
     """Scores images by how near the nearest generated one is."""
 
@@ -235,12 +250,16 @@ def accuracy(x: Any, labels: Any, test: Any, truth: Any) -> float:
     return float(balanced_accuracy_score(truth, model.predict(scale.transform(test))))
 
 
+TRAININGS = {"diffusion": trained, "embedding": embedded, "gan": adversarial}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", choices=("adult", "digits", "bccd_cells"))
     parser.add_argument("--models", nargs="+")
     parser.add_argument("--steps", type=int, default=1000, help="of private trainings")
     parser.add_argument("--plain-steps", type=int, default=4000, help="of image trainings without privacy")
+    parser.add_argument("--gan-steps", type=int, default=3000, help="of a GAN's discriminator")
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--physical", type=int, default=1024)
     parser.add_argument("--multiplicity", type=int, default=4)

@@ -44,13 +44,19 @@ def memberships(learned: tuple[Losses, Losses], held: tuple[Losses, Losses], see
         (('loss', 1.0), 0.5)
     """
 
-    def scores(side: tuple[Losses, Losses]) -> dict[str, NDArray[np.float64]]:
-        before, after = (np.array([own.mean() for own in losses]) for losses in side)
-        lowest = np.array([min_k(own) for own in side[1]])
-        return {"loss": -after, "loss beside the model before": before - after, "Min-K%": -lowest, BEFORE: -before}
-
-    ours, theirs = scores(learned), scores(held)
+    ours, theirs = attack_scores(learned), attack_scores(held)
     return [membership(name, ours[name], theirs[name], seed) for name in ours]
+
+
+def attack_scores(side: tuple[Losses, Losses]) -> dict[str, NDArray[np.float64]]:
+    """What each attack says of each text ``[N]``, higher where it is likelier to have been learned.
+
+    Args:
+        side: losses by the model before the fine-tuning, and after it.
+    """
+    before, after = (np.array([own.mean() for own in losses]) for losses in side)
+    lowest = np.array([min_k(own) for own in side[1]])
+    return {"loss": -after, "loss beside the model before": before - after, "Min-K%": -lowest, BEFORE: -before}
 
 
 @dataclass(frozen=True)

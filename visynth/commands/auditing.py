@@ -17,32 +17,40 @@ def audit(
     out: str,
     holdout: str | None = None,
     members: str | None = None,
-    images: int = 1000,
+    images: int | None = None,
     shadows: int = 0,
     run: str | None = None,
     invert: int = 0,
     fit: Literal["crop", "pad", "squash"] = "crop",
     gallery: bool = True,
+    model: str | None = None,
+    text: str | None = None,
+    label: str | None = None,
+    columns: list[str] | None = None,
     device: str = "cpu",
     seed: int = 0,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
-    """Attack a generator of images or of table rows, each attack beside a positive and a negative control.
+    """Attack a generator of images, of table rows or of texts, each attack beside a positive and a negative control.
 
     Args:
         generator: folder of a generator.
-        data: what it was trained on: images as 'visynth trial' reads them, or a CSV or Parquet file.
+        data: what it was trained on: images as 'visynth trial' reads them, or a CSV or Parquet file; for texts also JSON Lines.
         out: folder for report.json and report.html; 'visynth gate --audit' reads it.
         holdout: the same of what it was not trained on; images that are no members serve where it is left out.
         members: file with the names of the images that were trained on, one a line, for a generator without fingerprints.
-        images: synthetic images to draw.
+        images: synthetic images or texts to draw; of texts at most 100 by default.
         shadows: generators of the same kind to fit to held-out rows of a table, which teach what a member looks like: an even number of
             at least 4, each as long as the fit.
         run: folder of the 'visynth fit' run of a GAN, whose discriminator is attacked as well.
         invert: members, and as many controls, that a GAN is made to reconstruct.
         fit: how images became the generator's size in training: crop, pad or squash.
         gallery: show members beside their nearest synthetic images; --no-gallery for a report that is published.
+        model: of a fine-tuned language model, the folder or GGUF file that was fine-tuned; the generator is what 'visynth text fit' wrote.
+        text: column of the texts; rows that were learned with --task rows have none.
+        label: column of their classes.
+        columns: further columns that the prompt uses.
         device: where the generator runs.
         seed: of everything.
         json: print the findings as JSON.
@@ -64,14 +72,24 @@ def audit(
         tell(own)
         loaded = load_generator(generator, device=device)
         report = audit_images(
-            loaded, own, members=_names(members), discriminator=None if run is None else discriminator_of(run, loaded), inverted=invert,
-            holdout=None if holdout is None else read_images(holdout), drawn=images, fit=fit, seed=seed, show=gallery,
-            progress=progress,
+            loaded, own, members=_names(members), holdout=None if holdout is None else read_images(holdout), inverted=invert,
+            discriminator=None if run is None else discriminator_of(run, loaded), drawn=1000 if images is None else images,
+            fit=fit, seed=seed, show=gallery, progress=progress,
         )  # fmt: skip
-    else:
-        raise UsageError(
-            f"{generator} is a generator of schema {schema}: images and tables are audited; texts by 'visynth text fit'."
+    elif schema.startswith("visynth.text"):
+        report = _texts(
+            generator,
+            data,
+            holdout,
+            model,
+            (text, label, columns or []),
+            100 if images is None else images,
+            gallery,
+            seed,
+            progress,
         )
+    else:
+        raise UsageError(f"{generator} is a generator of schema {schema}: images, tables and texts are audited.")
     report.write(out)
     found = report.conditions["audit"]
     if json:
@@ -99,6 +117,26 @@ def _names(file: str | None) -> list[str] | None:
         raise DataError(f"there is no file {file}: it names the images that were trained on, one a line.")
     names = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
     return [name for name in names if name]
+
+
+def _texts(
+    generator: str, data: str, holdout: str | None, model: str | None, named: tuple[str | None, str | None, list[str]],
+    drawn: int, show: bool, seed: int, progress: Any,
+) -> Any:  # fmt: skip
+    from visynth.tabular.text.audit import audit_texts, check_model
+    from visynth.tabular.text.examples import read_examples
+    from visynth.tabular.text.lora import load_adapter
+    from visynth.tabular.text.tuning import learnable_rows
+
+    text, label, columns = named
+
+    def read(path: str) -> Any:
+        return learnable_rows(path, {}, ())[1] if text is None else read_examples(path, text, label, columns)
+
+    return audit_texts(
+        load_adapter(generator), check_model(model), read(data), [] if holdout is None else read(holdout), label=label,
+        drawn=drawn, show=show, seed=seed, progress=progress,
+    )  # fmt: skip
 
 
 def _table(

@@ -359,15 +359,16 @@ def _report(
     report.section(
         "Membership inference", text(f"{count} members, {count} controls of the same classes."), *attack_blocks(attacks)
     )
-    share, low, high = findings.closer
-    report.section(
-        "Extraction",
-        table(
-            ["generated images closer to a member than to any control", "95 %", "chance"],
-            [[f"{share:.3f}", f"[{low:.3f}, {high:.3f}]", "0.5"]],
-            f"{len(pairs[1])} generated images, by features.",
-        ),
-    )
+    if findings.closer is not None:
+        share, low, high = findings.closer
+        report.section(
+            "Extraction",
+            table(
+                ["generated images closer to a member than to any control", "95 %", "chance"],
+                [[f"{share:.3f}", f"[{low:.3f}, {high:.3f}]", "0.5"]],
+                f"{len(pairs[1])} generated images, by features.",
+            ),
+        )
     report.section("Lower bounds on epsilon", *claim_blocks(findings))
     if show:
         report.section("Nearest pairs", *_gallery(*pairs))

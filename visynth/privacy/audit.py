@@ -233,20 +233,23 @@ class Findings:
         attacks: membership inferences, with their controls.
         bounds: by attack, the lower bound on epsilon, guesses that were right, and guesses.
         privacy: what the generator claims; empty without differential privacy.
-        closer: share of synthetic records that are closer to members than to as many controls, with its 95 % interval.
+        closer: share of synthetic records that are closer to members than to as many controls, with its 95 % interval; None where
+            it was not tested.
         others: leaks that other attacks found, in words.
     """
 
     attacks: Sequence[Attacked]
     bounds: Mapping[str, tuple[float, int, int]]
     privacy: Mapping[str, Any]
-    closer: tuple[float, float, float]
+    closer: tuple[float, float, float] | None
     others: Sequence[str] = ()
 
     @property
     def leaks(self) -> list[str]:
-        share, low, _ = self.closer
-        copied = ["synthetic records closer to members"] if share - 0.5 > SURE * (share - low) / 1.96 else []
+        copied = []
+        if self.closer is not None:
+            share, low, _ = self.closer
+            copied = ["synthetic records closer to members"] if share - 0.5 > SURE * (share - low) / 1.96 else []
         found = [one.found.attack for one in self.attacks if one.finding == "leaks"]
         usable = any(one.usable for one in self.attacks)  # else the sides differ by themselves
         return [*found, *copied, *self.others] if usable else found
@@ -274,5 +277,5 @@ class Findings:
             "epsilon bounds": {name: list(found) for name, found in self.bounds.items()},
             "claimed": dict(self.privacy),
             "refuted": self.refuted,
-            "closer to members": list(self.closer),
+            "closer to members": None if self.closer is None else list(self.closer),
         }
