@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from visynth.tabular.aim import AIM
     from visynth.tabular.balance import oversample
     from visynth.tabular.base import Synthesizer
     from visynth.tabular.conditions import Between
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from visynth.tabular.vae import TVAE
 
 _HOMES = {
+    "AIM": "aim",
     "Between": "conditions",
     **dict.fromkeys(("Combinations", "Inequality", "Product", "Range", "Sum", "Unique"), "constraints"),
     **dict.fromkeys(("GaussianCopula", "IndependentMarginals"), "counting"),
@@ -51,6 +53,7 @@ _HOMES = {
     **dict.fromkeys(("read_table", "write_table"), "frames"),
 }
 __all__ = [
+    "AIM",
     "CTGAN",
     "TVAE",
     "Between",

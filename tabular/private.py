@@ -329,7 +329,7 @@ def check_private_use(network: str, fits_privately: bool, constraints: Sequence[
     """
     problems = []
     if not fits_privately:
-        problems.append(f"{network} has no private fit: take 'masked', 'tvae', 'diffusion' or 'dp_marginals'")
+        problems.append(f"{network} has no private fit: take 'masked', 'tvae', 'diffusion', 'dp_marginals' or 'dp_aim'")
     if constraints:
         problems.append("constraints are checked on every row, which is a release without a budget: leave them out")
     if schema is not None:

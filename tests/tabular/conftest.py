@@ -18,6 +18,7 @@ TINY: dict[str, dict[str, Any]] = {
     "diffusion": {"steps": 40, "width": 48, "depth": 1, "batch_size": 128, "sampling_steps": 4},
     "copula": {},
     "marginals": {},
+    "dp_aim": {"components": 60, "steps": 60},
     "dp_marginals": {"components": 60, "steps": 60},
     "oversampler": {},
 }

@@ -88,13 +88,13 @@ def tabular_fit(
         data: CSV or Parquet file.
         out: the generator folder.
         target: the class column; all its values are modelled, however rare.
-        synthesizer: masked, ctgan, tvae, diffusion, copula, marginals, dp_marginals or oversampler.
+        synthesizer: masked, ctgan, tvae, diffusion, copula, marginals, dp_marginals, dp_aim or oversampler.
         arguments: of the synthesizer, e.g. '{steps: 3000, width: 256}'.
         kinds: of columns where the data mislead, e.g. '{zip: categorical, note: text}'.
         drop: columns to leave out.
         constraints: rules between columns, e.g. '[{kind: inequality, low: start, high: end}]'.
         members: rows keeps a fingerprint of each row, none keeps none.
-        privacy: differential privacy for each row, of masked, tvae, diffusion or dp_marginals.
+        privacy: differential privacy for each row, of masked, tvae, diffusion, dp_marginals or dp_aim.
         trainer: of Lightning's Trainer, e.g. '{accelerator: gpu, devices: 2, strategy: ddp}'.
         quiet: no progress.
     """
@@ -157,9 +157,12 @@ def finish_fit(generator: Any, out: Path, run: Path, what: str, quiet: bool) -> 
     if getattr(generator.fitted, "privacy", None):
         spent = generator.fitted.privacy
         parts = ", ".join(f"{r['what']} {r['noise']:.3g} x {r['steps']}" for r in spent["releases"])
+        known = ", ".join(
+            f"{by} {spent[f'epsilon by {by}']:.3g}" for by in ("rdp", "prv") if f"epsilon by {by}" in spent
+        )
         print(
-            f"differential privacy: epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g} for each {spent['unit']} (rdp "
-            f"{spent['epsilon by rdp']:.3g}, prv {spent['epsilon by prv']:.3g}); noise multipliers: {parts}"
+            f"differential privacy: epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g} for each {spent['unit']} ({known}); "
+            f"noise multipliers: {parts}"
         )
     print(f"{out}: {generator.network} of {what}; digest {generator.digest[:16]}")
 

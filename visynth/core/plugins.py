@@ -49,6 +49,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "diffusion": "visynth.tabular.diffusion:Diffusion",
         "copula": "visynth.tabular.counting:GaussianCopula",
         "marginals": "visynth.tabular.counting:IndependentMarginals",
+        "dp_aim": "visynth.tabular.aim:AIM",
         "dp_marginals": "visynth.tabular.dp_marginals:PrivateMarginals",
         "oversampler": "visynth.tabular.oversampler:Oversampler",
     },

@@ -38,6 +38,8 @@ class Release:
         rate: probability with which each unit is in the sample of a step; 1 where all are used.
         steps: how often it was done.
         delta: probability with which it may fail by itself (values that are published where a noisy count is large).
+        gaussian: False for what has no larger Renyi divergences than such noise, but is something else: the privacy loss
+            distribution knows nothing of it.
     """
 
     what: str
@@ -45,6 +47,7 @@ class Release:
     rate: float = 1.0
     steps: int = 1
     delta: float = 0.0
+    gaussian: bool = True
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -93,6 +96,10 @@ def epsilon_of(releases: Sequence[Release], delta: float, accountant: Accountant
     used = [r for r in releases if r.steps]
     if not used:
         return 0.0
+    if accountant != "rdp" and not all(r.gaussian for r in used):
+        raise UsageError(
+            f"{choices(r.what for r in used if not r.gaussian)} is counted by Renyi divergences alone: accountant 'rdp'."
+        )
     delta -= sum(r.delta for r in used)
     if delta <= 0 or any(r.noise == 0 for r in used):
         return math.inf
@@ -149,7 +156,8 @@ def statement(
         sampler: how units were drawn, in words.
         more: further entries.
     """
-    by = {name: epsilon_of(releases, delta, name) for name in ACCOUNTANTS}
+    known: Sequence[Accountant] = ACCOUNTANTS if all(r.gaussian for r in releases) else ("rdp",)
+    by = {name: epsilon_of(releases, delta, name) for name in known}
     return {
         "epsilon": by[accountant],
         "delta": delta,
