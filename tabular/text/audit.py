@@ -94,9 +94,9 @@ def audit_texts(
     blind = next(one for one in found if one.attack == BEFORE)
     attacks = [Attacked(a, b, blind, white_box=True) for a, b in zip(found, sure, strict=True) if a.attack != BEFORE]
     scores = [attack_scores(side) for side in pairs]
-    level = 0.05 / len(attacks)
+    level, delta = 0.05 / len(attacks), float(adapter.spent.get("delta", 0.0))
     bounds = {
-        one.found.attack: bound_by_scores(scores[0][one.found.attack], scores[1][one.found.attack], 0.0, level)
+        one.found.attack: bound_by_scores(scores[0][one.found.attack], scores[1][one.found.attack], delta, level)
         for one in attacks
     }
     closer: tuple[float, float, float] | None = None
@@ -111,7 +111,7 @@ def audit_texts(
         closer, blocks = _compared(replies, own, others, show)
     else:
         notes.append("synthetic texts beside learned ones (--images 100)")
-    findings = Findings(attacks, bounds, {}, closer)
+    findings = Findings(attacks, bounds, adapter.spent, closer)
     return _report(adapter, findings, blocks, notes, len(own))
 
 
@@ -120,11 +120,15 @@ def _sides(
 ) -> tuple[list[Example], list[Example], list[Example], list[str]]:
     """Learned texts, as many others of the same classes, all others of these classes, each text once, and what should be known
     of them."""
+    notes = []
     marks = {member.sha256 for member in adapter.members}
+    if not marks:  # of a private fine-tuning
+        marks = {text_hash(example.text) for example in texts}
+        holdout = [example for example in holdout if text_hash(example.text) not in marks]
+        notes.append("which texts were learned was taken from the files: the weights have no fingerprints")
     once = {text_hash(example.text): example for example in reversed([*texts, *holdout])}
     own = [example for mark, example in once.items() if mark in marks]
     others = [example for mark, example in once.items() if mark not in marks]
-    notes = []
     if not own:
         raise DataError(
             f"none of the {len(texts)} texts is one of the {len(marks)} that were learned: altered, or other data."

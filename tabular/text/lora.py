@@ -24,9 +24,10 @@ from visynth.tabular.text.generator import SCHEMA
 from visynth.tabular.text.losses import mean_losses
 from visynth.tabular.text.lowrank import LowRank, attach, merge, peft_files, put_in
 from visynth.tabular.text.models import LanguageModel, load_model
+from visynth.tabular.text.private import CARD, TextPrivacy
 from visynth.tabular.text.prompts import Prompt
 from visynth.tabular.text.talks import Talk, encoded
-from visynth.tabular.training import Batch, GradientSteps
+from visynth.tabular.training import Batch, GradientSteps, default_trainer
 
 PASSES = 3  # over the texts, where steps are not given
 
@@ -67,6 +68,7 @@ class TextLoRA(Stored, GradientSteps):
         members: one fingerprint for each text that was learned.
         notes: what people should know.
         passes: that the training made over the texts.
+        spent: of privacy; empty without.
 
     Raises:
         UsageError: numbers that cannot be.
@@ -105,6 +107,7 @@ class TextLoRA(Stored, GradientSteps):
         self._language: LanguageModel | None = None
         self._kept: dict[str, Tensor] = {}
         self.passes = 0.0
+        self.spent: dict[str, Any] = {}
         self._names: list[str] = []
         self.lesson, self.base = Lesson(Prompt("?")), ""
         self.classes: tuple[str, ...] = ()
@@ -122,6 +125,7 @@ class TextLoRA(Stored, GradientSteps):
         classes: Sequence[str] = (),
         members: Sequence[Member] = (),
         notes: Sequence[str] = (),
+        privacy: TextPrivacy | None = None,
         progress: Progress = no_progress,
         **training: Any,
     ) -> Self:
@@ -134,6 +138,7 @@ class TextLoRA(Stored, GradientSteps):
             classes: of the texts.
             members: fingerprints of the texts.
             notes: what people should know.
+            privacy: with differential privacy: the weights hardly depend on any one text, and no fingerprints are kept.
             progress: receives lines.
             training: ``trainer=`` and ``checkpoint=``.
 
@@ -143,16 +148,26 @@ class TextLoRA(Stored, GradientSteps):
             Diverged: a loss that is not a number.
         """
         self._digest = None
+        if privacy is not None:
+            privacy.check(classes, lesson.shown)
+            classes, members = privacy.classes, ()
         self._language = model if isinstance(model, LanguageModel) else load_model(model)
         self.lesson, self.base, self.classes = lesson, self._language.digest, tuple(classes)
         arrays, long = encoded(self._language, talks)
         gone = {talks[place].number for place in long}
         self.members = tuple(member for place, member in enumerate(members) if place not in gone)
-        self.notes = (*notes, *([f"{len(long)} texts are too long and were left out"] if long else ()))
-        for note in self.notes:
+        left_out = [f"{len(long)} texts are too long and were left out"] if long else []
+        for note in (*notes, *left_out):
             progress(f"  {note}")
+        self.notes = (*notes, *(left_out if privacy is None else ()))
         self._plan_steps(len(arrays["ids"]))
+        callback = None if privacy is None else privacy.training()
+        if callback is not None:
+            trainer: Any = training.pop("trainer", None) or default_trainer()
+            trainer.callbacks.append(callback)
+            training["trainer"] = trainer
         self.train_on(arrays, progress, **training)
+        self.spent = {} if callback is None else callback.record()
         self._language.model.to(self._where)  # Lightning has moved what it trained
         with torch.no_grad():
             for own, average in zip(self.net.parameters(), self.average.parameters(), strict=True):
@@ -189,6 +204,14 @@ class TextLoRA(Stored, GradientSteps):
         self._names = list(weights)
         return nn.ParameterList(weights.values())
 
+    def private_part(self) -> nn.Module:
+        """Where the low-rank weights meet the texts; the rest of the language model stays in eval mode."""
+        model: nn.Module = self.language.model
+        for layer in model.modules():
+            if any(p.requires_grad for p in layer.parameters(recurse=False)):
+                layer.train()
+        return model
+
     def on_fit_start(self) -> None:
         # The frozen model is no part of this module, so that neither checkpoints nor averages hold it.
         self._where = self.device
@@ -204,9 +227,11 @@ class TextLoRA(Stored, GradientSteps):
         """What people are told of it."""
         return {
             "task": "synthetic text",
-            "real texts": len(self.members),
+            **({CARD: dict(self.spent)} if self.spent else {"real texts": len(self.members)}),
             "notes": list(self.notes),
-            "privacy": "without differential privacy; the weights may repeat texts that they learned",
+            "privacy": "see 'differential privacy'"
+            if self.spent
+            else "without differential privacy; the weights may repeat texts that they learned",
             "licence": "as the real texts, and as the language model's terms allow",
             "made by": "visynth text fit",
         }
@@ -221,11 +246,16 @@ class TextLoRA(Stored, GradientSteps):
 
     def _readme(self, digest: str) -> str:
         notes = "".join(f"- {note}\n" for note in self.notes) or "- none\n"
+        trained, shared = f"Trained on {len(self.members)} real texts.", "share them as you would share the texts"
+        if self.spent:
+            epsilon, delta = self.spent["epsilon"], self.spent["delta"]
+            trained = f"Trained with differential privacy: epsilon {epsilon:.3g} at delta {delta:g} for each text."
+            shared = "how likely that is, epsilon says; whoever wrote several texts is protected less"
         return (
-            f"# Low-rank weights of a language model\n\nDigest: `{digest}`. Trained on {len(self.members)} real texts.\n\n"
+            f"# Low-rank weights of a language model\n\nDigest: `{digest}`. {trained}\n\n"
             f"Of the model whose weights have sha256 `{self.base}`.\n\nNotes:\n\n{notes}\n"
             "Intended use: `visynth text ... --backend local --model MODEL --adapter FOLDER`, for training data. The weights may "
-            "repeat what they learned: share them as you would share the texts.\n"
+            f"repeat what they learned: {shared}.\n"
         )
 
     def save(self, folder: str | Path, called: str = "") -> Path:
@@ -249,6 +279,7 @@ class TextLoRA(Stored, GradientSteps):
         own.lesson = Lesson(Prompt(**lesson["prompt"]), lesson["shown"], lesson["meanings"])
         own.base, own.classes = said["base"], tuple(said["classes"])
         own.members, own.notes = stored.members, tuple(stored.card.get("notes", ()))
+        own.spent = dict(stored.card.get(CARD, {}))
         own._kept = load(stored.weights)
         return own
 

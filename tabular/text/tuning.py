@@ -27,6 +27,7 @@ from visynth.tabular.text.losses import losses_of
 from visynth.tabular.text.lowrank import switched_off
 from visynth.tabular.text.memory import Canaries, Losses, canary_table, membership_blocks, memberships
 from visynth.tabular.text.models import LanguageModel, load_model, weights_digest
+from visynth.tabular.text.private import TextPrivacy
 from visynth.tabular.text.prompts import Prompt
 from visynth.tabular.text.rows import read_rows, row_examples, row_schema, rows_spec
 from visynth.tabular.text.spec import TextSpec
@@ -53,6 +54,7 @@ class Tuning:
         canaries: secrets to learn; none by default, because a generator that knows them is for an audit alone.
         seed: of what prompts show, and of samples.
         subject: what the report is headed with.
+        privacy: of the fine-tuning; None: without.
     """
 
     generator: TextGenerator
@@ -63,6 +65,7 @@ class Tuning:
     canaries: Canaries = field(default_factory=Canaries)
     seed: int = 0
     subject: str = "the texts"
+    privacy: TextPrivacy | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,8 @@ def learn(task: Tuning, talks: Talks, lora: TextLoRA, progress: Progress = no_pr
         UsageError: no such model, or canaries longer than it can read.
         DataError: texts that are all too long.
     """
+    if task.privacy is not None:
+        task.privacy.check(task.generator.classes, task.generator.spec.shown)
     model = load_model(task.model)
     if talks.held:
         encoded(model, talks.held)  # what cannot be measured is told before the training
@@ -155,7 +160,7 @@ def learn(task: Tuning, talks: Talks, lora: TextLoRA, progress: Progress = no_pr
     lora.fit(
         model, [*talks.learned, *talks.repeated], lesson=Lesson(spec.prompt, spec.shown, dict(task.meanings)),
         classes=task.generator.classes, members=members_of(task.generator.examples), notes=[*task.generator.notes, *notes],
-        progress=progress, **training,
+        privacy=task.privacy, progress=progress, **training,
     )  # fmt: skip
 
 
@@ -172,17 +177,19 @@ def write_tuning(task: Tuning, talks: Talks, lora: TextLoRA, key: str, progress:
     lora.save(task.out / "generator", str(task.model))
     progress("  measuring what was learned")
     report = Report("text fine-tuning", task.subject, lead=LEAD)
+    if lora.spent:
+        report.section("Differential privacy", *_spent_blocks(lora))
     _measured(report, task, talks, lora)
     known = {member.sha256 for member in lora.members}
     report.section("Samples", bullets(_samples(lora.language, talks.learned, known, task.seed)))
     report.conditions |= {
-        "texts learned": len(lora.members), "texts held out": len(task.held), "model": lora.base, "passes": round(lora.passes, 1),
+        "texts learned": len(talks.learned), "texts held out": len(task.held), "model": lora.base, "passes": round(lora.passes, 1),
         **{f"fine-tuning: {name}": value for name, value in dict(lora.hparams).items()},
         "canaries": asdict(task.canaries), "prompt": task.generator.spec.prompt.user, "generator": lora.digest,
         "notes": list(lora.card["notes"]), "seconds of measuring": round(time.monotonic() - started), **environment(),
     }  # fmt: skip
     report.write(task.out)
-    summary = {"texts": len(lora.members), "held": len(talks.held), "generator": lora.digest, "job": key}
+    summary = {"texts": len(talks.learned), "held": len(talks.held), "generator": lora.digest, "job": key}
     put_files(task.out, {SUMMARY: readable_json(summary)})  # last: where it is, the fine-tuning is done
     return report
 
@@ -289,6 +296,12 @@ def _measured(report: Report, task: Tuning, talks: Talks, lora: TextLoRA) -> Non
         report.section("Privacy: canaries", canary_table(task.canaries, losses, lora.passes))
     else:
         report.section("Privacy: canaries", text("Not tested: no secrets were learned (canaries)."))
+
+
+def _spent_blocks(lora: TextLoRA) -> list[dict[str, Any]]:
+    rows = [[name, str(value)] for name, value in lora.spent.items() if not isinstance(value, (list, dict))]
+    note = "The weights are private. This report is not: it measures the private texts. Keep it where they are."
+    return [table(["", ""], rows), text(note)]
 
 
 def _few(talks: Sequence[Talk], seed: int) -> list[Talk]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.forked import Forked
+from tests.forked import run_forked
 from tests.tabular.test_private import DOMAIN, machines
 from visynth.core.errors import UsageError
 from visynth.privacy.accounting import Release, epsilon_of, statement
@@ -25,9 +25,7 @@ KEY = "7e" * 32
 
 
 def alone(work: Any, tmp_path: Path, *arguments: Any) -> None:
-    log = tmp_path / "log"
-    child = Forked(work, *arguments, log=log)
-    assert child.wait(240) in (0, None), log.read_text()
+    run_forked(work, *arguments, log=tmp_path / "log", seconds=240)
 
 
 def rounds_of(budget: float, **options: Any) -> _Rounds:

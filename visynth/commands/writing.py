@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from visynth.commands.printing import printer
 from visynth.commands.tables import drop_checkpoint, resumable_training
 from visynth.commands.texts import print_summary, unlike_lesson
 from visynth.core.errors import UsageError
+from visynth.tabular.text.private import TextPrivacy
 
 
 def text_write(
@@ -99,6 +101,7 @@ def text_fit(
     canary_repeats: list[int] | None = None,
     seed: int = 0,
     trainer: dict[str, Any] | None = None,
+    privacy: TextPrivacy | None = None,
     quiet: bool = False,
 ) -> int:
     """Fine-tune a local language model on your texts or rows (LoRA), and measure what it learned and what it remembers. Killed,
@@ -125,6 +128,7 @@ def text_fit(
         canary_repeats: copies of the secrets, in turn.
         seed: of everything.
         trainer: of Lightning's Trainer, e.g. '{accelerator: gpu, devices: 2, strategy: ddp}'.
+        privacy: differential privacy for each text.
         quiet: no progress.
     """
     from visynth.core import plugins
@@ -170,9 +174,12 @@ def text_fit(
         known, other = split_texts(known, held, seed)
     else:
         other = learnable_texts(holdout, text, label, columns or (), prompt, system, shown)[1]
-    own = Tuning(TextGenerator(spec, known), other, model, Path(out), meanings or {}, secrets, seed, Path(data).stem)
+    own = Tuning(
+        TextGenerator(spec, known), other, model, Path(out), meanings or {}, secrets, seed, Path(data).stem, privacy
+    )
     talks = Talks.of(own)
-    key = talks.key(model, dict(lora.hparams), seed)
+    private = {} if privacy is None else {"privacy": asdict(privacy)}
+    key = talks.key(model, {**dict(lora.hparams), **private}, seed)
     if done_already(own.out, key):
         printer(quiet)(f"{out}: this fine-tuning is done")
         return 0
@@ -182,7 +189,8 @@ def text_fit(
     def finish() -> None:
         write_tuning(own, talks, lora, key, printer(quiet))
         drop_checkpoint(run)
-        print(f"{out}: learned {len(lora.members)} texts; digest {lora.digest[:16]}")
+        spent = f" with epsilon {lora.spent['epsilon']:.3g}" if lora.spent else ""
+        print(f"{out}: learned {len(talks.learned)} texts{spent}; digest {lora.digest[:16]}")
         print(f"report: {Path(out) / 'report.html'}", file=sys.stderr)
 
     on_main(finish)

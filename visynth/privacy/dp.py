@@ -282,7 +282,7 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
         from visynth.privacy.optimizer import PrivateOptimizer, RowGradients
         from visynth.privacy.steps import PrivateSteps
 
-        part = pl_module.private_part() if isinstance(pl_module, Adversary) else pl_module
+        part = pl_module.private_part() if hasattr(pl_module, "private_part") else pl_module
         raise_all("differential privacy", layer_problems(part), UsageError)
         self._replace_loader(trainer, pl_module)
         plan, found = self._planned(), configure()
@@ -296,7 +296,7 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
         others: list[Any] = []
         if isinstance(optimizer, (list, tuple)):
             others = list(optimizer[1:])
-            optimizer = optimizer[0] if not others or part is not pl_module else None
+            optimizer = optimizer[0] if not others or isinstance(pl_module, Adversary) else None
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise UsageError(
                 "differential privacy needs a module with one optimiser, given alone or with its schedule."
