@@ -337,7 +337,7 @@ class StreamLoader(DataLoader[dict[str, Tensor]]):
 
     @property
     def rows(self) -> int:
-        """Images that a private training protects."""
+        """Images of the pool."""
         return len(self._images.pool.labels)
 
     @property

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from visynth.core import distributed
-from visynth.core.errors import UsageError
+from visynth.core.errors import Diverged, UsageError
 from visynth.generators.base import Generator
 from visynth.generators.diffusion import to_values
 from visynth.lightning_modules import transfer
@@ -56,7 +56,7 @@ class GAN(GeneratorModule):
         ema_kimg: half-life of the weight average in thousands of images; None: images of a step * 10 / 32.
         ema_rampup: the half-life is at most this part of the images seen; 0 for none.
         accumulate: batches of one step.
-        d_steps: steps of the discriminator for one of the generator; 2 in BigGAN, many in a private training.
+        d_steps: steps of the discriminator for one of the generator; 2 in the paper on BigGAN, many in a private training.
         freeze: blocks of the discriminator, from the image on, that stay as they are; for transfer.
         transfer: generator folder to start from.
         allow_few: train even where a class has fewer than 20 images.
@@ -207,7 +207,7 @@ class GAN(GeneratorModule):
         optimizers: Any = self.optimizers()
         try:
             loss, loss_d = gan.run(micros, *optimizers)
-            self._moved(loss, loss_d)
+            self._moved(loss, loss_d, self.images_a_step())
             sign = gan.adjust()
             if sign is not None:
                 self.log("sign_real", sign)
@@ -222,11 +222,11 @@ class GAN(GeneratorModule):
         real = to_values(batch["image"]).to(next(self.gan.generator.parameters()).dtype)
         return Micro(real, batch["label"], batch["position"].tolist())
 
-    def _moved(self, loss: Tensor | None, loss_d: Tensor) -> None:
-        """Weight average and log of a step."""
+    def _moved(self, loss: Tensor | None, loss_d: Tensor, images: int) -> None:
+        """Weight average and log of a step of so many real images."""
         self.log_dict({"loss_d": loss_d, "ada_p": self.gan.ada_p}, prog_bar=True, batch_size=1)
         if loss is not None:
-            self.gan.average(int(self.images_seen))
+            self.gan.average(int(self.images_seen), images * int(self.args.d_steps))
             self.log("loss", loss, prog_bar=True, batch_size=1)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -289,7 +289,14 @@ class GAN(GeneratorModule):
         fake = Micro(nothing, torch.zeros(0, dtype=torch.int64), list(range(first, first + count)))
         optimizers: Any = self.optimizers()
         gan.begin()
-        self._moved(gan.learn_generator([fake], optimizers[1]), loss)
+        try:
+            moved = gan.learn_generator([fake], optimizers[1])
+        except FloatingPointError as error:  # going back would undo steps that were paid for
+            raise Diverged(
+                f"{error} of the generator became infinite or not a number after step {int(gan.steps_done)}. Lower lr_g (now "
+                f"{self.args.lr_g:g}) and begin anew, in another folder: what was spent is spent."
+            ) from None
+        self._moved(moved, loss, int(self.images_seen - self.stepped_at))
         gan.steps_done += 1
         self.stepped_at.copy_(self.images_seen)
 

@@ -80,6 +80,10 @@ def private_problems(o: Any) -> list[str]:
             "penalties on the discriminator's gradient are differentiated twice, which cannot be done row by row: set gamma: 0 and "
             "r2: false"
         )
+    if o.kimg is not None:
+        problems.append(
+            "kimg ends a training by images shown, and differential privacy by steps: leave kimg (and transition) out"
+        )
     if o.lecam:
         problems.append("lecam follows a running mean of the real images' logits: set lecam: 0")
     if o.augment == "ada" and o.ada_target is not None:

@@ -303,12 +303,17 @@ class GANStep(nn.Module):
     # -- after a step --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def average(self, images_seen: int) -> None:
-        """Weights by half-life in images, shorter at the start (StyleGAN2-ADA, appendix C); buffers are copied."""
+    def average(self, images_seen: int, images: int) -> None:
+        """Weights by half-life in images, shorter at the start (StyleGAN2-ADA, appendix C); buffers are copied.
+
+        Args:
+            images_seen: real images until now.
+            images: of them, those since the last call.
+        """
         options = self.options
         half = options.ema_kimg * 1000 if options.ema_kimg is not None else self.images_a_step * 10_000 / 32
         half = min(half, images_seen * options.ema_rampup) if options.ema_rampup else half
-        beta = 0.5 ** (self.images_a_step / max(half, 1e-8))
+        beta = 0.5 ** (images / max(half, 1e-8))
         averages: list[Tensor] = list(self.generator_ema.parameters())
         torch._foreach_lerp_(averages, list(self.generator.parameters()), 1 - beta)
         for mine, other in zip(self.generator_ema.buffers(), self.generator.buffers(), strict=True):

@@ -22,13 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visynth.core.errors import MissingExtra, UsageError
+from visynth.core.progress import Progress, no_progress
 from visynth.privacy.accounting import Release, noise_for, statement
 from visynth.privacy.secret import secret_rng
 from visynth.tabular.columns import Floats
 from visynth.tabular.dp_marginals import PrivateMarginals
-from visynth.tabular.private import PrivateTable
+from visynth.tabular.private import PrivateTable, TablePrivacy
 
 SHARE = 0.9  # of a round's budget that goes to counting; the rest to choosing
+ROUNDS = 4  # for each column, by default
 ROWS = 50_000  # of the graphical model, at least, that the mixture is fitted to
 HALF_NORMAL = math.sqrt(2 / math.pi)  # mean of a normal number's absolute value
 
@@ -41,8 +43,8 @@ class AIM(PrivateMarginals):
     Without privacy it counts all pairs, as :class:`~visynth.tabular.dp_marginals.PrivateMarginals` does.
 
     Args:
-        rounds: after which the budget would be spent in equal parts; None: 16 for each column. Parts double where a round
-            brought little, so that there are fewer.
+        rounds: after which the budget would be spent in equal parts; None: 4 for each column (16 in the paper, which takes four
+            times as long). Parts double where a round brought little, so that there are fewer.
         estimation_steps: of the graphical model in each round.
         most_megabytes: of the graphical model.
         components: of the mixture.
@@ -83,21 +85,24 @@ class AIM(PrivateMarginals):
                 f"{estimation_steps}, {most_megabytes}."
             )
 
-    def _count(self, codes: NDArray[np.int32], private: PrivateTable | None) -> dict[str, NDArray[Any]]:
-        if private is None:
-            return super()._count(codes, None)
-        if private.options.accountant != "rdp":
+    def check_privacy(self, options: TablePrivacy) -> None:
+        if options.accountant != "rdp":
             raise UsageError("dp_aim: its choices are counted by Renyi divergences: take accountant 'rdp'.")
         graphical_models()
+
+    def _count(
+        self, codes: NDArray[np.int32], private: PrivateTable | None, progress: Progress
+    ) -> dict[str, NDArray[Any]]:
+        if private is None:
+            return super()._count(codes, None, progress)
         before, options = private.releases, private.options
         noise = noise_for(options.epsilon, private.delta, 1.0, 1, before=before)
         release = Release("tables chosen and counted (AIM)", noise, 1.0, 1, gaussian=False)
-        generator = secret_rng(private.key, "aim")
-        learned = _Rounds(codes, self.sizes, self.workload(), 1 / (2 * noise**2), self.options, generator)
+        learned = _Rounds(codes, self.sizes, self.workload(), 1 / (2 * noise**2), self.options, private.key, progress)
         synthetic = learned.run()
         spent = statement([*before, release], private.delta, "rdp", "row", "all rows", **learned.facts())
         self._fitted = replace(self.fitted, privacy=spent)
-        return super()._count(synthetic, None)
+        return super()._count(synthetic, None, progress)
 
     def workload(self) -> list[Clique]:
         """Fields whose joint counts matter: all pairs, within each class where there is a target."""
@@ -134,16 +139,17 @@ class _Rounds:
     workload: Sequence[Clique]
     budget: float
     options: dict[str, Any]
-    generator: np.random.Generator
+    key: str
+    progress: Progress = no_progress
     spent: float = 0.0
     measured: list[tuple[Clique, Floats, float]] = field(default_factory=list)
-    chosen: list[Clique] = field(default_factory=list)
     model: Any = None
+    _known: dict[Clique, Floats] = field(default_factory=dict)
 
     def run(self) -> NDArray[np.int32]:
         """Codes of rows of the model ``[N, fields]`` that the budget affords."""
         fields = len(self.sizes)
-        rounds = self.options["rounds"] or 16 * fields
+        rounds = self.options["rounds"] or ROUNDS * fields
         noise = math.sqrt(max(rounds, fields) / (2 * SHARE * self.budget))
         epsilon = math.sqrt(8 * (1 - SHARE) * self.budget / max(rounds, fields))
         for number in range(fields):
@@ -156,7 +162,9 @@ class _Rounds:
             clique = self._choose(rows, noise, epsilon)
             before = self._answers(rows, clique)
             self._measure(clique, noise)
-            self.chosen.append(clique)
+            self.progress(
+                f"    dp_aim: {len(self.measured)} tables counted, {self.spent / self.budget:.0%} of the budget spent"
+            )
             rows = self._estimate()
             moved = np.abs(self._answers(rows, clique) - before).sum()
             if moved <= HALF_NORMAL * noise * len(before):  # what was counted told no more than its noise
@@ -177,30 +185,43 @@ class _Rounds:
         }
         return {part: float(sum(len(set(part) & set(one)) for one in self.workload)) for part in sorted(parts)}
 
+    def scores(self, rows: NDArray[np.int32], noise: float) -> tuple[list[Clique], Floats, float]:
+        """Tables, how much worse than its noise the model knows each, times its weight (eq. 1 of the paper), and by how much one
+        row may change that."""
+        weights = self.candidates()
+        found = [
+            weight * (np.abs(self._exact(c) - self._answers(rows, c)).sum() - HALF_NORMAL * noise * self._cells(c))
+            for c, weight in weights.items()
+        ]
+        return list(weights), np.array(found), max(weights.values())
+
     def _choose(self, rows: NDArray[np.int32], noise: float, epsilon: float) -> Clique:
-        """The exponential mechanism over tables with which the model stays small enough."""
+        """The exponential mechanism over tables with which the model stays small enough: the largest score with Gumbel noise of
+        those that fit, looked for from the top, because how large a model would be takes long to know."""
+        self.spent += epsilon**2 / 8
+        cliques, scores, sensitivity = self.scores(rows, noise)
+        gumbel = secret_rng(self.key, f"aim/choice/{len(self.measured)}").gumbel(size=len(cliques))
+        order = np.argsort(-(scores * (epsilon / (2 * sensitivity)) + gumbel), kind="stable")
+        return next(cliques[place] for place in order if self._fits(cliques[place]))
+
+    def _fits(self, clique: Clique) -> bool:
+        """Whether the model may grow by a table: as far as the budget is spent, so far may it be filled."""
         from mbi import junction_tree
 
-        self.spent += epsilon**2 / 8
-        weights, known = self.candidates(), [self._names(clique) for clique, _, _ in self.measured]
-        most = self.options["most_megabytes"] * self.spent / self.budget
-        domain, fits = self._domain(), []
-        for clique in weights:
-            size = junction_tree.hypothetical_model_size(domain, [*known, self._names(clique)])
-            if size <= most or len(clique) == 1:
-                fits.append(clique)
-        scores = np.array([
-            weights[c] * (np.abs(self._exact(c) - self._answers(rows, c)).sum() - HALF_NORMAL * noise * self._cells(c))
-            for c in fits
-        ])  # fmt: skip
-        sensitivity = max(weights[clique] for clique in fits)
-        drawn = scores * (epsilon / (2 * sensitivity)) + self.generator.gumbel(size=len(fits))
-        return fits[int(drawn.argmax())]
+        known = [set(own) for own, _, _ in self.measured]
+        if len(clique) == 1 or any(set(clique) <= own for own in known):
+            return True
+        names = [self._names(own) for own, _, _ in self.measured]
+        size = junction_tree.hypothetical_model_size(self._domain(), [*names, self._names(clique)])
+        return bool(size <= self.options["most_megabytes"] * self.spent / self.budget)
 
     def _measure(self, clique: Clique, noise: float) -> None:
         self.spent += _cost(noise)
-        counts = self._exact(clique) + noise * self.generator.standard_normal(self._cells(clique))
-        self.measured.append((clique, counts, noise))
+        # A stream for each table: a fit that chooses otherwise, elsewhere, never meets the same numbers on other counts.
+        generator = secret_rng(self.key, f"aim/noise/{len(self.measured)}/{clique}")
+        self.measured.append(
+            (clique, self._exact(clique) + noise * generator.standard_normal(self._cells(clique)), noise)
+        )
 
     def _estimate(self) -> NDArray[np.int32]:
         """Fit the graphical model to all that was counted, and draw its rows."""
@@ -215,7 +236,9 @@ class _Rounds:
                 warm_start=self.model,
             )  # fmt: skip
             state = np.random.get_state()
-            np.random.seed(int(self.generator.integers(2**31)))  # mbi draws rows by numpy's global generator
+            np.random.seed(
+                int(secret_rng(self.key, f"aim/rows/{len(self.measured)}").integers(2**31))
+            )  # mbi draws rows by numpy's global generator
             try:
                 drawn = self.model.synthetic_data(max(ROWS, len(self.codes)))
             finally:
@@ -224,7 +247,9 @@ class _Rounds:
         return np.stack([np.asarray(columns[str(n)], np.int32) for n in range(len(self.sizes))], axis=1)
 
     def _exact(self, clique: Clique) -> Floats:
-        return self._counted(self.codes, clique)
+        if clique not in self._known:
+            self._known[clique] = self._counted(self.codes, clique)
+        return self._known[clique]
 
     def _answers(self, rows: NDArray[np.int32], clique: Clique) -> Floats:
         """What the model says of a table, in as many rows as the data have."""

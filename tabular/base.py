@@ -115,6 +115,7 @@ class Synthesizer(Stored, RowSource):
         """
         if privacy is not None:
             check_private_use(self.network, self.fits_privately, constraints, schema)
+            self.check_privacy(privacy)
             options = getattr(self, "options", None) or getattr(self, "hparams", {})
             purpose = f"{self.network} {sorted(options.items())}"
             return self._fit_privately(prepare(frame, privacy, target, kinds, purpose), target, progress, **training)
@@ -124,6 +125,9 @@ class Synthesizer(Stored, RowSource):
         if target is not None and not isinstance(schema[target], Category):
             raise UsageError(f"target {target!r} is {schema[target].kind}: a class column has categories.")
         return self.fit_table(schema, schema.table(rows), target, constraints, members, progress, **training)
+
+    def check_privacy(self, options: TablePrivacy) -> None:
+        """Refuse options of a private fit that this generator cannot have, before any row is looked at."""
 
     def fit_table(
         self,

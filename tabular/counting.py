@@ -70,10 +70,12 @@ class Counting(Synthesizer):
         )
         if private is None:
             self.add_notes(self._discretizer.notes(table))
-        self._tensors = self._count(self._discretizer.encode(table), private)
+        self._tensors = self._count(self._discretizer.encode(table), private, progress)
 
     @abstractmethod
-    def _count(self, codes: NDArray[np.int32], private: PrivateTable | None) -> dict[str, NDArray[Any]]:
+    def _count(
+        self, codes: NDArray[np.int32], private: PrivateTable | None, progress: Progress
+    ) -> dict[str, NDArray[Any]]:
         """What is kept of the encoded table."""
 
     def arguments(self) -> dict[str, Any]:
@@ -113,7 +115,9 @@ class IndependentMarginals(Counting):
     network = "marginals"
     fits_by = "counting each column by itself"
 
-    def _count(self, codes: NDArray[np.int32], private: PrivateTable | None) -> dict[str, NDArray[Any]]:
+    def _count(
+        self, codes: NDArray[np.int32], private: PrivateTable | None, progress: Progress
+    ) -> dict[str, NDArray[Any]]:
         tensors: dict[str, NDArray[Any]] = {}
         for number, codec in enumerate(self.discretizer.codecs):
             own = codes[:, list(self.discretizer.places[codec.name])]
@@ -159,7 +163,9 @@ class GaussianCopula(Counting):
     network = "copula"
     fits_by = "ranks and their correlations"
 
-    def _count(self, codes: NDArray[np.int32], private: PrivateTable | None) -> dict[str, NDArray[Any]]:
+    def _count(
+        self, codes: NDArray[np.int32], private: PrivateTable | None, progress: Progress
+    ) -> dict[str, NDArray[Any]]:
         tensors: dict[str, NDArray[Any]] = {}
         ladders = [self._ladder(number) for number in range(len(self.discretizer.fields))]
         for number, (order, field) in enumerate(zip(ladders, self.discretizer.fields, strict=True)):

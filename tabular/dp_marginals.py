@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from visynth.core import seeds as seeding
+from visynth.core.progress import Progress
 from visynth.privacy.accounting import Release, noise_for, statement
 from visynth.privacy.secret import secret_rng
 from visynth.tabular.columns import Floats
@@ -103,7 +104,9 @@ class PrivateMarginals(Counting):
         self._fitted = replace(self.fitted, privacy=spent)
         return release
 
-    def _count(self, codes: NDArray[np.int32], private: PrivateTable | None) -> dict[str, NDArray[Any]]:
+    def _count(
+        self, codes: NDArray[np.int32], private: PrivateTable | None, progress: Progress
+    ) -> dict[str, NDArray[Any]]:
         singles, pairs = self._counts(codes)
         if private is not None:
             noise, generator = self._release(private).noise, secret_rng(private.key, "marginals")

@@ -27,6 +27,7 @@ from visynth.tabular.text.memory import BEFORE, Losses, attack_scores, membershi
 from visynth.tabular.text.models import LanguageModel, load_model
 from visynth.tabular.text.spec import TextSpec
 from visynth.tabular.text.talks import Talk, encoded, talks_of
+from visynth.tabular.text.tuning import split_texts
 from visynth.tabular.training import default_trainer
 
 MOST = 1000  # texts a side
@@ -45,6 +46,7 @@ def audit_texts(
     label: str | None = None,
     drawn: int = 100,
     show: bool = True,
+    device: str = "cpu",
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> Report:
@@ -61,6 +63,7 @@ def audit_texts(
         label: column of the classes, by which a prompt of one's own knows them; None where there are none.
         drawn: synthetic texts to compare with real ones; 0: none.
         show: learned texts beside their nearest synthetic ones, which is not for publication.
+        device: where the language model runs.
         seed: of everything.
         progress: receives lines.
 
@@ -78,15 +81,16 @@ def audit_texts(
     both = (own, others, spare[:count], spare[count : 2 * count])
     *sides, known, unknown = (talks_of(generator, seed, adapter.lesson.meanings, side) for side in both)
     few = known, unknown
+    language = load_model(model, device)
+    adapter.check_base(language)
     progress(f"learning {len(few[0])} texts by heart, for the positive control")
-    language = load_model(model)
     before = [_losses(language, side) for side in sides]
     heart = _heart(language, few[0], adapter, seed)
     heart_after = [_losses(language, side) for side in few]
     with switched_off(heart.language.model):
         heart_before = [_losses(language, side) for side in few]
     progress("attacking")
-    language = adapter.put_into(load_model(model))
+    language = adapter.put_into(load_model(model, device))
     after = [_losses(language, side) for side in sides]
     pairs = (before[0], after[0]), (before[1], after[1])
     found = memberships(*pairs, seed)
@@ -123,7 +127,9 @@ def _sides(
     notes = []
     marks = {member.sha256 for member in adapter.members}
     if not marks:  # of a private fine-tuning
-        marks = {text_hash(example.text) for example in texts}
+        learned, others = split_texts(texts, *adapter.held_out, alone=True) if adapter.held_out else (list(texts), [])
+        marks = {text_hash(example.text) for example in learned}
+        texts, holdout = learned, [*others, *holdout]
         holdout = [example for example in holdout if text_hash(example.text) not in marks]
         notes.append("which texts were learned was taken from the files: the weights have no fingerprints")
     once = {text_hash(example.text): example for example in reversed([*texts, *holdout])}

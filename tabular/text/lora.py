@@ -29,6 +29,7 @@ from visynth.tabular.text.prompts import Prompt
 from visynth.tabular.text.talks import Talk, encoded
 from visynth.tabular.training import Batch, GradientSteps, default_trainer
 
+HELD = "held out by hash (share, seed)"  # entry of the card
 PASSES = 3  # over the texts, where steps are not given
 
 
@@ -69,6 +70,7 @@ class TextLoRA(Stored, GradientSteps):
         notes: what people should know.
         passes: that the training made over the texts.
         spent: of privacy; empty without.
+        held_out: share and seed by which texts were held out, each by itself; None where fingerprints say it.
 
     Raises:
         UsageError: numbers that cannot be.
@@ -108,6 +110,7 @@ class TextLoRA(Stored, GradientSteps):
         self._kept: dict[str, Tensor] = {}
         self.passes = 0.0
         self.spent: dict[str, Any] = {}
+        self.held_out: tuple[float, int] | None = None
         self._names: list[str] = []
         self.lesson, self.base = Lesson(Prompt("?")), ""
         self.classes: tuple[str, ...] = ()
@@ -126,6 +129,7 @@ class TextLoRA(Stored, GradientSteps):
         members: Sequence[Member] = (),
         notes: Sequence[str] = (),
         privacy: TextPrivacy | None = None,
+        held_out: tuple[float, int] | None = None,
         progress: Progress = no_progress,
         **training: Any,
     ) -> Self:
@@ -139,6 +143,7 @@ class TextLoRA(Stored, GradientSteps):
             members: fingerprints of the texts.
             notes: what people should know.
             privacy: with differential privacy: the weights hardly depend on any one text, and no fingerprints are kept.
+            held_out: share and seed by which other texts of the same file were held out, each by itself; instead of fingerprints.
             progress: receives lines.
             training: ``trainer=`` and ``checkpoint=``.
 
@@ -168,6 +173,7 @@ class TextLoRA(Stored, GradientSteps):
             training["trainer"] = trainer
         self.train_on(arrays, progress, **training)
         self.spent = {} if callback is None else callback.record()
+        self.held_out = held_out
         self._language.model.to(self._where)  # Lightning has moved what it trained
         with torch.no_grad():
             for own, average in zip(self.net.parameters(), self.average.parameters(), strict=True):
@@ -228,6 +234,7 @@ class TextLoRA(Stored, GradientSteps):
         return {
             "task": "synthetic text",
             **({CARD: dict(self.spent)} if self.spent else {"real texts": len(self.members)}),
+            **({HELD: list(self.held_out)} if self.held_out else {}),
             "notes": list(self.notes),
             "privacy": "see 'differential privacy'"
             if self.spent
@@ -280,6 +287,7 @@ class TextLoRA(Stored, GradientSteps):
         own.base, own.classes = said["base"], tuple(said["classes"])
         own.members, own.notes = stored.members, tuple(stored.card.get("notes", ()))
         own.spent = dict(stored.card.get(CARD, {}))
+        own.held_out = tuple(stored.card[HELD]) if HELD in stored.card else None
         own._kept = load(stored.weights)
         return own
 
@@ -289,15 +297,23 @@ class TextLoRA(Stored, GradientSteps):
         Raises:
             IntegrityError: the weights are of another model.
         """
+        self.check_base(model)
+        put_in(model.model, self.settings, self._kept)
+        merge(model.model)
+        marks = frozenset(member.sha256 for member in self.members)
+        return LanguageModel(model.model, model.tokenizer, model.path, self.digest, marks)
+
+    def check_base(self, model: LanguageModel) -> None:
+        """Refuse another model than the one that was fine-tuned.
+
+        Raises:
+            IntegrityError: it is another one.
+        """
         if model.digest != self.base:
             raise IntegrityError(
                 f"the low-rank weights are of a model whose weights have sha256 {self.base[:16]}..., but {model.path} has "
                 f"{model.digest[:16]}...: give the model that was fine-tuned."
             )
-        put_in(model.model, self.settings, self._kept)
-        merge(model.model)
-        marks = frozenset(member.sha256 for member in self.members)
-        return LanguageModel(model.model, model.tokenizer, model.path, self.digest, marks)
 
 
 def load_adapter(folder: str | Path) -> TextLoRA:

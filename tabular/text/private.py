@@ -57,20 +57,26 @@ class TextPrivacy:
             physical_batch_size=self.physical_batch_size, most_noise=self.most_noise,
         )  # fmt: skip
 
-    def check(self, classes: Sequence[str], shown: int) -> None:
+    def check(self, classes: Sequence[str], shown: int, canaries: int = 0) -> None:
         """Refuse what would not be private.
 
         Args:
             classes: of the texts.
             shown: other texts in each prompt.
+            canaries: secrets that are learned beside the texts.
 
         Raises:
-            UsageError: prompts that show other texts; classes that are not named.
+            UsageError: prompts that show other texts; canaries; classes that are not named.
             DataError: texts of other classes than those that are named.
         """
         if shown:
             raise UsageError(
                 f"prompts show {shown} other texts, so that a text stands in several gradients: take shown 0 with differential privacy."
+            )
+        if canaries:
+            raise UsageError(
+                "canaries are asked for by the prompt of a real text, which would then be in many gradients: take canaries 0 with "
+                "differential privacy."
             )
         given = [name for name in classes if name]
         if given and not self.classes:

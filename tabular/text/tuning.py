@@ -55,6 +55,7 @@ class Tuning:
         seed: of what prompts show, and of samples.
         subject: what the report is headed with.
         privacy: of the fine-tuning; None: without.
+        held_out: share and seed by which texts were held out for a private fine-tuning.
     """
 
     generator: TextGenerator
@@ -66,6 +67,7 @@ class Tuning:
     seed: int = 0
     subject: str = "the texts"
     privacy: TextPrivacy | None = None
+    held_out: tuple[float, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def learn(task: Tuning, talks: Talks, lora: TextLoRA, progress: Progress = no_pr
         DataError: texts that are all too long.
     """
     if task.privacy is not None:
-        task.privacy.check(task.generator.classes, task.generator.spec.shown)
+        task.privacy.check(task.generator.classes, task.generator.spec.shown, task.canaries.count)
     model = load_model(task.model)
     if talks.held:
         encoded(model, talks.held)  # what cannot be measured is told before the training
@@ -160,7 +162,7 @@ def learn(task: Tuning, talks: Talks, lora: TextLoRA, progress: Progress = no_pr
     lora.fit(
         model, [*talks.learned, *talks.repeated], lesson=Lesson(spec.prompt, spec.shown, dict(task.meanings)),
         classes=task.generator.classes, members=members_of(task.generator.examples), notes=[*task.generator.notes, *notes],
-        privacy=task.privacy, progress=progress, **training,
+        privacy=task.privacy, held_out=task.held_out, progress=progress, **training,
     )  # fmt: skip
 
 
@@ -180,7 +182,7 @@ def write_tuning(task: Tuning, talks: Talks, lora: TextLoRA, key: str, progress:
     if lora.spent:
         report.section("Differential privacy", *_spent_blocks(lora))
     _measured(report, task, talks, lora)
-    known = {member.sha256 for member in lora.members}
+    known = {text_hash(talk.reply) for talk in talks.learned}
     report.section("Samples", bullets(_samples(lora.language, talks.learned, known, task.seed)))
     report.conditions |= {
         "texts learned": len(talks.learned), "texts held out": len(task.held), "model": lora.base, "passes": round(lora.passes, 1),
@@ -248,8 +250,16 @@ def learnable_rows(
     return rows_spec(row_schema(schema, frame), shown=shown), row_examples(schema, frame)
 
 
-def split_texts(examples: Sequence[Example], share: float, seed: int = 0) -> tuple[list[Example], list[Example]]:
+def split_texts(
+    examples: Sequence[Example], share: float, seed: int = 0, *, alone: bool = False
+) -> tuple[list[Example], list[Example]]:
     """Texts to learn, and a share of each class to measure with; texts of equal words stay together.
+
+    Args:
+        examples: all texts.
+        share: that is held out.
+        seed: of the split.
+        alone: decide about each text by itself, as differential privacy needs it: else one text less moves others to the other side.
 
     Raises:
         UsageError: the share is outside [0, 0.9].
@@ -261,6 +271,10 @@ def split_texts(examples: Sequence[Example], share: float, seed: int = 0) -> tup
     """
     if not 0 <= share <= 0.9:
         raise UsageError(f"the share of held-out texts must be from 0 to 0.9, but got {share}.")
+    if alone:
+        inside = [seeding.rng(seed, f"text/held/{text_hash(example.text)}").random() >= share for example in examples]
+        both = [[e for e, learned in zip(examples, inside, strict=True) if learned == side] for side in (True, False)]
+        return both[0], both[1]
     by_class: dict[str, list[str]] = {}
     for mark, label in {text_hash(example.text): example.label for example in reversed(examples)}.items():
         by_class.setdefault(label, []).append(mark)

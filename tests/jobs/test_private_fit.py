@@ -46,6 +46,28 @@ def test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "gradient_clip_val" in capsys.readouterr().err
 
 
+def test_images_by_a_gan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    said: dict[str, Any] = yaml.safe_load((CONFIGS / "digits_gan.yaml").read_text())
+    said["trainer"]["callbacks"][0]["init_args"] |= {"steps": 5, "batch_size": 30}
+    said["model"]["init_args"] |= {"width": 4, "width_d": 4}
+    Path("private.yaml").write_text(yaml.safe_dump(said))
+    assert main(["fit", "-c", "private.yaml"]) == 0, capsys.readouterr().err
+    generator = tmp_path / "run_private_gan" / "generator"
+    stored = (generator / "generator.json").read_bytes()
+    card = json.loads(stored)["card"]["differential privacy"]
+    assert (card["steps"], card["unit"]) == (5, "image")
+    assert card["epsilon"] <= 10
+    assert load_generator(generator).members == ()
+    assert main(["fit", "-c", "private.yaml"]) == 0  # finished: nothing is spent again
+    assert (generator / "generator.json").read_bytes() == stored
+    said["model"]["init_args"]["gamma"] = 1.0
+    said["trainer"]["default_root_dir"] = "run_other"
+    Path("other.yaml").write_text(yaml.safe_dump(said))
+    assert main(["fit", "-c", "other.yaml"]) == 64
+    assert "set gamma: 0" in capsys.readouterr().err
+
+
 def test_images_by_one_release(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

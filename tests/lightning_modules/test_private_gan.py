@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.ranks import TRAINER
-from visynth.core.errors import UsageError
+from visynth.core.errors import Diverged, UsageError
 from visynth.lightning_modules import CGAN, BigGAN, GeneratorData, StyleGAN2
 from visynth.lightning_modules.facts import Pool, measure
 from visynth.lightning_modules.gan_step import Fakes, Micro
@@ -180,6 +180,34 @@ def test_a_step_without_any_image_is_noise(monkeypatch: pytest.MonkeyPatch) -> N
     assert not torch.equal(flat(net.gan.movable), before)
 
 
+def test_a_generator_that_diverges_ends_the_training() -> None:
+    with pytest.raises(Diverged, match="what was spent is spent"):
+        fit(module(lr_g=1e30), private())
+
+
+def test_in_bfloat16_the_discriminator_moves_by_nearly_the_same() -> None:
+    found = [fit(module(d_steps=5), private(steps=1), precision=p) for p in ("32-true", "bf16-mixed")]
+    start = flat(module_of(data()).gan.movable)
+    moves = [flat(net.gan.movable) - start for net in found]
+    assert torch.nn.functional.cosine_similarity(*moves, dim=0) > 0.95
+
+
+def test_the_average_goes_by_the_images_between_its_steps() -> None:
+    net = module(d_steps=3, ema_kimg=0.02, ema_rampup=0.0)
+    net.build(data().facts)
+    gan = net.gan
+    with torch.no_grad():
+        for own, new in zip(gan.generator_ema.parameters(), gan.generator.parameters(), strict=True):
+            own.zero_()
+            new.fill_(1.0)
+    gan.average(1000, 20)  # one half-life
+    assert torch.allclose(flat(gan.generator_ema.parameters()), torch.tensor(0.5))
+    seen: list[int] = []
+    gan.average = lambda images_seen, images: seen.append(images)
+    fit(net, private(steps=6))
+    assert seen == [30, 30]  # three batches of ten
+
+
 def test_the_exported_generator_knows_its_epsilon_and_no_image(tmp_path: Path) -> None:
     callback = private()
     folder = fit(module(d_steps=2), callback).export(tmp_path / "generator")
@@ -196,8 +224,8 @@ def test_what_looks_at_real_images_otherwise_is_refused_all_at_once() -> None:
     words = r"(?s)penalties.*augment 'ada'.*relativistic.*accumulate 2.*minibatch standard deviation"
     with pytest.raises(UsageError, match=words):
         fit(net, private())
-    with pytest.raises(UsageError, match="lecam follows"):
-        fit(module(lecam=0.1), private())
+    with pytest.raises(UsageError, match=r"(?s)kimg ends a training.*lecam follows"):
+        fit(module(lecam=0.1, kimg=1), private())
     with pytest.raises(UsageError, match="name the steps"):
         fit(module(), private(steps=None))
 

@@ -359,6 +359,27 @@ def test_one_row_more_moves_the_sum_by_no_more_than_the_bound(where: str, monkey
     assert 0.049 < moved < 0.05 + 1e-5
 
 
+@pytest.mark.parametrize("parts", [None, 64])
+def test_in_bfloat16_too(parts: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows whose gradients are alike: rounded to 16 bits, one of 512 would move their sum by far more than the bound."""
+    from visynth.privacy import dp as privately
+
+    x = torch.ones((512, 3)) + 0.01 * torch.arange(512)[:, None] / 512
+    sums = []
+    for rows_drawn in (np.arange(512), np.arange(511)):
+        monkeypatch.setattr(privately.PoissonBatches, "places", lambda self, step, drawn=rows_drawn: drawn)
+        torch.manual_seed(0)
+        net = Net(lr=1.0)
+        before = weights(net)
+        callback = private(steps=1, max_grad_norm=1e-2, physical_batch_size=parts)
+        data = DataLoader(TensorDataset(x, 50 * x.sum(1)), batch_size=128, shuffle=True)
+        trainer(callback, precision="bf16-mixed").fit(net, data)
+        assert callback.plan is not None
+        sums.append((before - weights(net)).double() * callback.plan.batch)
+    moved = float((sums[0] - sums[1]).norm())
+    assert 0.9e-2 < moved < 1.1e-2  # the sum is had to within the rounding of weights of 1
+
+
 def test_a_row_without_a_finite_gradient_adds_nothing() -> None:
     class Broken(Net):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.privacy.test_dp import KEY, ROWS, Net, loader, private, rows, trainer, weights
-from visynth.core.errors import UsageError
+from visynth.core.errors import ConflictError, DataError, UsageError
 from visynth.lightning_modules import Diffusion, GeneratorData
 from visynth.privacy.poisson import poisson_rows
 from visynth.privacy.secret import secret_rng
@@ -70,10 +70,25 @@ def test_groups_may_be_listed_and_must_be_there() -> None:
     assert torch.equal(*found)
     with pytest.raises(UsageError, match="the data have no groups"):
         trainer(private(groups="data")).fit(Net(), loader())
+    with pytest.raises(DataError, match="2 of 120 rows have no group"):
+        trainer(private(groups=[None, "", *Patients(x, y).groups[2:]])).fit(Net(), loader())
     with pytest.raises(UsageError, match="2 groups are named for 120 rows"):
         trainer(private(groups=["a", "b"])).fit(Net(), loader())
     with pytest.raises(UsageError, match="below 1/21"):
         trainer(private(groups="data", delta=0.06)).fit(Net(), DataLoader(Patients(x, y), batch_size=8, shuffle=True))
+
+
+def test_a_resumed_training_has_the_same_groups(tmp_path: Path) -> None:
+    x, y = rows().tensors
+    groups = Patients(x, y).groups
+    trained = trainer(private(groups=groups, steps=6, batch_size=8))
+    trained.fit(Net(), loader())
+    trained.save_checkpoint(tmp_path / "last.ckpt")
+    others = [groups[-1], *groups[1:-1], groups[0]]
+    with pytest.raises(ConflictError, match="grouping"):
+        trainer(private(groups=others, steps=6, batch_size=8)).fit(
+            Net(), loader(), ckpt_path=str(tmp_path / "last.ckpt"), weights_only=True
+        )
 
 
 def test_groups_of_image_files_are_units(tmp_path: Path) -> None:
@@ -92,4 +107,8 @@ def test_groups_of_image_files_are_units(tmp_path: Path) -> None:
     trainer(callback).fit(net, data)
     assert callback.plan is not None
     assert callback.plan.units == 5  # patients, who have images of both classes
+    with pytest.raises(UsageError, match="say groups: data"):
+        trainer(private(groups=["a"] * 30, steps=2)).fit(
+            Diffusion(width=8, multipliers=[1], attention=[], snapshots=False, warmup=0, dropout=0.0), data
+        )
     assert "patient" in net.card()["differential privacy"]["sampler"]

@@ -16,7 +16,6 @@ from tests.forked import run_forked
 from tests.tabular.test_private import DOMAIN, machines
 from visynth.core.errors import UsageError
 from visynth.privacy.accounting import Release, epsilon_of, statement
-from visynth.privacy.secret import secret_rng
 from visynth.tabular import AIM, Synthesizer, TablePrivacy
 from visynth.tabular.aim import _Rounds
 
@@ -35,13 +34,13 @@ def rounds_of(budget: float, **options: Any) -> _Rounds:
     codes = np.stack([first, first, rng.integers(0, 2, 3000), rng.integers(0, 2, 3000)], axis=1).astype(np.int32)
     workload = [(a, b) for a in range(4) for b in range(a + 1, 4)]
     given = {"rounds": 8, "estimation_steps": 100, "most_megabytes": 8.0, **options}
-    return _Rounds(codes, [3, 3, 2, 2], workload, budget, given, secret_rng(KEY, "aim"))
+    return _Rounds(codes, [3, 3, 2, 2], workload, budget, given, KEY)
 
 
 def _what_goes_together_is_counted() -> None:
     rounds = rounds_of(0.5)
     rows = rounds.run()
-    assert (0, 1) in rounds.chosen
+    assert (0, 1) in [clique for clique, _, _ in rounds.measured]
     assert (rows[:, 0] == rows[:, 1]).mean() > 0.98
     shares = np.bincount(rows[:, 0], minlength=3) / len(rows)
     assert np.abs(shares - np.bincount(rounds.codes[:, 0], minlength=3) / 3000).max() < 0.02
@@ -57,7 +56,7 @@ def test_what_goes_together_is_counted_and_the_budget_is_spent(tmp_path: Path) -
 def _a_small_model_counts_no_large_tables() -> None:
     rounds = rounds_of(0.5, most_megabytes=1e-9)
     rounds.run()
-    assert all(len(clique) == 1 for clique in rounds.chosen)
+    assert all(len(clique) == 1 for clique, _, _ in rounds.measured)
     assert abs(rounds.spent - 0.5) < 1e-9
 
 
@@ -65,9 +64,44 @@ def test_a_small_model_counts_no_large_tables(tmp_path: Path) -> None:
     alone(_a_small_model_counts_no_large_tables, tmp_path)
 
 
+def _choices_are_those_of_the_exponential_mechanism() -> None:
+    rounds, epsilon, noise = rounds_of(1e9, most_megabytes=1e12), 0.4, 1.0
+    rows = np.random.default_rng(1).integers(0, 2, (3000, 4)).astype(np.int32)
+    cliques, scores, sensitivity = rounds.scores(rows, noise)
+    scores = scores / 500  # so that several have a chance
+    rounds.scores = lambda *_: (cliques, scores, sensitivity)  # type: ignore[method-assign]
+    counts = dict.fromkeys(cliques, 0)
+    for number in range(4000):
+        rounds.key = f"{number:064x}"
+        counts[rounds._choose(rows, noise, epsilon)] += 1
+    chances = np.exp(epsilon * scores / (2 * sensitivity))
+    chances /= chances.sum()
+    assert 0.02 < chances.min() < 0.5 * chances.max()
+    found = np.array([counts[clique] for clique in cliques]) / 4000
+    assert np.abs(found - chances).max() < 4 * np.sqrt(0.25 / 4000)
+    assert abs(rounds.spent - 4000 * epsilon**2 / 8) < 1e-9
+
+
+def test_choices_are_those_of_the_exponential_mechanism(tmp_path: Path) -> None:
+    alone(_choices_are_those_of_the_exponential_mechanism, tmp_path)
+
+
+def test_one_row_changes_a_score_by_no_more_than_the_sensitivity() -> None:
+    rounds = rounds_of(1.0)
+    rows = np.random.default_rng(1).integers(0, 2, (3000, 4)).astype(np.int32)
+    _, before, sensitivity = rounds.scores(rows, 1.0)
+    changes = []
+    for gone in (0, 1, 2):
+        other = rounds_of(1.0)
+        other.codes = np.delete(other.codes, gone, axis=0)
+        other._answers = rounds._answers  # type: ignore[method-assign]  # the model is as it was
+        changes.append(np.abs(other.scores(rows, 1.0)[1] - before).max())
+    assert 0 < max(changes) <= sensitivity
+
+
 def test_weights_are_how_much_of_the_workload_a_table_is_in() -> None:
     """By hand: for pairs of three columns, a pair meets itself twice and the others once each."""
-    rounds = _Rounds(np.zeros((1, 3), np.int32), [2, 2, 2], [(0, 1), (0, 2), (1, 2)], 1.0, {}, secret_rng(KEY, "aim"))
+    rounds = _Rounds(np.zeros((1, 3), np.int32), [2, 2, 2], [(0, 1), (0, 2), (1, 2)], 1.0, {}, KEY)
     pairs, singles = [(0, 1), (0, 2), (1, 2)], [(0,), (1,), (2,)]
     assert rounds.candidates() == {**dict.fromkeys(singles, 2.0), **dict.fromkeys(pairs, 4.0)}
 

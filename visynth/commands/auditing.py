@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from visynth.commands.options import refuse
 from visynth.commands.printing import printer
 from visynth.core.errors import DataError, UsageError
 
@@ -27,6 +28,8 @@ def audit(
     text: str | None = None,
     label: str | None = None,
     columns: list[str] | None = None,
+    kinds: dict[str, str] | None = None,
+    drop: list[str] | None = None,
     device: str = "cpu",
     seed: int = 0,
     json: bool = False,
@@ -51,6 +54,8 @@ def audit(
         text: column of the texts; rows that were learned with --task rows have none.
         label: column of their classes.
         columns: further columns that the prompt uses.
+        kinds: of a table's columns, as 'visynth text fit --task rows' had them.
+        drop: columns of a table that were left out there.
         device: where the generator runs.
         seed: of everything.
         json: print the findings as JSON.
@@ -61,13 +66,24 @@ def audit(
     claim(out, ("report.html", "report.json"))
     progress = printer(quiet)
     schema = _schema(Path(generator))
+    of_images = {"--members": members, "--run": run, "--invert": invert, "--fit": fit != "crop"}
+    of_texts = {
+        "--model": model,
+        "--text": text,
+        "--label": label,
+        "--columns": columns,
+        "--kinds": kinds,
+        "--drop": drop,
+    }
     if schema.startswith("visynth.table"):
-        report = _table(generator, data, holdout, members, shadows, seed, progress)
+        refuse({**of_images, **of_texts, "--images": images is not None}, "a table's audit takes none of them")
+        report = _table(generator, data, holdout, shadows, seed, progress)
     elif schema.startswith("visynth.generator"):
         from visynth.data.reading import read_images, tell
         from visynth.generators.base import load_generator
         from visynth.jobs.audit import audit_images, discriminator_of
 
+        refuse({**of_texts, "--shadows": shadows}, "an audit of images takes none of them")
         own = read_images(data)
         tell(own)
         loaded = load_generator(generator, device=device)
@@ -77,17 +93,19 @@ def audit(
             fit=fit, seed=seed, show=gallery, progress=progress,
         )  # fmt: skip
     elif schema.startswith("visynth.text"):
-        report = _texts(
-            generator,
-            data,
-            holdout,
-            model,
-            (text, label, columns or []),
-            100 if images is None else images,
-            gallery,
-            seed,
-            progress,
-        )
+        from visynth.tabular.text.audit import audit_texts, check_model
+        from visynth.tabular.text.lora import load_adapter
+
+        refuse({**of_images, "--shadows": shadows}, "an audit of texts takes none of them")
+        if text is None:
+            refuse({"--label": label, "--columns": columns}, "they are beside --text")
+        else:
+            refuse({"--kinds": kinds, "--drop": drop}, "they are for rows, which have no --text")
+        read = [] if holdout is None else _examples(holdout, text, label, columns, kinds, drop)
+        report = audit_texts(
+            load_adapter(generator), check_model(model), _examples(data, text, label, columns, kinds, drop), read, label=label,
+            drawn=100 if images is None else images, show=gallery, device=device, seed=seed, progress=progress,
+        )  # fmt: skip
     else:
         raise UsageError(f"{generator} is a generator of schema {schema}: images, tables and texts are audited.")
     report.write(out)
@@ -119,35 +137,28 @@ def _names(file: str | None) -> list[str] | None:
     return [name for name in names if name]
 
 
-def _texts(
-    generator: str, data: str, holdout: str | None, model: str | None, named: tuple[str | None, str | None, list[str]],
-    drawn: int, show: bool, seed: int, progress: Any,
-) -> Any:  # fmt: skip
-    from visynth.tabular.text.audit import audit_texts, check_model
+def _examples(
+    path: str,
+    text: str | None,
+    label: str | None,
+    columns: list[str] | None,
+    kinds: dict[str, str] | None,
+    drop: list[str] | None,
+) -> Any:
+    """Texts of a file, or its rows as they were learned."""
     from visynth.tabular.text.examples import read_examples
-    from visynth.tabular.text.lora import load_adapter
     from visynth.tabular.text.tuning import learnable_rows
 
-    text, label, columns = named
-
-    def read(path: str) -> Any:
-        return learnable_rows(path, {}, ())[1] if text is None else read_examples(path, text, label, columns)
-
-    return audit_texts(
-        load_adapter(generator), check_model(model), read(data), [] if holdout is None else read(holdout), label=label,
-        drawn=drawn, show=show, seed=seed, progress=progress,
-    )  # fmt: skip
+    if text is None:
+        return learnable_rows(path, kinds or {}, drop or ())[1]
+    return read_examples(path, text, label, columns or ())
 
 
-def _table(
-    generator: str, data: str, holdout: str | None, members: str | None, shadows: int, seed: int, progress: Any
-) -> Any:
+def _table(generator: str, data: str, holdout: str | None, shadows: int, seed: int, progress: Any) -> Any:
     from visynth.tabular.audit import audit_table
     from visynth.tabular.base import Synthesizer
     from visynth.tabular.frames import read_table
 
-    if members is not None:
-        raise UsageError("a table's members are the rows of --data: --members is for images.")
     if holdout is None:
         raise UsageError("an audit of a table needs --holdout: rows of the same table that were not fitted.")
     return audit_table(

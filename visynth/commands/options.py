@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from visynth.core.errors import UsageError
+
 if TYPE_CHECKING:
     from visynth.data.imageset import ImageSet
 
@@ -113,7 +115,6 @@ class BackendOptions:
         Raises:
             UsageError: it is not given.
         """
-        from visynth.core.errors import UsageError
 
         needs = {"openai": ("base_url", "model"), "local": ("model",), "template": ("sentences",)}[self.backend]
         lost = [f"--{name.replace('_', '-')}" for name in needs if not getattr(self, name)]
@@ -191,7 +192,6 @@ class RepeatOptions:
         Raises:
             UsageError: values that cannot be.
         """
-        from visynth.core.errors import UsageError
         from visynth.tabular.text.duplicates import Deduplication
 
         if self.embedder and self.cosine is None and not (Path(self.embedder) / "1_Pooling").is_dir():
@@ -256,7 +256,6 @@ class SeriesOptions:
         Raises:
             UsageError: options that do not fit the file.
         """
-        from visynth.core.errors import UsageError
         from visynth.tabular.timeseries.arrays import from_arrays, stored_arrays
         from visynth.tabular.timeseries.cutting import cut
         from visynth.tabular.timeseries.lidar import from_scans
@@ -287,3 +286,18 @@ class SeriesOptions:
         for note in series.schema.notes:
             print(f"  {note}", file=sys.stderr)
         return series
+
+
+def refuse(given: dict[str, Any], why: str) -> None:
+    """Refuse options that would do nothing.
+
+    Args:
+        given: options as they are written, and their values; those that are empty were not given.
+        why: after "but".
+
+    Raises:
+        UsageError: any of them was given.
+    """
+    names = [name for name, value in given.items() if value]
+    if names:
+        raise UsageError(f"got {' and '.join(names)}, but {why}.")

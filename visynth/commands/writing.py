@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from visynth.commands.options import BackendOptions, JobOptions, RepeatOptions
+from visynth.commands.options import BackendOptions, JobOptions, RepeatOptions, refuse
 from visynth.commands.printing import printer
 from visynth.commands.tables import drop_checkpoint, resumable_training
 from visynth.commands.texts import print_summary, unlike_lesson
@@ -156,6 +156,11 @@ def text_fit(
         raise UsageError("--canary-repeats is of --canaries: say how many.")
     secrets = Canaries(canaries, tuple(canary_repeats or (1, 4, 16)), seed=seed)
     if task == "rows":
+        if privacy is not None:
+            raise UsageError(
+                "--task rows reads ranges, categories and number formats off all rows, which is not paid for: fit the table with "
+                "'visynth tabular fit --privacy.epsilon'."
+            )
         given = {
             "--prompt": prompt,
             "--label": label,
@@ -165,17 +170,27 @@ def text_fit(
             "--text": text != "text",
             "--system": system,
         }
-        _refuse(given, "rows take none of them: a part of the rows is held out")
+        refuse(given, "rows take none of them: a part of the rows is held out")
         spec, known = learnable_rows(data, kinds or {}, drop or (), shown)
     else:
-        _refuse({"--kinds": kinds, "--drop": drop}, "they are for --task rows")
+        refuse({"--kinds": kinds, "--drop": drop}, "they are for --task rows")
         spec, known = learnable_texts(data, text, label, columns or (), prompt, system, shown)
     if holdout is None:
-        known, other = split_texts(known, held, seed)
+        known, other = split_texts(known, held, seed, alone=privacy is not None)
     else:
         other = learnable_texts(holdout, text, label, columns or (), prompt, system, shown)[1]
+    by_hash = (held, seed) if privacy is not None and holdout is None else None
     own = Tuning(
-        TextGenerator(spec, known), other, model, Path(out), meanings or {}, secrets, seed, Path(data).stem, privacy
+        TextGenerator(spec, known),
+        other,
+        model,
+        Path(out),
+        meanings or {},
+        secrets,
+        seed,
+        Path(data).stem,
+        privacy,
+        by_hash,
     )
     talks = Talks.of(own)
     private = {} if privacy is None else {"privacy": asdict(privacy)}
@@ -195,10 +210,3 @@ def text_fit(
 
     on_main(finish)
     return 0
-
-
-def _refuse(given: dict[str, Any], why: str) -> None:
-    """Refuse options that would do nothing."""
-    names = [name for name, value in given.items() if value]
-    if names:
-        raise UsageError(f"got {' and '.join(names)}, but {why}.")

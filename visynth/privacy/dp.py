@@ -43,7 +43,8 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
     over resumes, and is written to checkpoints and to the card of the exported generator. Two data sets are neighbours where one
     unit is left out; the number of units is taken as known. What is not private: the log of losses, checkpoints (the key of the
     noise is in them), refusals and errors. Noise is that of a counter-based generator in floating point: no attack on its
-    rounding (Mironov, CCS 2012) is defended against.
+    rounding (Mironov, CCS 2012) is defended against. What a training starts from (a pretrained network, a generator to transfer from)
+    counts as public: that it never saw these data is yours to know.
 
     Args:
         epsilon: of preprocessing and training together.
@@ -56,9 +57,9 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
         noise_multiplicity: rows of a unit in its batch, each with its own noise and augmentation: copies of its one row, or rows
             of its group in turn.
         unit: what is protected, in one word: what a row of the data is, or a group.
-        groups: None where each row is a unit; "data" for the groups of the data (of
-            :class:`~visynth.lightning_modules.GeneratorData` those of ``groups`` or ``group_pattern``, of a dataset of yours its
-            attribute ``groups``); or the group of each row. A patient with many images is protected as a whole by this alone.
+        groups: None where each row is a unit; "data" for the groups of the data (``groups`` or ``group_pattern`` of
+            :class:`~visynth.lightning_modules.GeneratorData`; an attribute ``groups`` of a dataset of yours); or the group of each row
+            of your dataset. By this alone is a patient with many images protected as a whole.
         most_noise: noise of a step over the batch and ``max_grad_norm``, above which nothing is learned and the training is
             refused.
         before: releases of the same data that were paid for already.
@@ -238,7 +239,7 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
         self.plan = PrivacyPlan.of(
             self.epsilon, delta, most_noise=self.most_noise, unit=self.unit, units=units, batch=batch, steps=steps,
             max_grad_norm=self.max_grad_norm, multiplicity=self.noise_multiplicity, accountant=self.accountant,
-            before=self.before,
+            before=self.before, grouping=rows.digest,
         )  # fmt: skip
         self._check_restored()
         length = max(1, math.ceil(int(getattr(loader, "epoch_rows", units)) / batch))
@@ -250,6 +251,11 @@ class DifferentialPrivacy(pytorch_lightning.Callback):
         if self.groups is None:
             return PlacedRows(count, self.noise_multiplicity)
         groups = getattr(loader, "groups", None) if self.groups == "data" else self.groups
+        if self.groups != "data" and not isinstance(loader, PlainLoader):
+            raise UsageError(
+                "differential privacy by group: these data are put in order, and partly held out, by themselves: say groups: data, and "
+                "name the groups where the data are named (groups or group_pattern)."
+            )
         if groups is None:
             raise UsageError(
                 "differential privacy by group: the data have no groups. Give GeneratorData groups or group_pattern, the dataset an "

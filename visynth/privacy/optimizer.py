@@ -41,7 +41,7 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
         noise: standard deviation of the noise over ``max_grad_norm``.
         max_grad_norm: length to which a unit's gradient is cut.
         batch: expected units of a step; sums are divided by it, not by how many there were.
-        multiplicity: copies of a unit.
+        multiplicity: rows of a unit.
         key: of the noise.
         step: gives the number of the step.
     """
@@ -90,7 +90,13 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
             for p in self.params:
                 p.summed_grad = torch.zeros_like(p) if p.summed_grad is None else p.summed_grad
             return
-        self._check()
+        with torch.autocast(
+            self.params[0].device.type, enabled=False
+        ):  # in 16 bits a sum of units is not cut to its length
+            self._check()
+            self._clip_and_sum()
+
+    def _clip_and_sum(self) -> None:
         samples = [self._get_flat_grad_sample(p) for p in self.params]
         norms = torch.stack([g.reshape(len(g), -1).float().norm(2, dim=-1) for g in samples], dim=1).norm(2, dim=1)
         finite = torch.isfinite(norms)  # a unit without a finite gradient adds nothing: infinity times 0 is no number

@@ -22,9 +22,10 @@ class PrivacyPlan:
         steps: of the training.
         noise: noise multiplier.
         max_grad_norm: length to which a unit's gradient is cut.
-        multiplicity: copies of a unit in its batch.
+        multiplicity: rows of a unit in its batch.
         accountant: by which the noise was chosen.
         before: releases before the training (preprocessing that was paid for).
+        grouping: hash of which rows are one unit; empty where each is one.
     """
 
     epsilon: float
@@ -38,6 +39,7 @@ class PrivacyPlan:
     multiplicity: int
     accountant: Accountant
     before: tuple[Release, ...] = ()
+    grouping: str = ""
 
     @property
     def rate(self) -> float:
@@ -81,6 +83,6 @@ class PrivacyPlan:
                 f"{noise:.3g} times a gradient's length, {noise / batch:.2g} of it in each coordinate of the mean (at most "
                 f"{most_noise:g} here): nothing would be learned. Reachable so: epsilon {reachable:.3g}. Larger batches and "
                 "fewer steps need less noise; so do more data. Or fine-tune a public model, or release few statistics instead "
-                "(for tables the model 'dp_marginals')."
+                "(tables: 'dp_marginals'; images: MeanEmbedding)."
             )
         return cls(epsilon, delta, noise=noise, **values)

@@ -5,6 +5,7 @@ Which rows are drawn is a function of (key, step); see :mod:`visynth.privacy.sec
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from visynth.core.errors import DataError
 from visynth.privacy.secret import secret_rng
 
 
@@ -46,6 +48,7 @@ class PlacedRows:
 
     count: int
     multiplicity: int
+    digest = ""
 
     def index(self, place: Any) -> Any:
         """The row of a place, or those of an array of places."""
@@ -73,9 +76,23 @@ class PlacedGroups:
 
     @classmethod
     def of(cls, groups: Sequence[Any], multiplicity: int) -> PlacedGroups:
-        """By the group of each row; units are in the order of their names."""
+        """By the group of each row; units are in the order of their names.
+
+        Raises:
+            DataError: rows without a group.
+        """
+        missing = sum(group is None or group != group or str(group) == "" for group in groups)
+        if missing:
+            raise DataError(
+                f"{missing} of {len(groups)} rows have no group: they would count as one unit. Name a group for each."
+            )
         _, owner, sizes = np.unique(np.asarray(groups, str), return_inverse=True, return_counts=True)
         return cls(np.argsort(owner, kind="stable"), np.concatenate([[0], np.cumsum(sizes)]), multiplicity)
+
+    @property
+    def digest(self) -> str:
+        """Hash of which rows are one unit."""
+        return hashlib.sha256(self.rows.tobytes() + self.starts.tobytes()).hexdigest()
 
     @property
     def count(self) -> int:

@@ -85,6 +85,7 @@ class PrivateSteps:
         return self._whole(rows_of_batch(batch, part), part)
 
     def _sum(self, loss: Tensor) -> None:
-        torch.autograd.backward(loss)
+        with torch.autocast(loss.device.type, enabled=False):  # as Lightning makes the last part's backward pass
+            torch.autograd.backward(loss)
         self.optimizer.clip_and_accumulate()
         self.optimizer.zero_grad(set_to_none=True)

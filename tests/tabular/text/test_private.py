@@ -25,6 +25,7 @@ from visynth.tabular.text.lowrank import attach
 from visynth.tabular.text.models import load_model
 from visynth.tabular.text.private import TextPrivacy
 from visynth.tabular.text.talks import encoded
+from visynth.tabular.text.tuning import split_texts
 
 PRIVATE: dict[str, Any] = {"epsilon": 30.0, "classes": ["good", "bad"], "most_noise": 9.0}
 KEY = "4d" * 32
@@ -99,11 +100,28 @@ def test_the_weights_know_their_epsilon_and_no_text(lm: Path, tmp_path: Path) ->
     assert (folder / "members.jsonl").read_text() == ""
 
 
+def test_one_text_less_moves_no_other_to_the_other_side() -> None:
+    whole = texts(count=200)
+    learned, held = split_texts(whole, 0.2, seed=3, alone=True)
+    assert 20 < len(held) < 60
+    for gone in (0, 7, 199):
+        fewer = [text for place, text in enumerate(whole) if place != gone]
+        assert split_texts(fewer, 0.2, seed=3, alone=True)[0] == [text for text in learned if text != whole[gone]]
+
+
+def test_a_claim_that_is_false_is_refuted(learned: tuple[TextLoRA, Path], lm: Path) -> None:
+    lora = load_adapter(learned[1])
+    lora.spent = {"epsilon": 0.01, "delta": 1e-6}
+    report = audit_texts(lora, lm, texts(count=120), label="label", drawn=0)
+    assert "loss" in report.conditions["audit"]["refuted"]
+
+
 def test_the_audit_takes_the_files_word_for_who_was_learned(lm: Path) -> None:
     report = audit_texts(fitted(lm), lm, texts(), texts(40, 60), label="label", drawn=0)
     found = report.conditions["audit"]
     assert found["claimed"]["epsilon"] <= 30
-    assert found["refuted"] == []
+    assert set(found["epsilon bounds"]) == {one["found"]["attack"] for one in found["attacks"]}
+    assert {one["found"]["members"] for one in found["attacks"]} == {24}
     assert "no fingerprints" in json.dumps(report.sections)
 
 
@@ -116,6 +134,8 @@ def test_what_breaks_the_guarantee_is_refused(lm: Path) -> None:
         lora.fit(lm, TALKS, lesson=lesson, classes=["good", "bad"], privacy=TextPrivacy(epsilon=8.0, classes=["good"]))
     with pytest.raises(UsageError, match="prompts show 2 other texts"):
         lora.fit(lm, TALKS, lesson=Lesson(SPEC.prompt, 2), privacy=TextPrivacy(epsilon=8.0))
+    with pytest.raises(UsageError, match="take canaries 0"):
+        TextPrivacy(epsilon=8.0).check([], 0, canaries=3)
     with pytest.raises(UsageError, match="Reachable so"):
         lora.fit(lm, TALKS, lesson=lesson, privacy=TextPrivacy(epsilon=0.1, classes=["good", "bad"]))
     with pytest.raises(UsageError, match="epsilon must be a number above 0"):
@@ -135,5 +155,39 @@ def test_the_command_fits_privately_once(lm: Path, tmp_path: Path, capsys: pytes
     page = (tmp_path / "o" / "report.html").read_text()
     assert "This report is not" in page
     assert main(words) == 0
+    generator = str(tmp_path / "o" / "generator")
+    audit = [
+        "audit",
+        generator,
+        "--data",
+        str(tmp_path / "s.csv"),
+        "--model",
+        str(lm),
+        "--text",
+        "text",
+        "--label",
+        "label",
+    ]
+    holdout = pd.DataFrame([(e.text, e.label) for e in texts(60, 40)], columns=["text", "label"])
+    holdout.to_csv(tmp_path / "h.csv", index=False)
+    capsys.readouterr()
+    words_of_audit = [
+        *audit,
+        "--holdout",
+        str(tmp_path / "h.csv"),
+        "--out",
+        str(tmp_path / "a"),
+        "--images",
+        "0",
+        "--json",
+    ]
+    assert main([*words_of_audit, "--quiet"]) == 0
+    learned = len(split_texts(texts(count=60), 0.2, 0, alone=True)[0])
+    found = json.loads(capsys.readouterr().out)
+    assert learned - 2 <= found["attacks"][0]["found"]["members"] <= learned < 60  # held-out texts are no members
+    assert main([*audit, "--shadows", "4", "--out", str(tmp_path / "b")]) == 64
+    rows = ["text", "fit", str(tmp_path / "s.csv"), "--model", str(lm), "--task", "rows", "--out", str(tmp_path / "r")]
+    assert main([*rows, "--privacy.epsilon", "8"]) == 64
+    assert "reads ranges" in capsys.readouterr().err
     other = [word if word != "40" else "50" for word in words]
     assert main(other) == 78
