@@ -32,7 +32,7 @@ from visynth.metrics.kernel import kid
 from visynth.privacy.diffusion_attacks import ATTACKS
 from visynth.privacy.dp import DifferentialPrivacy
 from visynth.privacy.membership import membership
-from visynth.tabular import Masked, PrivateMarginals, TablePrivacy, infer, read_table
+from visynth.tabular import AIM, Masked, PrivateMarginals, TablePrivacy, infer, read_table
 from visynth.tabular.attacks import attack
 from visynth.tabular.fidelity import fidelity, summary
 from visynth.tabular.training import default_trainer
@@ -70,7 +70,7 @@ def adult(args: argparse.Namespace, results: Results) -> None:
         floor = train_on_synthetic({"real": real}, test, schema, "income")["real"][0]
         results.add("real rows", {"TSTR AUC": floor, **summary(fidelity(test, real, schema, args.seed))})
     for epsilon in EPSILONS:
-        for kind in args.models or ("dp_marginals", "masked"):
+        for kind in args.models or ("dp_marginals", "masked", "dp_aim"):
             name = f"{kind}, epsilon {epsilon or 'none'}"
             if name in results.done:
                 continue
@@ -89,7 +89,7 @@ def adult(args: argparse.Namespace, results: Results) -> None:
                 model: Any = Masked(**options, seed=args.seed)
                 training = {"trainer": default_trainer(accelerator="gpu" if args.device == "cuda" else "cpu")}
             else:
-                model, training = PrivateMarginals(seed=args.seed), {}
+                model, training = (AIM if kind == "dp_aim" else PrivateMarginals)(seed=args.seed), {}
             model.fit(train, target="income", privacy=privacy, members="none", **training)
             fitted = time.monotonic() - begun
             model = model.to("cpu") if kind == "masked" else model

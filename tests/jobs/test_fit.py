@@ -233,6 +233,7 @@ def test_help_and_print_config(capsys, config) -> None:
     assert "default_root_dir" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_export_with_another_width(config, tmp_path: Path) -> None:
     fit(["-c", config(max_steps=40)])
     run = tmp_path / "run"

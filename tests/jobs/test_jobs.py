@@ -111,6 +111,7 @@ class TestTrial:
         counts = read_renders(finished[1] / "renders", verify=True).counts()
         assert counts == {"scratch": 0, "spot": 5, "good": 5}
 
+    @pytest.mark.slow
     def test_the_same_seed_gives_the_same_numbers(self, finished, medium, tmp_path) -> None:
         again = run_trial(read(medium), ["spot"], tmp_path, options=QUICK, grouped=True, render=5)
         assert again.verdicts == finished[0].verdicts
@@ -502,6 +503,7 @@ def test_smoke_configs_train_export_render_and_evaluate(path: Path, samples, tmp
 
 
 @pytest.mark.data
+@pytest.mark.slow
 def test_preflight_of_magnetic_tile_is_quick_and_finds_the_leak(real_data) -> None:
     root = real_data("magnetic_tile")
     started = time.process_time()  # of this process alone: a busy machine is no fault

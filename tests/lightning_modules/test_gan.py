@@ -162,7 +162,8 @@ def test_accumulated_batches_equal_a_large_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "steps", "rate"), [("stylegan2", 150, 1e-2), ("biggan", 60, 5e-3), ("cgan", 150, 1e-3)]
+    ("name", "steps", "rate"),
+    [pytest.param("stylegan2", 150, 1e-2, marks=pytest.mark.slow), ("biggan", 60, 5e-3), ("cgan", 150, 1e-3)],
 )
 def test_it_learns_what_tells_classes_apart(name: str, steps: int, rate: float, tmp_path: Path) -> None:
     own = train(tmp_path, steps, module(name, augment="none", lr_g=rate, lr_d=rate), data(16))

@@ -163,7 +163,9 @@ def worker(rank: int, package: str, root: str, folder: str, out: str) -> None:
     torch.save(found, f"{out}/{rank}.pt")
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize(
+    "package", [pytest.param(p, marks=pytest.mark.slow) if p != PACKAGES[0] else p for p in PACKAGES]
+)
 def test_two_processes(package: str, root, white, tmp_path) -> None:
     run_ranks(worker, package, str(root), str(white.folder), str(tmp_path), seconds=280)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]

@@ -43,6 +43,7 @@ def render(
 
 
 @pytest.mark.injected
+@pytest.mark.slow
 def test_clocks_that_are_wrong(composition, tmp_path) -> None:
     """Two machines, one ten years behind and one ten years ahead, both backwards: the same bytes, each shard once."""
     generator, folder = composition

@@ -199,5 +199,6 @@ def interrupt(server: Server, bucket: str, composition, tmp_path: Path, times: i
     assert stage.damaged(dict(stage.files())) == []
 
 
+@pytest.mark.slow
 def test_a_store_that_is_away_for_a_moment(server, bucket, composition, tmp_path) -> None:
     interrupt(server, bucket, composition, tmp_path, times=3)

@@ -66,7 +66,7 @@ class PlacedGroups:
 
     Example:
         >>> groups = PlacedGroups.of(["ann", "bob", "ann"], 2)
-        >>> [groups.index(place) for place in range(4)]
+        >>> [int(groups.index(place)) for place in range(4)]
         [0, 2, 1, 1]
     """
 

@@ -136,6 +136,7 @@ def gguf() -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
+@pytest.mark.slow
 def test_a_real_model_in_a_gguf_file_writes_reviews(tmp_path: Path) -> None:
     backend = TransformersLocal(gguf(), Decoding(0.7, 0.9, 40), batch=8)
     (plain,) = backend.complete([asking("What is the capital of France? Answer in one word.", 3)])
