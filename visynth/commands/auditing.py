@@ -95,15 +95,19 @@ def audit(
     elif schema.startswith("visynth.text"):
         from visynth.tabular.text.audit import audit_texts, check_model
         from visynth.tabular.text.lora import load_adapter
+        from visynth.tabular.text.rows import PROMPT
 
         refuse({**of_images, "--shadows": shadows}, "an audit of texts takes none of them")
-        if text is None:
-            refuse({"--label": label, "--columns": columns}, "they are beside --text")
-        else:
+        adapter = load_adapter(generator)
+        if text is not None:
             refuse({"--kinds": kinds, "--drop": drop}, "they are for rows, which have no --text")
+        elif adapter.lesson.prompt != PROMPT:
+            raise UsageError("the weights learned texts, not rows: name the column of the texts (--text).")
+        else:
+            refuse({"--label": label, "--columns": columns}, "the weights learned rows, which are read whole")
         read = [] if holdout is None else _examples(holdout, text, label, columns, kinds, drop)
         report = audit_texts(
-            load_adapter(generator), check_model(model), _examples(data, text, label, columns, kinds, drop), read, label=label,
+            adapter, check_model(model), _examples(data, text, label, columns, kinds, drop), read, label=label,
             drawn=100 if images is None else images, show=gallery, device=device, seed=seed, progress=progress,
         )  # fmt: skip
     else:
