@@ -98,7 +98,7 @@ def audit(
         from visynth.tabular.text.rows import PROMPT
 
         refuse({**of_images, "--shadows": shadows}, "an audit of texts takes none of them")
-        adapter = load_adapter(generator)
+        adapter, model = load_adapter(generator), check_model(model)
         if text is not None:
             refuse({"--kinds": kinds, "--drop": drop}, "they are for rows, which have no --text")
         elif adapter.lesson.prompt != PROMPT:
@@ -107,7 +107,7 @@ def audit(
             refuse({"--label": label, "--columns": columns}, "the weights learned rows, which are read whole")
         read = [] if holdout is None else _examples(holdout, text, label, columns, kinds, drop)
         report = audit_texts(
-            adapter, check_model(model), _examples(data, text, label, columns, kinds, drop), read, label=label,
+            adapter, model, _examples(data, text, label, columns, kinds, drop), read, label=label,
             drawn=100 if images is None else images, show=gallery, device=device, seed=seed, progress=progress,
         )  # fmt: skip
     else:

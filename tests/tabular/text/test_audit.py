@@ -92,7 +92,9 @@ def test_what_cannot_be_audited_is_refused(learned: tuple[TextLoRA, Path], lm: P
 
 
 def test_rows_are_audited_as_they_were_learned(lm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    frame = pd.DataFrame({"number": range(70), "size": [k % 9 for k in range(70)], "kind": ["good", "bad"] * 35})
+    frame = pd.DataFrame(
+        {"extra": [k % 6 for k in range(70)], "size": [k % 9 for k in range(70)], "kind": ["good", "bad"] * 35}
+    )
     frame.to_csv(tmp_path / "r.csv", index=False)
     words = [
         "text",
@@ -103,14 +105,14 @@ def test_rows_are_audited_as_they_were_learned(lm: Path, tmp_path: Path, capsys:
         "--model",
         str(lm),
         "--drop",
-        "[number]",
+        "[extra]",
         "--quiet",
     ]
     assert main([*words, "--arguments", "{rank: 2, steps: 9}", "--out", str(tmp_path / "o")]) == 0
     # Rows of equal values count once: there are eighteen.
     audit_words = ["audit", str(tmp_path / "o" / "generator"), "--data", str(tmp_path / "r.csv"), "--model", str(lm)]
     capsys.readouterr()
-    assert main([*audit_words, "--drop", "[number]", "--out", str(tmp_path / "a"), "--quiet"]) == 65
+    assert main([*audit_words, "--drop", "[extra]", "--out", str(tmp_path / "a"), "--quiet"]) == 65
     assert "at least 20 members" in capsys.readouterr().err
     assert main([*audit_words, "--out", str(tmp_path / "a"), "--quiet"]) == 65
     assert "none of the 70 texts" in capsys.readouterr().err
