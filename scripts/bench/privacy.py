@@ -142,6 +142,9 @@ def images(args: argparse.Namespace, results: Results) -> None:
             for c in range(len(classes))
         ]
         row |= {"KID": kid(tested, fake[np.concatenate(same)]).value, "fit seconds": seconds}
+        row["spread within a class, of that of real images"] = spread(drawn, labels) / spread(
+            controls.images, controls.labels
+        )
         flat = [side.images.reshape(len(side.images), -1) / 255 for side in (Pool(drawn, labels), controls)]
         row["TSTR balanced accuracy, pixels"] = accuracy(flat[0], labels, flat[1], controls.labels)
         network = generator.network.to(args.device)
@@ -241,6 +244,11 @@ class Features:
         bank = FeatureBank(self.extractor, resolutions=(112,))
         rows = bank.add([np.ascontiguousarray(image.transpose(1, 2, 0)) for image in pool.images], cache=False)
         return np.asarray(bank.get(112, "mean")[rows], np.float32)
+
+
+def spread(images: Any, labels: Any) -> float:
+    """Standard deviation of pixels within a class, averaged: a generator that gives one image of each class has none."""
+    return float(np.mean([images[labels == c].astype(np.float64).std(axis=0).mean() for c in np.unique(labels)]))
 
 
 def accuracy(x: Any, labels: Any, test: Any, truth: Any) -> float:
