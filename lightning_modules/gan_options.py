@@ -72,29 +72,29 @@ def check(name: str, generator: Any, o: Any) -> None:
     generator.check_options({**generator.options, **(o.sampler or {})})
 
 
-def private_problems(o: Any) -> list[str]:
+def private_problems(hparams: Any) -> list[str]:
     """Arguments by which a training with differential privacy, of the discriminator's gradients, would not be private."""
     problems = []
-    if o.gamma != 0 or o.r2:
+    if hparams.gamma != 0 or hparams.r2:
         problems.append(
             "penalties on the discriminator's gradient are differentiated twice, which cannot be done row by row: set gamma: 0 and "
             "r2: false"
         )
-    if o.kimg is not None:
+    if hparams.kimg is not None:
         problems.append(
             "kimg ends a training by images shown, and differential privacy by steps: leave kimg (and transition) out"
         )
-    if o.lecam:
+    if hparams.lecam:
         problems.append("lecam follows a running mean of the real images' logits: set lecam: 0")
-    if o.augment == "ada" and o.ada_target is not None:
+    if hparams.augment == "ada" and hparams.ada_target is not None:
         problems.append(
             "augment 'ada' follows the logits of real images: set augment: diffaugment, or ada_target: null"
         )
-    if o.loss == "relativistic":
+    if hparams.loss == "relativistic":
         problems.append("the generator of loss 'relativistic' looks at real images: take non_saturating or hinge")
-    if o.accumulate != 1:
-        problems.append(f"accumulate {o.accumulate} gives noise to each part: take 1, and a larger batch_size")
-    if getattr(o, "group", 1) != 1:
+    if hparams.accumulate != 1:
+        problems.append(f"accumulate {hparams.accumulate} gives noise to each part: take 1, and a larger batch_size")
+    if getattr(hparams, "group", 1) != 1:
         problems.append("minibatch standard deviation mixes the images of a batch: set group: 1")
     return problems
 

@@ -33,7 +33,7 @@ class TextPrivacy:
         most_noise: noise of a step over the batch and ``max_grad_norm``, above which nothing is learned and the fit is refused.
 
     Raises:
-        UsageError: numbers that cannot be, all told.
+        UsageError: numbers that cannot be, all of them at once.
     """
 
     epsilon: float
