@@ -16,6 +16,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -185,15 +186,19 @@ class _Rounds:
         }
         return {part: float(sum(len(set(part) & set(one)) for one in self.workload)) for part in sorted(parts)}
 
+    @cached_property
+    def _weights(self) -> dict[Clique, float]:
+        """The candidates, which are the same in every round."""
+        return self.candidates()
+
     def scores(self, rows: NDArray[np.int32], noise: float) -> tuple[list[Clique], Floats, float]:
         """Tables, how much worse than its noise the model knows each, times its weight (eq. 1 of the paper), and by how much one
         row may change that."""
-        weights = self.candidates()
         found = [
             weight * (np.abs(self._exact(c) - self._answers(rows, c)).sum() - HALF_NORMAL * noise * self._cells(c))
-            for c, weight in weights.items()
+            for c, weight in self._weights.items()
         ]
-        return list(weights), np.array(found), max(weights.values())
+        return list(self._weights), np.array(found), max(self._weights.values())
 
     def _choose(self, rows: NDArray[np.int32], noise: float, epsilon: float) -> Clique:
         """The exponential mechanism over tables with which the model stays small enough: the largest score with Gumbel noise of
@@ -236,9 +241,8 @@ class _Rounds:
                 warm_start=self.model,
             )  # fmt: skip
             state = np.random.get_state()
-            np.random.seed(
-                int(secret_rng(self.key, f"aim/rows/{len(self.measured)}").integers(2**31))
-            )  # mbi draws rows by numpy's global generator
+            # The library draws rows by numpy's global generator.
+            np.random.seed(int(secret_rng(self.key, f"aim/rows/{len(self.measured)}").integers(2**31)))
             try:
                 drawn = self.model.synthetic_data(max(ROWS, len(self.codes)))
             finally:

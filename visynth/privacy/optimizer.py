@@ -90,9 +90,8 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
             for p in self.params:
                 p.summed_grad = torch.zeros_like(p) if p.summed_grad is None else p.summed_grad
             return
-        with torch.autocast(
-            self.params[0].device.type, enabled=False
-        ):  # in 16 bits a sum of units is not cut to its length
+        # In 16 bits a sum of units would not be cut to its length.
+        with torch.autocast(self.params[0].device.type, enabled=False):
             self._check()
             self._clip_and_sum()
 
